@@ -1,0 +1,134 @@
+"""The faults that Graft tells its users about: a stable code, what is wrong, and what to do.
+
+The same text appears in the log, in the HTTP body and in the condition of the resource:
+
+    adapter `sql` has rank 128, the pool takes at most 64 (spec.engine.maxRank)
+
+    hint: train with r ≤ 64 or raise spec.engine.maxRank   [code: RankTooHigh]
+
+Imported by both programs: no dependency but the standard library.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import StrEnum
+
+
+class ErrorCode(StrEnum):
+    """Stable codes. They are also the `reason` of an adapter in the status of an AdapterDeployment."""
+
+    # sources
+    NOT_FOUND = "NotFound"
+    """The source holds nothing under this URI and revision."""
+    UNAUTHORIZED = "Unauthorized"
+    """The source refused our credentials, or wants some."""
+    SOURCE_NOT_DECLARED = "SourceNotDeclared"
+    """The URI lies outside spec.sources and the schemes that the administrator allows."""
+    SOURCE_UNAVAILABLE = "SourceUnavailable"
+    """The source did not answer or broke off; it is tried again."""
+    DIGEST_MISMATCH = "DigestMismatch"
+    """The bytes are not those that the digest names."""
+    NO_CAPACITY = "NoCapacity"
+    """The cache or memory has no room for it."""
+    # checkpoints
+    NOT_AN_ADAPTER = "NotAnAdapter"
+    """The directory holds no adapter_config.json beside adapter_model.safetensors."""
+    NOT_A_MODEL = "NotAModel"
+    """The directory holds no Hugging Face causal language model that can be loaded."""
+    UNSAFE_FILE = "UnsafeFile"
+    """A pickle, a link, a path that leaves the directory, or code that would have to be run."""
+    CORRUPT = "Corrupt"
+    """A file is truncated, malformed or holds values that are not finite."""
+    UNSUPPORTED_METHOD = "UnsupportedMethod"
+    """A PEFT method, or an option of one, that Graft does not serve."""
+    INVALID_CONFIG = "InvalidConfig"
+    """adapter_config.json has a value that has no meaning."""
+    RANK_TOO_HIGH = "RankTooHigh"
+    """The rank is over the pool's spec.engine.maxRank."""
+    MODULE_MISSING = "ModuleMissing"
+    """The adapter names modules that the base model does not have."""
+    SHAPE_MISMATCH = "ShapeMismatch"
+    """Tensors of the adapter do not fit the modules of the base model."""
+    BASE_MISMATCH = "BaseMismatch"
+    """The adapter was trained for another base model: nothing of it fits."""
+    NO_EFFECT = "NoEffect"
+    """The adapter changes nothing: every delta is zero."""
+    # the adapter set
+    NAME_CLASH = "NameClash"
+    """Two adapters, or an adapter and the base model, want the same name."""
+    RESOLVING = "Resolving"
+    """The exact version of the source is not known yet."""
+    LOADING = "Loading"
+    """On its way: being fetched, checked or mounted."""
+    STALE_GENERATION = "StaleGeneration"
+    """An adapter set that is older than the one in force, or a different one of the same generation."""
+    WRONG_POOL = "WrongPool"
+    """An adapter set or a token that was made for another pod or pool."""
+    # requests
+    INVALID_REQUEST = "InvalidRequest"
+    """A request that can never succeed as it stands."""
+    UNKNOWN_MODEL = "UnknownModel"
+    """`model` names nothing that this pool serves."""
+    UNSUPPORTED_PARAMETER = "UnsupportedParameter"
+    """A parameter that is known and not supported."""
+    CONTEXT_TOO_LONG = "ContextTooLong"
+    """Prompt and answer do not fit the context."""
+    NO_CHAT_TEMPLATE = "NoChatTemplate"
+    """Chat was asked of a name that has no chat template."""
+    NOT_READY = "NotReady"
+    """Not ready yet; try again."""
+    OVERLOADED = "Overloaded"
+    """Too many requests wait already; try again."""
+    SHUTTING_DOWN = "ShuttingDown"
+    """This pod is going away; try again."""
+    UNAUTHENTICATED = "Unauthenticated"
+    """The control port was called without a valid token."""
+    INTERNAL = "Internal"
+    """A fault of Graft itself."""
+
+
+class GraftError(Exception):
+    """A fault with a stable code, told so that a person can act on it.
+
+    Args:
+        code: the stable code.
+        what: what is wrong, which field or value, what was expected; one sentence without a full stop.
+        details: further lines, one fault each, shown indented under `what`.
+        hint: what to do about it.
+        field: the request parameter or resource field at fault, where there is one.
+    """
+
+    def __init__(
+        self,
+        code: ErrorCode,
+        what: str,
+        *,
+        details: Sequence[str] = (),
+        hint: str | None = None,
+        field: str | None = None,
+    ) -> None:
+        super().__init__(what)
+        self.code = code
+        self.what = what
+        self.details = tuple(details)
+        self.hint = hint
+        self.field = field
+
+    @property
+    def message(self) -> str:
+        """The whole text without the code: what, the details, the hint."""
+        lines = [self.what, *(f"  {detail}" for detail in self.details)]
+        if self.hint:
+            lines += ["", f"hint: {self.hint}"]
+        return "\n".join(lines)
+
+    def __str__(self) -> str:
+        return f"{self.message}   [code: {self.code}]"
+
+
+def shown(faults: Sequence[str], limit: int = 5) -> tuple[str, ...]:
+    """The first `limit` faults, and how many more there are."""
+    if len(faults) <= limit:
+        return tuple(faults)
+    return (*faults[:limit], f"… and {len(faults) - limit} more")

@@ -1,0 +1,215 @@
+"""The typed messages between the API process and the engine process: MessagePack over one socket pair.
+
+    API process ── Start Mount Unmount Submit Cancel ConvertTokenizer ──► engine process
+    API process ◄── Events: one batch a step ────────────────────────── engine process
+
+The engine knows token ids and served identities (digests and scales), not names and not HTTP.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from graft_runtime.errors import ErrorCode, GraftError
+
+
+class _Message(msgspec.Struct, frozen=True, tag=True, array_like=True):
+    pass
+
+
+class EngineFault(msgspec.Struct, frozen=True, array_like=True):
+    """A GraftError on the wire."""
+
+    code: str
+    what: str
+    details: tuple[str, ...] = ()
+    hint: str | None = None
+
+    @classmethod
+    def of(cls, error: GraftError) -> EngineFault:
+        return cls(error.code.value, error.what, error.details, error.hint)
+
+    def error(self) -> GraftError:
+        return GraftError(ErrorCode(self.code), self.what, details=self.details, hint=self.hint)
+
+
+# API process → engine process
+
+
+class Start(_Message, frozen=True, tag=True, array_like=True):
+    """The first message: load this base model. Answered by BaseLoaded or BaseFailed."""
+
+    directory: str
+    name: str
+    dtype: str
+    max_sequences: int
+    max_sequence_length: int
+    max_mounted_adapters: int
+    max_rank: int
+
+
+class Mount(_Message, frozen=True, tag=True, array_like=True):
+    """Read, check and compile this adapter. Answered by Mounted or MountFailed. Mounting twice is mounting once."""
+
+    digest: str
+    directory: str
+    name: str
+    """For the text of errors only."""
+    pinned: bool = False
+
+
+class Unmount(_Message, frozen=True, tag=True, array_like=True):
+    """Let this adapter go once no request runs on it. Answered by Unmounted."""
+
+    digest: str
+
+
+class ServedAdapter(msgspec.Struct, frozen=True, array_like=True):
+    """One adapter under a request: y = W·x + weight · B·(A·x), alpha/r being part of B."""
+
+    digest: str
+    weight: float
+
+
+class Sampling(msgspec.Struct, frozen=True, array_like=True):
+    """How the next token is chosen. Greedy when temperature is 0."""
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    """0: no limit."""
+    seed: int | None = None
+
+
+class Submit(_Message, frozen=True, tag=True, array_like=True):
+    """A request: generate after `prompt` until a stop token, `max_tokens`, or Cancel."""
+
+    request: str
+    prompt: list[int]
+    max_tokens: int
+    adapters: tuple[ServedAdapter, ...] = ()
+    """Empty: the base model."""
+    sampling: Sampling = Sampling()
+    stop_tokens: tuple[int, ...] = ()
+
+
+class Cancel(_Message, frozen=True, tag=True, array_like=True):
+    """Free this request's place. Answered by nothing, also where the request is unknown."""
+
+    request: str
+
+
+class ConvertTokenizer(_Message, frozen=True, tag=True, array_like=True):
+    """Write a `tokenizer.json` for a directory that has none. Answered by TokenizerConverted."""
+
+    directory: str
+    output: str
+
+
+Command = Start | Mount | Unmount | Submit | Cancel | ConvertTokenizer
+
+
+# engine process → API process
+
+
+class BaseLoaded(_Message, frozen=True, tag=True, array_like=True):
+    """The base model serves."""
+
+    runner: str
+    context_length: int
+    """Tokens: the smaller of the model's own and `max_sequence_length`."""
+    vocabulary_size: int
+    parameter_count: int
+    dtype: str
+
+
+class BaseFailed(_Message, frozen=True, tag=True, array_like=True):
+    """The base model can't be served; the process goes on answering nothing else."""
+
+    fault: EngineFault
+
+
+class Mounted(_Message, frozen=True, tag=True, array_like=True):
+    """The adapter passed every check and its weights are in the memory of the model's device."""
+
+    digest: str
+    rank: int
+    """The highest of its modules."""
+    module_count: int
+    bytes: int
+    """In the memory of the model's device."""
+
+
+class MountFailed(_Message, frozen=True, tag=True, array_like=True):
+    """The adapter is not mounted and left nothing behind."""
+
+    digest: str
+    fault: EngineFault
+
+
+class Unmounted(_Message, frozen=True, tag=True, array_like=True):
+    """No request runs on the adapter and its memory is free."""
+
+    digest: str
+
+
+class Generated(_Message, frozen=True, tag=True, array_like=True):
+    """Tokens of one request, in order. `finish` is set on the last: `stop`, `length`, or `error` with a fault."""
+
+    request: str
+    tokens: list[int]
+    finish: str | None = None
+    fault: EngineFault | None = None
+
+
+class StepDone(_Message, frozen=True, tag=True, array_like=True):
+    """After each step of the engine."""
+
+    seconds: float
+    running: int
+    waiting: int
+
+
+class TokenizerConverted(_Message, frozen=True, tag=True, array_like=True):
+    """The answer to ConvertTokenizer."""
+
+    directory: str
+    fault: EngineFault | None = None
+
+
+Event = BaseLoaded | BaseFailed | Mounted | MountFailed | Unmounted | Generated | StepDone | TokenizerConverted
+
+
+_encoder = msgspec.msgpack.Encoder()
+_command_decoder = msgspec.msgpack.Decoder(Command)
+_event_decoder = msgspec.msgpack.Decoder(list[Event])
+
+FRAME_HEADER_BYTES = 4
+"""Big-endian length of the MessagePack body that follows."""
+MAX_FRAME_BYTES = 1 << 28
+
+
+def _frame(body: bytes) -> bytes:
+    if len(body) > MAX_FRAME_BYTES:
+        raise ValueError(f"a message of {len(body)} bytes is over the limit of {MAX_FRAME_BYTES}")
+    return len(body).to_bytes(FRAME_HEADER_BYTES, "big") + body
+
+
+def encode_command(command: Command) -> bytes:
+    """One frame, header included."""
+    return _frame(_encoder.encode(command))
+
+
+def encode_events(events: list[Event]) -> bytes:
+    """One frame, header included."""
+    return _frame(_encoder.encode(events))
+
+
+def decode_command(body: bytes) -> Command:
+    """The body of a frame. Raises msgspec.ValidationError."""
+    return _command_decoder.decode(body)
+
+
+def decode_events(body: bytes) -> list[Event]:
+    """The body of a frame. Raises msgspec.ValidationError."""
+    return _event_decoder.decode(body)
