@@ -1,0 +1,49 @@
+# Two commands need nothing but Python 3.11+, make, git and the package registries: `make demo` and `make test`.
+.DEFAULT_GOAL := help
+.PHONY: help setup demo up down test lint generate verify clean
+
+UV_VERSION := 0.13.9
+STATE ?= $(CURDIR)/.cache/local
+# uv from PATH, else a copy of its own under .cache/.
+UV := $(or $(shell command -v uv 2>/dev/null),.cache/uv/bin/uv)
+RUN := .venv/bin/python
+
+help: ## show this help
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.cache/uv/bin/uv:
+	python3 -m venv .cache/uv
+	.cache/uv/bin/python -m pip install --quiet uv==$(UV_VERSION)
+
+setup: .venv/.synced ## install everything into .venv
+
+.venv/.synced: $(UV) pyproject.toml uv.lock
+	$(UV) sync --frozen --all-extras
+	@touch $@
+
+demo: setup ## the whole tour: a local Kubernetes API, the chart, four adapters, real answers; ends by itself
+	$(RUN) -m graft_local demo
+
+up: setup ## the local cluster with Graft installed, left running
+	$(RUN) -m graft_local up --state $(STATE)
+
+down: setup ## end what `make up` started
+	$(RUN) -m graft_local down --state $(STATE)
+
+test: setup ## every test
+	$(RUN) -m pytest
+
+lint: setup ## format, lint, types, import walls
+	$(RUN) -m ruff format --check .
+	$(RUN) -m ruff check .
+	$(RUN) -m mypy
+	.venv/bin/lint-imports
+
+generate: setup ## write the CRD from the API models
+	$(RUN) -m graft_operator.crd
+
+verify: generate lint test ## all that CI checks; then the tree must be clean
+	git diff --exit-code
+
+clean: ## forget .venv and .cache
+	rm -rf .venv .cache

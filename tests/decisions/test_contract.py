@@ -1,0 +1,75 @@
+"""The contract's hashes, its gzip and its validation."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from pydantic import ValidationError
+
+from graft_runtime.contract import (
+    AdapterEntry,
+    AdapterSet,
+    BaseModelConfig,
+    EngineConfig,
+    RuntimeConfig,
+    Source,
+)
+
+DIGEST = "sha256:" + "a" * 64
+
+
+def a_config(**changes: object) -> RuntimeConfig:
+    base = BaseModelConfig(name="tiny", source=Source(uri="pvc://models/tiny"))
+    return RuntimeConfig.model_validate({"pool_uid": "u-1", "base_model": base, **changes})
+
+
+def a_set(*entries: AdapterEntry, generation: int = 1) -> AdapterSet:
+    return AdapterSet(pool_uid="u-1", config_hash="0123456789", generation=generation, adapters=entries)
+
+
+def an_entry(name: str = "sql", **changes: object) -> AdapterEntry:
+    return AdapterEntry.model_validate({"name": name, "source": Source(uri=f"pvc://shelf/{name}"), **changes})
+
+
+def test_a_default_written_out_changes_no_hash() -> None:
+    assert a_config().config_hash() == a_config(engine=EngineConfig(max_rank=64), sources=()).config_hash()
+    assert a_set(an_entry()).content_hash() == a_set(an_entry(scale=1.0, pinned=False)).content_hash()
+
+
+def test_a_value_changes_the_hash() -> None:
+    assert a_config().config_hash() != a_config(engine=EngineConfig(max_rank=32)).config_hash()
+    assert a_set(an_entry()).content_hash() != a_set(an_entry(digest=DIGEST)).content_hash()
+
+
+def test_the_generation_is_no_part_of_the_entries() -> None:
+    first, second = a_set(an_entry()), a_set(an_entry(), generation=7)
+    assert first.entries_hash() == second.entries_hash()
+    assert first.content_hash() != second.content_hash()
+
+
+def test_a_set_survives_gzip_and_the_same_set_is_the_same_bytes() -> None:
+    adapter_set = a_set(an_entry(digest=DIGEST, scale=0.5), an_entry("billing", pinned=True), generation=3)
+    assert AdapterSet.from_gzip(adapter_set.to_gzip()) == adapter_set
+    assert adapter_set.to_gzip() == adapter_set.to_gzip()
+
+
+def test_a_newer_peer_may_send_fields_we_do_not_know() -> None:
+    body = b'{"poolUid":"u","configHash":"h","generation":1,"adapters":[],"fromTheFuture":1}'
+    assert AdapterSet.model_validate_json(body).generation == 1
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        pytest.param({"name": "-sql"}, id="name starts with a dash"),
+        pytest.param({"name": "a/b"}, id="name with a slash"),
+        pytest.param({"name": "a" * 64}, id="name too long"),
+        pytest.param({"digest": "sha256:abc"}, id="digest too short"),
+        pytest.param({"scale": math.nan}, id="scale not a number"),
+        pytest.param({"scale": math.inf}, id="scale infinite"),
+    ],
+)
+def test_a_bad_entry_is_refused(changes: dict[str, object]) -> None:
+    with pytest.raises(ValidationError):
+        an_entry(**changes)

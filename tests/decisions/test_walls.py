@@ -1,0 +1,61 @@
+"""The walls of the house hold: import-linter's contracts, and what each program pulls in when it starts cold."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from importlinter.cli import lint_imports
+
+ROOT = Path(__file__).parents[2]
+
+API_PROCESS = ["graft_runtime.__main__", "graft_runtime.api", "graft_runtime.store", "graft_runtime.adapters.files"]
+
+
+def test_imports_stay_inside_their_walls(capsys: pytest.CaptureFixture[str]) -> None:
+    failed = lint_imports(config_filename=str(ROOT / "pyproject.toml"), no_cache=True)
+    assert not failed, capsys.readouterr().out
+
+
+def _modules_after(statement: str) -> set[str]:
+    script = f"{statement}\nimport sys\nprint(*sorted(sys.modules))"
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60)
+    return set(ended.stdout.split())
+
+
+def _import_all(package: str, *, but: tuple[str, ...] = ()) -> str:
+    return (
+        "import importlib, pkgutil\n"
+        f"import {package} as package\n"
+        "for module in pkgutil.walk_packages(package.__path__, package.__name__ + '.'):\n"
+        f"    if not module.name.startswith({but!r}): importlib.import_module(module.name)"
+    )
+
+
+def test_the_operator_starts_without_the_runtime_s_world() -> None:
+    loaded = _modules_after(_import_all("graft_operator"))
+    assert "kopf" in loaded
+    assert not loaded & {"torch", "transformers", "fastapi", "peft", "graft_local"}
+    assert {name for name in loaded if name.startswith("graft_runtime")} == {
+        "graft_runtime",
+        "graft_runtime.contract",
+        "graft_runtime.errors",
+    }
+
+
+def test_the_api_process_starts_without_torch_and_kubernetes() -> None:
+    loaded = _modules_after("\n".join(f"import {module}" for module in API_PROCESS))
+    assert not loaded & {"torch", "kopf", "kubernetes", "peft", "graft_operator", "graft_local"}
+
+
+def test_the_contract_costs_pydantic_and_nothing_else() -> None:
+    loaded = _modules_after("import graft_runtime.contract")
+    assert "pydantic" in loaded
+    assert not loaded & {"msgspec", "fastapi", "torch", "transformers", "jwt"}
+
+
+def test_no_module_shadows_the_standard_library() -> None:
+    stray = [path for root in ("operator", "runtime", "local") for path in (ROOT / root).glob("*.py")]
+    assert stray == []
