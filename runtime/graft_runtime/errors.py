@@ -65,6 +65,11 @@ class ErrorCode(StrEnum):
     """An adapter set that is older than the one in force, or a different one of the same generation."""
     WRONG_POOL = "WrongPool"
     """An adapter set or a token that was made for another pod or pool."""
+    # the resource
+    INVALID_SPEC = "InvalidSpec"
+    """The spec of an AdapterDeployment breaks its schema or a rule of it."""
+    INVALID_POD_TEMPLATE = "InvalidPodTemplate"
+    """spec.podTemplate makes no valid pod."""
     # requests
     INVALID_REQUEST = "InvalidRequest"
     """A request that can never succeed as it stands."""

@@ -1,0 +1,83 @@
+"""Rules beyond a schema, each written twice, side by side: in CEL for the API server, in Python for us."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, GetJsonSchemaHandler, model_validator
+from pydantic.alias_generators import to_camel
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema, PydanticCustomError
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One rule: the same meaning twice, one message."""
+
+    message: str
+    """What was expected and what to do; the API server puts the field's path before it."""
+    cel: str
+    """An expression over `self`, the JSON value."""
+    holds: Callable[[Any], bool]
+    """The same over the parsed value."""
+
+    def to_schema(self) -> dict[str, str]:
+        """The entry of `x-kubernetes-validations`."""
+        return {"rule": self.cel, "message": self.message}
+
+
+def broken(rules: Sequence[Rule], value: object) -> list[str]:
+    """The messages of the rules that `value` breaks."""
+    return [rule.message for rule in rules if not rule.holds(value)]
+
+
+def check(rules: Sequence[Rule]) -> AfterValidator:
+    """The Python side of rules on a single value."""
+
+    def obey(value: Any) -> Any:
+        _refuse(broken(rules, value))
+        return value
+
+    return AfterValidator(obey)
+
+
+def validations(rules: Sequence[Rule]) -> dict[str, Any]:
+    """The schema side of rules on a single value."""
+    return {"x-kubernetes-validations": [rule.to_schema() for rule in rules]}
+
+
+def list_map(key: str) -> dict[str, Any]:
+    """Schema marks of a list whose entries `key` tells apart: unique, merged one by one on server-side apply."""
+    return {"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": [key]}
+
+
+def _refuse(faults: Sequence[str]) -> None:
+    if faults:
+        raise PydanticCustomError("rule", "{message}", {"message": "; ".join(faults)})
+
+
+class Ruled(BaseModel):
+    """Base of everything a user writes: camelCase, frozen, unknown fields refused, `rules` enforced in both places."""
+
+    model_config = ConfigDict(
+        alias_generator=to_camel,
+        populate_by_name=True,
+        frozen=True,
+        extra="forbid",
+        use_attribute_docstrings=True,
+    )
+    rules: ClassVar[tuple[Rule, ...]] = ()
+
+    @model_validator(mode="after")
+    def _obeys_its_rules(self) -> Self:
+        _refuse(broken(type(self).rules, self))
+        return self
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        schema = handler(core_schema)
+        if cls.rules:
+            handler.resolve_ref_schema(schema).update(validations(cls.rules))
+        return schema

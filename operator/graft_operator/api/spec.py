@@ -1,0 +1,285 @@
+"""The models of `spec`: what a user may write. Everything has a maximum; every field has code behind it."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, ClassVar, Literal
+
+from graft_runtime.contract import ADAPTER_NAME_PATTERN, DIGEST_PATTERN
+from pydantic import Field, Strict
+
+from graft_operator.api.rules import Rule, Ruled, check, list_map, validations
+
+# The API server tells 1 from "1" and true from "yes"; so do we.
+Int = Annotated[int, Strict()]
+Float = Annotated[float, Strict()]
+Bool = Annotated[bool, Strict()]
+
+MAX_ADAPTERS = 256
+QUANTITY_UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+QUANTITY_UNITS |= {"Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
+_LABEL = r"[a-z0-9]([-a-z0-9]*[a-z0-9])?"
+_SEGMENTS = r"(/[^/?#%\\ \t\r\n]+)+"
+_URI = rf"^(pvc://{_LABEL}|file://){_SEGMENTS}$"
+_LAST_PART_IS_A_NAME = r"/[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?$"
+_DOT_SEGMENT = r"/\.{1,2}(/|$)"
+
+
+def _cel(pattern: str) -> str:
+    return "'" + pattern.replace("\\", "\\\\") + "'"
+
+
+URI_RULES = (
+    Rule(
+        "must start with pvc:// or file://, the schemes that this version supports: pvc://SOURCE/PATH names a directory"
+        " in the claim of an entry of spec.sources, file:///PATH one below the mountPath of an entry",
+        "self.startsWith('pvc://') || self.startsWith('file://')",
+        lambda uri: uri.startswith(("pvc://", "file://")),
+    ),
+    Rule(
+        "must name a directory, as in pvc://SOURCE/PATH or file:///PATH: no empty part, no trailing slash,"
+        " none of ? # % \\ and no white space",
+        f"!(self.startsWith('pvc://') || self.startsWith('file://')) || self.matches({_cel(_URI)})",
+        lambda uri: not uri.startswith(("pvc://", "file://")) or re.search(_URI, uri) is not None,
+    ),
+    Rule(
+        "must not hold the parts . or ..: write the path out",
+        f"!self.matches({_cel(_DOT_SEGMENT)})",
+        lambda uri: re.search(_DOT_SEGMENT, uri) is None,
+    ),
+)
+MOUNT_PATH_RULES = (
+    Rule(
+        "must be an absolute directory outside /graft, which Graft uses itself, such as /mnt/adapters;"
+        " without the parts . and .. and without a trailing slash",
+        f"self.matches('^(/[A-Za-z0-9._-]+)+$') && !self.matches({_cel(_DOT_SEGMENT)})"
+        " && self != '/graft' && !self.startsWith('/graft/')",
+        lambda path: (
+            re.search(r"^(/[A-Za-z0-9._-]+)+$", path) is not None
+            and re.search(_DOT_SEGMENT, path) is None
+            and path != "/graft"
+            and not path.startswith("/graft/")
+        ),
+    ),
+)
+LABEL_RULES = (
+    Rule(
+        "must not hold keys that start with graft.dev/: Graft sets those itself",
+        "!self.exists(key, key.startsWith('graft.dev/'))",
+        lambda labels: not any(key.startswith("graft.dev/") for key in labels),
+    ),
+)
+
+ServedName = Annotated[str, Field(pattern=ADAPTER_NAME_PATTERN, min_length=1, max_length=63)]
+DigestText = Annotated[str, Field(pattern=DIGEST_PATTERN, max_length=71)]
+Uri = Annotated[str, Field(min_length=1, max_length=1024, json_schema_extra=validations(URI_RULES)), check(URI_RULES)]
+ResourceName = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$", min_length=1, max_length=253)]
+MountPath = Annotated[
+    str,
+    Field(min_length=2, max_length=512, json_schema_extra=validations(MOUNT_PATH_RULES)),
+    check(MOUNT_PATH_RULES),
+]
+Labels = Annotated[
+    dict[Annotated[str, Field(max_length=317)], Annotated[str, Field(max_length=63)]],
+    Field(max_length=64, json_schema_extra=validations(LABEL_RULES)),
+    check(LABEL_RULES),
+]
+Annotations = Annotated[
+    dict[Annotated[str, Field(max_length=317)], Annotated[str, Field(max_length=4096)]],
+    Field(max_length=64, json_schema_extra=validations(LABEL_RULES)),
+    check(LABEL_RULES),
+]
+
+
+class BaseModelSpec(Ruled):
+    """The Hugging Face checkpoint that every pod loads once."""
+
+    name: ServedName | None = None
+    """Its name in requests; by default the last part of `uri`."""
+    uri: Uri
+    """The checkpoint's directory: pvc://SOURCE/PATH or file:///PATH, inside an entry of `sources`."""
+    digest: DigestText | None = None
+    """Its sha256 as Graft computes it; verified where given, reported in the status where not."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """The type of its weights in memory; `auto` is what the checkpoint says."""
+
+    rules = (
+        Rule(
+            "name must be set where the last part of uri can't serve as one"
+            " (letters, digits, . _ and -, at most 63, ends alphanumeric)",
+            f"has(self.name) || self.uri.matches({_cel(_LAST_PART_IS_A_NAME)})",
+            lambda base: base.name is not None or re.search(_LAST_PART_IS_A_NAME, base.uri) is not None,
+        ),
+    )
+
+    @property
+    def served_name(self) -> str:
+        """The base's name in requests."""
+        return self.name or self.uri.rpartition("/")[2]
+
+
+class SourceSpec(Ruled):
+    """A place that checkpoints are read from. What isn't declared is never mounted."""
+
+    name: Annotated[str, Field(pattern=rf"^{_LABEL}$", min_length=1, max_length=50)]
+    """Its name, the first part of pvc://NAME/PATH."""
+    claim_name: ResourceName | None = None
+    """A PersistentVolumeClaim of this namespace, mounted read-only."""
+    mount_path: MountPath | None = None
+    """A directory that `podTemplate` mounts into the container `runtime`; file:// URIs below it are allowed."""
+
+    rules = (
+        Rule(
+            "exactly one of claimName and mountPath must be set",
+            "has(self.claimName) != has(self.mountPath)",
+            lambda source: (source.claim_name is None) != (source.mount_path is None),
+        ),
+    )
+
+    @property
+    def uri_prefix(self) -> str:
+        """What every URI of this source starts with."""
+        return f"file://{self.mount_path}/" if self.mount_path else f"pvc://{self.name}/"
+
+
+class AdapterSpec(Ruled):
+    """One adapter that the pool answers for."""
+
+    name: ServedName
+    """Its name in requests (`model`)."""
+    uri: Uri
+    """The PEFT checkpoint's directory: pvc://SOURCE/PATH or file:///PATH, inside an entry of `sources`."""
+    digest: DigestText | None = None
+    """Its sha256 as Graft computes it; verified where given, reported in the status where not."""
+    scale: Float = Field(default=1.0, ge=-1000.0, le=1000.0, allow_inf_nan=False)
+    """A factor on what the adapter adds to the base."""
+    pinned: Bool = False
+    """Mounted from the start and never displaced."""
+
+
+class EngineSpec(Ruled):
+    """Limits of a pod's engine."""
+
+    max_sequences: Int = Field(default=16, ge=1, le=1024)
+    """Sequences in one batch."""
+    max_sequence_length: Int = Field(default=4096, ge=16, le=1_048_576)
+    """Tokens of prompt and answer together; the model's own limit holds as well."""
+    max_mounted_adapters: Int = Field(default=32, ge=1, le=4096)
+    """Adapters whose weights are in the memory of the model's device at once; others wait on the pod's disk."""
+    max_rank: Int = Field(default=64, ge=1, le=1024)
+    """The highest rank that a module of an adapter may have."""
+
+
+class AcceleratorSpec(Ruled):
+    """The device that a pod asks for."""
+
+    resource_name: Annotated[
+        str, Field(pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?/[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$", max_length=317)
+    ] = "nvidia.com/gpu"
+    """The extended resource of its device plugin."""
+    count: Int = Field(default=1, ge=0, le=1)
+    """1: one device a pod; 0: none, the model runs on the CPU."""
+
+
+class CacheSpec(Ruled):
+    """The pod's copy of the checkpoints: an emptyDir."""
+
+    size: Annotated[str, Field(pattern=r"^[1-9][0-9]{0,15}(k|M|G|T|Ki|Mi|Gi|Ti)?$", max_length=20)] | None = None
+    """The most that it may hold, such as 20Gi; by default what the node's disk holds."""
+
+    @property
+    def size_bytes(self) -> int | None:
+        """`size` in bytes."""
+        if self.size is None:
+            return None
+        digits = self.size.rstrip("kKMGTi")
+        return int(digits) * QUANTITY_UNITS[self.size[len(digits) :]]
+
+
+class StrategySpec(Ruled):
+    """How pods are replaced when what they are born with changes."""
+
+    max_surge: Int = Field(default=1, ge=0, le=1000)
+    """Pods above `replicas` during a roll; each needs a spare device."""
+    max_unavailable: Int = Field(default=0, ge=0, le=1000)
+    """Pods below `replicas` during a roll."""
+
+    rules = (
+        Rule(
+            "maxSurge and maxUnavailable must not both be 0, for no pod could ever be replaced:"
+            " set maxUnavailable: 1 where there is no spare device",
+            "self.maxSurge > 0 || self.maxUnavailable > 0",
+            lambda strategy: strategy.max_surge > 0 or strategy.max_unavailable > 0,
+        ),
+    )
+
+
+class PodTemplateMetadata(Ruled):
+    """Labels and annotations that the pods get besides Graft's own."""
+
+    labels: Labels = Field(default_factory=dict)
+    annotations: Annotations = Field(default_factory=dict)
+
+
+class PodTemplateSpec(Ruled):
+    """An overlay on the pods that Graft makes; the container is `runtime`."""
+
+    metadata: PodTemplateMetadata = PodTemplateMetadata()
+    """Labels and annotations of the pods."""
+    spec: dict[str, Any] = Field(
+        default={}, max_length=64, json_schema_extra={"x-kubernetes-preserve-unknown-fields": True}
+    )
+    """A partial pod spec: maps merge, lists with a key (containers, env, volumes, …) merge by it, others replace."""
+
+
+class AdapterDeploymentSpec(Ruled):
+    """A pool: one base model, its pods, and the adapters they answer for."""
+
+    replicas: Int = Field(default=1, ge=0, le=1000)
+    """Pods, each with the whole base model."""
+    base_model: BaseModelSpec
+    """The checkpoint that every pod loads once."""
+    sources: tuple[SourceSpec, ...] = Field(default=(), max_length=32, json_schema_extra=list_map("name"))
+    """Where checkpoints may come from; a change rolls the pods."""
+    adapters: tuple[AdapterSpec, ...] = Field(default=(), max_length=MAX_ADAPTERS, json_schema_extra=list_map("name"))
+    """The adapters; a change touches no pod."""
+    engine: EngineSpec = EngineSpec()
+    """Limits of a pod's engine; a change rolls the pods."""
+    accelerator: AcceleratorSpec = AcceleratorSpec()
+    """The device that a pod asks for."""
+    cache: CacheSpec = CacheSpec()
+    """The pod's copy of the checkpoints."""
+    strategy: StrategySpec = StrategySpec()
+    """How pods are replaced."""
+    startup_timeout_seconds: Int = Field(default=1800, ge=10, le=86_400)
+    """How long a pod may take to load the base model before it is restarted."""
+    adapter_startup_seconds: Int = Field(default=300, ge=0, le=86_400)
+    """How long a new pod's readiness waits for adapters that are neither ready nor failed."""
+    termination_grace_period_seconds: Int = Field(default=120, ge=15, le=86_400)
+    """How long a pod that is going away may go on with running requests; the last 10 seconds are for its end."""
+    suspend: Bool = False
+    """Stops all that Graft does for this pool, but for its status."""
+    pod_template: PodTemplateSpec = PodTemplateSpec()
+    """An overlay on the pods; checked by a dry run before use."""
+
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            "adapters must not bear the name of the base model, which is baseModel.name or else the last part of"
+            " baseModel.uri: rename the adapter or set baseModel.name",
+            "!self.adapters.exists(adapter, has(self.baseModel.name) ? adapter.name == self.baseModel.name"
+            " : self.baseModel.uri.endsWith('/' + adapter.name))",
+            lambda spec: all(adapter.name != spec.base_model.served_name for adapter in spec.adapters),
+        ),
+        Rule(
+            "baseModel.uri must lie in an entry of sources: add {name: SOURCE, claimName: CLAIM} for pvc://SOURCE/PATH,"
+            " {name: NAME, mountPath: /DIRECTORY} for file:///DIRECTORY/PATH",
+            "self.sources.exists(source, self.baseModel.uri.startsWith(has(source.mountPath)"
+            " ? 'file://' + source.mountPath + '/' : 'pvc://' + source.name + '/'))",
+            lambda spec: any(spec.base_model.uri.startswith(source.uri_prefix) for source in spec.sources),
+        ),
+        Rule(
+            "more adapters are pinned than engine.maxMountedAdapters holds: raise it or pin fewer",
+            "self.adapters.filter(adapter, adapter.pinned).size() <= self.engine.maxMountedAdapters",
+            lambda spec: sum(adapter.pinned for adapter in spec.adapters) <= spec.engine.max_mounted_adapters,
+        ),
+    )

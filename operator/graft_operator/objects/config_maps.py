@@ -1,0 +1,109 @@
+"""What pods are told: their RuntimeConfig, the adapter set, the public keys of the control port."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Mapping
+from typing import Any
+
+from graft_runtime.contract import (
+    ADAPTER_SET_FILE,
+    PUBLIC_KEY_SUFFIX,
+    RUNTIME_CONFIG_FILE,
+    AdapterSet,
+    BaseModelConfig,
+    EngineConfig,
+    RuntimeConfig,
+    Source,
+    SourceMount,
+)
+
+from graft_operator.api import SourceSpec
+from graft_operator.objects.pool import (
+    CONFIG_HASH_LABEL,
+    KubernetesObject,
+    Pool,
+    adapter_set_name,
+    config_name,
+    keys_name,
+    metadata_of,
+)
+from graft_operator.settings import Settings
+
+# Of a pod's grace period, the seconds that streams and processes get to end after the drain.
+SECONDS_TO_END = 10
+
+
+def build_runtime_config(pool: Pool, settings: Settings) -> RuntimeConfig:
+    """What the pool's pods are born with. Its hash changes with nothing but its fields."""
+    spec = pool.spec
+    return RuntimeConfig(
+        pool_uid=pool.uid,
+        base_model=BaseModelConfig(
+            name=spec.base_model.served_name,
+            source=Source(uri=spec.base_model.uri),
+            digest=spec.base_model.digest,
+            dtype=spec.base_model.dtype,
+        ),
+        engine=EngineConfig(**spec.engine.model_dump()),
+        sources=tuple(_source_mount(source) for source in sorted(spec.sources, key=lambda source: source.name)),
+        adapter_startup_seconds=spec.adapter_startup_seconds,
+        drain_seconds=spec.termination_grace_period_seconds - SECONDS_TO_END,
+        cache_bytes=_cache_bytes(spec.cache.size_bytes),
+    )
+
+
+def build_config_map(pool: Pool, settings: Settings) -> KubernetesObject:
+    """The RuntimeConfig as pods mount it; named after its hash, so it never changes."""
+    config = build_runtime_config(pool, settings)
+    return {
+        **_config_map(pool, config_name(pool, config.config_hash()), config.config_hash()),
+        "data": {RUNTIME_CONFIG_FILE: config.canonical_json().decode()},
+    }
+
+
+def build_adapter_set_config_map(pool: Pool, adapter_set: AdapterSet) -> KubernetesObject:
+    """The adapter set of the pods that were born with `adapter_set.config_hash`."""
+    return {
+        **_config_map(pool, adapter_set_name(pool, adapter_set.config_hash), adapter_set.config_hash),
+        "binaryData": {ADAPTER_SET_FILE: base64.b64encode(adapter_set.to_gzip()).decode()},
+    }
+
+
+def read_adapter_set(config_map: Mapping[str, Any]) -> AdapterSet | None:
+    """The adapter set in a ConfigMap; None where it holds none that can be read."""
+    content = (config_map.get("binaryData") or {}).get(ADAPTER_SET_FILE)
+    if content is None:
+        return None
+    try:
+        return AdapterSet.from_gzip(base64.b64decode(content, validate=True))
+    except (ValueError, OSError, EOFError, binascii.Error):
+        return None
+
+
+def build_keys_config_map(pool: Pool, keys: Mapping[str, str]) -> KubernetesObject:
+    """The public keys that the control port trusts: key id → SubjectPublicKeyInfo in PEM."""
+    return {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": metadata_of(pool, keys_name(pool)),
+        "data": {f"{key_id}{PUBLIC_KEY_SUFFIX}": pem for key_id, pem in sorted(keys.items())},
+    }
+
+
+def _config_map(pool: Pool, name: str, config_hash: str) -> KubernetesObject:
+    metadata = metadata_of(pool, name)
+    metadata["labels"] = {**metadata["labels"], CONFIG_HASH_LABEL: config_hash}
+    return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata}
+
+
+def _source_mount(source: SourceSpec) -> SourceMount:
+    if source.mount_path is None:
+        return SourceMount(name=source.name, kind="claim")
+    return SourceMount(name=source.name, kind="directory", uri_prefixes=(source.uri_prefix,))
+
+
+def _cache_bytes(size: int | None) -> int | None:
+    # The kubelet evicts a pod whose emptyDir grows over its limit; directories and partial files need room as well.
+    return None if size is None else max(1, size * 19 // 20)

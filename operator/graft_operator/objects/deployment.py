@@ -1,0 +1,74 @@
+"""The Deployment: pods that run `graft-runtime serve`. The API server rolls them behind their readiness."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from graft_operator.objects.config_maps import build_runtime_config
+from graft_operator.objects.pod import build_pod_spec
+from graft_operator.objects.pod_template import overlay, refuse_reserved
+from graft_operator.objects.pool import (
+    CONFIG_HASH_LABEL,
+    TEMPLATE_HASH_ANNOTATION,
+    KubernetesObject,
+    Pool,
+    labels_of,
+    metadata_of,
+    selector_of,
+)
+from graft_operator.settings import Settings
+
+# What scheduling and pulling the image may take, on top of loading, before a roll counts as stuck.
+SECONDS_TO_SCHEDULE = 600
+
+
+def build_deployment(pool: Pool, settings: Settings) -> KubernetesObject:
+    """The pods, with spec.podTemplate laid over them.
+
+    Raises:
+        GraftError: InvalidPodTemplate where the overlay can't be laid over the pod.
+    """
+    spec = pool.spec
+    deployment: KubernetesObject = {
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": metadata_of(pool, pool.name),
+        "spec": {
+            "replicas": spec.replicas,
+            "revisionHistoryLimit": 3,
+            "progressDeadlineSeconds": (
+                spec.startup_timeout_seconds + spec.adapter_startup_seconds + SECONDS_TO_SCHEDULE
+            ),
+            "selector": {"matchLabels": selector_of(pool)},
+            "strategy": {
+                "type": "RollingUpdate",
+                "rollingUpdate": {
+                    "maxSurge": spec.strategy.max_surge,
+                    "maxUnavailable": spec.strategy.max_unavailable,
+                },
+            },
+            "template": _pod_template(pool, settings),
+        },
+    }
+    deployment["metadata"]["annotations"] = {TEMPLATE_HASH_ANNOTATION: _hash_of(deployment)}
+    return deployment
+
+
+def _pod_template(pool: Pool, settings: Settings) -> dict[str, Any]:
+    config_hash = build_runtime_config(pool, settings).config_hash()
+    extra = pool.spec.pod_template
+    refuse_reserved(extra.spec)
+    metadata: dict[str, Any] = {
+        "labels": {**labels_of(pool), **extra.metadata.labels, **selector_of(pool), CONFIG_HASH_LABEL: config_hash}
+    }
+    if extra.metadata.annotations:
+        metadata["annotations"] = dict(extra.metadata.annotations)
+    return {"metadata": metadata, "spec": overlay(build_pod_spec(pool, settings, config_hash), extra.spec)}
+
+
+def _hash_of(desired: Mapping[str, Any]) -> str:
+    """Of the object as we want it, not as the API server completes it: ten hex digits of a sha256."""
+    return hashlib.sha256(json.dumps(desired, sort_keys=True).encode()).hexdigest()[:10]

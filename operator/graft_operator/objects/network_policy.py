@@ -1,0 +1,36 @@
+"""The NetworkPolicy: the API port is open to all, the control port to the operator alone."""
+
+from __future__ import annotations
+
+from graft_runtime.contract import API_PORT, CONTROL_PORT
+
+from graft_operator.objects.pool import (
+    COMPONENT_LABEL,
+    OPERATOR_COMPONENT,
+    KubernetesObject,
+    Pool,
+    metadata_of,
+    selector_of,
+)
+from graft_operator.settings import Settings
+
+
+def build_network_policy(pool: Pool, settings: Settings) -> KubernetesObject:
+    """A second guard of the control port; the first is its token."""
+    operator = {
+        "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": settings.namespace}},
+        "podSelector": {"matchLabels": {COMPONENT_LABEL: OPERATOR_COMPONENT}},
+    }
+    return {
+        "apiVersion": "networking.k8s.io/v1",
+        "kind": "NetworkPolicy",
+        "metadata": metadata_of(pool, pool.name),
+        "spec": {
+            "podSelector": {"matchLabels": selector_of(pool)},
+            "policyTypes": ["Ingress"],
+            "ingress": [
+                {"ports": [{"port": API_PORT, "protocol": "TCP"}]},
+                {"from": [operator], "ports": [{"port": CONTROL_PORT, "protocol": "TCP"}]},
+            ],
+        },
+    }

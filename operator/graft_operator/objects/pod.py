@@ -1,0 +1,145 @@
+"""The pod: one container, `runtime`, that meets the restricted Pod Security Standard."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from graft_runtime.contract import API_PORT, CONTROL_PORT
+
+from graft_operator.api import SourceSpec, mount_name
+from graft_operator.objects.pool import Pool, adapter_set_name, config_name, keys_name
+from graft_operator.settings import Settings
+
+CONTAINER = "runtime"
+CONFIG_DIRECTORY = "/graft/config"
+ADAPTER_SET_DIRECTORY = "/graft/adapter-set"
+KEYS_DIRECTORY = "/graft/keys"
+CACHE_DIRECTORY = "/graft/cache"
+STATE_DIRECTORY = "/graft/state"
+SOURCES_DIRECTORY = "/graft/sources"
+SCRATCH_DIRECTORY = "/tmp"  # noqa: S108 - an emptyDir of the pod's own; the root file system is read-only
+
+STARTUP_PERIOD_SECONDS = 2
+
+
+def build_pod_spec(pool: Pool, settings: Settings, config_hash: str) -> dict[str, Any]:
+    """The pod spec before spec.podTemplate is laid over it."""
+    return {
+        "automountServiceAccountToken": False,
+        "enableServiceLinks": False,
+        "terminationGracePeriodSeconds": pool.spec.termination_grace_period_seconds,
+        "securityContext": {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}},
+        "containers": [_container(pool, settings)],
+        "volumes": _volumes(pool, config_hash),
+    }
+
+
+def _container(pool: Pool, settings: Settings) -> dict[str, Any]:
+    container: dict[str, Any] = {
+        "name": CONTAINER,
+        "image": settings.runtime_image,
+        "imagePullPolicy": settings.runtime_image_pull_policy,
+        "command": ["graft-runtime"],
+        "args": _arguments(pool, settings),
+        "env": [
+            {"name": "POD_IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}},
+            {"name": "POD_UID", "valueFrom": {"fieldRef": {"fieldPath": "metadata.uid"}}},
+            {"name": "HOME", "value": SCRATCH_DIRECTORY},
+            {"name": "TMPDIR", "value": SCRATCH_DIRECTORY},
+        ],
+        "ports": [
+            {"name": "http", "containerPort": API_PORT, "protocol": "TCP"},
+            {"name": "control", "containerPort": CONTROL_PORT, "protocol": "TCP"},
+        ],
+        "securityContext": {
+            "allowPrivilegeEscalation": False,
+            "capabilities": {"drop": ["ALL"]},
+            "readOnlyRootFilesystem": True,
+        },
+        **_probes(pool.spec.startup_timeout_seconds),
+        "volumeMounts": _mounts(pool),
+    }
+    accelerator = pool.spec.accelerator
+    if accelerator.count:
+        container["resources"] = {"limits": {accelerator.resource_name: str(accelerator.count)}}
+    return container
+
+
+def _arguments(pool: Pool, settings: Settings) -> list[str]:
+    """Every path is one whole argument: where pods are processes, their node rewrites it to the pod's directory."""
+    bind_address = "$(POD_IP)" if settings.bind_address == "podIP" else "0.0.0.0"  # noqa: S104
+    arguments = ["serve", "--config-directory", CONFIG_DIRECTORY, "--adapter-set-directory", ADAPTER_SET_DIRECTORY]
+    arguments += ["--keys-directory", KEYS_DIRECTORY, "--cache-directory", CACHE_DIRECTORY]
+    arguments += ["--state-directory", STATE_DIRECTORY, "--bind-address", bind_address, "--pod-uid", "$(POD_UID)"]
+    for source in _sources(pool):
+        arguments += ["--source-mount", source.name, source.mount_path or _claim_directory(source)]
+    return arguments
+
+
+def _probes(startup_timeout_seconds: int) -> dict[str, Any]:
+    return {
+        "startupProbe": {
+            "httpGet": {"path": "/startupz", "port": "http"},
+            "periodSeconds": STARTUP_PERIOD_SECONDS,
+            "timeoutSeconds": 2,
+            "failureThreshold": -(-startup_timeout_seconds // STARTUP_PERIOD_SECONDS),
+        },
+        "readinessProbe": {
+            "httpGet": {"path": "/readyz", "port": "http"},
+            "periodSeconds": 2,
+            "timeoutSeconds": 2,
+            "failureThreshold": 3,
+        },
+        "livenessProbe": {
+            "httpGet": {"path": "/livez", "port": "http"},
+            "periodSeconds": 10,
+            "timeoutSeconds": 5,
+            "failureThreshold": 3,
+        },
+    }
+
+
+def _volumes(pool: Pool, config_hash: str) -> list[dict[str, Any]]:
+    size = pool.spec.cache.size
+    return [
+        {"name": "config", "configMap": {"name": config_name(pool, config_hash)}},
+        # A pod boots without it too, with the last set that it accepted or none.
+        {"name": "adapter-set", "configMap": {"name": adapter_set_name(pool, config_hash), "optional": True}},
+        {"name": "keys", "configMap": {"name": keys_name(pool)}},
+        {"name": "cache", "emptyDir": {"sizeLimit": size} if size else {}},
+        {"name": "state", "emptyDir": {}},
+        {"name": "scratch", "emptyDir": {}},
+        *(
+            {
+                "name": mount_name(source),
+                "persistentVolumeClaim": {"claimName": source.claim_name, "readOnly": True},
+            }
+            for source in _sources(pool)
+            if source.claim_name
+        ),
+    ]
+
+
+def _mounts(pool: Pool) -> list[dict[str, Any]]:
+    return [
+        {"name": "config", "mountPath": CONFIG_DIRECTORY, "readOnly": True},
+        {"name": "adapter-set", "mountPath": ADAPTER_SET_DIRECTORY, "readOnly": True},
+        {"name": "keys", "mountPath": KEYS_DIRECTORY, "readOnly": True},
+        {"name": "cache", "mountPath": CACHE_DIRECTORY},
+        {"name": "state", "mountPath": STATE_DIRECTORY},
+        {"name": "scratch", "mountPath": SCRATCH_DIRECTORY},
+        *(
+            {"name": mount_name(source), "mountPath": _claim_directory(source), "readOnly": True}
+            for source in _sources(pool)
+            if source.claim_name
+        ),
+    ]
+
+
+def _sources(pool: Pool) -> list[SourceSpec]:
+    """By name, so that their order in the spec rolls nothing."""
+    return sorted(pool.spec.sources, key=lambda source: source.name)
+
+
+def _claim_directory(source: SourceSpec) -> str:
+    return f"{SOURCES_DIRECTORY}/{source.name}"

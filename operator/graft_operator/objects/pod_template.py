@@ -1,0 +1,115 @@
+"""spec.podTemplate laid over the pod: maps merge, lists with a key merge by it, other lists replace."""
+
+from __future__ import annotations
+
+# The list-map-keys of the Kubernetes API, by the field's path from the pod spec.
+_CONTAINER_KEYS = {
+    ("env",): "name",
+    ("ports",): "containerPort",
+    ("volumeMounts",): "mountPath",
+    ("volumeDevices",): "devicePath",
+    ("resources", "claims"): "name",
+}
+LIST_KEYS: dict[tuple[str, ...], str] = {
+    ("volumes",): "name",
+    ("imagePullSecrets",): "name",
+    ("hostAliases",): "ip",
+    ("resourceClaims",): "name",
+    ("topologySpreadConstraints",): "topologyKey",
+    ("schedulingGates",): "name",
+}
+for _containers in ("containers", "initContainers", "ephemeralContainers"):
+    LIST_KEYS[(_containers,)] = "name"
+    LIST_KEYS |= {(_containers, *path): key for path, key in _CONTAINER_KEYS.items()}
+
+
+def overlay(base: Mapping[str, Any], patch: Mapping[str, Any], path: tuple[str, ...] = ()) -> dict[str, Any]:
+    """`patch` laid over `base`, a pod spec or a part of one at `path`.
+
+    Raises:
+        GraftError: InvalidPodTemplate for `$patch` directives, nulls, entries without their key and clashing types.
+    """
+    merged = dict(base)
+    for name, value in patch.items():
+        merged[name] = _merge(merged.get(name), value, (*path, name))
+    return merged
+
+
+def refuse_reserved(patch: Mapping[str, Any]) -> None:
+    """Refuses what would break the contract with the runtime.
+
+    Raises:
+        GraftError: InvalidPodTemplate, with the field to use instead.
+    """
+    if "terminationGracePeriodSeconds" in patch:
+        raise _invalid(("terminationGracePeriodSeconds",), "is set; use spec.terminationGracePeriodSeconds")
+    containers = patch.get("containers")
+    for container in containers if isinstance(containers, list) else []:
+        if isinstance(container, Mapping) and container.get("name") == CONTAINER:
+            for name in ("command", "args"):
+                if name in container:
+                    raise _invalid(("containers", name), f"is set on the container `{CONTAINER}`; Graft writes it")
+
+
+def _merge(base: Any, patch: Any, path: tuple[str, ...]) -> Any:
+    _refuse_directives(patch, path)
+    if isinstance(patch, Mapping):
+        return overlay(_of_type(base, dict, path), patch, path)
+    if isinstance(patch, list):
+        key = LIST_KEYS.get(path)
+        existing = _of_type(base, list, path)
+        if key is not None:
+            return _merge_by_key(existing, patch, key, path)
+        return [_merge(None, entry, path) for entry in patch]
+    if isinstance(base, dict | list):
+        raise _invalid(path, f"is {patch!r}, expected a {'map' if isinstance(base, dict) else 'list'}")
+    return patch
+
+
+def _merge_by_key(base: list[Any], patch: list[Any], key: str, path: tuple[str, ...]) -> list[Any]:
+    merged = {entry[key]: entry for entry in base}
+    seen = set()
+    for entry in patch:
+        if not isinstance(entry, Mapping) or not isinstance(entry.get(key), str | int):
+            raise _invalid(path, f"has an entry without `{key}`, by which entries are merged")
+        name = entry[key]
+        if name in seen:
+            raise _invalid(path, f"has two entries with {key} `{name}`")
+        seen.add(name)
+        merged[name] = _retained(path, _merge(merged.get(name), entry, path), entry)
+    return list(merged.values())
+
+
+def _retained(path: tuple[str, ...], merged: dict[str, Any], patch: Mapping[str, Any]) -> dict[str, Any]:
+    """A volume has one source and a variable one origin: the patch's takes the place of ours, it doesn't join it."""
+    if path[-1] in {"volumes", "env"}:
+        return {name: value for name, value in merged.items() if name in patch}
+    return merged
+
+
+def _of_type(base: Any, kind: type, path: tuple[str, ...]) -> Any:
+    if base is None:
+        return kind()
+    if not isinstance(base, kind):
+        expected = "a map" if isinstance(base, dict) else "a list" if isinstance(base, list) else "a single value"
+        raise _invalid(path, f"is {'a map' if kind is dict else 'a list'}, expected {expected}")
+    return base
+
+
+def _refuse_directives(patch: Any, path: tuple[str, ...]) -> None:
+    if patch is None:
+        raise _invalid(path, "is null: an overlay can't take fields away")
+    if isinstance(patch, Mapping):
+        directives = [name for name in patch if name.startswith("$")]
+        if directives:
+            raise _invalid(path, f"holds `{directives[0]}`: patch directives aren't supported")
+
+
+def _invalid(path: tuple[str, ...], what: str) -> GraftError:
+    field = ".".join(("spec.podTemplate.spec", *path))
+    return GraftError(
+        ErrorCode.INVALID_POD_TEMPLATE,
+        f"{field} {what}",
+        hint="write a partial pod spec, as under `template.spec` of a Deployment; Graft's container is `runtime`",
+        field=field,
+    )

@@ -1,0 +1,80 @@
+"""A pool, and what its objects are called and labelled."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from graft_operator.api import API_VERSION, KIND, AdapterDeploymentSpec
+
+KubernetesObject = dict[str, Any]
+
+DEPLOYMENT_LABEL = "graft.dev/deployment"
+CONFIG_HASH_LABEL = "graft.dev/config-hash"
+TEMPLATE_HASH_ANNOTATION = "graft.dev/template-hash"
+# On the operator's own pods, by the chart: the one peer that the control port is open to.
+COMPONENT_LABEL = "graft.dev/component"
+OPERATOR_COMPONENT = "operator"
+
+
+@dataclass(frozen=True)
+class Pool:
+    """What the builders need to know of one AdapterDeployment."""
+
+    namespace: str
+    name: str
+    uid: str
+    generation: int
+    spec: AdapterDeploymentSpec
+
+
+def config_name(pool: Pool, config_hash: str) -> str:
+    """The ConfigMap with the RuntimeConfig."""
+    return f"{pool.name}-config-{config_hash}"
+
+
+def adapter_set_name(pool: Pool, config_hash: str) -> str:
+    """The ConfigMap with the adapter set of the pods that were born with one RuntimeConfig."""
+    return f"{pool.name}-set-{config_hash}"
+
+
+def keys_name(pool: Pool) -> str:
+    """The ConfigMap with the public keys that the control port trusts."""
+    return f"{pool.name}-keys"
+
+
+def selector_of(pool: Pool) -> dict[str, str]:
+    """The labels that pick the pool's pods, whatever they were born with."""
+    return {DEPLOYMENT_LABEL: pool.name}
+
+
+def labels_of(pool: Pool) -> dict[str, str]:
+    """The labels of every object of the pool."""
+    return {
+        "app.kubernetes.io/name": "graft-runtime",
+        "app.kubernetes.io/instance": pool.name,
+        "app.kubernetes.io/managed-by": "graft",
+        **selector_of(pool),
+    }
+
+
+def owner_reference(pool: Pool) -> dict[str, Any]:
+    """Makes the garbage collector remove an object with its pool, and tells ours from foreign ones."""
+    return {
+        "apiVersion": API_VERSION,
+        "kind": KIND,
+        "name": pool.name,
+        "uid": pool.uid,
+        "controller": True,
+        "blockOwnerDeletion": True,
+    }
+
+
+def metadata_of(pool: Pool, name: str) -> dict[str, Any]:
+    """The metadata of an object of the pool."""
+    return {
+        "name": name,
+        "namespace": pool.namespace,
+        "labels": labels_of(pool),
+        "ownerReferences": [owner_reference(pool)],
+    }

@@ -1,0 +1,64 @@
+"""What the operator is started with: its command line, parsed once."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+SCHEMES = ("pvc", "file")
+FIELD_MANAGER = "graft"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The operator's settings; the chart's values write them."""
+
+    namespace: str
+    """The operator's own namespace: it holds the signing key."""
+    runtime_image: str
+    runtime_image_pull_policy: Literal["Always", "IfNotPresent", "Never"] = "IfNotPresent"
+    bind_address: Literal["all", "podIP"] = "all"
+    """Where a pod's servers listen: on all addresses or on status.podIP alone."""
+    health_address: str = "0.0.0.0"  # noqa: S104 - probes and metrics come from outside the pod
+    health_port: int = 8080
+    watch_namespaces: tuple[str, ...] = ()
+    """Empty: the whole cluster."""
+    allowed_schemes: tuple[str, ...] = ("pvc",)
+    """Schemes of URIs that the administrator lets pools use."""
+    signing_key_secret: str = "graft-signing-key"  # noqa: S105 - the name of a Secret
+    """The Secret in `namespace` with the key that signs tokens for the pods' control ports."""
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+
+def parse_settings(arguments: Sequence[str]) -> Settings:
+    """The settings from the arguments after `graft-operator run`; ends the process with a message for bad ones."""
+    parsed = vars(_parser().parse_args(arguments))
+    parsed["watch_namespaces"] = tuple(parsed["watch_namespaces"])
+    parsed["allowed_schemes"] = tuple(parsed["allowed_schemes"]) or ("pvc",)
+    return Settings(**parsed)
+
+
+def _port(text: str) -> int:
+    port = int(text)
+    if not 1 <= port <= 65_535:
+        raise argparse.ArgumentTypeError(f"{text} is no port: expected 1 to 65535")
+    return port
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="graft-operator run", allow_abbrev=False)
+    parser.add_argument("--namespace", required=True)
+    parser.add_argument("--runtime-image", required=True)
+    parser.add_argument(
+        "--runtime-image-pull-policy", choices=("Always", "IfNotPresent", "Never"), default="IfNotPresent"
+    )
+    parser.add_argument("--bind-address", choices=("all", "podIP"), default="all")
+    parser.add_argument("--health-address", default="0.0.0.0")  # noqa: S104
+    parser.add_argument("--health-port", type=_port, default=8080)
+    parser.add_argument("--watch-namespace", dest="watch_namespaces", action="append", default=[])
+    parser.add_argument("--allowed-scheme", dest="allowed_schemes", action="append", choices=SCHEMES, default=[])
+    parser.add_argument("--signing-key-secret", required=True)
+    parser.add_argument("--log-level", choices=("debug", "info", "warning", "error"), default="info")
+    return parser
