@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
+from graft_runtime.errors import ErrorCode, GraftError
+
+from graft_operator.objects.pod import CONTAINER
+
 # The list-map-keys of the Kubernetes API, by the field's path from the pod spec.
 _CONTAINER_KEYS = {
     ("env",): "name",
