@@ -154,7 +154,10 @@ class Unmounted(_Message, frozen=True, tag=True, array_like=True):
 
 
 class Generated(_Message, frozen=True, tag=True, array_like=True):
-    """Tokens of one request, in order. `finish` is set on the last: `stop`, `length`, or `error` with a fault."""
+    """Tokens of one request, in order. `finish` is set on the last: `stop`, `length`, or `error` with a fault.
+
+    A stop token ends the answer and is not among its tokens. A cancelled request gets nothing further.
+    """
 
     request: str
     tokens: list[int]
