@@ -266,20 +266,21 @@ class AdapterDeploymentSpec(Ruled):
         Rule(
             "adapters must not bear the name of the base model, which is baseModel.name or else the last part of"
             " baseModel.uri: rename the adapter or set baseModel.name",
-            "!self.adapters.exists(adapter, has(self.baseModel.name) ? adapter.name == self.baseModel.name"
-            " : self.baseModel.uri.endsWith('/' + adapter.name))",
+            "!has(self.adapters) || !self.adapters.exists(adapter, has(self.baseModel.name)"
+            " ? adapter.name == self.baseModel.name : self.baseModel.uri.endsWith('/' + adapter.name))",
             lambda spec: all(adapter.name != spec.base_model.served_name for adapter in spec.adapters),
         ),
         Rule(
             "baseModel.uri must lie in an entry of sources: add {name: SOURCE, claimName: CLAIM} for pvc://SOURCE/PATH,"
             " {name: NAME, mountPath: /DIRECTORY} for file:///DIRECTORY/PATH",
-            "self.sources.exists(source, self.baseModel.uri.startsWith(has(source.mountPath)"
+            "has(self.sources) && self.sources.exists(source, self.baseModel.uri.startsWith(has(source.mountPath)"
             " ? 'file://' + source.mountPath + '/' : 'pvc://' + source.name + '/'))",
             lambda spec: any(spec.base_model.uri.startswith(source.uri_prefix) for source in spec.sources),
         ),
         Rule(
             "more adapters are pinned than engine.maxMountedAdapters holds: raise it or pin fewer",
-            "self.adapters.filter(adapter, adapter.pinned).size() <= self.engine.maxMountedAdapters",
+            "!has(self.adapters)"
+            " || self.adapters.filter(adapter, adapter.pinned).size() <= self.engine.maxMountedAdapters",
             lambda spec: sum(adapter.pinned for adapter in spec.adapters) <= spec.engine.max_mounted_adapters,
         ),
     )
