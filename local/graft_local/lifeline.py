@@ -26,8 +26,8 @@ _LIBC = ctypes.CDLL(None, use_errno=True)
 def die_with_parent(with_signal: signal.Signals = signal.SIGKILL) -> Callable[[], None]:
     """A `preexec_fn` for `subprocess`: the child gets `with_signal` when the thread that starts it ends.
 
-    So start the child from a thread that lives as long as the process, as the main thread does. The child's signal mask is
-    cleared as well: a parent that waits for its signals has them blocked, and a child would inherit that.
+    So start the child from a thread that lives as long as the process, as the main thread does. The child's signal mask
+    is cleared as well: a parent that waits for its signals has them blocked, and a child would inherit that.
     """
     parent = os.getpid()
 

@@ -1,8 +1,8 @@
 """Which loopback addresses a local cluster uses, so that several run beside each other on one machine.
 
-The addresses below 127.0.0.0/8 are cut into slots. A slot is one /16 for Services and one for the node, its pods and the
-control plane. Who runs a cluster in a slot holds an abstract Unix socket of that name: such a name is seen by exactly the
-processes that share the loopback addresses, and is free again when its holder ends, however it ends.
+The addresses below 127.0.0.0/8 are cut into slots. A slot is one /16 for Services and one for the node, its pods and
+the control plane. Who runs a cluster in a slot holds an abstract Unix socket of that name: such a name is seen by
+exactly the processes that share the loopback addresses, and is free again when its holder ends, however it ends.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class ClusterNetwork:
 
     @property
     def pod_network(self) -> IPv4Network:
-        """Pods' addresses come from here, but from none of its first 256: these are for the node and the control plane."""
+        """Pods' addresses come from here, but its first 256 are for the node and the control plane."""
         return IPv4Network(f"127.{_FIRST + 2 * self.slot + 1}.0.0/16")
 
     @property

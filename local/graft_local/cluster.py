@@ -1,0 +1,313 @@
+"""A local Kubernetes cluster: start it, use it, stop it."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import signal
+import ssl
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from graft_local.binaries import ensure_binaries
+from graft_local.certificates import certificates_of, ensure_certificates, kubeconfig_of
+from graft_local.control_plane import NODE_NAME, listens, parts
+from graft_local.errors import LocalClusterError
+from graft_local.lifeline import signal_process
+from graft_local.network import API_SERVER_PORT, ClusterNetwork, claim_network
+from graft_local.progress import Progress
+from graft_local.supervisor import SupervisorLock, claim_state, log_file, pid_file, run_under_warden
+
+_POLL = 0.05
+_STOP_SECONDS = 60.0
+_KILL_SECONDS = 10.0
+
+
+class LocalCluster:
+    """A running cluster whose state lies in one directory. Leaving the `with` block stops it if `start` started it."""
+
+    def __init__(self, state: Path, kubectl: Path, ours: _Supervising | None) -> None:
+        self.state = state
+        self.kubeconfig = kubeconfig_of(state, "admin")
+        """The administrator's."""
+        self.network = ClusterNetwork.read(state)
+        self._kubectl = kubectl
+        self._ours = ours
+
+    @classmethod
+    def start(
+        cls,
+        state: Path,
+        *,
+        node: bool = True,
+        services: bool = True,
+        detached: bool = False,
+        timeout: float = 120.0,
+        progress: Progress | None = None,
+    ) -> LocalCluster:
+        """Start the cluster in the directory `state`, or take the one that runs there, and wait until it is ready.
+
+        Ready means: the API server says so, the namespace `default` has its service account, and with `node` the node
+        is Ready. A directory that held a cluster before goes on with it. Unless `detached`, the cluster ends with this
+        process, however this ends. `timeout` is in seconds and does not count the building of binaries.
+
+        Raises:
+            LocalClusterError: the binaries can't be had, a part does not start, or it took too long.
+        """
+        state = state.absolute()
+        state.mkdir(parents=True, exist_ok=True)
+        progress = progress or Progress()
+        kubectl = ensure_binaries(progress)["kubectl"]
+        ours = None
+        if not SupervisorLock(state).is_held():
+            ours = _Supervising.begin(state, node=node, services=services, detached=detached)
+        with progress.step("starting the control plane") as step:
+            try:
+                _Readiness(state, node=node).wait(timeout, ours, step.update)
+            except BaseException:
+                if ours is not None:
+                    ours.end()
+                raise
+        return cls(state, kubectl, ours)
+
+    @property
+    def kubectl_binary(self) -> Path:
+        """The kubectl of this cluster's version."""
+        return self._kubectl
+
+    def kubectl(self, *arguments: str, input: str | None = None, timeout: float = 120.0) -> str:  # noqa: A002
+        """Run kubectl as the administrator; its standard output. `input` is its standard input; `timeout` in seconds.
+
+        Raises:
+            LocalClusterError: it failed or took too long; what it wrote to standard error is told.
+        """
+        command = [
+            self._kubectl,
+            "--kubeconfig",
+            self.kubeconfig,
+            "--cache-dir",
+            self.state / "kubectl-cache",
+            *arguments,
+        ]
+        shown = f"kubectl {' '.join(arguments)}"
+        try:
+            done = subprocess.run(command, check=False, input=input, capture_output=True, text=True, timeout=timeout)
+        except subprocess.TimeoutExpired:
+            raise LocalClusterError(f"`{shown}` took longer than {timeout:.0f} s") from None
+        if done.returncode != 0:
+            raise LocalClusterError(f"`{shown}` failed: {done.stderr.strip()}")
+        return done.stdout
+
+    def get(self, *arguments: str) -> Any:
+        """What `kubectl get … -o json` answers, parsed.
+
+        Raises:
+            LocalClusterError: as `kubectl` does.
+        """
+        return json.loads(self.kubectl("get", *arguments, "-o", "json"))
+
+    def claim_directory(self, namespace: str, claim: str) -> Path:
+        """The directory behind a PersistentVolumeClaim, made if need be; the claim may come before or after."""
+        directory = self.state / "claims" / namespace / claim
+        directory.mkdir(parents=True, exist_ok=True)
+        return directory
+
+    def process(self, part: str) -> int:
+        """The process id of a part (`etcd`, `kube-apiserver`, …, `node`, `services`, or `supervisor`).
+
+        Raises:
+            LocalClusterError: it does not run just now.
+        """
+        try:
+            return int(pid_file(self.state, part).read_text())
+        except (FileNotFoundError, ValueError):
+            raise LocalClusterError(f"`{part}` does not run", hint=f"see {log_file(self.state, part)}") from None
+
+    def stop(self) -> None:
+        """Stop everything; the state stays. Nothing happens where nothing runs.
+
+        Raises:
+            LocalClusterError: something can't be ended.
+        """
+        stop(self.state)
+        if self._ours is not None:
+            self._ours.end()
+            self._ours = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._ours is not None:
+            self.stop()
+
+
+def supervise(state: Path, *, node: bool, services: bool, detached: bool, lifeline: int | None) -> int:
+    """Run the cluster in this process until SIGTERM or SIGINT. `detached`: go to the background once it is ours.
+
+    Returns:
+        The exit status.
+
+    Raises:
+        LocalClusterError: another supervisor has this state or its addresses, or binaries can't be had.
+    """
+    state = state.absolute()
+    state.mkdir(parents=True, exist_ok=True)
+    lock = claim_state(state)
+    network = claim_network(state)
+    binaries = ensure_binaries(Progress())
+    certificates = ensure_certificates(state, network.network, NODE_NAME)
+    supervised = parts(state, network.network, certificates, binaries, node=node, services=services)
+    if detached:
+        if os.fork():
+            os._exit(0)
+        os.setsid()
+    try:
+        return run_under_warden(state, supervised, lifeline)
+    finally:
+        network.release()
+        lock.release()
+
+
+def stop(state: Path) -> bool:
+    """Stop the cluster in the directory `state` and wait until all of it has ended; whether one ran.
+
+    Raises:
+        LocalClusterError: it can't be ended.
+    """
+    state = state.absolute()
+    lock = SupervisorLock(state)
+    if not lock.is_held():
+        return False
+    # The lock is held, so the process id that is recorded is its holder's and nobody else's.
+    for which, seconds in ((signal.SIGTERM, _STOP_SECONDS), (signal.SIGKILL, _KILL_SECONDS)):
+        signal_process(int(pid_file(state, "supervisor").read_text()), which)
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            if not lock.is_held():
+                return True
+            time.sleep(_POLL)
+    raise LocalClusterError(f"the local cluster in `{state}` does not end", hint=f"see {log_file(state, 'supervisor')}")
+
+
+class _Supervising:
+    """The process that supervises the cluster, and the pipe that ties it to us; both are gone when it is detached."""
+
+    def __init__(self, process: subprocess.Popen[bytes] | None, lifeline: int | None) -> None:
+        self._process = process
+        self._lifeline = lifeline
+
+    @classmethod
+    def begin(cls, state: Path, *, node: bool, services: bool, detached: bool) -> _Supervising:
+        options = [*([] if node else ["--without-node"]), *([] if services else ["--without-services"])]
+        command = [sys.executable, "-P", "-m", "graft_local", "supervise", "--state", str(state), *options]
+        log_path = log_file(state, "supervisor")
+        log_path.parent.mkdir(exist_ok=True)
+        with log_path.open("ab") as log:
+            if detached:
+                done = subprocess.run(
+                    [*command, "--detached"], check=False, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+                )
+                if done.returncode != 0:
+                    raise LocalClusterError(f"the local cluster did not start:\n{_tail(log_path)}")
+                return cls(None, None)
+            reading, writing = os.pipe()
+            process = subprocess.Popen(
+                [*command, "--lifeline", str(reading)],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                pass_fds=(reading,),
+                start_new_session=True,
+            )
+            os.close(reading)
+            return cls(process, writing)
+
+    def failed(self) -> bool:
+        """Whether the process has ended by itself."""
+        return self._process is not None and self._process.poll() is not None
+
+    def end(self) -> None:
+        """Let go of the pipe, which stops the cluster if it still runs, and wait."""
+        if self._lifeline is not None:
+            os.close(self._lifeline)
+            self._lifeline = None
+        if self._process is not None:
+            self._process.wait(_STOP_SECONDS)
+            self._process = None
+
+
+class _Readiness:
+    """What a cluster still waits for."""
+
+    def __init__(self, state: Path, *, node: bool) -> None:
+        self._state = state
+        self._node = node
+        self._context: ssl.SSLContext | None = None
+
+    def wait(self, timeout: float, ours: _Supervising | None, tell: Any) -> None:
+        deadline = time.monotonic() + timeout
+        while (missing := self._missing()) is not None:
+            tell(f"waiting for {missing}")
+            late = time.monotonic() > deadline
+            if late or (ours is not None and ours.failed()):
+                what = (
+                    f"after {timeout:.0f} s there is still no {missing}" if late else "the local cluster did not start"
+                )
+                raise LocalClusterError(f"{what}; the end of {self._state}/logs:\n{self._logs()}")
+            time.sleep(_POLL)
+
+    def _missing(self) -> str | None:
+        if not pid_file(self._state, "kube-apiserver").exists():
+            return "API server"
+        try:
+            if self._get("/readyz") is None:
+                return "API server that is ready"
+            if self._get("/api/v1/namespaces/default/serviceaccounts/default") is None:
+                return "default service account"
+            if self._node and not self._node_is_ready():
+                return "node that is Ready"
+        except (OSError, http.client.HTTPException):
+            return "API server that answers"
+        return None
+
+    def _node_is_ready(self) -> bool:
+        body = self._get(f"/api/v1/nodes/{NODE_NAME}")
+        if body is None or not pid_file(self._state, "node").exists():
+            return False
+        status = json.loads(body)["status"]
+        ready = any(c["type"] == "Ready" and c["status"] == "True" for c in status.get("conditions", ()))
+        # The object may be from an earlier run: ask the agent itself.
+        port = status.get("daemonEndpoints", {}).get("kubeletEndpoint", {}).get("Port")
+        addresses = [a["address"] for a in status.get("addresses", ()) if a["type"] == "InternalIP"]
+        return ready and port is not None and any(listens(f"https://{address}:{port}") for address in addresses)
+
+    def _get(self, path: str) -> bytes | None:
+        """The body of a 200 answer, else nothing."""
+        if self._context is None:
+            certificates = certificates_of(self._state)
+            self._context = ssl.create_default_context(cafile=str(certificates.authority))
+            self._context.load_cert_chain(certificates.kubelet_client.certificate, certificates.kubelet_client.key)
+        address = ClusterNetwork.read(self._state).control_plane_address
+        connection = http.client.HTTPSConnection(str(address), API_SERVER_PORT, timeout=5.0, context=self._context)
+        try:
+            connection.request("GET", path)
+            answer = connection.getresponse()
+            body = answer.read()
+            return body if answer.status == 200 else None
+        finally:
+            connection.close()
+
+    def _logs(self) -> str:
+        return "\n".join(f"{path.name}:\n{_tail(path)}" for path in sorted((self._state / "logs").glob("*.log")))
+
+
+def _tail(path: Path, lines: int = 8) -> str:
+    return "\n".join(f"  {line[:300]}" for line in path.read_text(errors="replace").splitlines()[-lines:])
