@@ -1,0 +1,183 @@
+"""The control plane as it really runs: it comes back from every kill, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from graft_local.cluster import LocalCluster, stop
+from graft_local.errors import LocalClusterError
+from graft_local.lifeline import descendants
+from graft_local.network import ClusterNetwork
+from graft_local.supervisor import pid_file
+
+pytestmark = pytest.mark.cluster
+
+PARTS = ("etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler")
+SETTINGS = """
+apiVersion: v1
+kind: ConfigMap
+metadata: {name: settings}
+data: {colour: green}
+"""
+
+
+def eventually(holds: Callable[[], bool], what: str, seconds: float = 30.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline, f"after {seconds:.0f} s still not: {what}"
+        time.sleep(0.05)
+
+
+def succeeds(work: Callable[[], object]) -> bool:
+    try:
+        work()
+    except LocalClusterError:
+        return False
+    return True
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return False
+    return state not in "ZX"
+
+
+def all_processes(cluster: LocalCluster) -> set[int]:
+    supervisor = cluster.process("supervisor")
+    return {supervisor, *descendants(supervisor)}
+
+
+def recorded(cluster: LocalCluster, part: str) -> int | None:
+    try:
+        return cluster.process(part)
+    except LocalClusterError:
+        return None
+
+
+@pytest.fixture(scope="module")
+def bare_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
+    """A control plane of our own that we may hurt."""
+    with LocalCluster.start(tmp_path_factory.mktemp("bare"), node=False, services=False) as cluster:
+        yield cluster
+
+
+def test_the_api_server_answers_as_the_pinned_version_from_loopback_addresses(bare_cluster: LocalCluster) -> None:
+    assert "Server Version: v1.34." in bare_cluster.kubectl("version")
+    service = bare_cluster.get("service", "kubernetes")
+    assert service["spec"]["clusterIP"] == str(bare_cluster.network.service_range[1])
+
+
+def test_controllers_work(bare_cluster: LocalCluster) -> None:
+    bare_cluster.kubectl("create", "deployment", "idle", "--image=none", "--replicas=2")
+    eventually(lambda: len(bare_cluster.get("pods", "-l", "app=idle")["items"]) == 2, "two pods")
+    bare_cluster.kubectl("delete", "deployment", "idle")
+    eventually(lambda: not bare_cluster.get("pods", "-l", "app=idle")["items"], "pods collected")
+
+
+def test_a_fault_of_kubectl_is_told(bare_cluster: LocalCluster) -> None:
+    with pytest.raises(LocalClusterError, match='pods "absent" not found'):
+        bare_cluster.kubectl("get", "pod", "absent")
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_a_killed_part_comes_back_with_what_was_stored(bare_cluster: LocalCluster, part: str) -> None:
+    bare_cluster.kubectl("apply", "-f", "-", input=SETTINGS)
+    before = bare_cluster.process(part)
+    os.kill(before, signal.SIGKILL)
+    eventually(lambda: recorded(bare_cluster, part) not in {None, before}, f"a new {part}")
+    eventually(lambda: succeeds(lambda: bare_cluster.kubectl("get", "--raw", "/readyz")), "ready again")
+    assert bare_cluster.get("configmap", "settings")["data"] == {"colour": "green"}
+    # Writes and controllers work as well: a new namespace gets its service account.
+    bare_cluster.kubectl("create", "namespace", f"after-{part}")
+    eventually(
+        lambda: succeeds(lambda: bare_cluster.kubectl("get", "serviceaccount", "default", "-n", f"after-{part}")),
+        "a service account in a new namespace",
+    )
+
+
+def test_a_second_start_takes_the_cluster_that_runs(bare_cluster: LocalCluster) -> None:
+    with LocalCluster.start(bare_cluster.state, node=False, services=False) as again:
+        assert again.process("supervisor") == bare_cluster.process("supervisor")
+    assert is_alive(bare_cluster.process("etcd"))  # it was not the second one's to stop
+
+
+def test_a_state_directory_has_one_supervisor(bare_cluster: LocalCluster) -> None:
+    command = [sys.executable, "-m", "graft_local", "supervise", "--state", str(bare_cluster.state)]
+    second = subprocess.run(command, check=False, capture_output=True, text=True, timeout=30)
+    assert second.returncode == 1
+    assert "runs in" in second.stderr
+    assert "hint:" in second.stderr
+    assert is_alive(bare_cluster.process("supervisor"))
+
+
+def test_stopped_and_started_again_it_is_the_same_cluster_and_another_is_apart(tmp_path: Path) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    with LocalCluster.start(one, node=False, services=False) as cluster:
+        cluster.kubectl("apply", "-f", "-", input=SETTINGS)
+        processes = all_processes(cluster)
+        with LocalCluster.start(two, node=False, services=False) as other:
+            assert other.network != cluster.network
+            assert not other.get("configmaps", "--field-selector", "metadata.name=settings")["items"]
+        started = time.monotonic()
+        cluster.stop()
+        assert time.monotonic() - started < 20
+        assert not any(map(is_alive, processes))
+    with LocalCluster.start(one, node=False, services=False) as cluster:
+        assert cluster.get("configmap", "settings")["data"] == {"colour": "green"}
+
+
+@pytest.mark.parametrize("victim", ["supervisor", "warden"])
+def test_a_killed_supervisor_leaves_no_process(tmp_path: Path, victim: str) -> None:
+    with LocalCluster.start(tmp_path, node=False, services=False) as cluster:
+        supervisor = cluster.process("supervisor")
+        warden = int(Path(f"/proc/{supervisor}/stat").read_text().rpartition(")")[2].split()[1])
+        processes = all_processes(cluster) | {warden}
+        assert len(processes) == len(PARTS) + 2
+        os.kill(supervisor if victim == "supervisor" else warden, signal.SIGKILL)
+        eventually(lambda: not any(map(is_alive, processes)), "all processes ended", seconds=20)
+
+
+def test_a_cluster_ends_with_the_process_that_started_it(tmp_path: Path) -> None:
+    program = f"""
+import time
+from pathlib import Path
+from graft_local.cluster import LocalCluster
+cluster = LocalCluster.start(Path({str(tmp_path)!r}), node=False, services=False)
+print("ready", flush=True)
+time.sleep(600)
+"""
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as owner:
+        assert owner.stdout is not None
+        assert owner.stdout.readline() == "ready\n"
+        supervisor = int(pid_file(tmp_path, "supervisor").read_text())
+        processes = {supervisor, *descendants(supervisor)}
+        assert len(processes) == len(PARTS) + 1
+        owner.kill()
+    eventually(lambda: not any(map(is_alive, processes)), "all processes ended", seconds=20)
+
+
+def test_detached_it_outlives_its_starter_until_it_is_stopped(tmp_path: Path) -> None:
+    program = f"""
+from pathlib import Path
+from graft_local.cluster import LocalCluster
+LocalCluster.start(Path({str(tmp_path)!r}), node=False, services=False, detached=True)
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=100)
+    try:
+        supervisor = int(pid_file(tmp_path, "supervisor").read_text())
+        processes = {supervisor, *descendants(supervisor)}
+        assert all(map(is_alive, processes))
+        ClusterNetwork.read(tmp_path)
+    finally:
+        assert stop(tmp_path) is True
+    assert not any(map(is_alive, processes))
+    assert stop(tmp_path) is False
