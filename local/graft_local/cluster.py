@@ -10,6 +10,7 @@ import ssl
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -252,7 +253,7 @@ class _Readiness:
         self._node = node
         self._context: ssl.SSLContext | None = None
 
-    def wait(self, timeout: float, ours: _Supervising | None, tell: Any) -> None:
+    def wait(self, timeout: float, ours: _Supervising | None, tell: Callable[[str], None]) -> None:
         deadline = time.monotonic() + timeout
         while (missing := self._missing()) is not None:
             tell(f"waiting for {missing}")
