@@ -12,16 +12,20 @@ from pydantic import ValidationError
 from graft_operator.api.rules import Rule, broken
 from graft_operator.api.spec import AdapterDeploymentSpec
 
+_UNKNOWN_FIELD = "extra_forbidden"
+
 NAME_RULES = (
     Rule(
-        "metadata.name may have at most 52 characters, for Graft and Kubernetes append to it to name the pods",
+        "is too long for metadata.name: it may have at most 52 characters, for Kubernetes appends to it to name pods",
         "self.metadata.name.size() <= 52",
         lambda name: len(name) <= 52,
+        text="self.metadata.name",
     ),
     Rule(
-        "metadata.name must start with a letter and hold a-z, 0-9 and - only, for the pool's Service bears it",
+        "can't be metadata.name: it must start with a letter and hold a-z, 0-9 and - only, for the Service bears it",
         "self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$')",
-        lambda name: re.search(r"^[a-z]([-a-z0-9]*[a-z0-9])?$", name) is not None,
+        lambda name: re.fullmatch(r"[a-z]([-a-z0-9]*[a-z0-9])?", name) is not None,
+        text="self.metadata.name",
     ),
 )
 
@@ -56,7 +60,10 @@ def parse_manifest(manifest: Mapping[str, Any]) -> AdapterDeploymentSpec:
 
 
 def _faults(error: ValidationError) -> list[str]:
-    return [f"{_path(fault['loc'])}: {fault['msg']}" for fault in error.errors(include_url=False)]
+    return [
+        f"{_path(fault['loc'])}: {'unknown field' if fault['type'] == _UNKNOWN_FIELD else fault['msg']}"
+        for fault in error.errors(include_url=False)
+    ]
 
 
 def _path(location: tuple[int | str, ...]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
@@ -22,15 +23,24 @@ class Rule:
     """An expression over `self`, the JSON value."""
     holds: Callable[[Any], bool]
     """The same over the parsed value."""
+    text: str | None = None
+    """For a rule on a text: its CEL expression; the text is shown before the message."""
 
     def to_schema(self) -> dict[str, str]:
         """The entry of `x-kubernetes-validations`."""
-        return {"rule": self.cel, "message": self.message}
+        schema = {"rule": self.cel, "message": self.message}
+        if self.text:
+            schema["messageExpression"] = f"'`' + {self.text} + '` ' + {json.dumps(self.message)}"
+        return schema
+
+    def message_for(self, value: object) -> str:
+        """The message, as the API server shows it."""
+        return f"`{value}` {self.message}" if self.text else self.message
 
 
 def broken(rules: Sequence[Rule], value: object) -> list[str]:
     """The messages of the rules that `value` breaks."""
-    return [rule.message for rule in rules if not rule.holds(value)]
+    return [rule.message_for(value) for rule in rules if not rule.holds(value)]
 
 
 def check(rules: Sequence[Rule]) -> AfterValidator:
@@ -51,6 +61,14 @@ def validations(rules: Sequence[Rule]) -> dict[str, Any]:
 def list_map(key: str) -> dict[str, Any]:
     """Schema marks of a list whose entries `key` tells apart: unique, merged one by one on server-side apply."""
     return {"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": [key]}
+
+
+def unique(value: Sequence[Any]) -> Sequence[Any]:
+    """The Python side of `list_map("name")`."""
+    names = [entry.name for entry in value]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    _refuse([f"Duplicate value: two entries are named `{name}`; rename or remove one" for name in twice])
+    return value
 
 
 def _refuse(faults: Sequence[str]) -> None:

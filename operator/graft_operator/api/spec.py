@@ -6,9 +6,9 @@ import re
 from typing import Annotated, Any, ClassVar, Literal
 
 from graft_runtime.contract import ADAPTER_NAME_PATTERN, DIGEST_PATTERN
-from pydantic import Field, Strict
+from pydantic import AfterValidator, Field, Strict
 
-from graft_operator.api.rules import Rule, Ruled, check, list_map, validations
+from graft_operator.api.rules import Rule, Ruled, check, list_map, unique, validations
 
 # The API server tells 1 from "1" and true from "yes"; so do we.
 Int = Annotated[int, Strict()]
@@ -22,11 +22,17 @@ _LABEL = r"[a-z0-9]([-a-z0-9]*[a-z0-9])?"
 _SEGMENTS = r"(/[^/?#%\\ \t\r\n]+)+"
 _URI = rf"^(pvc://{_LABEL}|file://){_SEGMENTS}$"
 _LAST_PART_IS_A_NAME = r"/[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?$"
+_DIRECTORY = r"^(/[A-Za-z0-9._-]+)+$"
 _DOT_SEGMENT = r"/\.{1,2}(/|$)"
 
 
 def _cel(pattern: str) -> str:
     return "'" + pattern.replace("\\", "\\\\") + "'"
+
+
+def _matches(pattern: str, text: str) -> bool:
+    # Python's $ also matches before a last line feed, that of CEL doesn't.
+    return re.search(pattern.replace("$", r"\Z"), text) is not None
 
 
 URI_RULES = (
@@ -35,31 +41,34 @@ URI_RULES = (
         " in the claim of an entry of spec.sources, file:///PATH one below the mountPath of an entry",
         "self.startsWith('pvc://') || self.startsWith('file://')",
         lambda uri: uri.startswith(("pvc://", "file://")),
+        text="self",
     ),
     Rule(
         "must name a directory, as in pvc://SOURCE/PATH or file:///PATH: no empty part, no trailing slash,"
         " none of ? # % \\ and no white space",
         f"!(self.startsWith('pvc://') || self.startsWith('file://')) || self.matches({_cel(_URI)})",
-        lambda uri: not uri.startswith(("pvc://", "file://")) or re.search(_URI, uri) is not None,
+        lambda uri: not uri.startswith(("pvc://", "file://")) or _matches(_URI, uri),
+        text="self",
     ),
     Rule(
         "must not hold the parts . or ..: write the path out",
         f"!self.matches({_cel(_DOT_SEGMENT)})",
-        lambda uri: re.search(_DOT_SEGMENT, uri) is None,
+        lambda uri: not _matches(_DOT_SEGMENT, uri),
+        text="self",
     ),
 )
 MOUNT_PATH_RULES = (
     Rule(
-        "must be an absolute directory outside /graft, which Graft uses itself, such as /mnt/adapters;"
-        " without the parts . and .. and without a trailing slash",
-        f"self.matches('^(/[A-Za-z0-9._-]+)+$') && !self.matches({_cel(_DOT_SEGMENT)})"
-        " && self != '/graft' && !self.startsWith('/graft/')",
-        lambda path: (
-            re.search(r"^(/[A-Za-z0-9._-]+)+$", path) is not None
-            and re.search(_DOT_SEGMENT, path) is None
-            and path != "/graft"
-            and not path.startswith("/graft/")
-        ),
+        "must be an absolute directory without the parts . and .. and without a trailing slash, such as /mnt/adapters",
+        f"self.matches({_cel(_DIRECTORY)}) && !self.matches({_cel(_DOT_SEGMENT)})",
+        lambda path: _matches(_DIRECTORY, path) and not _matches(_DOT_SEGMENT, path),
+        text="self",
+    ),
+    Rule(
+        "must lie outside /graft, which Graft uses itself",
+        "self != '/graft' && !self.startsWith('/graft/')",
+        lambda path: path != "/graft" and not path.startswith("/graft/"),
+        text="self",
     ),
 )
 LABEL_RULES = (
@@ -108,7 +117,7 @@ class BaseModelSpec(Ruled):
             "name must be set where the last part of uri can't serve as one"
             " (letters, digits, . _ and -, at most 63, ends alphanumeric)",
             f"has(self.name) || self.uri.matches({_cel(_LAST_PART_IS_A_NAME)})",
-            lambda base: base.name is not None or re.search(_LAST_PART_IS_A_NAME, base.uri) is not None,
+            lambda base: base.name is not None or _matches(_LAST_PART_IS_A_NAME, base.uri),
         ),
     )
 
@@ -218,7 +227,9 @@ class PodTemplateMetadata(Ruled):
     """Labels and annotations that the pods get besides Graft's own."""
 
     labels: Labels = Field(default_factory=dict)
+    """Labels, besides Graft's own."""
     annotations: Annotations = Field(default_factory=dict)
+    """Annotations."""
 
 
 class PodTemplateSpec(Ruled):
@@ -239,9 +250,13 @@ class AdapterDeploymentSpec(Ruled):
     """Pods, each with the whole base model."""
     base_model: BaseModelSpec
     """The checkpoint that every pod loads once."""
-    sources: tuple[SourceSpec, ...] = Field(default=(), max_length=32, json_schema_extra=list_map("name"))
+    sources: Annotated[tuple[SourceSpec, ...], AfterValidator(unique)] = Field(
+        default=(), max_length=32, json_schema_extra=list_map("name")
+    )
     """Where checkpoints may come from; a change rolls the pods."""
-    adapters: tuple[AdapterSpec, ...] = Field(default=(), max_length=MAX_ADAPTERS, json_schema_extra=list_map("name"))
+    adapters: Annotated[tuple[AdapterSpec, ...], AfterValidator(unique)] = Field(
+        default=(), max_length=MAX_ADAPTERS, json_schema_extra=list_map("name")
+    )
     """The adapters; a change touches no pod."""
     engine: EngineSpec = EngineSpec()
     """Limits of a pod's engine; a change rolls the pods."""

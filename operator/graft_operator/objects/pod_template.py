@@ -36,6 +36,9 @@ def overlay(base: Mapping[str, Any], patch: Mapping[str, Any], path: tuple[str, 
     Raises:
         GraftError: InvalidPodTemplate for `$patch` directives, nulls, entries without their key and clashing types.
     """
+    directives = [name for name in patch if name.startswith("$")]
+    if directives:
+        raise _invalid(path, f"holds `{directives[0]}`: patch directives aren't supported")
     merged = dict(base)
     for name, value in patch.items():
         merged[name] = _merge(merged.get(name), value, (*path, name))
@@ -59,7 +62,8 @@ def refuse_reserved(patch: Mapping[str, Any]) -> None:
 
 
 def _merge(base: Any, patch: Any, path: tuple[str, ...]) -> Any:
-    _refuse_directives(patch, path)
+    if patch is None:
+        raise _invalid(path, "is null: an overlay can't take fields away")
     if isinstance(patch, Mapping):
         return overlay(_of_type(base, dict, path), patch, path)
     if isinstance(patch, list):
@@ -101,15 +105,6 @@ def _of_type(base: Any, kind: type, path: tuple[str, ...]) -> Any:
         expected = "a map" if isinstance(base, dict) else "a list" if isinstance(base, list) else "a single value"
         raise _invalid(path, f"is {'a map' if kind is dict else 'a list'}, expected {expected}")
     return base
-
-
-def _refuse_directives(patch: Any, path: tuple[str, ...]) -> None:
-    if patch is None:
-        raise _invalid(path, "is null: an overlay can't take fields away")
-    if isinstance(patch, Mapping):
-        directives = [name for name in patch if name.startswith("$")]
-        if directives:
-            raise _invalid(path, f"holds `{directives[0]}`: patch directives aren't supported")
 
 
 def _invalid(path: tuple[str, ...], what: str) -> GraftError:

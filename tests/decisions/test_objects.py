@@ -1,0 +1,188 @@
+"""What the builders make of a pool: names, labels, owners, the small objects and what pods are told."""
+
+from __future__ import annotations
+
+import base64
+from typing import Any
+
+import pytest
+import yaml
+from graft_operator import objects
+from graft_operator.api import parse_spec
+from graft_operator.objects import Pool
+from graft_operator.settings import Settings
+from graft_runtime.contract import AdapterEntry, AdapterSet, RuntimeConfig, Source
+
+SETTINGS = Settings(namespace="graft-system", runtime_image="graft-runtime:0.1.0")
+
+
+def pool(**fields: Any) -> Pool:
+    spec = {
+        "baseModel": {"uri": "pvc://models/gemma"},
+        "sources": [{"name": "models", "claimName": "models"}],
+        "adapters": [{"name": "billing", "uri": "pvc://models/billing"}],
+        **fields,
+    }
+    return Pool(namespace="team-a", name="support", uid="11-22", generation=3, spec=parse_spec(spec))
+
+
+SET = AdapterSet(
+    pool_uid="11-22",
+    config_hash="abc",
+    generation=4,
+    adapters=(AdapterEntry(name="billing", source=Source(uri="pvc://models/billing")),),
+)
+BUILT = [
+    objects.build_deployment(pool(), SETTINGS),
+    objects.build_service(pool()),
+    objects.build_config_map(pool(), SETTINGS),
+    objects.build_adapter_set_config_map(pool(), SET),
+    objects.build_keys_config_map(pool(), {"0123": "PEM"}),
+    objects.build_disruption_budget(pool()),
+    objects.build_network_policy(pool(), SETTINGS),
+]
+
+
+@pytest.mark.parametrize("built", BUILT, ids=lambda built: f"{built['kind']}-{built['metadata']['name']}")
+def test_every_object_is_owned_labelled_and_in_the_pool_s_namespace(built: dict[str, Any]) -> None:
+    metadata = built["metadata"]
+    assert metadata["namespace"] == "team-a"
+    assert metadata["ownerReferences"] == [
+        {
+            "apiVersion": "graft.dev/v1alpha1",
+            "kind": "AdapterDeployment",
+            "name": "support",
+            "uid": "11-22",
+            "controller": True,
+            "blockOwnerDeletion": True,
+        }
+    ]
+    assert metadata["labels"]["app.kubernetes.io/managed-by"] == "graft"
+    assert metadata["labels"]["graft.dev/deployment"] == "support"
+
+
+def test_the_service_routes_to_the_api_port_alone() -> None:
+    assert yaml.safe_dump(objects.build_service(pool())["spec"]) == (
+        "ports:\n- appProtocol: http\n  name: http\n  port: 8000\n  protocol: TCP\n  targetPort: http\n"
+        "selector:\n  graft.dev/deployment: support\ntype: ClusterIP\n"
+    )
+    assert objects.url_of(pool()) == "http://support.team-a.svc:8000/v1"
+
+
+def test_the_network_policy_opens_the_control_port_to_the_operator_alone() -> None:
+    anyone, operator = objects.build_network_policy(pool(), SETTINGS)["spec"]["ingress"]
+    assert anyone == {"ports": [{"port": 8000, "protocol": "TCP"}]}
+    assert operator["ports"] == [{"port": 8001, "protocol": "TCP"}]
+    assert operator["from"] == [
+        {
+            "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "graft-system"}},
+            "podSelector": {"matchLabels": {"graft.dev/component": "operator"}},
+        }
+    ]
+
+
+def test_a_pool_of_no_pods_has_no_disruption_budget() -> None:
+    assert objects.build_disruption_budget(pool(replicas=0)) is None
+    budget = objects.build_disruption_budget(pool(replicas=1))
+    assert budget is not None
+    assert budget["spec"] == {"maxUnavailable": 1, "selector": {"matchLabels": {"graft.dev/deployment": "support"}}}
+
+
+def test_the_runtime_config_says_what_the_spec_says() -> None:
+    config = objects.build_runtime_config(
+        pool(
+            baseModel={"uri": "pvc://models/gemma", "name": "chat", "dtype": "float32"},
+            sources=[{"name": "shelf", "mountPath": "/mnt/shelf"}, {"name": "models", "claimName": "models"}],
+            engine={"maxRank": 8},
+            cache={"size": "1000"},
+            adapterStartupSeconds=5,
+            terminationGracePeriodSeconds=30,
+        ),
+        SETTINGS,
+    )
+    assert yaml.safe_dump(config.model_dump(mode="json", by_alias=True, exclude_defaults=True)) == (
+        "adapterStartupSeconds: 5\n"
+        "baseModel:\n  dtype: float32\n  name: chat\n  source:\n    uri: pvc://models/gemma\n"
+        "cacheBytes: 950\n"
+        "drainSeconds: 20\n"
+        "engine:\n  maxRank: 8\n"
+        "poolUid: 11-22\n"
+        "sources:\n- kind: claim\n  name: models\n"
+        "- kind: directory\n  name: shelf\n  uriPrefixes:\n  - file:///mnt/shelf/\n"
+    )
+
+
+def config_hash(**fields: Any) -> str:
+    return objects.build_runtime_config(pool(**fields), SETTINGS).config_hash()
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"adapters": []},
+        {"replicas": 7},
+        {"suspend": True},
+        {"strategy": {"maxSurge": 0, "maxUnavailable": 1}},
+        {"podTemplate": {"metadata": {"labels": {"team": "a"}}}},
+        {"engine": {"maxRank": 64}},  # the default, written out
+    ],
+    ids=str,
+)
+def test_what_pods_are_not_born_with_keeps_the_config_hash(fields: dict[str, Any]) -> None:
+    assert config_hash(**fields) == config_hash()
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"baseModel": {"uri": "pvc://models/gemma", "dtype": "float32"}},
+        {"engine": {"maxRank": 8}},
+        {"terminationGracePeriodSeconds": 60},
+        {"sources": [{"name": "models", "claimName": "m"}, {"name": "shelf", "claimName": "s"}]},
+    ],
+    ids=str,
+)
+def test_what_pods_are_born_with_changes_the_config_hash(fields: dict[str, Any]) -> None:
+    assert config_hash(**fields) != config_hash()
+
+
+def test_the_order_of_sources_rolls_nothing() -> None:
+    sources = [{"name": "models", "claimName": "models"}, {"name": "shelf", "claimName": "shelf"}]
+    forward, backward = pool(sources=sources), pool(sources=sources[::-1])
+    assert objects.build_deployment(forward, SETTINGS) == objects.build_deployment(backward, SETTINGS)
+
+
+def test_the_config_map_holds_the_config_and_bears_its_hash() -> None:
+    built = objects.build_config_map(pool(), SETTINGS)
+    config = RuntimeConfig.model_validate_json(built["data"]["runtime-config.json"])
+    assert config == objects.build_runtime_config(pool(), SETTINGS)
+    assert built["metadata"]["name"] == f"support-config-{config.config_hash()}"
+    assert built["metadata"]["labels"]["graft.dev/config-hash"] == config.config_hash()
+
+
+def test_the_adapter_set_is_read_back_as_it_was_written() -> None:
+    built = objects.build_adapter_set_config_map(pool(), SET)
+    assert built["metadata"]["name"] == "support-set-abc"
+    assert objects.read_adapter_set(built) == SET
+    assert objects.build_adapter_set_config_map(pool(), SET) == built
+
+
+@pytest.mark.parametrize(
+    "config_map",
+    [
+        {},
+        {"binaryData": None},
+        {"binaryData": {"adapter-set.json.gz": "%%%"}},
+        {"binaryData": {"adapter-set.json.gz": base64.b64encode(b"no gzip").decode()}},
+        {"binaryData": {"adapter-set.json.gz": base64.b64encode(SET.to_gzip()[:20]).decode()}},
+    ],
+    ids=["empty", "null", "not-base64", "not-gzip", "truncated"],
+)
+def test_a_config_map_without_a_readable_set_holds_none(config_map: dict[str, Any]) -> None:
+    assert objects.read_adapter_set(config_map) is None
+
+
+def test_the_public_keys_are_files_named_by_their_id() -> None:
+    built = objects.build_keys_config_map(pool(), {"ffff": "second", "0000": "first"})
+    assert built["metadata"]["name"] == "support-keys"
+    assert list(built["data"].items()) == [("0000.pem", "first"), ("ffff.pem", "second")]

@@ -1,0 +1,229 @@
+"""The Deployment and the overlay of spec.podTemplate."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import yaml
+from graft_operator.api import parse_spec
+from graft_operator.objects import Pool, build_deployment, build_runtime_config, overlay
+from graft_operator.settings import Settings
+from graft_runtime.errors import ErrorCode, GraftError
+
+SETTINGS = Settings(namespace="graft-system", runtime_image="graft-runtime:0.1.0")
+
+
+def pool(**fields: Any) -> Pool:
+    spec = {
+        "baseModel": {"uri": "pvc://models/gemma"},
+        "sources": [{"name": "models", "claimName": "claim"}, {"name": "shelf", "mountPath": "/mnt/shelf"}],
+        **fields,
+    }
+    return Pool(namespace="team-a", name="support", uid="11-22", generation=3, spec=parse_spec(spec))
+
+
+def pod(settings: Settings = SETTINGS, **fields: Any) -> dict[str, Any]:
+    built: dict[str, Any] = build_deployment(pool(**fields), settings)["spec"]["template"]["spec"]
+    return built
+
+
+EXPECTED_CONTAINER = """\
+name: runtime
+image: graft-runtime:0.1.0
+imagePullPolicy: IfNotPresent
+command: [graft-runtime]
+args: [serve, --config-directory, /graft/config, --adapter-set-directory, /graft/adapter-set, --keys-directory,
+  /graft/keys, --cache-directory, /graft/cache, --state-directory, /graft/state, --bind-address, 0.0.0.0, --pod-uid,
+  $(POD_UID), --source-mount, models, /graft/sources/models, --source-mount, shelf, /mnt/shelf]
+env:
+- {name: POD_IP, valueFrom: {fieldRef: {fieldPath: status.podIP}}}
+- {name: POD_UID, valueFrom: {fieldRef: {fieldPath: metadata.uid}}}
+- {name: HOME, value: /tmp}
+- {name: TMPDIR, value: /tmp}
+ports:
+- {name: http, containerPort: 8000, protocol: TCP}
+- {name: control, containerPort: 8001, protocol: TCP}
+securityContext:
+  allowPrivilegeEscalation: false
+  capabilities: {drop: [ALL]}
+  readOnlyRootFilesystem: true
+startupProbe: {httpGet: {path: /startupz, port: http}, periodSeconds: 2, timeoutSeconds: 2, failureThreshold: 900}
+readinessProbe: {httpGet: {path: /readyz, port: http}, periodSeconds: 2, timeoutSeconds: 2, failureThreshold: 3}
+livenessProbe: {httpGet: {path: /livez, port: http}, periodSeconds: 10, timeoutSeconds: 5, failureThreshold: 3}
+volumeMounts:
+- {name: config, mountPath: /graft/config, readOnly: true}
+- {name: adapter-set, mountPath: /graft/adapter-set, readOnly: true}
+- {name: keys, mountPath: /graft/keys, readOnly: true}
+- {name: cache, mountPath: /graft/cache}
+- {name: state, mountPath: /graft/state}
+- {name: scratch, mountPath: /tmp}
+- {name: source-models, mountPath: /graft/sources/models, readOnly: true}
+resources: {limits: {nvidia.com/gpu: "1"}}
+"""
+
+
+def test_the_container_speaks_the_runtime_s_command_line() -> None:
+    (container,) = pod()["containers"]
+    assert container == yaml.safe_load(EXPECTED_CONTAINER)
+
+
+def test_the_pod_mounts_what_it_is_told_and_nothing_of_the_api() -> None:
+    config_hash = build_runtime_config(pool(), SETTINGS).config_hash()
+    built = pod(cache={"size": "20Gi"})
+    hash_with_cache = build_runtime_config(pool(cache={"size": "20Gi"}), SETTINGS).config_hash()
+    assert hash_with_cache != config_hash
+    assert built["automountServiceAccountToken"] is False
+    assert built["terminationGracePeriodSeconds"] == 120
+    assert built["securityContext"] == {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}}
+    assert built["volumes"] == [
+        {"name": "config", "configMap": {"name": f"support-config-{hash_with_cache}"}},
+        {"name": "adapter-set", "configMap": {"name": f"support-set-{hash_with_cache}", "optional": True}},
+        {"name": "keys", "configMap": {"name": "support-keys"}},
+        {"name": "cache", "emptyDir": {"sizeLimit": "20Gi"}},
+        {"name": "state", "emptyDir": {}},
+        {"name": "scratch", "emptyDir": {}},
+        {"name": "source-models", "persistentVolumeClaim": {"claimName": "claim", "readOnly": True}},
+    ]
+
+
+def test_the_deployment_rolls_as_the_spec_says() -> None:
+    built = build_deployment(pool(replicas=3, strategy={"maxSurge": 0, "maxUnavailable": 2}), SETTINGS)
+    assert built["metadata"]["name"] == "support"
+    assert built["spec"]["replicas"] == 3
+    assert built["spec"]["selector"] == {"matchLabels": {"graft.dev/deployment": "support"}}
+    assert built["spec"]["strategy"]["rollingUpdate"] == {"maxSurge": 0, "maxUnavailable": 2}
+    assert built["spec"]["progressDeadlineSeconds"] == 1800 + 300 + 600
+
+
+@pytest.mark.parametrize(("seconds", "threshold"), [(10, 5), (11, 6), (1800, 900)])
+def test_the_startup_probe_waits_at_least_as_long_as_the_spec_says(seconds: int, threshold: int) -> None:
+    (container,) = pod(startupTimeoutSeconds=seconds)["containers"]
+    assert container["startupProbe"]["failureThreshold"] == threshold
+
+
+def test_without_a_device_there_is_no_limit() -> None:
+    (container,) = pod(accelerator={"count": 0})["containers"]
+    assert "resources" not in container
+
+
+def test_pods_may_listen_on_their_own_address_alone() -> None:
+    settings = Settings(namespace="graft-system", runtime_image="i", bind_address="podIP")
+    (container,) = pod(settings)["containers"]
+    arguments = container["args"]
+    assert arguments[arguments.index("--bind-address") + 1] == "$(POD_IP)"
+
+
+def labels(**fields: Any) -> dict[str, Any]:
+    found: dict[str, Any] = build_deployment(pool(**fields), SETTINGS)["spec"]["template"]["metadata"]["labels"]
+    return found
+
+
+def test_pods_bear_the_config_hash_and_the_user_s_labels() -> None:
+    found = labels(podTemplate={"metadata": {"labels": {"team": "a", "app.kubernetes.io/name": "mine"}}})
+    assert found["graft.dev/config-hash"] == build_runtime_config(pool(), SETTINGS).config_hash()
+    assert found["graft.dev/deployment"] == "support"
+    assert found["app.kubernetes.io/name"] == "mine"
+    assert found["team"] == "a"
+
+
+def template_hash(**fields: Any) -> str:
+    annotations = build_deployment(pool(**fields), SETTINGS)["metadata"]["annotations"]
+    return str(annotations["graft.dev/template-hash"])
+
+
+def test_the_template_hash_follows_the_desired_object() -> None:
+    assert template_hash() == template_hash()
+    assert template_hash() == template_hash(adapters=[{"name": "sql", "uri": "pvc://models/sql"}])
+    assert template_hash() != template_hash(replicas=2)
+    assert template_hash() != template_hash(engine={"maxRank": 8})
+
+
+OVERLAYS = [
+    pytest.param({"nodeSelector": {"zone": "a"}}, "nodeSelector", {"zone": "a"}, id="new-map"),
+    pytest.param(
+        {"securityContext": {"fsGroup": 1}},
+        "securityContext",
+        {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}, "fsGroup": 1},
+        id="maps-merge",
+    ),
+    pytest.param(
+        {"tolerations": [{"key": "gpu", "operator": "Exists"}]},
+        "tolerations",
+        [{"key": "gpu", "operator": "Exists"}],
+        id="lists-replace",
+    ),
+]
+
+
+@pytest.mark.parametrize(("patch", "field", "expected"), OVERLAYS)
+def test_the_pod_template_is_laid_over_the_pod(patch: dict[str, Any], field: str, expected: Any) -> None:
+    assert pod(podTemplate={"spec": patch})[field] == expected
+
+
+def test_containers_merge_by_name_and_their_lists_by_their_keys() -> None:
+    sidecar = {"name": "log", "image": "log:1"}
+    runtime = {
+        "name": "runtime",
+        "resources": {"limits": {"memory": "4Gi"}},
+        "env": [{"name": "HTTPS_PROXY", "value": "http://proxy"}, {"name": "HOME", "value": "/home"}],
+        "volumeMounts": [{"name": "shelf", "mountPath": "/mnt/shelf"}],
+    }
+    shelf = {"name": "shelf", "hostPath": {"path": "/srv"}}
+    built = pod(podTemplate={"spec": {"containers": [sidecar, runtime], "volumes": [shelf]}})
+    container, added = built["containers"]
+    assert added == sidecar
+    assert container["image"] == "graft-runtime:0.1.0"
+    assert container["resources"] == {"limits": {"nvidia.com/gpu": "1", "memory": "4Gi"}}
+    assert {entry["name"]: entry.get("value") for entry in container["env"]} == {
+        "POD_IP": None,
+        "POD_UID": None,
+        "HOME": "/home",
+        "TMPDIR": "/tmp",
+        "HTTPS_PROXY": "http://proxy",
+    }
+    assert container["volumeMounts"][-1] == {"name": "shelf", "mountPath": "/mnt/shelf"}
+    assert built["volumes"][-1] == shelf
+
+
+def test_a_volume_of_ours_takes_another_source_whole() -> None:
+    patch = {"volumes": [{"name": "cache", "hostPath": {"path": "/var/cache/graft"}}]}
+    built = pod(podTemplate={"spec": patch}, cache={"size": "1Gi"})
+    assert {"name": "cache", "hostPath": {"path": "/var/cache/graft"}} in built["volumes"]
+
+
+@pytest.mark.parametrize(
+    ("patch", "told"),
+    [
+        ({"$patch": "replace"}, "holds `$patch`"),
+        ({"containers": [{"name": "runtime", "$patch": "delete"}]}, "spec.podTemplate.spec.containers holds `$patch`"),
+        ({"tolerations": [{"$patch": "replace"}]}, "spec.podTemplate.spec.tolerations holds `$patch`"),
+        ({"nodeSelector": None}, "spec.podTemplate.spec.nodeSelector is null"),
+        ({"containers": [{"image": "x"}]}, "spec.podTemplate.spec.containers has an entry without `name`"),
+        ({"containers": ["runtime"]}, "spec.podTemplate.spec.containers has an entry without `name`"),
+        ({"containers": [{"name": "a"}, {"name": "a"}]}, "two entries with name `a`"),
+        ({"containers": {"runtime": {}}}, "spec.podTemplate.spec.containers is a map, expected a list"),
+        ({"securityContext": []}, "spec.podTemplate.spec.securityContext is a list, expected a map"),
+        ({"securityContext": "none"}, "spec.podTemplate.spec.securityContext is 'none', expected a map"),
+        ({"automountServiceAccountToken": {}}, "is a map, expected a single value"),
+        ({"containers": [{"name": "runtime", "args": ["x"]}]}, "spec.podTemplate.spec.containers.args is set"),
+        ({"containers": [{"name": "runtime", "command": ["x"]}]}, "spec.podTemplate.spec.containers.command is set"),
+        ({"terminationGracePeriodSeconds": 5}, "use spec.terminationGracePeriodSeconds"),
+    ],
+    ids=str,
+)
+def test_a_pod_template_that_can_t_be_laid_over_is_refused(patch: dict[str, Any], told: str) -> None:
+    with pytest.raises(GraftError) as caught:
+        pod(podTemplate={"spec": patch})
+    assert caught.value.code is ErrorCode.INVALID_POD_TEMPLATE
+    assert told in caught.value.what
+    assert caught.value.hint
+
+
+def test_the_overlay_leaves_its_inputs_alone() -> None:
+    base = {"containers": [{"name": "runtime", "env": [{"name": "A", "value": "1"}]}]}
+    patch = {"containers": [{"name": "runtime", "env": [{"name": "B", "value": "2"}]}]}
+    merged = overlay(base, patch)
+    assert [entry["name"] for entry in merged["containers"][0]["env"]] == ["A", "B"]
+    assert base == {"containers": [{"name": "runtime", "env": [{"name": "A", "value": "1"}]}]}
+    assert patch == {"containers": [{"name": "runtime", "env": [{"name": "B", "value": "2"}]}]}
