@@ -104,6 +104,7 @@ class ConvertTokenizer(_Message, frozen=True, tag=True, array_like=True):
 
     directory: str
     output: str
+    """The file to write; its directory exists."""
 
 
 Command = Start | Mount | Unmount | Submit | Cancel | ConvertTokenizer

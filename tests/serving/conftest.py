@@ -61,8 +61,9 @@ def _configs() -> dict[str, Callable[[], Any]]:
         "bos_token_id": 256,
         "eos_token_id": 257,
         "pad_token_id": 258,
+        "tie_word_embeddings": False,  # a tied random model repeats its last token
     }
-    tokens = {"bos_token_id": 256, "eos_token_id": 257}
+    tokens: dict[str, Any] = {"bos_token_id": 256, "eos_token_id": 257, "tie_word_embeddings": False}
     return {
         "llama": lambda: hf.LlamaConfig(**llama_like),
         "mistral": lambda: hf.MistralConfig(**llama_like, sliding_window=8),
@@ -156,3 +157,57 @@ def make_adapter(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> A
         return build_adapter(base or tiny_base, directory, sum(name.encode()) if seed is None else seed, **lora)
 
     return make
+
+
+class InProcessEngine:
+    """An Engine whose loader does each job at once, driven by hand."""
+
+    def __init__(self, base: Path, **start: Any) -> None:
+        from graft_runtime.engine.engine import Engine
+        from graft_runtime.engine.loader import Loader
+        from graft_runtime.messages import Start
+
+        loader = Loader()
+        self.engine = Engine(lambda job: self.engine.handle(loader.do(job)))
+        options = {"max_sequences": 64, "max_sequence_length": 4096, "max_mounted_adapters": 8, "max_rank": 16}
+        self.handle(Start(str(base), "tiny", start.pop("dtype", "float32"), **(options | start)))
+        self.started = self.step()
+
+    def handle(self, command: Any) -> None:
+        self.engine.handle(command)
+
+    def step(self) -> list[Any]:
+        return self.engine.step()
+
+    def mount(self, digest: str, directory: Path) -> Any:
+        """Mounts under this digest; the event that answers."""
+        from graft_runtime.messages import Mount
+
+        self.handle(Mount(digest, str(directory), digest))
+        (event,) = self.step()
+        return event
+
+    def collect(self, events: list[Any]) -> dict[str, list[int]]:
+        """Steps until nothing is left to do; the tokens of each request. No request may fail."""
+        from graft_runtime.messages import Generated
+
+        answers: dict[str, list[int]] = {}
+        while events or self.engine.busy:
+            for event in events:
+                if isinstance(event, Generated):
+                    assert event.fault is None, event.fault
+                    answers.setdefault(event.request, []).extend(event.tokens)
+            events = self.step()
+        return answers
+
+    def answers(self, submits: list[Any]) -> dict[str, list[int]]:
+        """Submits all at once; the tokens of each by name."""
+        for submit in submits:
+            self.handle(submit)
+        return self.collect([])
+
+
+@pytest.fixture
+def in_process() -> Callable[..., InProcessEngine]:
+    """`in_process(base, **start)`: an engine with this base loaded, without a process of its own."""
+    return InProcessEngine

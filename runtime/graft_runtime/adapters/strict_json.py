@@ -1,0 +1,61 @@
+"""JSON from strangers: bounded, no key twice, no NaN or Infinity."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, NoReturn
+
+from graft_runtime.errors import ErrorCode, GraftError
+
+MAX_DEPTH = 16
+
+
+def parse_object(text: bytes, what: str, code: ErrorCode) -> dict[str, Any]:
+    """The JSON object in `text`.
+
+    Args:
+        text: UTF-8; the caller has bounded its length.
+        what: how an error calls it.
+        code: the code of that error.
+
+    Raises:
+        GraftError: with `code`.
+    """
+    try:
+        value = json.loads(text.decode(), object_pairs_hook=_no_key_twice, parse_constant=_refuse_constant)
+    except RecursionError:
+        raise GraftError(code, f"{what} is nested more than {MAX_DEPTH} levels deep") from None
+    except ValueError as error:
+        raise GraftError(code, f"{what} is not valid JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise GraftError(code, f"{what} is not a JSON object")
+    if _depth(value) > MAX_DEPTH:
+        raise GraftError(code, f"{what} is nested more than {MAX_DEPTH} levels deep")
+    return value
+
+
+def _no_key_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise ValueError(f"the key {key!r} appears twice")
+        found[key] = value
+    return found
+
+
+def _refuse_constant(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is not a number")
+
+
+def _depth(value: Any) -> int:
+    depth, level = 0, [value]
+    while level and depth <= MAX_DEPTH:
+        depth += 1
+        level = [
+            child
+            for item in level
+            if isinstance(item, dict | list)
+            for child in (item.values() if isinstance(item, dict) else item)
+            if isinstance(child, dict | list)
+        ]
+    return depth

@@ -1,0 +1,302 @@
+"""The engine: takes commands, runs steps, tells events. One thread; the loader works beside it."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable
+
+import torch
+
+from graft_runtime.engine.loader import AdapterReady, BaseReady, Job, Outcome
+from graft_runtime.engine.mounts import Mounts
+from graft_runtime.engine.sampling import Draws, choose
+from graft_runtime.engine.scheduler import Batch, Request, Scheduler
+from graft_runtime.errors import ErrorCode, GraftError
+from graft_runtime.messages import (
+    BaseFailed,
+    BaseLoaded,
+    Cancel,
+    Command,
+    ConvertTokenizer,
+    EngineFault,
+    Event,
+    Generated,
+    Mount,
+    Mounted,
+    MountFailed,
+    Start,
+    StepDone,
+    Submit,
+    Unmount,
+    Unmounted,
+)
+from graft_runtime.model.deltas import RowAdapter
+from graft_runtime.model.load import BaseModel
+from graft_runtime.runners.padded import PaddedRunner
+
+logger = logging.getLogger(__name__)
+
+FAILED_STEPS = 3
+"""In a row, and the process gives up: a fresh one may do better."""
+
+
+class EngineBrokenError(Exception):
+    """The accelerator is broken, or nothing works any more: the process must exit."""
+
+
+class _Serving:
+    """What exists once the base is loaded."""
+
+    def __init__(self, base: BaseModel, start: Start) -> None:
+        self.base = base
+        self.runner = PaddedRunner(base)
+        self.scheduler = Scheduler(start.max_sequences, pads=self.runner.pads)
+
+
+class Engine:
+    """The base model, its adapters, and the requests that run on them.
+
+    Args:
+        load: hands a job to the loader; its outcome comes back through `handle`.
+    """
+
+    def __init__(self, load: Callable[[Job], None]) -> None:
+        self._load = load
+        self._start: Start | None = None
+        self._serving: _Serving | None = None
+        self._mounts = Mounts(0)
+        self._events: list[Event] = []
+        self._failed_steps = 0
+
+    @property
+    def busy(self) -> bool:
+        """Whether a step would do something."""
+        return bool(self._events) or (self._serving is not None and self._serving.scheduler.busy)
+
+    def step(self) -> list[Event]:
+        """Admits what fits, takes every batch one token further, and tells what came of it.
+
+        Raises:
+            EngineBrokenError: after an accelerator's error, or three failed steps in a row.
+        """
+        if self._serving is not None and self._serving.scheduler.busy:
+            started, scheduler = time.perf_counter(), self._serving.scheduler
+            scheduler.admit()
+            results = [self._advance(self._serving, batch) for batch in list(scheduler.batches)]
+            self._count(results)
+            self._tell(StepDone(time.perf_counter() - started, scheduler.running, scheduler.waiting))
+        events, self._events = self._events, []
+        return events
+
+    def handle(self, message: Command | Outcome) -> None:
+        """Takes a command of the API process or an outcome of the loader; the next step tells what came of it."""
+        match message:
+            case Submit():
+                self._submit(message)
+            case Cancel():
+                self._cancel(message)
+            case Mount():
+                self._mount(message)
+            case Unmount():
+                if self._mounts.unmount(message.digest):
+                    self._tell(Unmounted(message.digest))
+            case Start() if self._start is None:
+                self._start, self._mounts = message, Mounts(message.max_mounted_adapters)
+                self._load(message)
+            case ConvertTokenizer():
+                self._load(message)
+            case Start():
+                logger.error("a second Start is ignored")
+            case _:
+                self._publish(message)
+
+    def _tell(self, event: Event) -> None:
+        self._events.append(event)
+
+    # what the loader brings
+
+    def _publish(self, outcome: Outcome) -> None:
+        match outcome:
+            case BaseReady(base):
+                self._serve(base)
+            case AdapterReady(digest, adapter):
+                if self._mounts.publish(digest, adapter):
+                    self._tell(Mounted(digest, adapter.rank, len(adapter.low_rank), adapter.bytes))
+                else:
+                    self._tell(Unmounted(digest))
+            case MountFailed():
+                self._mounts.abandon(outcome.digest)
+                self._tell(outcome)
+            case _:
+                self._tell(outcome)
+
+    def _serve(self, base: BaseModel) -> None:
+        assert self._start is not None
+        try:
+            self._serving = _Serving(base, self._start)
+        except GraftError as error:
+            self._tell(BaseFailed(EngineFault.of(error)))
+            return
+        self._tell(
+            BaseLoaded(
+                runner=self._serving.runner.name,
+                context_length=base.context_length,
+                vocabulary_size=base.vocabulary_size,
+                parameter_count=sum(parameter.numel() for parameter in base.model.parameters()),
+                dtype=str(base.dtype).removeprefix("torch."),
+            )
+        )
+
+    def _mount(self, mount: Mount) -> None:
+        if self._mounts.loading(mount.digest):
+            self._mounts.begin(mount.digest)
+            return
+        try:
+            adapter = self._mounts.begin(mount.digest)
+        except GraftError as error:
+            self._tell(MountFailed(mount.digest, EngineFault.of(error)))
+            return
+        if adapter is None:
+            self._load(mount)
+        else:
+            self._tell(Mounted(mount.digest, adapter.rank, len(adapter.low_rank), adapter.bytes))
+
+    # requests
+
+    def _submit(self, submit: Submit) -> None:
+        held: list[str] = []
+        try:
+            serving = self._checked(submit)
+            adapters = []
+            for served in submit.adapters:
+                adapters.append(RowAdapter(self._mounts.hold(served.digest), served.weight))
+                held.append(served.digest)
+        except GraftError as error:
+            for digest in held:
+                self._release(digest)
+            self._tell(Generated(submit.request, [], "error", EngineFault.of(error)))
+            return
+        room = serving.base.context_length - len(submit.prompt)
+        serving.scheduler.add(
+            Request(submit, tuple(adapters), Draws(submit.sampling), max_tokens=min(submit.max_tokens, room))
+        )
+
+    def _checked(self, submit: Submit) -> _Serving:
+        """That this request can do no harm. The API process has told its user so before, and better."""
+        if self._serving is None:
+            raise GraftError(ErrorCode.NOT_READY, "the base model is not loaded")
+        base = self._serving.base
+        if len(submit.prompt) >= base.context_length:
+            what = (
+                f"the prompt has {len(submit.prompt)} tokens, expected less than the context of {base.context_length}"
+            )
+            raise GraftError(ErrorCode.CONTEXT_TOO_LONG, what)
+        strange = [token for token in submit.prompt if not 0 <= token < base.vocabulary_size]
+        if strange:
+            what = f"the prompt holds token {strange[0]}, expected 0 … {base.vocabulary_size - 1}"
+            raise GraftError(ErrorCode.INVALID_REQUEST, what)
+        sampling = submit.sampling
+        sane = (
+            submit.prompt
+            and submit.max_tokens > 0
+            and math.isfinite(sampling.temperature)
+            and sampling.temperature >= 0
+            and 0 < sampling.top_p <= 1
+            and sampling.top_k >= 0
+            and all(math.isfinite(served.weight) for served in submit.adapters)
+        )
+        if not sane:
+            raise GraftError(ErrorCode.INVALID_REQUEST, "an empty prompt, or a value that has no meaning")
+        return self._serving
+
+    def _cancel(self, cancel: Cancel) -> None:
+        request = self._serving.scheduler.drop(cancel.request) if self._serving is not None else None
+        if request is not None:
+            self._ended(request)
+
+    def _ended(self, request: Request) -> None:
+        for served in request.submit.adapters:
+            self._release(served.digest)
+
+    def _release(self, digest: str) -> None:
+        if self._mounts.release(digest):
+            self._tell(Unmounted(digest))
+
+    # steps
+
+    def _advance(self, serving: _Serving, batch: Batch) -> bool:
+        """One token for each row of a batch. False when it failed."""
+        try:
+            with torch.inference_mode():
+                self._forward(serving, batch)
+        except Exception as error:
+            self._failed(serving, batch, error)
+            return False
+        return True
+
+    def _forward(self, serving: _Serving, batch: Batch) -> None:
+        if batch.state is None:
+            requests = batch.requests
+            batch.state = serving.runner.start([r.so_far for r in requests], [r.adapters for r in requests])
+        logits = serving.runner.forward(batch.state)
+        tokens = choose(logits, [request.draws for request in batch.requests])
+        going = [row for row, token in enumerate(tokens) if self._goes_on(batch.requests[row], token)]
+        serving.scheduler.keep(batch, going)
+        if going:
+            batch.state.extend([batch.requests[row].tokens[-1] for row in range(len(going))])
+
+    def _goes_on(self, request: Request, token: int | None) -> bool:
+        """Delivers a row's token; False when that was its last."""
+        name = request.submit.request
+        if token is None:
+            self._finish(request, Generated(name, [], "error", _not_finite(request)))
+            return False
+        if token in request.submit.stop_tokens:
+            self._finish(request, Generated(name, [], "stop"))
+            return False
+        request.tokens.append(token)
+        if len(request.tokens) == request.max_tokens:
+            self._finish(request, Generated(name, [token], "length"))
+            return False
+        self._tell(Generated(name, [token]))
+        return True
+
+    def _finish(self, request: Request, last: Generated) -> None:
+        self._tell(last)
+        self._ended(request)
+
+    def _failed(self, serving: _Serving, batch: Batch, error: Exception) -> None:
+        """One row: it fails. Several: each runs again by itself, from where it was, and only the culprit fails."""
+        logger.error("a step of %d rows failed", len(batch.requests), exc_info=error)
+        if _is_fatal(error):
+            raise EngineBrokenError("the accelerator failed") from error
+        if len(batch.requests) > 1:
+            serving.scheduler.again(batch)
+            return
+        request = batch.requests[0]
+        serving.scheduler.batches.remove(batch)
+        code = ErrorCode.NO_CAPACITY if isinstance(error, torch.OutOfMemoryError) else ErrorCode.INTERNAL
+        fault = EngineFault(code, f"the engine failed on this request: {type(error).__name__}: {error}")
+        self._finish(request, Generated(request.submit.request, [], "error", fault))
+
+    def _count(self, results: list[bool]) -> None:
+        self._failed_steps = 0 if any(results) else self._failed_steps + 1
+        if self._failed_steps >= FAILED_STEPS:
+            raise EngineBrokenError(f"{FAILED_STEPS} steps in a row failed")
+
+
+def _is_fatal(error: Exception) -> bool:
+    """Whether the accelerator is in a state that only a new process leaves."""
+    return isinstance(error, torch.AcceleratorError) or "CUDA error" in str(error)
+
+
+def _not_finite(request: Request) -> EngineFault:
+    names = ", ".join(served.digest for served in request.submit.adapters)
+    whose = f"adapter {names} computes" if names else "the base model computes"
+    return EngineFault(
+        ErrorCode.CORRUPT,
+        f"{whose} values that are not finite on this prompt",
+        hint="its weights overflow the dtype of the model; use a wider spec.baseModel.dtype, or train it again",
+    )

@@ -1,0 +1,134 @@
+"""What takes seconds, in a thread of its own beside the steps: the base, adapters, tokenizers."""
+
+from __future__ import annotations
+
+import logging
+import os
+import queue
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from graft_runtime.adapters.compile import compile_adapter
+from graft_runtime.adapters.deltas import CompiledAdapter
+from graft_runtime.adapters.files import read_adapter_files
+from graft_runtime.errors import ErrorCode, GraftError
+from graft_runtime.messages import (
+    BaseFailed,
+    ConvertTokenizer,
+    EngineFault,
+    Mount,
+    MountFailed,
+    Start,
+    TokenizerConverted,
+)
+from graft_runtime.model.load import BaseModel, load_base
+
+logger = logging.getLogger(__name__)
+
+Job = Start | Mount | ConvertTokenizer
+
+
+@dataclass(frozen=True)
+class BaseReady:
+    """The base model is in the memory of its device."""
+
+    base: BaseModel
+
+
+@dataclass(frozen=True)
+class AdapterReady:
+    """The adapter passed every check and is in the memory of the model's device."""
+
+    digest: str
+    adapter: CompiledAdapter
+
+
+Outcome = BaseReady | BaseFailed | AdapterReady | MountFailed | TokenizerConverted
+
+
+class Loader:
+    """Does one job at a time, in order; whatever goes wrong becomes a typed fault."""
+
+    def __init__(self) -> None:
+        self._base: BaseModel | None = None
+        self._max_rank = 0
+
+    def do(self, job: Job) -> Outcome:
+        """Does the job. Raises nothing."""
+        if isinstance(job, Start):
+            return self._load_base(job)
+        if isinstance(job, Mount):
+            return self._load_adapter(job)
+        return _convert_tokenizer(job)
+
+    def _load_base(self, start: Start) -> BaseReady | BaseFailed:
+        try:
+            self._max_rank = start.max_rank
+            self._base = load_base(
+                Path(start.directory),
+                name=start.name,
+                dtype=start.dtype,
+                max_sequence_length=start.max_sequence_length,
+            )
+        except Exception as error:
+            return BaseFailed(_fault(error, f"base model `{start.name}`"))
+        return BaseReady(self._base)
+
+    def _load_adapter(self, mount: Mount) -> AdapterReady | MountFailed:
+        if self._base is None:
+            what = f"adapter `{mount.name}` can't be mounted: no base model is loaded"
+            return MountFailed(mount.digest, EngineFault(ErrorCode.NOT_READY, what))
+        try:
+            files = read_adapter_files(Path(mount.directory), name=mount.name, max_rank=self._max_rank)
+            adapter = compile_adapter(files, self._base.layout, dtype=self._base.dtype, device=self._base.device)
+        except Exception as error:
+            return MountFailed(mount.digest, _fault(error, f"adapter `{mount.name}`"))
+        return AdapterReady(mount.digest, adapter)
+
+
+class LoaderThread:
+    """A Loader beside the steps."""
+
+    def __init__(self, deliver: Callable[[Outcome], None]) -> None:
+        self._jobs: queue.SimpleQueue[Job] = queue.SimpleQueue()
+        self._deliver = deliver
+        self._loader = Loader()
+        threading.Thread(target=self._run, name="loader", daemon=True).start()
+
+    def submit(self, job: Job) -> None:
+        """Returns at once; the outcome is delivered from the loader's thread."""
+        self._jobs.put(job)
+
+    def _run(self) -> None:
+        while True:
+            self._deliver(self._loader.do(self._jobs.get()))
+
+
+def _fault(error: Exception, what: str) -> EngineFault:
+    if isinstance(error, GraftError):
+        return EngineFault.of(error)
+    logger.error("%s can't be loaded", what, exc_info=error)
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        text = f"{what} does not fit into the memory that is left"
+        return EngineFault(ErrorCode.NO_CAPACITY, text, hint="give the pod more memory, or mount fewer adapters")
+    return EngineFault(ErrorCode.INTERNAL, f"{what} can't be loaded: {type(error).__name__}: {error}")
+
+
+def _convert_tokenizer(job: ConvertTokenizer) -> TokenizerConverted:
+    from transformers import AutoTokenizer  # noqa: PLC0415 - only directories without tokenizer.json need it
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(job.directory, local_files_only=True, trust_remote_code=False)
+        output = Path(job.output)
+        partial = output.with_name(f"{output.name}.{os.getpid()}.partial")
+        tokenizer.backend_tokenizer.save(str(partial))
+        partial.replace(output)
+    except Exception as error:
+        what = f"the tokenizer of {Path(job.directory).name} can't be converted: {type(error).__name__}: {error}"
+        hint = "add a tokenizer.json: AutoTokenizer.from_pretrained(...).save_pretrained(...) writes one"
+        return TokenizerConverted(job.directory, EngineFault(ErrorCode.NOT_A_MODEL, what, hint=hint))
+    return TokenizerConverted(job.directory)

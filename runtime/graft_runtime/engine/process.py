@@ -1,0 +1,88 @@
+"""The engine process: a reader thread, the step loop in the main thread, a loader thread. Ends with its parent."""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import logging
+import os
+import queue
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Callable
+from typing import BinaryIO, NoReturn
+
+from graft_runtime.engine.engine import Engine, EngineBrokenError
+from graft_runtime.engine.loader import LoaderThread, Outcome
+from graft_runtime.messages import FRAME_HEADER_BYTES, MAX_FRAME_BYTES, Command, decode_command, encode_events
+
+logger = logging.getLogger(__name__)
+
+EXIT_PARENT_GONE = 0
+EXIT_BROKEN = 1
+EXIT_BAD_MESSAGE = 2
+_PR_SET_PDEATHSIG = 1
+
+Inbox = queue.SimpleQueue[Command | Outcome]
+
+
+def main() -> NoReturn:
+    """Serves the API process at the other end of `--socket-fd` until it goes."""
+    parser = argparse.ArgumentParser(prog="python -m graft_runtime.engine")
+    parser.add_argument("--socket-fd", type=int, required=True, help="one end of a socket pair")
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    _end_with_parent()
+    connection = socket.socket(fileno=arguments.socket_fd)
+    inbox: Inbox = queue.SimpleQueue()
+    threading.Thread(target=_read, args=(connection.makefile("rb"), inbox), name="reader", daemon=True).start()
+    try:
+        run(Engine(LoaderThread(inbox.put).submit), inbox, connection.sendall)
+    except EngineBrokenError as error:
+        logger.critical("%s; the engine process exits", error, exc_info=error)
+        _exit(EXIT_BROKEN)
+    except OSError:  # the other end is gone
+        _exit(EXIT_PARENT_GONE)
+    except BaseException:
+        logger.critical("the engine process exits", exc_info=True)
+        _exit(EXIT_BROKEN)
+    raise AssertionError
+
+
+def run(engine: Engine, inbox: Inbox, send: Callable[[bytes], None]) -> NoReturn:
+    """The step loop: everything that came, then a step; sleeps only while there is nothing to do."""
+    while True:
+        if not engine.busy:
+            engine.handle(inbox.get())
+        while not inbox.empty():
+            engine.handle(inbox.get())
+        if events := engine.step():
+            send(encode_events(events))
+
+
+def _read(stream: BinaryIO, inbox: Inbox) -> None:
+    while header := stream.read(FRAME_HEADER_BYTES):
+        length = int.from_bytes(header, "big")
+        body = stream.read(length) if length <= MAX_FRAME_BYTES else b""
+        try:
+            inbox.put(decode_command(body))
+        except ValueError as error:  # msgspec's errors are ValueErrors
+            logger.critical("a message of the API process can't be read: %s", error)
+            _exit(EXIT_BAD_MESSAGE)
+    _exit(EXIT_PARENT_GONE)
+
+
+def _end_with_parent() -> None:
+    """Dies with the parent's thread that spawned it, however that ends. The API process alone decides when to drain."""
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _exit(status: int) -> NoReturn:
+    """At once: a step or a load may hold the other threads for minutes."""
+    logging.shutdown()
+    sys.stderr.flush()
+    os._exit(status)

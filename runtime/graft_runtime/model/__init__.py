@@ -1,0 +1,1 @@
+"""The base model: loaded once, its layout, and the adapters' deltas beside its modules."""

@@ -1,0 +1,196 @@
+"""Loads a base model: any causal language model of Transformers, from safetensors, without foreign code."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+from transformers.utils import logging as transformers_logging
+
+from graft_runtime.adapters.layout import BaseLayout
+from graft_runtime.adapters.strict_json import parse_object
+from graft_runtime.errors import ErrorCode, GraftError, shown
+from graft_runtime.model.layout import layout_of
+
+MAX_CONFIG_BYTES = 16 << 20
+WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json")
+ROPE_OF_THE_LONGEST_ROW = {"dynamic", "longrope"}
+DTYPES: dict[str, torch.dtype] = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+
+
+@dataclass(frozen=True)
+class BaseModel:
+    """A base model that is ready to compute, in eval mode and without gradients."""
+
+    name: str
+    model: Any
+    """A PreTrainedModel with a language modelling head."""
+    layout: BaseLayout
+    context_length: int
+    """Tokens."""
+    vocabulary_size: int
+    """Rows of the input embedding: every id below is safe to submit."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.model.dtype  # type: ignore[no-any-return]
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device  # type: ignore[no-any-return]
+
+
+def load_base(directory: Path, *, name: str, dtype: str, max_sequence_length: int) -> BaseModel:
+    """Loads the model onto the accelerator, or the CPU where there is none.
+
+    Args:
+        directory: config.json and safetensors.
+        name: how errors call the model.
+        dtype: auto, float32, bfloat16 or float16.
+        max_sequence_length: tokens; a cap on the model's own context.
+
+    Raises:
+        GraftError: NotAModel with the reason, UnsafeFile for pickles and for models that need their own code.
+    """
+    _check_directory(directory, name)
+    _be_quiet()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        config = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+        _check_config(config, name)
+        model, report = AutoModelForCausalLM.from_pretrained(
+            directory,
+            config=config,
+            dtype=DTYPES.get(dtype, "auto"),
+            use_safetensors=True,
+            local_files_only=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+        )
+    except GraftError:
+        raise
+    except Exception as error:  # Transformers and safetensors raise every kind there is
+        raise _not_a_model(name, f"Transformers can't load it: {type(error).__name__}: {error}") from error
+    _check_complete(report, name)
+    model = model.eval().requires_grad_(False).to(device)
+    embeddings = model.get_input_embeddings()
+    return BaseModel(
+        name=name,
+        model=model,
+        layout=layout_of(model, name),
+        context_length=_context_length(config, max_sequence_length),
+        vocabulary_size=int(embeddings.weight.shape[0]),
+    )
+
+
+def _check_directory(directory: Path, name: str) -> None:
+    try:
+        with (directory / "config.json").open("rb") as file:
+            text = file.read(MAX_CONFIG_BYTES + 1)
+        present = {path.name for path in directory.iterdir()}
+    except OSError as error:
+        raise _not_a_model(name, f"its config.json can't be read: {error.strerror}") from None
+    if len(text) > MAX_CONFIG_BYTES:
+        raise _not_a_model(name, f"its config.json has over {MAX_CONFIG_BYTES} bytes")
+    config = parse_object(text, f"config.json of base model `{name}`", ErrorCode.NOT_A_MODEL)
+    model_type = config.get("model_type")
+    if model_type not in CONFIG_MAPPING:
+        _refuse_unknown_type(config, model_type, name)
+    if config.get("quantization_config"):
+        raise _not_a_model(
+            name,
+            "config.json has a quantization_config; expected unquantised weights",
+            "use the checkpoint that it was quantised from",
+        )
+    if not any(file in present for file in WEIGHT_FILES):
+        _refuse_weights(present, name)
+
+
+def _refuse_unknown_type(config: dict[str, Any], model_type: Any, name: str) -> None:
+    if config.get("auto_map"):
+        raise GraftError(
+            ErrorCode.UNSAFE_FILE,
+            f"base model `{name}` needs code of its own, which Graft never runs: config.json has auto_map, and "
+            f"model_type {model_type!r} is none of Transformers'",
+            hint="use a model that Transformers supports itself",
+            field="spec.baseModel.uri",
+        )
+    raise _not_a_model(name, f"config.json has model_type {model_type!r}, which Transformers does not know")
+
+
+def _refuse_weights(present: set[str], name: str) -> None:
+    pickles = sorted(file for file in present if file.endswith((".bin", ".pt", ".pth", ".ckpt")))
+    if pickles:
+        raise GraftError(
+            ErrorCode.UNSAFE_FILE,
+            f"base model `{name}` has its weights in {pickles[0]}, a pickle, which can run code when it is opened",
+            hint="save it again with save_pretrained(), which writes model.safetensors",
+            field="spec.baseModel.uri",
+        )
+    raise _not_a_model(name, f"neither {WEIGHT_FILES[0]} nor {WEIGHT_FILES[1]} is there")
+
+
+def _check_config(config: Any, name: str) -> None:
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise _not_a_model(
+            name,
+            f"model_type {config.model_type!r} has no causal language model in Transformers",
+            "give a model that generates text",
+        )
+
+
+def _check_complete(report: dict[str, Any], name: str) -> None:
+    """Transformers fills what a checkpoint lacks with random numbers and only warns."""
+    faults = [f"{key}: missing" for key in sorted(report.get("missing_keys", ()))]
+    faults += [f"{entry[0]}: {entry[1:]}" for entry in report.get("mismatched_keys", ())]
+    faults += [str(fault) for fault in report.get("error_msgs", ())]
+    if faults:
+        raise GraftError(
+            ErrorCode.NOT_A_MODEL,
+            f"base model `{name}` is incomplete: {len(faults)} weights are missing or have another shape",
+            details=shown(faults),
+            hint="copy it again, or correct config.json; is this the checkpoint of a whole model?",
+            field="spec.baseModel.uri",
+        )
+
+
+def _context_length(config: Any, max_sequence_length: int) -> int:
+    text = config.get_text_config(decoder=True)
+    own = getattr(text, "max_position_embeddings", None)
+    limits = [max_sequence_length, own, *_rope_limits(text, own)]
+    return min(limit for limit in limits if isinstance(limit, int) and limit > 0)
+
+
+def _rope_limits(config: Any, own: int | None) -> list[int | None]:
+    """Past these lengths, positions are turned by the longest row of a batch: one request would change the others."""
+    parameters = getattr(config, "rope_parameters", None) or {}
+    kinds = [parameters, *(value for value in parameters.values() if isinstance(value, dict))]
+    declared = getattr(config, "original_max_position_embeddings", None)
+    return [
+        kind.get("original_max_position_embeddings") or declared or own
+        for kind in kinds
+        if kind.get("rope_type") in ROPE_OF_THE_LONGEST_ROW
+    ]
+
+
+def _be_quiet() -> None:
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+
+
+def _not_a_model(name: str, why: str, hint: str | None = None) -> GraftError:
+    return GraftError(
+        ErrorCode.NOT_A_MODEL,
+        f"base model `{name}` can't be loaded: {why}",
+        hint=hint or "point spec.baseModel.uri at a Hugging Face checkpoint of a causal language model",
+        field="spec.baseModel.uri",
+    )

@@ -1,0 +1,1 @@
+"""Runners: how a batch of rows goes through the model."""

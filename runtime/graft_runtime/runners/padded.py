@@ -1,0 +1,116 @@
+"""The `padded` runner: static batches through the model's stock forward and cache. Slow, and right for every family.
+
+Rows of unequal length are padded on the left, with a mask and positions of their own. Families that keep a state
+instead of keys and values get batches of equal length, so that no padding ever enters the state.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from transformers import DynamicCache
+from transformers.cache_utils import LinearAttentionCacheLayerMixin
+
+from graft_runtime.errors import ErrorCode, GraftError
+from graft_runtime.model.deltas import AdapterBatch, AdapterModules, RowAdapter
+from graft_runtime.model.load import BaseModel
+
+NAME = "padded"
+CACHE_ARGUMENTS = {"past_key_values", "cache_params"}
+
+
+class PaddedBatch:
+    """Rows that go through the model together, one token a forward pass after the first."""
+
+    def __init__(self, ids: torch.Tensor, mask: torch.Tensor, adapters: AdapterBatch, cache: Any) -> None:
+        self.ids = ids
+        """[rows, tokens]: the input of the next forward pass."""
+        self.mask = mask
+        """[rows, all tokens so far and the next input]."""
+        self.adapters = adapters
+        self.cache = cache
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Drops every row but these; their memory is free."""
+        index = torch.tensor(rows, device=self.ids.device)
+        self.ids = self.ids[index]
+        self.mask = self.mask[index]
+        self.adapters = self.adapters.keep(index)
+        self.cache.reorder_cache(index)
+
+    def extend(self, tokens: Sequence[int]) -> None:
+        """The next input: one token for each row."""
+        self.ids = torch.tensor(tokens, device=self.ids.device)[:, None]
+        self.mask = torch.cat([self.mask, self.mask.new_ones(len(tokens), 1)], dim=1)
+
+
+class PaddedRunner:
+    """Makes batches and takes them through the model. Raises NotAModel for a model that keeps no cache."""
+
+    name = NAME
+
+    def __init__(self, base: BaseModel) -> None:
+        self._base = base
+        self._parameters = set(inspect.signature(base.model.forward).parameters)
+        if not self._parameters & CACHE_ARGUMENTS:
+            raise GraftError(
+                ErrorCode.NOT_A_MODEL,
+                f"base model `{base.name}` can't be served: {type(base.model).__name__} takes no cache",
+                hint="use a model of a family that generates with a cache",
+            )
+        self._modules = AdapterModules(base.model)
+        self._padding_token = _padding_token(base)
+        self.pads = "attention_mask" in self._parameters and not _keeps_state(self._new_cache())
+        """Whether rows of unequal length may share a batch."""
+
+    def start(self, prompts: Sequence[Sequence[int]], adapters: Sequence[Sequence[RowAdapter]]) -> PaddedBatch:
+        """A new batch; computes nothing yet.
+
+        Args:
+            prompts: token ids of each row; of one length unless `pads`.
+            adapters: of each row.
+        """
+        longest = max(len(prompt) for prompt in prompts)
+        padding = [longest - len(prompt) for prompt in prompts]
+        ids = [[self._padding_token] * pad + list(prompt) for pad, prompt in zip(padding, prompts, strict=True)]
+        mask = [[0] * pad + [1] * (longest - pad) for pad in padding]
+        device = self._base.device
+        return PaddedBatch(
+            torch.tensor(ids, device=device),
+            torch.tensor(mask, device=device),
+            AdapterBatch.build(adapters),
+            self._new_cache(),
+        )
+
+    def forward(self, batch: PaddedBatch) -> torch.Tensor:
+        """The logits after each row's last token, [rows, vocabulary]. `batch.cache` has grown by the input."""
+        with self._modules.active(batch.adapters):
+            return self._base.model(**self._inputs(batch)).logits[:, -1]  # type: ignore[no-any-return]
+
+    def _inputs(self, batch: PaddedBatch) -> dict[str, Any]:
+        positions = (batch.mask.cumsum(-1) - 1).clamp(min=0)
+        offered = {
+            "position_ids": positions[:, -batch.ids.shape[1] :],
+            "attention_mask": batch.mask,
+            "past_key_values": batch.cache,
+            "cache_params": batch.cache,
+            "logits_to_keep": 1,
+        }
+        inputs = {name: value for name, value in offered.items() if name in self._parameters}
+        return {"input_ids": batch.ids, "use_cache": True, "return_dict": True, **inputs}
+
+    def _new_cache(self) -> DynamicCache:
+        return DynamicCache(config=self._base.model.config)
+
+
+def _keeps_state(cache: DynamicCache) -> bool:
+    return any(isinstance(layer, LinearAttentionCacheLayerMixin) for layer in cache.layers)
+
+
+def _padding_token(base: BaseModel) -> int:
+    """Any token that the embedding has: what it computes is masked away."""
+    declared = getattr(base.model.config.get_text_config(decoder=True), "pad_token_id", None)
+    return declared if isinstance(declared, int) and 0 <= declared < base.vocabulary_size else 0

@@ -1,0 +1,131 @@
+"""Greedy answers equal Transformers + PEFT token for token: base and adapters, alone and in one mixed batch."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from graft_runtime.messages import Generated, Sampling, ServedAdapter, Submit
+
+NEAR_TIE = 1e-4
+"""A difference passes only where the reference's best two logits are closer than this."""
+NEW_TOKENS = 24
+PROMPTS = [[256, *b"hello"], [256, *b"select * from users where id = 7"], [256, *b"?"], [256, *b"Dear Sir or Madam"]]
+
+ADAPTERS: dict[str, dict[str, Any]] = {
+    "plain": {"r": 4, "lora_alpha": 8},
+    "stabilized": {"r": 8, "lora_alpha": 4, "use_rslora": True},
+    "patterned": {"r": 4, "lora_alpha": 8, "rank_pattern": {}, "alpha_pattern": {}},
+}
+PATTERNS: dict[str, tuple[dict[str, int], dict[str, float]]] = {
+    "llama": ({r"layers\.0\.self_attn\.q_proj": 2, "q_proj": 3, "down_proj": 6}, {"v_proj": 3, "layers.1.mlp.*": 1.5}),
+    "qwen3": ({"q_proj": 3, "down_proj": 6}, {"v_proj": 3, "o_proj": 1.5}),
+    "gemma3": ({"q_proj": 3, "down_proj": 6}, {"v_proj": 3, "o_proj": 1.5}),
+    "mistral": ({"q_proj": 3, "down_proj": 6}, {"v_proj": 3, "o_proj": 1.5}),
+    "opt": ({"q_proj": 3, "fc1": 6}, {"v_proj": 3, "fc2": 1.5}),
+    "gpt2": ({"c_attn": 3, "mlp.c_proj": 6}, {"c_fc": 3, r"h\.1\.attn\.c_proj": 1.5}),
+    "bloom": ({"query_key_value": 3}, {"dense": 3}),
+    "mamba": ({"in_proj": 3}, {"out_proj": 3}),
+}
+TARGETS = {"mamba": ["in_proj", "out_proj"]}
+
+
+class Reference:
+    """Transformers and PEFT, one request at a time."""
+
+    def __init__(self, base: Path) -> None:
+        from transformers import AutoModelForCausalLM
+
+        self.model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval()
+        self.names: set[str] = set()
+
+    def load(self, adapter: Path) -> None:
+        from peft import PeftModel
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            if self.names:
+                self.model.load_adapter(adapter, adapter_name=adapter.name)
+            else:
+                self.model = PeftModel.from_pretrained(self.model, adapter, adapter_name=adapter.name).eval()
+        self.names.add(adapter.name)
+
+    @torch.no_grad()
+    def answer(self, prompt: Sequence[int], adapter: str | None) -> tuple[list[int], list[float]]:
+        """The tokens, and how far the best logit lies above the second at each."""
+        from contextlib import nullcontext
+
+        if adapter is not None:
+            self.model.set_adapter(adapter)
+        with nullcontext() if adapter is not None or not self.names else self.model.disable_adapter():
+            made = self.model.generate(
+                input_ids=torch.tensor([prompt]),
+                attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
+                max_new_tokens=NEW_TOKENS,
+                min_new_tokens=None,
+                do_sample=False,
+                eos_token_id=None,
+                pad_token_id=0,
+                return_dict_in_generate=True,
+                output_logits=True,
+            )
+        best = torch.stack([logits[0].topk(2).values for logits in made.logits])
+        return made.sequences[0, len(prompt) :].tolist(), (best[:, 0] - best[:, 1]).tolist()
+
+
+def assert_same(answer: list[int], expected: list[int], margins: list[float]) -> None:
+    for mine, theirs, margin in zip(answer, expected, margins, strict=True):
+        if mine != theirs:
+            assert margin < NEAR_TIE, (answer, expected)
+            return  # a near tie went the other way: what follows may differ
+
+
+@pytest.mark.parametrize("family", list(PATTERNS))
+def test_greedy_equals_peft(family: str, make_base: Any, make_adapter: Any, in_process: Any) -> None:
+    base = make_base(family)
+    ranks, alphas = PATTERNS[family]
+    options = ADAPTERS | {"patterned": ADAPTERS["patterned"] | {"rank_pattern": ranks, "alpha_pattern": alphas}}
+    targets = {"target_modules": TARGETS[family]} if family in TARGETS else {}
+    reference, engine = Reference(base), in_process(base)
+    for name, lora in options.items():
+        adapter = make_adapter(name, base=base, **targets, **lora)
+        engine.mount(name, adapter)
+        reference.load(adapter)
+    rows = [(prompt, name) for name in (None, *options) for prompt in PROMPTS]
+    expected = {(tuple(prompt), name): reference.answer(prompt, name) for prompt, name in rows}
+    assert len({tuple(expected[tuple(PROMPTS[1]), name][0]) for name in (None, *options)}) == 4, "each must show"
+
+    def submit(request: str, prompt: list[int], name: str | None) -> Submit:
+        adapters = (ServedAdapter(name, 1.0),) if name else ()
+        return Submit(request, prompt, NEW_TOKENS, adapters, Sampling(temperature=0))
+
+    alone = {name: engine.answers([submit("alone", PROMPTS[1], name)])["alone"] for name in (None, *options)}
+    for name, answer in alone.items():
+        assert_same(answer, *expected[tuple(PROMPTS[1]), name])
+    mixed = engine.answers([submit(str(index), prompt, name) for index, (prompt, name) in enumerate(rows)])
+    for index, (prompt, name) in enumerate(rows):
+        assert_same(mixed[str(index)], *expected[tuple(prompt), name])
+
+
+def test_a_request_that_comes_while_others_decode_changes_nothing(
+    tiny_base: Path, make_adapter: Any, in_process: Any
+) -> None:
+    engine = in_process(tiny_base)
+    engine.mount("a", make_adapter("a"))
+
+    def submit(name: str) -> Submit:
+        adapters = (ServedAdapter("a", 1.0),) if name == "late" else ()
+        return Submit(name, PROMPTS[1], 20, adapters, Sampling(temperature=0))
+
+    alone = engine.answers([submit("early")]) | engine.answers([submit("late")])
+    engine.handle(submit("early"))
+    events = [event for _ in range(5) for event in engine.step()]
+    engine.handle(submit("late"))
+    soon = [event for _ in range(2) for event in engine.step()]
+    assert any(isinstance(event, Generated) and event.request == "late" for event in soon), "within two steps"
+    together = engine.collect(events + soon)
+    assert together == alone
