@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -74,6 +75,9 @@ class LocalCluster:
                 if ours is not None:
                     ours.end()
                 raise
+        if ours is not None and ours.failed():  # another start was faster; it is that one's to stop
+            ours.end()
+            ours = None
         return cls(state, kubectl, ours)
 
     @property
@@ -87,14 +91,8 @@ class LocalCluster:
         Raises:
             LocalClusterError: it failed or took too long; what it wrote to standard error is told.
         """
-        command = [
-            self._kubectl,
-            "--kubeconfig",
-            self.kubeconfig,
-            "--cache-dir",
-            self.state / "kubectl-cache",
-            *arguments,
-        ]
+        own = ["--kubeconfig", str(self.kubeconfig), "--cache-dir", str(self.state / "kubectl-cache")]
+        command = [str(self._kubectl), *own, *arguments]
         shown = f"kubectl {' '.join(arguments)}"
         try:
             done = subprocess.run(command, check=False, input=input, capture_output=True, text=True, timeout=timeout)
@@ -187,9 +185,10 @@ def stop(state: Path) -> bool:
     lock = SupervisorLock(state)
     if not lock.is_held():
         return False
-    # The lock is held, so the process id that is recorded is its holder's and nobody else's.
     for which, seconds in ((signal.SIGTERM, _STOP_SECONDS), (signal.SIGKILL, _KILL_SECONDS)):
-        signal_process(int(pid_file(state, "supervisor").read_text()), which)
+        with suppress(FileNotFoundError):  # it is about to be gone
+            # The lock is held, so the process id that is recorded is its holder's and nobody else's.
+            signal_process(int(pid_file(state, "supervisor").read_text()), which)
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             if not lock.is_held():
@@ -216,7 +215,7 @@ class _Supervising:
                 done = subprocess.run(
                     [*command, "--detached"], check=False, stdin=subprocess.DEVNULL, stdout=log, stderr=log
                 )
-                if done.returncode != 0:
+                if done.returncode != 0 and not SupervisorLock(state).is_held():
                     raise LocalClusterError(f"the local cluster did not start:\n{_tail(log_path)}")
                 return cls(None, None)
             reading, writing = os.pipe()
@@ -258,7 +257,8 @@ class _Readiness:
         while (missing := self._missing()) is not None:
             tell(f"waiting for {missing}")
             late = time.monotonic() > deadline
-            if late or (ours is not None and ours.failed()):
+            failed = ours is not None and ours.failed() and not SupervisorLock(self._state).is_held()
+            if late or failed:
                 what = (
                     f"after {timeout:.0f} s there is still no {missing}" if late else "the local cluster did not start"
                 )

@@ -34,6 +34,7 @@ FIRST_BACK_OFF = 0.2
 LONGEST_BACK_OFF = 10.0
 _STEADY_SECONDS = 10.0  # who ran this long begins again with the first back-off
 _POLL = 0.1
+_PROBE_SECONDS = 0.5  # others may hold the lock for a moment, to see whether it is free
 _LOG_LIMIT = 32 * 1024 * 1024
 _WAKERS = {signal.SIGCHLD, signal.SIGTERM, signal.SIGINT}
 _STOPPERS = {signal.SIGTERM, signal.SIGINT}
@@ -269,7 +270,10 @@ def claim_state(state: Path) -> SupervisorLock:
         LocalClusterError: it has one already.
     """
     lock = SupervisorLock(state)
-    if not lock.acquire():
+    deadline = time.monotonic() + _PROBE_SECONDS
+    while not (ours := lock.acquire()) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    if not ours:
         raise LocalClusterError(
             f"a local cluster runs in `{state}` already", hint="use it, or stop it: graft-local down --state DIRECTORY"
         )

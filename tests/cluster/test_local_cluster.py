@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -108,6 +109,18 @@ def test_a_second_start_takes_the_cluster_that_runs(bare_cluster: LocalCluster) 
     with LocalCluster.start(bare_cluster.state, node=False, services=False) as again:
         assert again.process("supervisor") == bare_cluster.process("supervisor")
     assert is_alive(bare_cluster.process("etcd"))  # it was not the second one's to stop
+
+
+def test_two_starts_at_once_share_one_cluster(tmp_path: Path) -> None:
+    def start(_: int) -> LocalCluster:
+        return LocalCluster.start(tmp_path, node=False, services=False)
+
+    with ThreadPoolExecutor(2) as pool:
+        one, two = pool.map(start, range(2))
+    with one, two:
+        assert one.process("supervisor") == two.process("supervisor")
+        assert len(descendants(one.process("supervisor"))) == len(PARTS)
+    assert stop(tmp_path) is False
 
 
 def test_a_state_directory_has_one_supervisor(bare_cluster: LocalCluster) -> None:

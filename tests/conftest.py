@@ -1,30 +1,40 @@
-"""One control plane for the whole run, a namespace for each test."""
+"""For the tests that need Kubernetes: one control plane for the whole run, a namespace for each test."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import pytest
-from graft_local.binaries import ensure_binaries
-from graft_local.cluster import LocalCluster
-from graft_local.progress import Progress
+
+if TYPE_CHECKING:  # imported late: most tests need none of it
+    from graft_local.cluster import LocalCluster
 
 _numbers = itertools.count(1)
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Have the control plane's programs before the first test: building them takes longer than a test may."""
-    if session.config.option.collectonly or not session.items:
+    if session.config.option.collectonly or not any(map(_needs_a_cluster, session.items)):
         return
+    from graft_local.binaries import ensure_binaries
+    from graft_local.progress import Progress
+
     capture = session.config.pluginmanager.getplugin("capturemanager")
     with capture.global_and_fixture_disabled():
         ensure_binaries(Progress())
 
 
+def _needs_a_cluster(item: pytest.Item) -> bool:
+    return "local_cluster" in getattr(item, "fixturenames", ()) or item.get_closest_marker("cluster") is not None
+
+
 @pytest.fixture(scope="session")
 def local_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
     """A whole cluster: control plane, node and services. Use `namespace`, and leave everything else as it is."""
+    from graft_local.cluster import LocalCluster
+
     with LocalCluster.start(tmp_path_factory.mktemp("cluster")) as cluster:
         yield cluster
 
