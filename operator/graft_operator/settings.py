@@ -40,7 +40,7 @@ def parse_settings(arguments: Sequence[str]) -> Settings:
     return Settings(**parsed)
 
 
-def _port(text: str) -> int:
+def port(text: str) -> int:
     port = int(text)
     if not 1 <= port <= 65_535:
         raise argparse.ArgumentTypeError(f"{text} is no port: expected 1 to 65535")
@@ -56,7 +56,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--bind-address", choices=("all", "podIP"), default="all")
     parser.add_argument("--health-address", default="0.0.0.0")  # noqa: S104
-    parser.add_argument("--health-port", type=_port, default=8080)
+    parser.add_argument("--health-port", type=port, default=8080)
     parser.add_argument("--watch-namespace", dest="watch_namespaces", action="append", default=[])
     parser.add_argument("--allowed-scheme", dest="allowed_schemes", action="append", choices=SCHEMES, default=[])
     parser.add_argument("--signing-key-secret", required=True)

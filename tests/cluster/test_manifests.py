@@ -74,9 +74,9 @@ def installed(local_cluster: LocalCluster) -> LocalCluster:
 
 @pytest.mark.cluster
 @pytest.mark.parametrize("manifest", BAD, ids=lambda path: path.stem)
-def test_the_api_server_refuses(installed: LocalCluster, namespace: str, manifest: Path) -> None:
+def test_the_api_server_refuses(installed: LocalCluster, manifest: Path) -> None:
     with pytest.raises(LocalClusterError) as caught:
-        installed.kubectl("--namespace", namespace, "apply", "--dry-run=server", "-f", str(manifest))
+        installed.kubectl("apply", "--dry-run=server", "-f", str(manifest))
     assert str(expectation(manifest, "expect")) in str(caught.value)
 
 
