@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import http.client
 import json
 import os
 import signal
-import ssl
 import subprocess
 import sys
 import time
@@ -17,12 +15,13 @@ from types import TracebackType
 from typing import Any, Self
 
 from graft_local.binaries import ensure_binaries
-from graft_local.certificates import certificates_of, ensure_certificates, kubeconfig_of
-from graft_local.control_plane import NODE_NAME, listens, parts
+from graft_local.certificates import ensure_certificates, kubeconfig_of
+from graft_local.control_plane import NODE_NAME, parts
 from graft_local.errors import LocalClusterError
 from graft_local.lifeline import signal_process
-from graft_local.network import API_SERVER_PORT, ClusterNetwork, claim_network
+from graft_local.network import ClusterNetwork, claim_network
 from graft_local.progress import Progress
+from graft_local.readiness import Readiness, tail
 from graft_local.supervisor import SupervisorLock, claim_state, log_file, pid_file, run_under_warden
 
 _POLL = 0.05
@@ -70,7 +69,7 @@ class LocalCluster:
             ours = _Supervising.begin(state, node=node, services=services, detached=detached)
         with progress.step("starting the control plane") as step:
             try:
-                _Readiness(state, node=node).wait(timeout, ours, step.update)
+                Readiness(state, node=node).wait(timeout, _gives_up(ours, state), step.update)
             except BaseException:
                 if ours is not None:
                     ours.end()
@@ -216,7 +215,7 @@ class _Supervising:
                     [*command, "--detached"], check=False, stdin=subprocess.DEVNULL, stdout=log, stderr=log
                 )
                 if done.returncode != 0 and not SupervisorLock(state).is_held():
-                    raise LocalClusterError(f"the local cluster did not start:\n{_tail(log_path)}")
+                    raise LocalClusterError(f"the local cluster did not start:\n{tail(log_path)}")
                 return cls(None, None)
             reading, writing = os.pipe()
             process = subprocess.Popen(
@@ -244,71 +243,6 @@ class _Supervising:
             self._process = None
 
 
-class _Readiness:
-    """What a cluster still waits for."""
-
-    def __init__(self, state: Path, *, node: bool) -> None:
-        self._state = state
-        self._node = node
-        self._context: ssl.SSLContext | None = None
-
-    def wait(self, timeout: float, ours: _Supervising | None, tell: Callable[[str], None]) -> None:
-        deadline = time.monotonic() + timeout
-        while (missing := self._missing()) is not None:
-            tell(f"waiting for {missing}")
-            late = time.monotonic() > deadline
-            failed = ours is not None and ours.failed() and not SupervisorLock(self._state).is_held()
-            if late or failed:
-                what = (
-                    f"after {timeout:.0f} s there is still no {missing}" if late else "the local cluster did not start"
-                )
-                raise LocalClusterError(f"{what}; the end of {self._state}/logs:\n{self._logs()}")
-            time.sleep(_POLL)
-
-    def _missing(self) -> str | None:
-        if not pid_file(self._state, "kube-apiserver").exists():
-            return "API server"
-        try:
-            if self._get("/readyz") is None:
-                return "API server that is ready"
-            if self._get("/api/v1/namespaces/default/serviceaccounts/default") is None:
-                return "default service account"
-            if self._node and not self._node_is_ready():
-                return "node that is Ready"
-        except (OSError, http.client.HTTPException):
-            return "API server that answers"
-        return None
-
-    def _node_is_ready(self) -> bool:
-        body = self._get(f"/api/v1/nodes/{NODE_NAME}")
-        if body is None or not pid_file(self._state, "node").exists():
-            return False
-        status = json.loads(body)["status"]
-        ready = any(c["type"] == "Ready" and c["status"] == "True" for c in status.get("conditions", ()))
-        # The object may be from an earlier run: ask the agent itself.
-        port = status.get("daemonEndpoints", {}).get("kubeletEndpoint", {}).get("Port")
-        addresses = [a["address"] for a in status.get("addresses", ()) if a["type"] == "InternalIP"]
-        return ready and port is not None and any(listens(f"https://{address}:{port}") for address in addresses)
-
-    def _get(self, path: str) -> bytes | None:
-        """The body of a 200 answer, else nothing."""
-        if self._context is None:
-            certificates = certificates_of(self._state)
-            self._context = ssl.create_default_context(cafile=str(certificates.authority))
-            self._context.load_cert_chain(certificates.kubelet_client.certificate, certificates.kubelet_client.key)
-        address = ClusterNetwork.read(self._state).control_plane_address
-        connection = http.client.HTTPSConnection(str(address), API_SERVER_PORT, timeout=5.0, context=self._context)
-        try:
-            connection.request("GET", path)
-            answer = connection.getresponse()
-            body = answer.read()
-            return body if answer.status == 200 else None
-        finally:
-            connection.close()
-
-    def _logs(self) -> str:
-        return "\n".join(f"{path.name}:\n{_tail(path)}" for path in sorted((self._state / "logs").glob("*.log")))
-
-
-def _tail(path: Path, lines: int = 8) -> str:
-    return "\n".join(f"  {line[:300]}" for line in path.read_text(errors="replace").splitlines()[-lines:])
+def _gives_up(ours: _Supervising | None, state: Path) -> Callable[[], bool]:
+    """Whether nobody supervises the cluster any more: ours has ended, and no other start was faster."""
+    return lambda: ours is not None and ours.failed() and not SupervisorLock(state).is_held()

@@ -1,0 +1,93 @@
+"""Waiting until a cluster can be used, as seen from outside: through its API."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import ssl
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from graft_local.certificates import certificates_of
+from graft_local.control_plane import NODE_NAME, listens
+from graft_local.errors import LocalClusterError
+from graft_local.network import API_SERVER_PORT, ClusterNetwork
+from graft_local.supervisor import pid_file
+
+_POLL = 0.05
+
+
+class Readiness:
+    """What the cluster in the directory `state` still waits for; with `node`, for that too."""
+
+    def __init__(self, state: Path, *, node: bool) -> None:
+        self._state = state
+        self._node = node
+        self._context: ssl.SSLContext | None = None
+
+    def wait(self, timeout: float, given_up: Callable[[], bool], tell: Callable[[str], None]) -> None:
+        """Wait up to `timeout` seconds, or until `given_up`; `tell` hears what is waited for.
+
+        Raises:
+            LocalClusterError: it took too long, or was given up; the ends of the logs are told.
+        """
+        deadline = time.monotonic() + timeout
+        while (missing := self._missing()) is not None:
+            tell(f"waiting for {missing}")
+            late = time.monotonic() > deadline
+            if late or given_up():
+                what = (
+                    f"after {timeout:.0f} s there is still no {missing}" if late else "the local cluster did not start"
+                )
+                raise LocalClusterError(f"{what}; the end of {self._state}/logs:\n{self._logs()}")
+            time.sleep(_POLL)
+
+    def _missing(self) -> str | None:
+        if not pid_file(self._state, "kube-apiserver").exists():
+            return "API server"
+        try:
+            if self._get("/readyz") is None:
+                return "API server that is ready"
+            if self._get("/api/v1/namespaces/default/serviceaccounts/default") is None:
+                return "default service account"
+            if self._node and not self._node_is_ready():
+                return "node that is Ready"
+        except (OSError, http.client.HTTPException):
+            return "API server that answers"
+        return None
+
+    def _node_is_ready(self) -> bool:
+        body = self._get(f"/api/v1/nodes/{NODE_NAME}")
+        if body is None or not pid_file(self._state, "node").exists():
+            return False
+        status = json.loads(body)["status"]
+        ready = any(c["type"] == "Ready" and c["status"] == "True" for c in status.get("conditions", ()))
+        # The object may be from an earlier run: ask the agent itself.
+        port = status.get("daemonEndpoints", {}).get("kubeletEndpoint", {}).get("Port")
+        addresses = [a["address"] for a in status.get("addresses", ()) if a["type"] == "InternalIP"]
+        return ready and port is not None and any(listens(f"https://{address}:{port}") for address in addresses)
+
+    def _get(self, path: str) -> bytes | None:
+        """The body of a 200 answer, else nothing."""
+        if self._context is None:
+            certificates = certificates_of(self._state)
+            self._context = ssl.create_default_context(cafile=str(certificates.authority))
+            self._context.load_cert_chain(certificates.kubelet_client.certificate, certificates.kubelet_client.key)
+        address = ClusterNetwork.read(self._state).control_plane_address
+        connection = http.client.HTTPSConnection(str(address), API_SERVER_PORT, timeout=5.0, context=self._context)
+        try:
+            connection.request("GET", path)
+            answer = connection.getresponse()
+            body = answer.read()
+            return body if answer.status == 200 else None
+        finally:
+            connection.close()
+
+    def _logs(self) -> str:
+        return "\n".join(f"{path.name}:\n{tail(path)}" for path in sorted((self._state / "logs").glob("*.log")))
+
+
+def tail(path: Path, lines: int = 8) -> str:
+    """The last lines of a log, indented."""
+    return "\n".join(f"  {line[:300]}" for line in path.read_text(errors="replace").splitlines()[-lines:])
