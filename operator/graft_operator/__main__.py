@@ -1,0 +1,41 @@
+"""`graft-operator run …`: the operator as the chart starts it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+from collections.abc import Sequence
+
+from graft_operator.application import Operator
+from graft_operator.settings import Settings, parse_settings
+
+USAGE = "usage: graft-operator run --namespace NAMESPACE --runtime-image IMAGE --signing-key-secret NAME [options]"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The exit status: 0 after a signal, 2 for arguments that can't be understood."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if not arguments or arguments[0] != "run":
+        sys.stderr.write(f"{USAGE}\n")
+        return 2
+    settings = parse_settings(arguments[1:])
+    _configure_logging(settings)
+    asyncio.run(_run(settings))
+    return 0
+
+
+async def _run(settings: Settings) -> None:
+    await Operator(settings).run()
+
+
+def _configure_logging(settings: Settings) -> None:
+    logging.basicConfig(
+        level=settings.log_level.upper(), stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
+    for noisy in ("kopf", "asyncio", "aiohttp"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

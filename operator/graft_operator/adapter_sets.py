@@ -1,0 +1,171 @@
+"""Which adapter set the pods of each RuntimeConfig are to serve.
+
+current   the RuntimeConfig of the spec: its entries follow the spec
+frozen    earlier ones that pods still run with: adapters that left the spec still unload, nothing else changes
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from graft_runtime.contract import AdapterEntry, AdapterSet, AdapterSetVersion, Source
+from graft_runtime.errors import ErrorCode, GraftError
+
+from graft_operator.api import AdapterDeploymentSpec, AdapterSpec, find_source
+from graft_operator.checks import adapter_fault
+from graft_operator.observed import Observed
+from graft_operator.settings import Settings
+
+
+@dataclass(frozen=True)
+class AdapterPlan:
+    """What becomes of one adapter of the spec."""
+
+    spec: AdapterSpec
+    entry: AdapterEntry | None = None
+    """Its entry in the current set; None: it stays out."""
+    fault: GraftError | None = None
+    """Why the spec's version is not served."""
+    unresolved: Source | None = None
+    """The source whose digest has to be found out."""
+
+    @property
+    def current(self) -> bool:
+        """The entry is what the spec asks for, digest included."""
+        return self.fault is None and self.unresolved is None
+
+
+def plan_adapters(
+    spec: AdapterDeploymentSpec, observed: Observed, config_hash: str, settings: Settings
+) -> tuple[AdapterPlan, ...]:
+    """What becomes of each adapter of the spec, in its order.
+
+    A version that can't be had yet, or at all, leaves the one that is served in place.
+    """
+    entries = _entries(stored_sets(observed), config_hash)
+    digests = _resolved_digests(observed) | _recorded_digests(observed, entries)
+    served = {entry.name: entry for entry in entries}
+    return tuple(_plan_adapter(spec, adapter, digests, served.get(adapter.name), settings) for adapter in spec.adapters)
+
+
+def unrecorded_sources(spec: AdapterDeploymentSpec, observed: Observed, config_hash: str) -> frozenset[Source]:
+    """The sources in the spec whose digests are written down nowhere yet: answers about others may be forgotten."""
+    recorded = _recorded_digests(observed, _entries(stored_sets(observed), config_hash))
+    return frozenset({Source(uri=adapter.uri) for adapter in spec.adapters} - recorded.keys())
+
+
+def stored_sets(observed: Observed) -> dict[str, AdapterSet]:
+    """Config hash → the adapter set in our ConfigMap."""
+    sets = (child.adapter_set for child in observed.own_children if child.adapter_set is not None)
+    return {found.config_hash: found for found in sets if found.pool_uid == observed.pool.uid}
+
+
+def next_sets(
+    observed: Observed, adapters: Iterable[AdapterPlan], names: frozenset[str], current: str
+) -> dict[str, AdapterSet]:
+    """Config hash → the set that its pods are to serve: the current one, and those that pods still run with.
+
+    Args:
+        names: of the adapters in the spec.
+        current: the config hash whose set follows the spec.
+    """
+    stored = stored_sets(observed)
+    entries = tuple(adapter.entry for adapter in adapters if adapter.entry is not None)
+    wanted = {current: AdapterSet(pool_uid=observed.pool.uid, config_hash=current, generation=1, adapters=entries)}
+    for config_hash in _hashes_of_pods(observed) & stored.keys() - {current}:
+        kept = tuple(entry for entry in stored[config_hash].adapters if entry.name in names)
+        wanted[config_hash] = stored[config_hash].model_copy(update={"adapters": kept})
+    return {
+        config_hash: _numbered(adapter_set, stored.get(config_hash), _known_versions(observed, config_hash))
+        for config_hash, adapter_set in wanted.items()
+    }
+
+
+def obsolete_hashes(observed: Observed, wanted: Iterable[str]) -> set[str]:
+    """Config hashes of which ConfigMaps are left, that no pod runs with or can be made with any more."""
+    deployment = observed.own("Deployment", observed.pool.name)
+    if deployment is None or deployment.rollout is None or not deployment.rollout.settled:
+        return set()
+    kept = _hashes_of_pods(observed) | {deployment.rollout.config_hash, *wanted}
+    return {child.config_hash for child in observed.own_children if child.config_hash} - kept
+
+
+def _plan_adapter(
+    spec: AdapterDeploymentSpec,
+    adapter: AdapterSpec,
+    digests: Mapping[Source, str],
+    served: AdapterEntry | None,
+    settings: Settings,
+) -> AdapterPlan:
+    fault = adapter_fault(spec, adapter, settings)
+    source = Source(uri=adapter.uri)
+    digest = adapter.digest or digests.get(source)
+    if fault is None and digest is not None:
+        return AdapterPlan(adapter, _entry(adapter, source, digest))
+    # Still declared: what was withdrawn on purpose must not live on under its old entry.
+    previous = served if served is not None and served.digest and find_source(spec.sources, served.source.uri) else None
+    if fault is not None:
+        return AdapterPlan(adapter, previous, fault)
+    return AdapterPlan(adapter, previous or _entry(adapter, source, None), unresolved=source)
+
+
+def _entry(adapter: AdapterSpec, source: Source, digest: str | None) -> AdapterEntry:
+    return AdapterEntry(name=adapter.name, source=source, digest=digest, scale=adapter.scale, pinned=adapter.pinned)
+
+
+def _resolved_digests(observed: Observed) -> dict[Source, str]:
+    return {source: found.digest for source, found in observed.resolutions.items() if found.digest}
+
+
+def _recorded_digests(observed: Observed, entries: Iterable[AdapterEntry]) -> dict[Source, str]:
+    """What was resolved before is not resolved again, also by the next operator; the adapter sets speak last."""
+    recorded = {Source(uri=adapter.uri): adapter.digest for adapter in observed.pool.status.adapters if adapter.uri}
+    recorded |= {entry.source: entry.digest for entry in entries}
+    disproved = _disproved_digests(observed)
+    return {source: digest for source, digest in recorded.items() if digest and digest not in disproved}
+
+
+def _disproved_digests(observed: Observed) -> set[str]:
+    """Digests that no pod has and whose sources hold something else now."""
+    reports = [report for pod in observed.pods if (status := observed.report(pod)) for report in status.adapters]
+    mismatched = {
+        report.digest for report in reports if report.fault and report.fault.code is ErrorCode.DIGEST_MISMATCH
+    }
+    return {digest for digest in mismatched - {report.digest for report in reports if report.ready} if digest}
+
+
+def _entries(stored: Mapping[str, AdapterSet], config_hash: str) -> list[AdapterEntry]:
+    """Of all sets; those of the current one last, so that they win."""
+    others = [key for key in sorted(stored) if key != config_hash]
+    return [entry for key in (*others, config_hash) if key in stored for entry in stored[key].adapters]
+
+
+def _hashes_of_pods(observed: Observed) -> set[str]:
+    labels = {pod.config_hash for pod in observed.pods if not pod.ended and pod.config_hash}
+    reported = {status.config_hash for pod in observed.pods if (status := observed.report(pod)) is not None}
+    return labels | reported
+
+
+def _known_versions(observed: Observed, config_hash: str) -> list[AdapterSetVersion]:
+    reports = [status for pod in observed.pods if (status := observed.report(pod)) is not None]
+    recorded = [
+        AdapterSetVersion(generation=known.generation, hash=known.hash)
+        for known in observed.pool.status.adapter_sets
+        if known.config_hash == config_hash
+    ]
+    return [status.adapter_set for status in reports if status.config_hash == config_hash] + recorded
+
+
+def _numbered(wanted: AdapterSet, stored: AdapterSet | None, known: list[AdapterSetVersion]) -> AdapterSet:
+    """The stored set where it is the wanted one and nothing contradicts it, else one generation above all known."""
+    if stored is not None and stored.entries_hash() == wanted.entries_hash():
+        known_hash = stored.content_hash()
+        if all(
+            version.generation < stored.generation
+            or (version.generation == stored.generation and version.hash in ("", known_hash))
+            for version in known
+        ):
+            return stored
+    generations = [version.generation for version in known] + ([stored.generation] if stored is not None else [])
+    return wanted.model_copy(update={"generation": 1 + max(generations, default=0)})

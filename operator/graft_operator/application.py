@@ -1,0 +1,156 @@
+"""The whole operator: its rooms put together, started in order, and ended fast."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+from collections.abc import Mapping
+from contextlib import AsyncExitStack
+from typing import Any
+
+from graft_operator import handlers
+from graft_operator.cluster import Cluster
+from graft_operator.followers import PodFollowers
+from graft_operator.health import HealthServer
+from graft_operator.keyring import Keyring
+from graft_operator.queue import WorkQueue
+from graft_operator.reconcile import Reconciler
+from graft_operator.resolutions import Resolutions
+from graft_operator.runtime_client import RuntimeClient
+from graft_operator.settings import Settings
+from graft_operator.store import POD, ObjectKey, PoolKey, Store
+from graft_operator.sync import Sync
+
+logger = logging.getLogger(__name__)
+
+WORKERS = 16
+KOPF_ENDS_SECONDS = 2.0
+
+
+class Operator:
+    """Runs until a signal, or until a part of it ends by itself."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._queue: WorkQueue[PoolKey] = WorkQueue()
+        self._store = Store(self._queue.mark)
+        self._stopping = asyncio.Event()
+        self._tasks: list[asyncio.Task[None]] = []
+        self._sync: Sync | None = None
+        self._followers: PodFollowers | None = None
+
+    async def run(self) -> None:
+        """Raises what ended a part of it."""
+        self._take_signals()
+        async with AsyncExitStack() as stack:
+            health = HealthServer(
+                self._settings.health_address, self._settings.health_port, alive=self._is_alive, ready=self._is_ready
+            )
+            stack.push_async_callback(health.close)
+            await health.start()
+            starting = asyncio.create_task(self._start(stack))
+            await _first(starting, self._stopping)
+            if not self._stopping.is_set():
+                await starting
+                await self._serve()
+            starting.cancel()
+            await asyncio.gather(starting, return_exceptions=True)
+        logger.info("ended")
+
+    async def _start(self, stack: AsyncExitStack) -> None:
+        settings = self._settings
+        cluster = await Cluster.connect()
+        stack.push_async_callback(cluster.close)
+        self._cluster = cluster
+        keyring = await Keyring.open(cluster, settings)
+        client = RuntimeClient(keyring.sign)
+        stack.push_async_callback(client.close)
+        followers = self._followers = PodFollowers(client, self._queue.mark)
+        stack.push_async_callback(followers.close)
+        resolutions = Resolutions(client, self._queue.mark)
+        stack.push_async_callback(resolutions.close)
+
+        async def refresh_keys() -> None:
+            if await keyring.refresh():
+                for key in self._store.pool_keys():
+                    self._queue.mark(key)
+
+        self._sync = Sync(cluster, self._store, settings, refresh_keys)
+        self._reconciler = Reconciler(
+            cluster=cluster,
+            store=self._store,
+            queue=self._queue,
+            followers=followers,
+            resolutions=resolutions,
+            keys=keyring.public_keys,
+            settings=settings,
+        )
+        await self._sync.load()
+
+    async def _serve(self) -> None:
+        assert self._sync is not None
+        self._tasks = [
+            *(asyncio.create_task(self._reconciler.work(), name=f"worker {number}") for number in range(WORKERS)),
+            asyncio.create_task(self._sync.run(), name="sync"),
+        ]
+        stop_kopf = asyncio.Event()
+        watching = asyncio.create_task(
+            handlers.watch(
+                self._settings,
+                access=self._cluster.access,
+                on_event=self._on_event,
+                on_started=self._take_signals,
+                stop=stop_kopf,
+            ),
+            name="kopf",
+        )
+        stopping = asyncio.create_task(self._stopping.wait())
+        done, _ = await asyncio.wait({watching, stopping, *self._tasks}, return_when=asyncio.FIRST_COMPLETED)
+        # Kopf waits for every task that was made after it: ours end first.
+        stopping.cancel()
+        await self._end_tasks()
+        stop_kopf.set()
+        await asyncio.wait({watching}, timeout=KOPF_ENDS_SECONDS)
+        watching.cancel()
+        await asyncio.gather(watching, stopping, return_exceptions=True)
+        for task in done - {stopping}:
+            error = task.exception() if not task.cancelled() else None
+            raise error or RuntimeError(f"{task.get_name()} ended by itself")
+
+    async def _end_tasks(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._followers is not None:
+            await self._followers.close()
+
+    def _on_event(self, kind: str, event: str | None, body: Mapping[str, Any]) -> None:
+        metadata = body["metadata"]
+        if event is None and self._sync is not None:
+            self._sync.prune_soon()
+        if event == "DELETED":
+            self._store.remove(ObjectKey(kind, metadata["namespace"], metadata["name"]), metadata["uid"])
+            return
+        pool = self._store.put(kind, body)
+        if kind == POD and pool is not None and self._followers is not None:
+            self._followers.nudge(pool, metadata["uid"])
+
+    def _take_signals(self) -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stopping.set)
+
+    def _is_alive(self) -> bool:
+        return all(not task.done() for task in self._tasks)
+
+    def _is_ready(self) -> bool:
+        return self._sync is not None and self._sync.loaded
+
+
+async def _first(task: asyncio.Task[None], event: asyncio.Event) -> None:
+    """Returns when either is done."""
+    waiting = asyncio.create_task(event.wait())
+    await asyncio.wait({task, waiting}, return_when=asyncio.FIRST_COMPLETED)
+    waiting.cancel()
+    await asyncio.gather(waiting, return_exceptions=True)

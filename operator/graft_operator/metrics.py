@@ -1,0 +1,48 @@
+"""What the operator counts: its passes, and how its pools are."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from graft_operator.api import AdapterDeploymentStatus
+
+REGISTRY = CollectorRegistry()
+PASSES = Counter("graft_operator_passes", "Passes over pools", ["result"], registry=REGISTRY)
+PASS_SECONDS = Histogram(
+    "graft_operator_pass_seconds",
+    "How long a pass takes",
+    registry=REGISTRY,
+    buckets=(0.005, 0.02, 0.1, 0.5, 2.0, 10.0, 60.0),
+)
+CONDITIONS = Gauge(
+    "graft_pool_condition", "1 where the condition is True", ["namespace", "name", "condition"], registry=REGISTRY
+)
+ADAPTERS = Gauge(
+    "graft_pool_adapters",
+    "Adapters of a pool: desired, ready, failed",
+    ["namespace", "name", "state"],
+    registry=REGISTRY,
+)
+CONDITION_TYPES = ("Available", "Ready", "Reconciling", "Stalled")
+ADAPTER_STATES = ("desired", "ready", "failed")
+
+
+def tell_pool(namespace: str, name: str, status: AdapterDeploymentStatus) -> None:
+    """Set the gauges of a pool."""
+    for condition in status.conditions:
+        CONDITIONS.labels(namespace, name, condition.type).set(condition.status == "True")
+    for state in ADAPTER_STATES:
+        ADAPTERS.labels(namespace, name, state).set(getattr(status.adapter_counts, state))
+
+
+def forget_pool(namespace: str, name: str) -> None:
+    """Drop the gauges of a pool that is gone."""
+    for condition in CONDITION_TYPES:
+        CONDITIONS.remove_by_labels({"namespace": namespace, "name": name, "condition": condition})
+    for state in ADAPTER_STATES:
+        ADAPTERS.remove_by_labels({"namespace": namespace, "name": name, "state": state})
+
+
+def exposition() -> bytes:
+    """All metrics in Prometheus' text format."""
+    return bytes(generate_latest(REGISTRY))

@@ -1,0 +1,308 @@
+"""The decision: what was observed in, what to do about it out. Pure; the same input gives the same plan."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from graft_runtime.contract import AdapterSet, Source
+from graft_runtime.errors import ErrorCode, GraftError
+
+from graft_operator import events
+from graft_operator.adapter_sets import (
+    next_sets,
+    obsolete_hashes,
+    plan_adapters,
+    stored_sets,
+    unrecorded_sources,
+)
+from graft_operator.api import AdapterDeploymentSpec, AdapterDeploymentStatus, parse_spec
+from graft_operator.checks import base_fault
+from graft_operator.conditions import Reason
+from graft_operator.events import Transition
+from graft_operator.objects import (
+    TEMPLATE_HASH_ANNOTATION,
+    KubernetesObject,
+    Pool,
+    build_adapter_set_config_map,
+    build_config_map,
+    build_deployment,
+    build_disruption_budget,
+    build_keys_config_map,
+    build_network_policy,
+    build_runtime_config,
+    build_service,
+)
+from graft_operator.observed import Child, Failure, Observed, PodView, digest_of
+from graft_operator.settings import Settings
+from graft_operator.status import failed_status, make_status
+
+RECHECK_SECONDS = 300.0
+REJECTED_RECHECK_SECONDS = 60.0
+FAILED_RECHECK_SECONDS = 15.0
+SETTLE_SECONDS = 3.0
+"""How long the first status of an operator waits for pods that are Ready to tell what they serve."""
+
+
+@dataclass(frozen=True)
+class Apply:
+    """A server-side apply. `uid` and `resource_version`: the object that must be there; no uid: there must be none."""
+
+    body: KubernetesObject
+    desired: str
+    """A hash of `body`."""
+    uid: str | None
+    resource_version: str | None = None
+    dry_run_first: bool = False
+
+    @property
+    def key(self) -> tuple[str, str]:
+        return self.body["kind"], self.body["metadata"]["name"]
+
+
+@dataclass(frozen=True)
+class Push:
+    """An adapter set for one pod."""
+
+    pod: PodView
+    adapter_set: AdapterSet
+
+
+@dataclass(frozen=True)
+class Resolve:
+    """A source whose digest one pod is to find out."""
+
+    pod: PodView
+    source: Source
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to do, in the order of the fields."""
+
+    mounts: tuple[Apply, ...] = ()
+    """What pods mount, the adapter sets among it."""
+    pushes: tuple[Push, ...] = ()
+    workload: tuple[Apply, ...] = ()
+    """What else the pool needs; the pods come last."""
+    deletes: tuple[Child, ...] = ()
+    resolves: tuple[Resolve, ...] = ()
+    unrecorded: frozenset[Source] = frozenset()
+    """Sources of which answers must be kept: they are written down nowhere else."""
+    status: AdapterDeploymentStatus | None = None
+    """None: nothing can be told yet."""
+    transitions: tuple[Transition, ...] = ()
+    requeue_after: float = RECHECK_SECONDS
+    """Seconds until the next pass, whatever happens."""
+
+
+def make_plan(observed: Observed, settings: Settings, now: float) -> Plan:
+    """What to do about `observed`.
+
+    Args:
+        now: Unix seconds.
+    """
+    if observed.pool.deleting:
+        return Plan()
+    try:
+        spec = parse_spec(observed.pool.spec)
+    except GraftError as error:
+        status = failed_status(observed, Failure(Reason.INVALID_SPEC, error.message), now)
+        return Plan(status=status, transitions=events.transitions(observed.pool.status, status))
+    view = observed.pool
+    return _Decision(Pool(view.namespace, view.name, view.uid, view.generation, spec), observed, settings, now).plan()
+
+
+class _Decision:
+    """The intermediate results of one plan."""
+
+    def __init__(self, pool: Pool, observed: Observed, settings: Settings, now: float) -> None:
+        self.pool = pool
+        self.observed = observed
+        self.settings = settings
+        self.now = now
+        self.deployment, self.failure = _decide_deployment(pool, observed, settings)
+        self.current = self._current_hash()
+        self.adapters = plan_adapters(pool.spec, observed, self.current, settings)
+        self.sets = next_sets(observed, self.adapters, _names(pool.spec), self.current)
+
+    def plan(self) -> Plan:
+        status = None if self._is_settling() else self._status()
+        may_write = not self.pool.spec.suspend and self.observed.failure is None
+        told = () if status is None else events.transitions(self.observed.pool.status, status)
+        if not may_write:
+            return Plan(
+                status=status,
+                transitions=told,
+                unrecorded=self._unrecorded(),
+                requeue_after=self._requeue_after(()),
+            )
+        resolves = self._resolves()
+        return Plan(
+            mounts=self._mounts(),
+            pushes=self._pushes(),
+            workload=self._workload(),
+            deletes=self._deletes(),
+            resolves=resolves,
+            unrecorded=self._unrecorded(),
+            status=status,
+            transitions=told,
+            requeue_after=self._requeue_after(resolves),
+        )
+
+    def _current_hash(self) -> str:
+        """The spec's own, or that of what runs where the spec's can't be made."""
+        own = self.observed.own("Deployment", self.pool.name)
+        if self.deployment is None and own is not None and own.rollout is not None and own.rollout.config_hash:
+            return own.rollout.config_hash
+        return build_runtime_config(self.pool, self.settings).config_hash()
+
+    def _status(self) -> AdapterDeploymentStatus:
+        annotations = {} if self.deployment is None else self.deployment["metadata"]["annotations"]
+        sets = stored_sets(self.observed) if self.pool.spec.suspend else self.sets
+        return make_status(
+            self.pool,
+            self.observed,
+            failure=self.failure,
+            template_hash=annotations.get(TEMPLATE_HASH_ANNOTATION),
+            sets=sets,
+            current=self.current,
+            adapters=self.adapters,
+            now=self.now,
+        )
+
+    def _is_settling(self) -> bool:
+        """An operator that just started asks the pods before it tells that they are not ready."""
+        return any(
+            pod.ready and pod.counts and pod.ip and not report.asked
+            for pod in self.observed.pods
+            if (report := self.observed.reports.get(pod.uid)) is not None
+        )
+
+    def _unrecorded(self) -> frozenset[Source]:
+        return unrecorded_sources(self.pool.spec, self.observed, self.current)
+
+    # Effects
+
+    def _mounts(self) -> tuple[Apply, ...]:
+        wanted = [build_keys_config_map(self.pool, self.observed.keys)]
+        if self.deployment is not None:
+            wanted.append(build_config_map(self.pool, self.settings))
+        wanted += [build_adapter_set_config_map(self.pool, found) for found in self._sets_to_store()]
+        return tuple(self._apply(body) for body in wanted if not self._in_sync(body))
+
+    def _workload(self) -> tuple[Apply, ...]:
+        pool = self.pool
+        wanted = [build_service(pool), build_disruption_budget(pool), build_network_policy(pool, self.settings)]
+        wanted.append(self.deployment)
+        return tuple(self._apply(body) for body in wanted if body is not None and not self._in_sync(body))
+
+    def _sets_to_store(self) -> list[AdapterSet]:
+        """The current one only where pods of it can exist."""
+        return [self.sets[key] for key in sorted(self.sets)] if self.deployment or self._has_pods() else []
+
+    def _has_pods(self) -> bool:
+        return self.observed.own("Deployment", self.pool.name) is not None
+
+    def _apply(self, body: KubernetesObject) -> Apply:
+        own = self.observed.own(body["kind"], body["metadata"]["name"])
+        # A set must follow the very one that its generation was counted from.
+        races = own is not None and own.adapter_set is not None
+        return Apply(
+            body=body,
+            desired=digest_of(body),
+            uid=None if own is None else own.uid,
+            resource_version=own.resource_version if own is not None and races else None,
+            dry_run_first=body["kind"] == "Deployment" and bool(self.pool.spec.pod_template.spec),
+        )
+
+    def _in_sync(self, body: KubernetesObject) -> bool:
+        """It was applied as it is wanted, and nobody touched it since."""
+        key = (body["kind"], body["metadata"]["name"])
+        own, last = self.observed.own(*key), self.observed.applied.get(key)
+        return (
+            own is not None
+            and last is not None
+            and last.desired == digest_of(body)
+            and last.fingerprint == own.fingerprint
+        )
+
+    def _pushes(self) -> tuple[Push, ...]:
+        pushes = []
+        for pod in self.observed.pods:
+            status = self.observed.report(pod)
+            wanted = self.sets.get(status.config_hash) if status is not None else None
+            if status is None or wanted is None or pod.deleting:
+                continue
+            if (status.adapter_set.generation, status.adapter_set.hash) != (wanted.generation, wanted.content_hash()):
+                pushes.append(Push(pod, wanted))
+        return tuple(pushes)
+
+    def _deletes(self) -> tuple[Child, ...]:
+        obsolete = obsolete_hashes(self.observed, self.sets)
+        unwanted = {("PodDisruptionBudget", self.pool.name)} if build_disruption_budget(self.pool) is None else set()
+        return tuple(
+            child
+            for child in self.observed.own_children
+            if not child.deleting
+            and ((child.kind, child.name) in unwanted or (child.kind == "ConfigMap" and child.config_hash in obsolete))
+        )
+
+    def _resolves(self) -> tuple[Resolve, ...]:
+        pod = self._pod_to_ask()
+        if pod is None:
+            return ()
+        sources = {plan.unresolved: None for plan in self.adapters if plan.unresolved is not None}
+        return tuple(Resolve(pod, source) for source in sources if self._retry_at(source) <= self.now)
+
+    def _pod_to_ask(self) -> PodView | None:
+        """One that answers and has the sources of the current spec; a Ready one where there is one."""
+        able = [
+            pod
+            for pod in self.observed.pods
+            if pod.counts and (status := self.observed.report(pod)) and status.config_hash == self.current
+        ]
+        return min(able, key=lambda pod: (not pod.ready, pod.name), default=None)
+
+    def _retry_at(self, source: Source) -> float:
+        found = self.observed.resolutions.get(source)
+        return 0.0 if found is None else found.retry_at
+
+    def _requeue_after(self, resolves: Sequence[Resolve]) -> float:
+        asked = {resolve.source for resolve in resolves}
+        waits = [
+            self._retry_at(plan.unresolved) - self.now
+            for plan in self.adapters
+            if plan.unresolved is not None and plan.unresolved not in asked
+        ]
+        waits = [wait for wait in waits if wait > 0]
+        if self.observed.failure is not None:
+            waits.append(FAILED_RECHECK_SECONDS)
+        if self.observed.rejected:
+            waits.append(REJECTED_RECHECK_SECONDS)
+        if self._is_settling():
+            waits.append(SETTLE_SECONDS)
+        return min([*waits, RECHECK_SECONDS])
+
+
+def _decide_deployment(
+    pool: Pool, observed: Observed, settings: Settings
+) -> tuple[KubernetesObject | None, Failure | None]:
+    """The Deployment, or None and why there can't be one; what runs goes on then."""
+    if observed.failure is not None:
+        return None, observed.failure
+    fault = base_fault(pool.spec, settings)
+    if fault is not None:
+        return None, Failure(fault.code.value, fault.message)
+    try:
+        deployment = build_deployment(pool, settings)
+    except GraftError as error:
+        return None, Failure(error.code.value, error.message)
+    rejected = observed.rejected.get(deployment["metadata"]["annotations"][TEMPLATE_HASH_ANNOTATION])
+    if rejected is not None:
+        return None, Failure(ErrorCode.INVALID_POD_TEMPLATE.value, rejected)
+    return deployment, None
+
+
+def _names(spec: AdapterDeploymentSpec) -> frozenset[str]:
+    return frozenset(adapter.name for adapter in spec.adapters)

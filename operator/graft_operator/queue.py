@@ -1,0 +1,102 @@
+"""A de-duplicating queue of keys: one pass a key at a time, bursts coalesce, passes can be asked for later."""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+Key = TypeVar("Key")
+
+COALESCE_SECONDS = 0.05
+FIRST_RETRY_SECONDS = 0.25
+LAST_RETRY_SECONDS = 60.0
+
+
+class WorkQueue(Generic[Key]):
+    """Keys that want a pass, each with the time from which it may run.
+
+    `take` hands out a key; until its `done` nobody else gets it, and marks that arrive meanwhile are kept for the next
+    pass. A mark never postpones an earlier one.
+
+    Args:
+        clock: seconds that only grow; by default the running loop's.
+    """
+
+    def __init__(self, clock: Callable[[], float] | None = None) -> None:
+        self._clock = clock or (lambda: asyncio.get_running_loop().time())
+        self._due: dict[Key, float] = {}
+        self._heap: list[tuple[float, int, Key]] = []
+        self._order = 0
+        self._active: set[Key] = set()
+        self._failures: dict[Key, int] = {}
+        self._changed = asyncio.Event()
+
+    def __len__(self) -> int:
+        return len(self._due) + len(self._active)
+
+    def mark(self, key: Key, after: float = COALESCE_SECONDS) -> None:
+        """Ask for a pass of `key`, at the latest `after` seconds from now."""
+        due = self._clock() + after
+        if self._due.get(key, float("inf")) <= due:
+            return
+        self._due[key] = due
+        self._push(due, key)
+        self._changed.set()
+
+    def retry(self, key: Key) -> float:
+        """Ask for another pass after a failed one; the seconds until it double with every failure in a row."""
+        failures = self._failures.get(key, 0)
+        self._failures[key] = failures + 1
+        after = min(LAST_RETRY_SECONDS, FIRST_RETRY_SECONDS * (1 << min(failures, 16)))
+        self.mark(key, after)
+        return after
+
+    def succeeded(self, key: Key) -> None:
+        """Forget the failures of `key`."""
+        self._failures.pop(key, None)
+
+    def forget(self, key: Key) -> None:
+        """Drop `key` and its failures; a pass that runs goes on."""
+        self._due.pop(key, None)
+        self._failures.pop(key, None)
+
+    async def take(self) -> Key:
+        """The next key that is due and that nobody works on; waits for one."""
+        while True:
+            key, wait = self._next()
+            if key is not None:
+                return key
+            self._changed.clear()
+            try:
+                async with asyncio.timeout(wait):
+                    await self._changed.wait()
+            except TimeoutError:
+                continue
+
+    def done(self, key: Key) -> None:
+        """The pass of `key` has ended."""
+        self._active.discard(key)
+        if key in self._due:
+            self._push(self._due[key], key)
+            self._changed.set()
+
+    def _push(self, due: float, key: Key) -> None:
+        self._order += 1
+        heapq.heappush(self._heap, (due, self._order, key))
+
+    def _next(self) -> tuple[Key | None, float | None]:
+        while self._heap:
+            due, _, key = self._heap[0]
+            if self._due.get(key) != due or key in self._active:  # forgotten, moved forward, or pushed again by `done`
+                heapq.heappop(self._heap)
+                continue
+            wait = due - self._clock()
+            if wait > 0:
+                return None, wait
+            heapq.heappop(self._heap)
+            del self._due[key]
+            self._active.add(key)
+            return key, None
+        return None, None

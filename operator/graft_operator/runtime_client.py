@@ -1,0 +1,160 @@
+"""Talks to the control ports of the pods, and nothing else does.
+
+It has connections of its own, without a limit: long polls to a thousand pods must not starve anything.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+import aiohttp
+from graft_runtime.contract import (
+    CONTROL_PORT,
+    Accepted,
+    AdapterSet,
+    Fault,
+    Resolution,
+    ResolveRequest,
+    RuntimeStatus,
+    Wire,
+)
+from pydantic import ValidationError
+
+CONNECT_SECONDS = 2.0
+PUSH_SECONDS = 10.0
+POLL_SECONDS = 25
+POLL_GRACE_SECONDS = 10.0
+RESOLVE_SECONDS = 60.0
+MAX_ERROR_TEXT = 500
+
+Answer = TypeVar("Answer", bound=Wire)
+
+
+@dataclass(frozen=True)
+class PodAddress:
+    """Where a pod's control port is, and whom its tokens are for."""
+
+    uid: str
+    ip: str
+
+    @property
+    def url(self) -> str:
+        host = f"[{self.ip}]" if ":" in self.ip else self.ip
+        return f"http://{host}:{CONTROL_PORT}"
+
+
+class RuntimeUnreachableError(Exception):
+    """The pod did not answer in time, or with something that is no answer. `refused`: nobody listens there."""
+
+    def __init__(self, message: str, *, refused: bool = False) -> None:
+        super().__init__(message)
+        self.refused = refused
+
+
+class RuntimeRefusedError(Exception):
+    """The pod answered with an HTTP error."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class RuntimeClient:
+    """One HTTP client for all pods.
+
+    Args:
+        sign: a token for the pod with this UID.
+    """
+
+    def __init__(self, sign: Callable[[str, float], str]) -> None:
+        self._sign = sign
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0),
+            timeout=aiohttp.ClientTimeout(total=PUSH_SECONDS, sock_connect=CONNECT_SECONDS),
+        )
+
+    async def close(self) -> None:
+        await self._session.close()
+
+    async def status(self, pod: PodAddress, boot: str, since: int, wait: int = POLL_SECONDS) -> RuntimeStatus | None:
+        """What changed in the pod after `since` of `boot`; None when nothing did for `wait` seconds.
+
+        Raises:
+            RuntimeUnreachableError, RuntimeRefusedError
+        """
+        query = {"boot": boot, "since": str(since), "wait": str(wait)}
+        content = await self._request("GET", pod, "/status", wait + POLL_GRACE_SECONDS, query=query)
+        return None if content is None else _parse(RuntimeStatus, content, pod)
+
+    async def push(self, pod: PodAddress, adapter_set: AdapterSet) -> Accepted:
+        """Put an adapter set in force.
+
+        Raises:
+            RuntimeUnreachableError, RuntimeRefusedError: 409 where the pod has a newer one.
+        """
+        content = await self._request("PUT", pod, "/adapter-set", PUSH_SECONDS, body=adapter_set)
+        return _parse(Accepted, content or b"", pod)
+
+    async def resolve(self, pod: PodAddress, request: ResolveRequest) -> Resolution:
+        """Ask for the exact version of a source.
+
+        Raises:
+            RuntimeUnreachableError, RuntimeRefusedError
+        """
+        content = await self._request("POST", pod, "/resolve", RESOLVE_SECONDS, body=request)
+        return _parse(Resolution, content or b"", pod)
+
+    async def _request(
+        self,
+        method: str,
+        pod: PodAddress,
+        path: str,
+        seconds: float,
+        *,
+        query: dict[str, str] | None = None,
+        body: Wire | None = None,
+    ) -> bytes | None:
+        headers = {"Authorization": f"Bearer {self._sign(pod.uid, time.time())}"}
+        if body is not None:
+            headers["Content-Type"] = "application/json"
+        try:
+            async with self._session.request(
+                method,
+                pod.url + path,
+                params=query,
+                data=None if body is None else body.canonical_json(),
+                headers=headers,
+                timeout=aiohttp.ClientTimeout(total=seconds, sock_connect=CONNECT_SECONDS),
+                allow_redirects=False,
+            ) as response:
+                content = await response.read()
+                status = response.status
+        except aiohttp.ClientConnectorError as error:
+            raise RuntimeUnreachableError(
+                f"nobody listens at {pod.url}", refused=isinstance(error.os_error, ConnectionRefusedError)
+            ) from error
+        except (aiohttp.ClientError, TimeoutError) as error:
+            raise RuntimeUnreachableError(f"{method} {pod.url}{path}: {error or type(error).__name__}") from error
+        if status == 204:
+            return None
+        if status >= 300:
+            raise RuntimeRefusedError(status, _error_text(content))
+        return content
+
+
+def _parse(model: type[Answer], content: bytes, pod: PodAddress) -> Answer:
+    try:
+        return model.model_validate_json(content)
+    except ValidationError as error:
+        faults = "; ".join(fault["msg"] for fault in error.errors(include_url=False)[:3])
+        raise RuntimeUnreachableError(f"{pod.url} answered with no {model.__name__}: {faults}") from error
+
+
+def _error_text(content: bytes) -> str:
+    try:
+        return Fault.model_validate_json(content).message
+    except ValidationError:
+        return content[:MAX_ERROR_TEXT].decode(errors="replace")

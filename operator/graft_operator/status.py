@@ -1,0 +1,411 @@
+"""What is told of a pool: one function makes the whole status, and with it the four conditions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from graft_runtime.contract import AdapterReport, AdapterSet, BaseState, Fault, RuntimeStatus
+from graft_runtime.errors import ErrorCode
+
+from graft_operator.adapter_sets import AdapterPlan
+from graft_operator.api import (
+    AdapterCounts,
+    AdapterDeploymentStatus,
+    AdapterSetStatus,
+    AdapterStatus,
+    BaseModelStatus,
+)
+from graft_operator.checks import TRANSIENT
+from graft_operator.conditions import ConditionType, Reason, Verdict, dated
+from graft_operator.objects import Pool, selector_of, url_of
+from graft_operator.observed import Failure, Observed, PodReport, PodView, Rollout
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the conditions are made from."""
+
+    pool: Pool
+    observed: Observed
+    failure: Failure | None
+    """Why the pool as a whole is not as its spec says; a person must look."""
+    rolled_out: bool
+    """The Deployment is what the spec asks for, and all its pods are."""
+    sets: Mapping[str, AdapterSet]
+    current: str
+    """The config hash whose adapter set follows the spec."""
+    adapters: tuple[AdapterStatus, ...]
+    pods: tuple[PodView, ...]
+    """Those that the Deployment wants."""
+
+    @property
+    def rollout(self) -> Rollout | None:
+        deployment = self.observed.own("Deployment", self.pool.name)
+        return None if deployment is None else deployment.rollout
+
+    @property
+    def ready_pods(self) -> tuple[PodView, ...]:
+        return tuple(pod for pod in self.pods if pod.ready)
+
+    def report(self, pod: PodView) -> RuntimeStatus | None:
+        return self.observed.report(pod)
+
+
+def make_status(
+    pool: Pool,
+    observed: Observed,
+    *,
+    failure: Failure | None,
+    template_hash: str | None,
+    sets: Mapping[str, AdapterSet],
+    current: str,
+    adapters: Sequence[AdapterPlan],
+    now: float,
+) -> AdapterDeploymentStatus:
+    """The status of `pool` after a pass.
+
+    Args:
+        failure: why the pool as a whole can't be made as its spec says.
+        template_hash: of the Deployment that the spec asks for; None where there can't be one.
+        sets: config hash → the set that its pods are to serve.
+        current: the config hash whose set follows the spec.
+        now: Unix seconds.
+    """
+    pods = tuple(sorted((pod for pod in observed.pods if pod.counts), key=lambda pod: pod.name))
+    deployment = observed.own("Deployment", pool.name)
+    rollout = None if deployment is None else deployment.rollout
+    statuses = tuple(_adapter_status(pool, observed, pods, plan, sets) for plan in adapters)
+    facts = Facts(
+        pool=pool,
+        observed=observed,
+        failure=failure,
+        rolled_out=rollout is not None
+        and rollout.template_hash == template_hash
+        and rollout.settled
+        and rollout.desired == pool.spec.replicas,
+        sets=sets,
+        current=current,
+        adapters=statuses,
+        pods=pods,
+    )
+    return AdapterDeploymentStatus(
+        observed_generation=pool.generation,
+        conditions=dated(_verdicts(facts), observed.pool.status.conditions, pool.generation, now),
+        adapter_sets=_set_statuses(sets, current),
+        replicas=len(pods),
+        ready_replicas=len(facts.ready_pods),
+        selector=",".join(f"{key}={value}" for key, value in sorted(selector_of(pool).items())),
+        url=url_of(pool),
+        base_model=_base_status(facts),
+        adapter_counts=AdapterCounts(
+            desired=len(statuses),
+            ready=sum(is_ready(adapter) for adapter in statuses),
+            failed=sum(is_failed(adapter) for adapter in statuses),
+        ),
+        adapters=statuses,
+    )
+
+
+def failed_status(observed: Observed, failure: Failure, now: float) -> AdapterDeploymentStatus:
+    """The status of a pool whose spec can't be read: what was known stays, the conditions tell why."""
+    before = observed.pool.status
+    pods = [pod for pod in observed.pods if pod.counts]
+    served = any(pod.ready and _serves(observed.report(pod)) for pod in pods)
+    verdicts = (
+        (ConditionType.AVAILABLE, _served() if served else _failed(failure)),
+        (ConditionType.READY, _failed(failure)),
+        (ConditionType.RECONCILING, Verdict(False, Reason.SETTLED)),
+        (ConditionType.STALLED, Verdict(True, failure.reason, failure.message)),
+    )
+    generation = observed.pool.generation
+    return before.model_copy(
+        update={
+            "observed_generation": generation,
+            "conditions": dated(verdicts, before.conditions, generation, now),
+            "replicas": len(pods),
+            "ready_replicas": sum(pod.ready for pod in pods),
+        }
+    )
+
+
+def is_ready(adapter: AdapterStatus) -> bool:
+    """Ready on every desired pod, in the version that the spec asks for."""
+    return adapter.reason is None and 0 < adapter.desired_replicas <= adapter.ready_replicas
+
+
+def is_failed(adapter: AdapterStatus) -> bool:
+    """It has a fault that does not go away by itself."""
+    return adapter.reason is not None and adapter.reason not in TRANSIENT
+
+
+# Adapters
+
+
+def _adapter_status(
+    pool: Pool, observed: Observed, pods: Sequence[PodView], plan: AdapterPlan, sets: Mapping[str, AdapterSet]
+) -> AdapterStatus:
+    reports = _adapter_reports(observed, pods, plan.spec.name, sets)
+    ready = [report for report in reports if report.ready]
+    shown = next(iter(ready or reports), None)
+    entry = plan.entry
+    fault = _adapter_fault(observed, plan, reports, missing=pool.spec.replicas - len(ready))
+    return AdapterStatus(
+        name=plan.spec.name,
+        uri=entry.source.uri if entry is not None else None,
+        ready_replicas=len(ready),
+        desired_replicas=pool.spec.replicas,
+        digest=entry.digest if entry is not None else None,
+        revision=shown.revision if shown is not None else None,
+        method=shown.method if shown is not None else None,
+        rank=shown.rank if shown is not None else None,
+        reason=None if fault is None else fault.code.value,
+        message=None if fault is None else fault.message,
+    )
+
+
+def _adapter_reports(
+    observed: Observed, pods: Sequence[PodView], name: str, sets: Mapping[str, AdapterSet]
+) -> list[AdapterReport]:
+    """What the pods say of the very digest that their set names."""
+    found = []
+    for pod in pods:
+        status = observed.report(pod)
+        adapter_set = sets.get(status.config_hash) if status is not None else None
+        if status is None or adapter_set is None:
+            continue
+        digest = next((entry.digest for entry in adapter_set.adapters if entry.name == name), None)
+        found += [report for report in status.adapters if report.name == name and digest == report.digest]
+    return found
+
+
+def _adapter_fault(
+    observed: Observed, plan: AdapterPlan, reports: Sequence[AdapterReport], missing: int
+) -> Fault | None:
+    if plan.fault is not None:
+        return Fault.of(plan.fault)
+    if plan.unresolved is not None:
+        resolution = observed.resolutions.get(plan.unresolved)
+        if resolution is not None and resolution.fault is not None:
+            return resolution.fault
+        return Fault(code=ErrorCode.RESOLVING, message=f"the digest of {plan.unresolved.uri} is being found out")
+    fault = next((report.fault for report in reports if report.fault is not None and not report.ready), None)
+    if fault is not None or missing <= 0:
+        return fault
+    return Fault(code=ErrorCode.LOADING, message=f"{missing} more pods have to fetch, check and mount it")
+
+
+# Conditions
+
+
+def _verdicts(facts: Facts) -> tuple[tuple[ConditionType, Verdict], ...]:
+    ready = _ready(facts)
+    stalled = _stalled(facts)
+    return (
+        (ConditionType.AVAILABLE, _available(facts)),
+        (ConditionType.READY, ready),
+        (ConditionType.RECONCILING, _reconciling(facts, ready)),
+        (ConditionType.STALLED, stalled),
+    )
+
+
+def _available(facts: Facts) -> Verdict:
+    if facts.pool.spec.replicas == 0:
+        return _scaled_to_zero()
+    if any(_serves(facts.report(pod)) for pod in facts.ready_pods):
+        return _served()
+    if facts.ready_pods:
+        return _unreachable(facts)
+    return _base_failed(facts) or _pods_not_ready(facts) or _unreachable(facts)
+
+
+def _ready(facts: Facts) -> Verdict:
+    """The one place that decides whether a pool is Ready: the first obstacle, or none."""
+    obstacles = (found for check in _OBSTACLES if (found := check(facts)) is not None)
+    return next(obstacles, None) or Verdict(
+        True, Reason.ALL_READY, f"{_count(len(facts.pods), 'pod')}, {_count(len(facts.adapters), 'adapter')}"
+    )
+
+
+def _stalled(facts: Facts) -> Verdict:
+    if facts.pool.spec.suspend:
+        return Verdict(False, Reason.SUSPENDED)
+    for check in (_pool_failed, _base_failed, _deadline_exceeded, _adapters_failed):
+        found = check(facts)
+        if found is not None:
+            return Verdict(True, found.reason, found.message)
+    return Verdict(False, Reason.NO_FAULT)
+
+
+def _reconciling(facts: Facts, ready: Verdict) -> Verdict:
+    """Something is on its way, whether or not something else needs a person."""
+    if ready.holds or facts.pool.spec.suspend:
+        return Verdict(False, Reason.SUSPENDED if facts.pool.spec.suspend else Reason.SETTLED)
+    if facts.failure is not None:
+        return Verdict(False, Reason.SETTLED)
+    on_the_way = (
+        _not_rolled_out(facts)
+        or (None if _base_failed(facts) else _pods_not_ready(facts))
+        or _set_pending(facts)
+        or _adapters_loading(facts)
+    )
+    if on_the_way is None:
+        return Verdict(False, Reason.SETTLED)
+    return Verdict(True, on_the_way.reason, on_the_way.message)
+
+
+def _is_suspended(facts: Facts) -> Verdict | None:
+    if not facts.pool.spec.suspend:
+        return None
+    return Verdict(False, Reason.SUSPENDED, "spec.suspend is true: nothing is changed until it is false")
+
+
+def _pool_failed(facts: Facts) -> Verdict | None:
+    return None if facts.failure is None else _failed(facts.failure)
+
+
+def _is_scaled_to_zero(facts: Facts) -> Verdict | None:
+    return _scaled_to_zero() if facts.pool.spec.replicas == 0 else None
+
+
+def _base_failed(facts: Facts) -> Verdict | None:
+    for pod in facts.pods:
+        status = facts.report(pod)
+        if status is not None and status.config_hash == facts.current and status.base.state is BaseState.FAILED:
+            fault = status.base.fault or Fault(
+                code=ErrorCode.INTERNAL, message="the base model failed without a reason"
+            )
+            return Verdict(False, fault.code.value, f"pod {pod.name}: {fault.message}")
+    return None
+
+
+def _deadline_exceeded(facts: Facts) -> Verdict | None:
+    if facts.rollout is None or facts.rollout.failure is None or facts.pool.spec.replicas == 0:
+        return None
+    return Verdict(False, Reason.PROGRESS_DEADLINE_EXCEEDED, f"{facts.rollout.failure}{_troubles(facts)}")
+
+
+def _not_rolled_out(facts: Facts) -> Verdict | None:
+    if facts.rolled_out:
+        return None
+    updated = 0 if facts.rollout is None else facts.rollout.updated
+    return Verdict(
+        False, Reason.ROLLING_OUT, f"{updated} of {facts.pool.spec.replicas} pods are of this spec{_troubles(facts)}"
+    )
+
+
+def _pods_not_ready(facts: Facts) -> Verdict | None:
+    if len(facts.ready_pods) >= facts.pool.spec.replicas:
+        return None
+    loading = [f"{pod.name}: base model {status.base.state}" for pod in facts.pods if (status := facts.report(pod))]
+    told = _troubles(facts) or (f" ({'; '.join(loading[:3])})" if loading else "")
+    ready = f"{len(facts.ready_pods)} of {facts.pool.spec.replicas} pods are Ready"
+    return Verdict(False, Reason.PODS_NOT_READY, ready + told)
+
+
+def _pods_unreachable(facts: Facts) -> Verdict | None:
+    return _unreachable(facts) if any(facts.report(pod) is None for pod in facts.pods) else None
+
+
+def _set_pending(facts: Facts) -> Verdict | None:
+    pending = [pod for pod in facts.pods if not _has_its_set(facts, pod)]
+    if not pending:
+        return None
+    names = ", ".join(pod.name for pod in pending[:3])
+    return Verdict(
+        False, Reason.ADAPTER_SET_PENDING, f"{_count(len(pending), 'pod')} without the current adapter set: {names}"
+    )
+
+
+def _adapters_failed(facts: Facts) -> Verdict | None:
+    failed = [adapter for adapter in facts.adapters if is_failed(adapter)]
+    return _about(failed, Reason.ADAPTERS_FAILED) if failed else None
+
+
+def _adapters_loading(facts: Facts) -> Verdict | None:
+    loading = [adapter for adapter in facts.adapters if not is_ready(adapter) and not is_failed(adapter)]
+    return _about(loading, Reason.ADAPTERS_LOADING) if loading else None
+
+
+Obstacle = Callable[[Facts], Verdict | None]
+_OBSTACLES: tuple[Obstacle, ...] = (
+    _is_suspended,
+    _pool_failed,
+    _is_scaled_to_zero,
+    _base_failed,  # before the roll that it holds up
+    _deadline_exceeded,
+    _not_rolled_out,
+    _pods_not_ready,
+    _pods_unreachable,
+    _set_pending,
+    _adapters_failed,
+    _adapters_loading,
+)
+
+
+def _failed(failure: Failure) -> Verdict:
+    return Verdict(False, failure.reason, failure.message)
+
+
+def _scaled_to_zero() -> Verdict:
+    return Verdict(False, Reason.SCALED_TO_ZERO, "spec.replicas is 0")
+
+
+def _served() -> Verdict:
+    return Verdict(True, Reason.BASE_SERVED, "the base model is served")
+
+
+def _unreachable(facts: Facts) -> Verdict:
+    reports = [(pod, facts.observed.reports.get(pod.uid, PodReport())) for pod in facts.pods]
+    silent = [f"{pod.name}: {report.unreachable or 'not asked yet'}" for pod, report in reports if not report.status]
+    return Verdict(False, Reason.PODS_UNREACHABLE, "; ".join(silent[:3]) or "no pod serves the base model yet")
+
+
+def _serves(status: RuntimeStatus | None) -> bool:
+    return status is not None and status.base.state is BaseState.SERVING
+
+
+def _has_its_set(facts: Facts, pod: PodView) -> bool:
+    status = facts.report(pod)
+    wanted = facts.sets.get(status.config_hash) if status is not None else None
+    return (
+        status is not None
+        and wanted is not None
+        and (status.adapter_set.generation, status.adapter_set.hash) == (wanted.generation, wanted.content_hash())
+    )
+
+
+def _troubles(facts: Facts) -> str:
+    told = [f"{pod.name}: {pod.trouble}" for pod in facts.pods if pod.trouble and not pod.ready]
+    return f" ({'; '.join(told[:3])})" if told else ""
+
+
+def _about(adapters: Sequence[AdapterStatus], reason: Reason) -> Verdict:
+    """Counts them all and quotes the first."""
+    first = adapters[0]
+    others = f" (and {len(adapters) - 1} more)" if len(adapters) > 1 else ""
+    return Verdict(False, reason, f"adapter `{first.name}`{others}: {first.reason or 'Loading'}: {first.message or ''}")
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" + ("" if number == 1 else "s")
+
+
+# The rest
+
+
+def _set_statuses(sets: Mapping[str, AdapterSet], current: str) -> tuple[AdapterSetStatus, ...]:
+    ordered = sorted(sets.values(), key=lambda found: (found.config_hash != current, -found.generation))
+    return tuple(
+        AdapterSetStatus(config_hash=found.config_hash, generation=found.generation, hash=found.content_hash())
+        for found in ordered[:16]
+    )
+
+
+def _base_status(facts: Facts) -> BaseModelStatus | None:
+    statuses = [status for pod in facts.pods if (status := facts.report(pod))]
+    current = [status for status in statuses if status.config_hash == facts.current]
+    base = next((status.base for status in (*current, *statuses) if _serves(status)), None)
+    if base is None:
+        return None
+    return BaseModelStatus(name=base.name, digest=base.digest, revision=base.revision, runner=base.runner)

@@ -1,0 +1,106 @@
+"""The tokens that open the pods' control ports: JWTs signed with Ed25519 for one pod (its UID) and a few minutes."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import jwt
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from graft_runtime.contract import TOKEN_ALGORITHM, TOKEN_ISSUER
+
+LIFETIME_SECONDS = 240
+OVERLAP_SECONDS = 300
+"""A new key signs only after pods had this long to see its public half in their mounted ConfigMap."""
+PRIVATE_KEY_SUFFIX = ".pem"
+
+
+@dataclass(frozen=True)
+class SigningKey:
+    """One private key."""
+
+    created: int
+    """Unix seconds."""
+    private_key: Ed25519PrivateKey
+
+    @property
+    def key_id(self) -> str:
+        """The first 16 hex digits of the sha256 of the public half's SubjectPublicKeyInfo."""
+        information = self.private_key.public_key().public_bytes(
+            serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
+        )
+        return hashlib.sha256(information).hexdigest()[:16]
+
+    @property
+    def public_pem(self) -> str:
+        """The public half, SubjectPublicKeyInfo in PEM."""
+        return (
+            self.private_key.public_key()
+            .public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+            .decode()
+        )
+
+    @property
+    def private_pem(self) -> bytes:
+        """The private half, PKCS #8 in PEM."""
+        return self.private_key.private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        )
+
+
+def new_key(now: float) -> SigningKey:
+    """A fresh key, created at `now` (Unix seconds)."""
+    return SigningKey(int(now), Ed25519PrivateKey.generate())
+
+
+class Signer:
+    """Signs with the newest key that pods know by now; all public halves are published."""
+
+    def __init__(self, keys: tuple[SigningKey, ...]) -> None:
+        if not keys:
+            raise ValueError("a signer needs at least one key")
+        self.keys = tuple(sorted(keys, key=lambda key: (key.created, key.key_id)))
+
+    def public_keys(self) -> dict[str, str]:
+        """Key id → public half in PEM."""
+        return {key.key_id: key.public_pem for key in self.keys}
+
+    def token(self, audience: str, now: float) -> str:
+        """A token for the pod whose UID is `audience`, valid from `now` (Unix seconds) for four minutes."""
+        key = self._signing_key(now)
+        claims = {"iss": TOKEN_ISSUER, "aud": audience, "iat": int(now), "exp": int(now) + LIFETIME_SECONDS}
+        return jwt.encode(claims, key.private_key, algorithm=TOKEN_ALGORITHM, headers={"kid": key.key_id})
+
+    def _signing_key(self, now: float) -> SigningKey:
+        known = [key for key in self.keys if key.created + OVERLAP_SECONDS <= now]
+        return known[-1] if known else self.keys[0]
+
+
+def to_secret_data(keys: tuple[SigningKey, ...]) -> dict[str, str]:
+    """The `data` of the Secret: `CREATED-KEYID.pem` → PKCS #8 in PEM, base64."""
+    return {
+        f"{key.created:012d}-{key.key_id}{PRIVATE_KEY_SUFFIX}": base64.b64encode(key.private_pem).decode()
+        for key in keys
+    }
+
+
+def from_secret_data(data: Mapping[str, str]) -> tuple[SigningKey, ...]:
+    """The keys in the `data` of the Secret, oldest first.
+
+    Raises:
+        ValueError: an entry is not an Ed25519 key in PEM, or its name not `CREATED-KEYID.pem`.
+    """
+    return tuple(_read_key(name, content) for name, content in sorted(data.items()))
+
+
+def _read_key(name: str, content: str) -> SigningKey:
+    created, _, _ = name.partition("-")
+    if not (created.isdigit() and name.endswith(PRIVATE_KEY_SUFFIX)):
+        raise ValueError(f"the signing key `{name}` must be called CREATED-KEYID.pem, CREATED in Unix seconds")
+    private_key = serialization.load_pem_private_key(base64.b64decode(content), password=None)
+    if not isinstance(private_key, Ed25519PrivateKey):
+        raise ValueError(f"the signing key `{name}` must be an Ed25519 key, it is {type(private_key).__name__}")  # noqa: TRY004
+    return SigningKey(int(created), private_key)
