@@ -29,9 +29,9 @@ PATTERNS: dict[str, tuple[dict[str, int], dict[str, float]]] = {
     "opt": ({"q_proj": 3, "fc1": 6}, {"v_proj": 3, "fc2": 1.5}),
     "gpt2": ({"c_attn": 3, "mlp.c_proj": 6}, {"c_fc": 3, r"h\.1\.attn\.c_proj": 1.5}),
     "bloom": ({"query_key_value": 3}, {"dense": 3}),
-    "mamba": ({"in_proj": 3}, {"out_proj": 3}),
+    "mamba": ({"in_proj": 3}, {"x_proj": 3}),
 }
-TARGETS = {"mamba": ["in_proj", "out_proj"]}
+TARGETS = {"mamba": ["in_proj", "x_proj"]}
 
 
 class Reference:
@@ -95,15 +95,16 @@ def test_greedy_equals_peft(family: str, make_base: Any, make_adapter: Any, in_p
         adapter = make_adapter(name, base=base, **targets, **lora)
         engine.mount(name, adapter)
         reference.load(adapter)
-    rows = [(prompt, name) for name in (None, *options) for prompt in PROMPTS]
+    names: list[str | None] = [None, *options]
+    rows = [(prompt, name) for name in names for prompt in PROMPTS]
     expected = {(tuple(prompt), name): reference.answer(prompt, name) for prompt, name in rows}
-    assert len({tuple(expected[tuple(PROMPTS[1]), name][0]) for name in (None, *options)}) == 4, "each must show"
+    assert len({tuple(expected[tuple(PROMPTS[1]), name][0]) for name in names}) == 4, "each must show"
 
     def submit(request: str, prompt: list[int], name: str | None) -> Submit:
         adapters = (ServedAdapter(name, 1.0),) if name else ()
         return Submit(request, prompt, NEW_TOKENS, adapters, Sampling(temperature=0))
 
-    alone = {name: engine.answers([submit("alone", PROMPTS[1], name)])["alone"] for name in (None, *options)}
+    alone = {name: engine.answers([submit("alone", PROMPTS[1], name)])["alone"] for name in names}
     for name, answer in alone.items():
         assert_same(answer, *expected[tuple(PROMPTS[1]), name])
     mixed = engine.answers([submit(str(index), prompt, name) for index, (prompt, name) in enumerate(rows)])

@@ -99,6 +99,8 @@ class PaddedRunner:
             "cache_params": batch.cache,
             "logits_to_keep": 1,
         }
+        if not self.pads:  # without padding no mask is needed, and the families with a state misread one when decoding
+            del offered["attention_mask"]
         inputs = {name: value for name, value in offered.items() if name in self._parameters}
         return {"input_ids": batch.ids, "use_cache": True, "return_dict": True, **inputs}
 

@@ -1,0 +1,148 @@
+"""The real child process over a socket pair: it answers, survives bad adapters, and goes when its parent goes."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from graft_runtime.errors import ErrorCode
+from graft_runtime.messages import (
+    FRAME_HEADER_BYTES,
+    BaseLoaded,
+    ConvertTokenizer,
+    Generated,
+    Mount,
+    Mounted,
+    MountFailed,
+    Sampling,
+    ServedAdapter,
+    Start,
+    StepDone,
+    Submit,
+    TokenizerConverted,
+    decode_events,
+    encode_command,
+)
+
+DEADLINE_SECONDS = 60.0
+
+
+class Child:
+    """The engine process and our end of its socket."""
+
+    def __init__(self) -> None:
+        self.connection, theirs = socket.socketpair()
+        self.connection.settimeout(DEADLINE_SECONDS)
+        with theirs:
+            command = [sys.executable, "-m", "graft_runtime.engine", "--socket-fd", str(theirs.fileno())]
+            environment = os.environ | {"OMP_NUM_THREADS": "1"}
+            self.process = subprocess.Popen(command, pass_fds=[theirs.fileno()], env=environment)
+        self._stream = self.connection.makefile("rb")
+        self._events: list[Any] = []
+
+    def send(self, *commands: Any) -> None:
+        self.connection.sendall(b"".join(encode_command(command) for command in commands))
+
+    def next(self, kind: type) -> Any:
+        """The next event of this kind; others before it are dropped."""
+        while True:
+            while self._events:
+                event = self._events.pop(0)
+                if isinstance(event, kind):
+                    return event
+            length = int.from_bytes(self._stream.read(FRAME_HEADER_BYTES), "big")
+            self._events = decode_events(self._stream.read(length))
+
+    def answer(self, request: str) -> tuple[list[int], Generated]:
+        tokens: list[int] = []
+        while True:
+            event = self.next(Generated)
+            if event.request == request:
+                tokens += event.tokens
+                if event.finish:
+                    return tokens, event
+
+    def close(self) -> int:
+        """Hangs up; the status that the process ends with."""
+        self._stream.close()
+        self.connection.close()
+        return self.process.wait(DEADLINE_SECONDS)
+
+
+@pytest.fixture
+def child() -> Iterator[Child]:
+    child = Child()
+    yield child
+    child.process.kill()
+    child.close()
+
+
+def test_the_process_serves_over_its_socket(child: Child, tiny_base: Path, make_adapter: Any, tmp_path: Path) -> None:
+    good, bad = make_adapter("good"), make_adapter("bad", r=32)
+    child.send(
+        Start(str(tiny_base), "tiny", "float32", 8, 128, 4, 16),
+        Mount("sha256:good", str(good), "good"),
+        Mount("sha256:bad", str(bad), "bad"),
+    )
+    loaded = child.next(BaseLoaded)
+    assert (loaded.runner, loaded.context_length, loaded.vocabulary_size, loaded.dtype) == (
+        "padded",
+        128,
+        320,
+        "float32",
+    )
+    assert loaded.parameter_count > 0
+    mounted = child.next(Mounted)
+    assert (mounted.digest, mounted.rank) == ("sha256:good", 4)
+    failed = child.next(MountFailed)
+    assert (failed.digest, failed.fault.code) == ("sha256:bad", ErrorCode.RANK_TOO_HIGH)
+
+    greedy = Sampling(temperature=0)
+    child.send(Submit("base", [256, 1, 2], 6, (), greedy))
+    base, last = child.answer("base")
+    assert (len(base), last.finish) == (6, "length")
+    assert child.next(StepDone).running == 0
+    child.send(Submit("adapted", [256, 1, 2], 6, (ServedAdapter("sha256:good", 1.0),), greedy))
+    adapted, _ = child.answer("adapted")
+    assert adapted != base
+
+    child.send(ConvertTokenizer(str(tiny_base), str(tmp_path / "tokenizer.json")))
+    assert child.next(TokenizerConverted).fault is None
+    assert (tmp_path / "tokenizer.json").stat().st_size > 0
+    assert child.close() == 0
+
+
+def test_a_message_that_makes_no_sense_ends_the_process(child: Child) -> None:
+    child.connection.sendall((3).to_bytes(FRAME_HEADER_BYTES, "big") + b"\xc1\xc1\xc1")
+    assert child.process.wait(DEADLINE_SECONDS) == 2
+
+
+def test_the_process_dies_with_its_parent() -> None:
+    """Even while it still holds an end of the socket pair, so that no end of file tells it."""
+    parent = (
+        "import socket, subprocess, sys\n"
+        "from graft_runtime.messages import Start, encode_command\n"
+        "ours, theirs = socket.socketpair()\n"
+        "command = [sys.executable, '-m', 'graft_runtime.engine', '--socket-fd', str(theirs.fileno())]\n"
+        "inherited = [ours.fileno(), theirs.fileno(), int(sys.argv[1])]\n"
+        "child = subprocess.Popen(command, pass_fds=inherited)\n"
+        "ours.sendall(encode_command(Start('/nowhere', 'none', 'auto', 1, 1, 1, 1)))\n"
+        "print(len(ours.recv(4)), flush=True)\n"
+        "sys.stdin.read()\n"
+    )
+    lifeline, death = os.pipe()  # the child holds `death`: the end of file comes when it is gone
+    started = subprocess.Popen(
+        [sys.executable, "-c", parent, str(death)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, pass_fds=[death]
+    )
+    os.close(death)
+    with started, os.fdopen(lifeline, "rb") as gone:
+        assert started.stdout is not None
+        assert started.stdout.readline() == b"4\n", "the child has answered"
+        started.kill()
+        assert gone.read() == b""
