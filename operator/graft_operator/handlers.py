@@ -15,7 +15,7 @@ from graft_operator.sync import WATCHED_KINDS, selector_for
 
 OnEvent = Callable[[str, str | None, Mapping[str, Any]], None]
 
-SERVER_TIMEOUT_SECONDS = 240.0
+SERVER_TIMEOUT_SECONDS = 240  # an int: it goes into the URL
 CLIENT_TIMEOUT_SECONDS = 300.0
 CONNECT_TIMEOUT_SECONDS = 10.0
 REQUEST_TIMEOUT_SECONDS = 30.0
