@@ -71,6 +71,8 @@ class LocalCluster:
             try:
                 Readiness(state, node=node).wait(timeout, _gives_up(ours, state), step.update)
             except BaseException:
+                if ours is not None and not ours.failed():
+                    stop(state)
                 if ours is not None:
                     ours.end()
                 raise
@@ -204,7 +206,8 @@ class _Supervising:
         self._lifeline = lifeline
 
     @classmethod
-    def begin(cls, state: Path, *, node: bool, services: bool, detached: bool) -> _Supervising:
+    def begin(cls, state: Path, *, node: bool, services: bool, detached: bool) -> _Supervising | None:
+        """Start it; `None`: another start was faster."""
         options = [*([] if node else ["--without-node"]), *([] if services else ["--without-services"])]
         command = [sys.executable, "-P", "-m", "graft_local", "supervise", "--state", str(state), *options]
         log_path = log_file(state, "supervisor")
@@ -214,9 +217,11 @@ class _Supervising:
                 done = subprocess.run(
                     [*command, "--detached"], check=False, stdin=subprocess.DEVNULL, stdout=log, stderr=log
                 )
-                if done.returncode != 0 and not SupervisorLock(state).is_held():
-                    raise LocalClusterError(f"the local cluster did not start:\n{tail(log_path)}")
-                return cls(None, None)
+                if done.returncode == 0:
+                    return cls(None, None)
+                if SupervisorLock(state).is_held():
+                    return None
+                raise LocalClusterError(f"the local cluster in `{state}` did not start:\n{tail(log_path)}")
             reading, writing = os.pipe()
             process = subprocess.Popen(
                 [*command, "--lifeline", str(reading)],

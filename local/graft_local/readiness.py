@@ -13,7 +13,7 @@ from graft_local.certificates import certificates_of
 from graft_local.control_plane import NODE_NAME, listens
 from graft_local.errors import LocalClusterError
 from graft_local.network import API_SERVER_PORT, ClusterNetwork
-from graft_local.supervisor import pid_file
+from graft_local.supervisor import log_file, pid_file
 
 _POLL = 0.05
 
@@ -35,11 +35,11 @@ class Readiness:
         deadline = time.monotonic() + timeout
         while (missing := self._missing()) is not None:
             tell(f"waiting for {missing}")
-            late = time.monotonic() > deadline
-            if late or given_up():
-                what = (
-                    f"after {timeout:.0f} s there is still no {missing}" if late else "the local cluster did not start"
-                )
+            if given_up():
+                why = tail(log_file(self._state, "supervisor"))
+                raise LocalClusterError(f"the local cluster in `{self._state}` did not start:\n{why}")
+            if time.monotonic() > deadline:
+                what = f"after {timeout:.0f} s there is still no {missing}"
                 raise LocalClusterError(f"{what}; the end of {self._state}/logs:\n{self._logs()}")
             time.sleep(_POLL)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -130,6 +131,20 @@ def test_a_state_directory_has_one_supervisor(bare_cluster: LocalCluster) -> Non
     assert "runs in" in second.stderr
     assert "hint:" in second.stderr
     assert is_alive(bare_cluster.process("supervisor"))
+
+
+@pytest.mark.parametrize("detached", [False, True])
+def test_why_a_cluster_did_not_start_is_told(bare_cluster: LocalCluster, tmp_path: Path, detached: bool) -> None:
+    shutil.copy(bare_cluster.state / "network.json", tmp_path)
+    with pytest.raises(LocalClusterError, match=r"(?s)did not start:.*another local cluster uses the addresses"):
+        LocalCluster.start(tmp_path, node=False, services=False, detached=detached)
+
+
+@pytest.mark.parametrize("detached", [False, True])
+def test_a_start_that_takes_too_long_is_told_and_ended(tmp_path: Path, detached: bool) -> None:
+    with pytest.raises(LocalClusterError, match="there is still no API server"):
+        LocalCluster.start(tmp_path, node=False, services=False, detached=detached, timeout=0.1)
+    assert stop(tmp_path) is False
 
 
 def test_stopped_and_started_again_it_is_the_same_cluster_and_another_is_apart(tmp_path: Path) -> None:
