@@ -106,6 +106,8 @@ def _all_there(directory: Path, names: Sequence[str]) -> bool:
 
 
 def _build_atomically(group: Group, directory: Path, build: Build, progress: Progress) -> None:
+    for abandoned in directory.parent.glob(f".{group.key}-*"):  # by a build that was killed; the lock is ours now
+        shutil.rmtree(abandoned, ignore_errors=True)
     with tempfile.TemporaryDirectory(prefix=f".{group.key}-", dir=directory.parent) as scratch:
         built = Path(scratch) / "bin"
         built.mkdir()

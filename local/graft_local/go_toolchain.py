@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from graft_local.errors import LocalClusterError
+from graft_local.lifeline import die_with_parent
 from graft_local.progress import Step
 
 _NEEDED = (1, 24)  # the `go` line of our modules
@@ -102,6 +103,7 @@ def _run(
             stdout=out if listing else subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
+            preexec_fn=die_with_parent(),  # noqa: PLW1509 - it calls the kernel, nothing else
         )
         with process:
             assert process.stderr is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import time
 from collections.abc import Iterator
@@ -31,7 +32,8 @@ class Step:
             return
         self._shown = now
         line = f"{self._title}: {detail} ({now - self._started:.0f} s)"
-        self._write(f"\r\x1b[K{line}" if self._terminal else f"{line}\n")
+        width = shutil.get_terminal_size().columns - 1
+        self._write(f"\r\x1b[K{line[:width]}" if self._terminal else f"{line}\n")
 
     def close(self, outcome: str = "") -> None:
         """Say that the step has ended, and how long it took."""

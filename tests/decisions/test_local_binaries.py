@@ -88,6 +88,12 @@ def test_a_failed_build_leaves_nothing_and_the_next_one_begins_anew(tmp_path: Pa
     assert (tmp_path / GROUP.key / "two").exists()
 
 
+def test_what_a_killed_build_left_is_removed(tmp_path: Path, progress: Progress) -> None:
+    (tmp_path / f".{GROUP.key}-x1y2" / "bin").mkdir(parents=True)
+    ensure_group(GROUP, tmp_path, builder([]), progress)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [GROUP.key, f"{GROUP.key}.lock"]
+
+
 def test_a_build_that_lacks_a_program_is_a_fault(tmp_path: Path, progress: Progress) -> None:
     with pytest.raises(LocalClusterError, match=r"thing 2\.5\.1 made no two"):
         ensure_group(GROUP, tmp_path, builder([], names=("one",)), progress)
