@@ -1,0 +1,227 @@
+"""A runtime without a model that speaks the real contract: what the operator's tests put into pods.
+
+Started like `graft-runtime serve …`. What a checkpoint does is written in its URI:
+
+    …broken-base…   the base model fails for good       …missing…   can't be resolved: NotFound, until the file
+    …misfit…        resolves, then fails its checks                  FLAGS/found exists
+    …slow…          resolves, never gets ready
+
+FLAGS is the directory in the environment variable STUB_FLAGS (`at:DIRECTORY`, so that no node takes it for one of its
+mounts): with FLAGS/hang no pod answers its control port.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import hashlib
+import os
+import signal
+import uuid
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import jwt
+from aiohttp import web
+from graft_runtime.contract import (
+    ADAPTER_SET_FILE,
+    API_PORT,
+    CONTROL_PORT,
+    PUBLIC_KEY_SUFFIX,
+    RUNTIME_CONFIG_FILE,
+    TOKEN_ALGORITHM,
+    TOKEN_ISSUER,
+    Accepted,
+    AdapterEntry,
+    AdapterReport,
+    AdapterSet,
+    AdapterSetVersion,
+    AdapterState,
+    BaseReport,
+    BaseState,
+    Fault,
+    Resolution,
+    ResolveRequest,
+    RuntimeConfig,
+    RuntimeStatus,
+)
+from graft_runtime.errors import ErrorCode
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+def digest_of(uri: str) -> str:
+    """The same URI has the same digest on every pod."""
+    return "sha256:" + hashlib.sha256(uri.encode()).hexdigest()
+
+
+class StubRuntime:
+    """What one pod says of itself."""
+
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        self.keys = Path(arguments.keys_directory)
+        self.pod_uid = arguments.pod_uid
+        self.config = RuntimeConfig.model_validate_json(
+            (Path(arguments.config_directory) / RUNTIME_CONFIG_FILE).read_bytes()
+        )
+        self.flags = Path(os.environ.get("STUB_FLAGS", "at:/nonexistent").removeprefix("at:"))
+        self.boot_id = uuid.uuid4().hex
+        self.sequence = 1
+        self.adapter_set = AdapterSet(pool_uid=self.config.pool_uid, config_hash="", generation=1)
+        self.version = AdapterSetVersion(generation=0)
+        self.changed_at: dict[str, int] = {}
+        self.removed: dict[str, int] = {}
+        self.changed = asyncio.Condition()
+        stored = Path(arguments.adapter_set_directory) / ADAPTER_SET_FILE
+        if stored.exists():
+            self.take(AdapterSet.from_gzip(stored.read_bytes()))
+
+    @property
+    def broken(self) -> bool:
+        return "broken-base" in self.config.base_model.source.uri
+
+    def take(self, adapter_set: AdapterSet) -> None:
+        self.sequence += 1
+        before = {entry.name: entry for entry in self.adapter_set.adapters}
+        after = {entry.name: entry for entry in adapter_set.adapters}
+        for name in before.keys() - after.keys():
+            self.removed[name] = self.sequence
+        for name, entry in after.items():
+            self.removed.pop(name, None)
+            if before.get(name) != entry:
+                self.changed_at[name] = self.sequence
+        self.adapter_set = adapter_set
+        self.version = AdapterSetVersion(generation=adapter_set.generation, hash=adapter_set.content_hash())
+
+    def status(self, since: int) -> RuntimeStatus:
+        fault = Fault(code=ErrorCode.NOT_A_MODEL, message="it holds no model\n\nhint: point spec.baseModel.uri at one")
+        state = BaseState.FAILED if self.broken else BaseState.SERVING
+        changed = [report_of(entry) for entry in self.adapter_set.adapters if self.changed_at[entry.name] > since]
+        gone = [
+            AdapterReport(name=name, state=AdapterState.DRAINING, removed=True)
+            for name, sequence in self.removed.items()
+            if sequence > since
+        ]
+        return RuntimeStatus(
+            boot_id=self.boot_id,
+            sequence=self.sequence,
+            pool_uid=self.config.pool_uid,
+            config_hash=self.config.config_hash(),
+            ready=not self.broken,
+            base=BaseReport(
+                name=self.config.base_model.name,
+                state=state,
+                fault=fault if self.broken else None,
+                digest=digest_of(self.config.base_model.source.uri),
+                runner="stub",
+            ),
+            adapter_set=self.version,
+            adapters=(*changed, *gone),
+        )
+
+    async def get_status(self, request: web.Request) -> web.Response:
+        same = request.query.get("boot") == self.boot_id
+        since = int(request.query.get("since", "0")) if same else 0
+        if same and since >= self.sequence:
+            try:
+                async with asyncio.timeout(float(request.query.get("wait", "25"))), self.changed:
+                    await self.changed.wait_for(lambda: self.sequence > since)
+            except TimeoutError:
+                return web.Response(status=204)
+        return answer(self.status(since))
+
+    async def put_adapter_set(self, request: web.Request) -> web.Response:
+        adapter_set = AdapterSet.model_validate_json(await request.read())
+        older = adapter_set.generation < self.version.generation
+        other = adapter_set.generation == self.version.generation and adapter_set.content_hash() != self.version.hash
+        if older or other:
+            return refusal(409, ErrorCode.STALE_GENERATION, f"generation {self.version.generation} is in force")
+        async with self.changed:
+            if adapter_set.generation > self.version.generation:
+                self.take(adapter_set)
+            self.changed.notify_all()
+        return answer(Accepted(boot_id=self.boot_id, adapter_set=self.version))
+
+    async def resolve(self, request: web.Request) -> web.Response:
+        uri = ResolveRequest.model_validate_json(await request.read()).source.uri
+        if "missing" in uri and not (self.flags / "found").exists():
+            fault = Fault(code=ErrorCode.NOT_FOUND, message=f"{uri} holds nothing\n\nhint: put the adapter there")
+            return answer(Resolution(fault=fault))
+        return answer(Resolution(digest=digest_of(uri)))
+
+    @web.middleware
+    async def guard(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        while (self.flags / "hang").exists():
+            await asyncio.sleep(0.1)
+        token = request.headers.get("Authorization", "").removeprefix("Bearer ")
+        try:
+            key_id = jwt.get_unverified_header(token)["kid"]
+            key = (self.keys / f"{key_id}{PUBLIC_KEY_SUFFIX}").read_bytes()
+            jwt.decode(token, key, algorithms=[TOKEN_ALGORITHM], audience=self.pod_uid, issuer=TOKEN_ISSUER, leeway=60)
+        except (jwt.InvalidTokenError, KeyError, OSError) as error:
+            return refusal(401, ErrorCode.UNAUTHENTICATED, f"no valid token: {error}")
+        return await handler(request)
+
+
+def report_of(entry: AdapterEntry) -> AdapterReport:
+    """What becomes of an entry, by its URI."""
+    if entry.digest is None:
+        return AdapterReport(name=entry.name, state=AdapterState.UNRESOLVED)
+    if "misfit" in entry.source.uri:
+        fault = Fault(code=ErrorCode.RANK_TOO_HIGH, message="rank 128 is over the pool's maxRank 64")
+        return AdapterReport(name=entry.name, digest=entry.digest, state=AdapterState.FAILED, fault=fault)
+    state = AdapterState.CHECKING if "slow" in entry.source.uri else AdapterState.MOUNTED
+    return AdapterReport(name=entry.name, digest=entry.digest, state=state, method="LORA", rank=8)
+
+
+def answer(body: RuntimeStatus | Accepted | Resolution) -> web.Response:
+    return web.Response(body=body.canonical_json(), content_type="application/json")
+
+
+def refusal(status: int, code: ErrorCode, message: str) -> web.Response:
+    return web.Response(status=status, body=Fault(code=code, message=message).canonical_json())
+
+
+async def serve(arguments: argparse.Namespace) -> None:
+    runtime = StubRuntime(arguments)
+
+    async def healthy(_: web.Request) -> web.Response:
+        return web.Response(text="ok")
+
+    async def ready(_: web.Request) -> web.Response:
+        return web.Response(status=503 if runtime.broken else 200)
+
+    control = web.Application(middlewares=[runtime.guard])
+    control.router.add_get("/status", runtime.get_status)
+    control.router.add_put("/adapter-set", runtime.put_adapter_set)
+    control.router.add_post("/resolve", runtime.resolve)
+    public = web.Application()
+    public.router.add_get("/startupz", healthy)
+    public.router.add_get("/livez", healthy)
+    public.router.add_get("/readyz", ready)
+    stop = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
+    runners = []
+    for application, port in ((public, API_PORT), (control, CONTROL_PORT)):
+        runner = web.AppRunner(application, shutdown_timeout=0.1)
+        await runner.setup()
+        await web.TCPSite(runner, arguments.bind_address, port).start()
+        runners.append(runner)
+    await stop.wait()
+    for runner in runners:
+        await runner.cleanup()
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("action", choices=["serve"])
+    for name in ("config", "adapter-set", "keys", "cache", "state"):
+        parser.add_argument(f"--{name}-directory", required=True)
+    parser.add_argument("--bind-address", required=True)
+    parser.add_argument("--pod-uid", required=True)
+    parser.add_argument("--source-mount", nargs=2, action="append", default=[])
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    asyncio.run(serve(parse_arguments()))
