@@ -6,13 +6,16 @@ differs, what our own validation must tell.
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 from graft_local.cluster import LocalCluster
 from graft_local.errors import LocalClusterError
-from graft_operator.api import parse_manifest
+from graft_operator.api import API_VERSION, KIND, parse_manifest, parse_spec
 from graft_operator.crd import CRD_FILE
 from graft_runtime.errors import GraftError
 
@@ -78,6 +81,113 @@ def test_the_api_server_refuses(installed: LocalCluster, manifest: Path) -> None
     with pytest.raises(LocalClusterError) as caught:
         installed.kubectl("apply", "--dry-run=server", "-f", str(manifest))
     assert str(expectation(manifest, "expect")) in str(caught.value)
+
+
+URIS = [
+    "pvc://models/a",
+    "pvc://models/a/b-c_d.e+f=g@h,i:j",
+    "pvc://models/ünï/编",
+    "pvc://models/...",
+    "pvc://models/.hidden",
+    "pvc://models/a.",
+    "pvc://m/" + "a/" * 400 + "a",
+    "file:///mnt/a",
+    "file:///a",
+    "",
+    "/mnt/a",
+    "models/a",
+    "pvc:/models/a",
+    "PVC://models/a",
+    " pvc://models/a",
+    "https://host/a",
+    "hf://org/a",
+    "pvc://",
+    "pvc:///a",
+    "pvc://models",
+    "pvc://models/",
+    "pvc://models/a/",
+    "pvc://models//a",
+    "pvc://Models/a",
+    "pvc://-models/a",
+    "pvc://models-/a",
+    "pvc://mo.dels/a",
+    "pvc://models/.",
+    "pvc://models/..",
+    "pvc://models/./a",
+    "pvc://models/a/../b",
+    "pvc://models/a/..",
+    "pvc://../a",
+    "pvc://models/a b",
+    "pvc://models/a\tb",
+    "pvc://models/a\n",
+    "pvc://models/a\r\n",
+    "pvc://models/a%2e%2e",
+    "pvc://models/a?b",
+    "pvc://models/a#b",
+    "pvc://models/a\\b",
+    "file://mnt/a",
+    "file:////a",
+    "file:///",
+    "file:///mnt/../etc",
+]
+MOUNT_PATHS = [
+    "/mnt",
+    "/mnt/a-b_c.d",
+    "/mnt/...",
+    "/grafted",
+    "/",
+    "//",
+    "mnt",
+    "/mnt/",
+    "/mnt//a",
+    "/mnt/.",
+    "/mnt/../a",
+    "/mnt a",
+    "/mnt\n",
+    "/mnt:a",
+    "/graft",
+    "/graft/cache",
+]
+
+
+def refused_by_server(cluster: LocalCluster, spec: dict[str, Any], fields: str) -> set[int]:
+    manifest = {"apiVersion": API_VERSION, "kind": KIND, "metadata": {"name": "support"}, "spec": spec}
+    with pytest.raises(LocalClusterError) as caught:
+        cluster.kubectl("apply", "--dry-run=server", "-f", "-", input=json.dumps(manifest))
+    return {int(index) for index in re.findall(fields, str(caught.value))}
+
+
+def refused_by_us(spec: dict[str, Any], fields: str) -> set[int]:
+    with pytest.raises(GraftError) as caught:
+        parse_spec(spec)
+    told = str(caught.value.details)
+    assert "more" not in told, "every fault must be told for the comparison"
+    return {int(index) for index in re.findall(fields, told)}
+
+
+@pytest.mark.cluster
+@pytest.mark.parametrize("start", range(0, len(URIS), 15))
+def test_both_validations_refuse_the_same_uris(installed: LocalCluster, start: int) -> None:
+    uris = URIS[start : start + 15]
+    spec = {
+        "baseModel": {"uri": "pvc://models/gemma"},
+        "sources": [{"name": "models", "claimName": "models"}],
+        "adapters": [{"name": f"a{number}", "uri": uri} for number, uri in enumerate([*uris, "never right"])],
+    }
+    fields = r"spec\.adapters\[(\d+)\]\.uri"
+    assert refused_by_us(spec, fields) == refused_by_server(installed, spec, fields)
+
+
+@pytest.mark.cluster
+def test_both_validations_refuse_the_same_mount_paths(installed: LocalCluster) -> None:
+    sources = [{"name": f"s{number}", "mountPath": path} for number, path in enumerate(MOUNT_PATHS)]
+    spec = {
+        "baseModel": {"uri": "pvc://models/gemma"},
+        "sources": [*sources, {"name": "models", "claimName": "models"}],
+    }
+    fields = r"spec\.sources\[(\d+)\]\.mountPath"
+    assert refused_by_us(spec, fields) == refused_by_server(installed, spec, fields)
+    assert refused_by_us(spec, fields) == set(range(4, len(MOUNT_PATHS)))
 
 
 @pytest.mark.cluster
