@@ -1,0 +1,144 @@
+"""The node agent: runs the pods that are bound to its node as processes of this machine."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import shutil
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Any
+
+from graft_local.network import NODE_PORT, ClusterNetwork
+from graft_local.process_node.api_client import ApiClient, JsonObject
+from graft_local.process_node.claims import ClaimBinder
+from graft_local.process_node.container_process import MARKER
+from graft_local.process_node.event_recorder import EventRecorder
+from graft_local.process_node.kubelet_server import KubeletServer, LoggedContainer
+from graft_local.process_node.node_registration import NodeRegistration
+from graft_local.process_node.node_setting import NodeSetting
+from graft_local.process_node.pod_addresses import PodAddresses
+from graft_local.process_node.pod_worker import NodeTools, PodWorker
+from graft_local.process_node.reflector import Reflector
+from graft_local.process_node.sweep import sweep
+
+_log = logging.getLogger(__name__)
+
+
+async def run(kubeconfig: Path, state: Path, name: str) -> None:
+    """Be the node `name` of the local cluster in `state`, until cancelled.
+
+    Args:
+        kubeconfig: of an identity that may do what a kubelet does, create and delete PersistentVolumes, and read
+            NetworkPolicies; its CA is also the one whose client certificates may read logs.
+
+    Raises:
+        LocalClusterError: there is no cluster in `state`.
+        OSError: the node's port is taken.
+    """
+    network = ClusterNetwork.read(state)
+    await run_node(
+        kubeconfig,
+        NodeSetting(
+            name=name,
+            state=state,
+            address=str(network.node_address),
+            port=NODE_PORT,
+            pod_network=network.pod_network,
+        ),
+    )
+
+
+async def run_node(kubeconfig: Path, setting: NodeSetting) -> None:
+    """Be the node that `setting` describes, until cancelled; no process of it is left then.
+
+    Raises:
+        OSError: the node's port is taken.
+    """
+    setting.pods.mkdir(parents=True, exist_ok=True)
+    leftover = await asyncio.to_thread(sweep, MARKER, setting.marker)
+    if leftover:
+        _log.warning("ended %d processes that an earlier agent left", leftover)
+    async with ApiClient(kubeconfig) as client:
+        agent = _Agent(client, setting)
+        server = KubeletServer(setting.address, setting.port, client.certificate_authority, agent.find_container)
+        async with server.serving() as port:
+            await agent.run(port)
+
+
+class _Agent:
+    def __init__(self, client: ApiClient, setting: NodeSetting) -> None:
+        self._client = client
+        self._setting = setting
+        self._recorder = EventRecorder(client, "process-node", setting.name)
+        self._tools = NodeTools(client, setting, self._recorder, PodAddresses(setting.pod_network))
+        self._workers: dict[str, PodWorker] = {}
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._pods = Reflector(
+            client, "/api/v1/pods", self._pod_changed, parameters={"fieldSelector": f"spec.nodeName={setting.name}"}
+        )
+
+    async def run(self, port: int) -> None:
+        duties: list[Coroutine[Any, Any, None]] = [
+            NodeRegistration(self._client, self._setting, port).run(),
+            self._recorder.run(),
+            ClaimBinder(self._client, self._setting.name, self._setting.state).run(),
+            *(self._follow(kind) for kind in ("configmaps", "secrets")),
+            self._pods.run(),
+            self._remove_leftovers(),
+        ]
+        try:
+            async with asyncio.TaskGroup() as group:
+                for duty in duties:
+                    group.create_task(duty)
+        finally:
+            for task in self._tasks.values():
+                task.cancel()
+            await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+
+    def find_container(self, namespace: str, pod_name: str, container_name: str) -> LoggedContainer | None:
+        """A container of a pod of this node."""
+        for worker in self._workers.values():
+            metadata = worker.pod["metadata"]
+            if (metadata["namespace"], metadata["name"]) == (namespace, pod_name):
+                for record in (*worker.init_records, *worker.records):
+                    if record.name == container_name:
+                        return LoggedContainer(record, worker.directory / "containers" / container_name)
+        return None
+
+    async def _follow(self, kind: str) -> None:
+        """Tell the pods of ConfigMaps or Secrets that change; the contents are read when a pod uses them."""
+
+        def changed(before: JsonObject | None, after: JsonObject | None) -> None:
+            metadata = (after or before or {})["metadata"]
+            for worker in self._workers.values():
+                if worker.pod["metadata"]["namespace"] == metadata["namespace"]:
+                    worker.object_changed(kind, metadata["name"])
+
+        await Reflector(self._client, f"/api/v1/{kind}", changed, metadata_only=True).run()
+
+    async def _remove_leftovers(self) -> None:
+        """Directories of pods that were deleted while no agent ran."""
+        await self._pods.listed.wait()
+        for directory in self._setting.pods.iterdir():
+            if directory.name not in self._workers:
+                await asyncio.to_thread(shutil.rmtree, directory, True)
+
+    def _pod_changed(self, _before: JsonObject | None, pod: JsonObject | None) -> None:
+        if pod is None:
+            worker = self._workers.get((_before or {})["metadata"]["uid"])
+            if worker is not None:
+                worker.gone()
+            return
+        uid = pod["metadata"]["uid"]
+        if uid in self._workers:
+            self._workers[uid].update(pod)
+            return
+        worker = self._workers[uid] = PodWorker(self._tools, pod)
+        task = self._tasks[uid] = asyncio.create_task(worker.run(), name=f"pod {uid}")
+        task.add_done_callback(lambda done: self._worker_ended(uid, done))
+
+    def _worker_ended(self, uid: str, task: asyncio.Task[None]) -> None:
+        del self._workers[uid], self._tasks[uid]
+        if not task.cancelled() and task.exception() is not None:
+            _log.error("pod %s: its worker failed", uid, exc_info=task.exception())
