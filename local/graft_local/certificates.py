@@ -31,10 +31,7 @@ class Files:
 
 @dataclass(frozen=True)
 class Certificates:
-    """Where the certificates and keys of a cluster lie: in the directory `pki` of its state directory.
-
-    `node_server` is for the node agent's kubelet API; who calls that must show a certificate by the same `authority`.
-    """
+    """Where the certificates and keys of a cluster lie: in the directory `pki` of its state directory."""
 
     directory: Path
 
@@ -48,11 +45,8 @@ class Certificates:
 
     @property
     def kubelet_client(self) -> Files:
+        """What the API server shows the node agent; the agent's own certificate is its own affair."""
         return self._files("kubelet-client")
-
-    @property
-    def node_server(self) -> Files:
-        return self._files("node-server")
 
     @property
     def service_account(self) -> Files:
@@ -84,7 +78,7 @@ def kubeconfig_of(state: Path, identity: str) -> Path:
     return state / "kubeconfig" if identity == "admin" else state / "pki" / f"{identity}.kubeconfig"
 
 
-def ensure_certificates(state: Path, network: ClusterNetwork, node_name: str) -> Certificates:
+def ensure_certificates(state: Path, network: ClusterNetwork) -> Certificates:
     """Make all certificates, keys and kubeconfigs of a cluster, unless they were made before."""
     certificates = certificates_of(state)
     directory = certificates.directory
@@ -93,12 +87,10 @@ def ensure_certificates(state: Path, network: ClusterNetwork, node_name: str) ->
     directory.mkdir(parents=True, exist_ok=True, mode=0o700)
     authority = _Authority()
     certificates.authority.write_bytes(authority.certificate_pem)
-    services = f"DNS:{node_name} DNS:localhost IP:127.0.0.1"
-    cluster_names = "DNS:kubernetes DNS:kubernetes.default DNS:kubernetes.default.svc"
-    own = f"IP:{network.control_plane_address} IP:{network.service_range[1]}"
-    authority.issue(certificates.api_server, "kube-apiserver", names=f"{services} {cluster_names} {own}".split())
+    names = "DNS:kubernetes DNS:kubernetes.default DNS:kubernetes.default.svc DNS:localhost"
+    addresses = f"IP:{network.control_plane_address} IP:{network.service_range[1]}"
+    authority.issue(certificates.api_server, "kube-apiserver", names=f"{names} {addresses}".split())
     authority.issue(certificates.kubelet_client, "kube-apiserver-kubelet-client", groups=["system:masters"])
-    authority.issue(certificates.node_server, node_name, names=f"{services} IP:{network.node_address}".split())
     _write_service_account_keys(certificates.service_account)
     for identity, (user, groups) in IDENTITIES.items():
         files = Files(directory / f"{identity}.crt", directory / f"{identity}.key")

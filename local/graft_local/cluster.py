@@ -16,7 +16,7 @@ from typing import Any, Self
 
 from graft_local.binaries import ensure_binaries
 from graft_local.certificates import ensure_certificates, kubeconfig_of
-from graft_local.control_plane import NODE_NAME, parts
+from graft_local.control_plane import parts
 from graft_local.errors import LocalClusterError
 from graft_local.lifeline import signal_process
 from graft_local.network import ClusterNetwork, claim_network
@@ -163,7 +163,7 @@ def supervise(state: Path, *, node: bool, services: bool, detached: bool, lifeli
     lock = claim_state(state)
     network = claim_network(state)
     binaries = ensure_binaries(Progress())
-    certificates = ensure_certificates(state, network.network, NODE_NAME)
+    certificates = ensure_certificates(state, network.network)
     supervised = parts(state, network.network, certificates, binaries, node=node, services=services)
     if detached:
         if os.fork():

@@ -139,7 +139,6 @@ def _api_server_flags(network: ClusterNetwork, certificates: Certificates) -> li
         f"--client-ca-file={certificates.authority}",
         f"--tls-cert-file={certificates.api_server.certificate}",
         f"--tls-private-key-file={certificates.api_server.key}",
-        f"--kubelet-certificate-authority={certificates.authority}",
         f"--kubelet-client-certificate={certificates.kubelet_client.certificate}",
         f"--kubelet-client-key={certificates.kubelet_client.key}",
         "--kubelet-preferred-address-types=InternalIP",

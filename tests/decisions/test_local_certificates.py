@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import stat
-from ipaddress import ip_address
 from pathlib import Path
 
 import yaml
@@ -14,21 +13,18 @@ from graft_local.network import ClusterNetwork
 NETWORK = ClusterNetwork(3)
 
 
-def test_servers_are_certified_for_their_addresses_by_the_authority(tmp_path: Path) -> None:
-    certificates = ensure_certificates(tmp_path, NETWORK, "local")
+def test_the_api_server_is_certified_for_its_addresses_by_the_authority(tmp_path: Path) -> None:
+    certificates = ensure_certificates(tmp_path, NETWORK)
     authority = x509.load_pem_x509_certificate(certificates.authority.read_bytes())
-    for files, address in (
-        (certificates.api_server, NETWORK.control_plane_address),
-        (certificates.node_server, NETWORK.node_address),
-    ):
-        certificate = x509.load_pem_x509_certificate(files.certificate.read_bytes())
-        certificate.verify_directly_issued_by(authority)
-        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-        assert ip_address(str(address)) in names.get_values_for_type(x509.IPAddress)
+    certificate = x509.load_pem_x509_certificate(certificates.api_server.certificate.read_bytes())
+    certificate.verify_directly_issued_by(authority)
+    names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    addresses = {NETWORK.control_plane_address, NETWORK.service_range[1]}
+    assert set(names.get_values_for_type(x509.IPAddress)) == addresses
 
 
 def test_each_identity_has_a_kubeconfig_with_its_groups(tmp_path: Path) -> None:
-    ensure_certificates(tmp_path, NETWORK, "local")
+    ensure_certificates(tmp_path, NETWORK)
     kubeconfig = yaml.safe_load(kubeconfig_of(tmp_path, "admin").read_text())
     assert kubeconfig["clusters"][0]["cluster"]["server"] == NETWORK.api_server_url
     admin = x509.load_pem_x509_certificate((tmp_path / "pki" / "admin.crt").read_bytes())
@@ -37,14 +33,14 @@ def test_each_identity_has_a_kubeconfig_with_its_groups(tmp_path: Path) -> None:
 
 
 def test_private_keys_are_for_the_owner_alone(tmp_path: Path) -> None:
-    ensure_certificates(tmp_path, NETWORK, "local")
+    ensure_certificates(tmp_path, NETWORK)
     private = [*tmp_path.rglob("*.key"), *(kubeconfig_of(tmp_path, identity) for identity in IDENTITIES)]
-    assert len(private) >= 9
+    assert len(private) >= 8
     assert {stat.S_IMODE(path.stat().st_mode) for path in private} == {0o600}
 
 
 def test_they_are_made_once(tmp_path: Path) -> None:
-    ensure_certificates(tmp_path, NETWORK, "local")
+    ensure_certificates(tmp_path, NETWORK)
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    ensure_certificates(tmp_path, NETWORK, "local")
+    ensure_certificates(tmp_path, NETWORK)
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
