@@ -1,0 +1,86 @@
+"""What the demo asks and shows: completions over HTTP, and a table of answers side by side."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import textwrap
+import unicodedata
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from graft_local.errors import LocalClusterError
+
+_SECONDS = 120.0
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An HTTP answer; `body` is the JSON in it."""
+
+    status: int
+    body: Mapping[str, Any]
+
+    @property
+    def text(self) -> str:
+        """The completion's text.
+
+        Raises:
+            LocalClusterError: this is no completion.
+        """
+        if self.status != 200:
+            raise LocalClusterError(f"expected a completion, got HTTP {self.status}: {json.dumps(self.body)}")
+        return str(self.body["choices"][0]["text"]).strip()
+
+    @property
+    def error(self) -> str:
+        """The message of an error in OpenAI's shape, or all of the body."""
+        message = (self.body.get("error") or {}).get("message")
+        return str(message if message is not None else dict(self.body))
+
+
+def complete(address: str, model: str, prompt: str, *, max_tokens: int = 40, stop: str | None = None) -> Answer:
+    """Ask `model` at `address` (HOST:PORT) to go on with `prompt`, greedily.
+
+    Raises:
+        LocalClusterError: there was no HTTP answer with JSON within two minutes.
+    """
+    request = {"model": model, "prompt": prompt, "max_tokens": max_tokens, "temperature": 0}
+    if stop is not None:
+        request["stop"] = stop
+    connection = http.client.HTTPConnection(address, timeout=_SECONDS)
+    try:
+        connection.request("POST", "/v1/completions", json.dumps(request), {"content-type": "application/json"})
+        answer = connection.getresponse()
+        return Answer(answer.status, json.loads(answer.read()))
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        raise LocalClusterError(f"no answer from http://{address}/v1/completions for `{model}`: {error!r}") from error
+    finally:
+        connection.close()
+
+
+def side_by_side(answers: Mapping[str, str], width: int = 118) -> str:
+    """A table with a column for each name in `answers`, at most `width` characters wide; line feeds are kept."""
+    column = (width - 1) // len(answers) - 3
+    cells = {name: _wrapped(text, column) for name, text in answers.items()}
+    height = max(map(len, cells.values()))
+    rule = "+" + "+".join("-" * (column + 2) for _ in cells) + "+"
+    rows = [list(cells), *([lines[at] if at < len(lines) else "" for lines in cells.values()] for at in range(height))]
+    drawn = ["|" + "|".join(f" {_padded(cell, column)} " for cell in row) + "|" for row in rows]
+    return "\n".join([rule, drawn[0], rule, *drawn[1:], rule])
+
+
+def _wrapped(text: str, width: int) -> list[str]:
+    return [part for line in text.splitlines() for part in textwrap.wrap(line, width) or [""]]
+
+
+def _padded(text: str, width: int) -> str:
+    # East Asian wide characters and emoji take two places on a terminal, joiners and variation selectors none.
+    return text + " " * (width - sum(map(_places, text)))
+
+
+def _places(character: str) -> int:
+    if unicodedata.combining(character) or unicodedata.category(character) in ("Cf", "Mn"):
+        return 0
+    return 2 if unicodedata.east_asian_width(character) in "WF" else 1
