@@ -193,6 +193,45 @@ time.sleep(600)
     eventually(lambda: not any(map(is_alive, processes)), "all processes ended", seconds=20)
 
 
+def test_killed_parts_of_a_whole_cluster_leave_no_process_of_a_pod(tmp_path: Path) -> None:
+    with LocalCluster.start(tmp_path) as cluster:
+        script = "sleep 600 & setsid sleep 601 & wait"
+        cluster.kubectl("run", "family", "--image=none", "--command", "--", "sh", "-c", script)
+        cluster.kubectl("wait", "--for=condition=Ready", "pod/family", "--timeout=30s")
+        node = cluster.process("node")
+        family = {*descendants(node)}
+        assert len(family) >= 3
+        os.kill(node, signal.SIGKILL)
+        eventually(lambda: not any(map(is_alive, family)), "the pod's processes ended", seconds=20)
+        eventually(lambda: recorded(cluster, "node") not in {None, node}, "a new node agent")
+        everything = all_processes(cluster)
+        os.kill(cluster.process("supervisor"), signal.SIGKILL)
+        eventually(lambda: not any(map(is_alive, everything)), "all processes ended", seconds=20)
+
+
+def test_up_status_and_down_from_the_command_line(tmp_path: Path) -> None:
+    def graft_local(command: str) -> subprocess.CompletedProcess[str]:
+        line = [sys.executable, "-m", "graft_local", command, "--state", str(tmp_path)]
+        return subprocess.run(line, check=False, capture_output=True, text=True, timeout=60)
+
+    try:
+        first = graft_local("up")
+        assert first.returncode == 0, first.stderr
+        assert f"export KUBECONFIG={tmp_path}/kubeconfig" in first.stdout
+        assert graft_local("up").returncode == 0
+        status = graft_local("status")
+        assert {line.split("\t")[0] for line in status.stdout.splitlines()} == {
+            *PARTS,
+            "node",
+            "services",
+            "supervisor",
+        }
+    finally:
+        down = graft_local("down")
+    assert (down.returncode, down.stdout) == (0, "the local cluster has stopped\n")
+    assert graft_local("status").returncode == 1
+
+
 def test_detached_it_outlives_its_starter_until_it_is_stopped(tmp_path: Path) -> None:
     program = f"""
 from pathlib import Path
