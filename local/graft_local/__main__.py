@@ -45,7 +45,8 @@ def _parser() -> argparse.ArgumentParser:
         return sub
 
     add("build", _build, "find the control plane's programs, or build them", state=False)
-    up = add("up", _up, "start the cluster in the background and wait until it is ready")
+    up = add("up", _up, "start the cluster in the background, with Graft and the examples' model and adapters in it")
+    up.add_argument("--bare", action="store_true", help="Kubernetes alone")
     up.add_argument("--timeout", type=float, default=120.0, metavar="SECONDS")
     add("down", _down, "stop the cluster; its state stays")
     add("status", _status, "say whether the cluster runs, and which of its parts")
@@ -82,7 +83,12 @@ def _up(options: argparse.Namespace) -> int:
 
     cluster = LocalCluster.start(options.state, detached=True, timeout=options.timeout)
     print(f"the local cluster runs; its state is in {cluster.state}")
-    print(f"use it:  export KUBECONFIG={cluster.kubeconfig}; {cluster.kubectl_binary} get pods -A")
+    print(f"use it:  export KUBECONFIG={cluster.kubeconfig} PATH={cluster.kubectl_binary.parent}:$PATH")
+    if not options.bare:
+        from graft_local import demo
+
+        demo.set_up(cluster)
+        print(f"try it:  kubectl apply -n {demo.NAMESPACE} -f {demo.EXAMPLES}")
     print(f"stop it: graft-local down --state {cluster.state}")
     return 0
 

@@ -210,15 +210,15 @@ def test_killed_parts_of_a_whole_cluster_leave_no_process_of_a_pod(tmp_path: Pat
 
 
 def test_up_status_and_down_from_the_command_line(tmp_path: Path) -> None:
-    def graft_local(command: str) -> subprocess.CompletedProcess[str]:
-        line = [sys.executable, "-m", "graft_local", command, "--state", str(tmp_path)]
+    def graft_local(command: str, *options: str) -> subprocess.CompletedProcess[str]:
+        line = [sys.executable, "-m", "graft_local", command, "--state", str(tmp_path), *options]
         return subprocess.run(line, check=False, capture_output=True, text=True, timeout=60)
 
     try:
-        first = graft_local("up")
+        first = graft_local("up", "--bare")
         assert first.returncode == 0, first.stderr
         assert f"export KUBECONFIG={tmp_path}/kubeconfig" in first.stdout
-        assert graft_local("up").returncode == 0
+        assert graft_local("up", "--bare").returncode == 0
         status = graft_local("status")
         assert {line.split("\t")[0] for line in status.stdout.splitlines()} == {
             *PARTS,
