@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from graft_operator.adapter_status import is_failed, is_ready
 from graft_operator.api import AdapterDeploymentStatus, Condition
 from graft_operator.conditions import ConditionType
-from graft_operator.status import is_failed, is_ready
 
 MAX_TRANSITIONS = 20
 """Told at once; status.adapters has them all."""

@@ -46,17 +46,20 @@ async def watch(
     Args:
         access: the credentials, asked for again when the API server refuses them.
         on_event: kind, type (ADDED, MODIFIED, DELETED; None where a watch lists anew), object.
-        on_started: called once when the watches are about to begin, after kopf took the signal handlers.
+        on_started: called once, after kopf took the signal handlers: take them back for a fast and orderly end.
     """
     namespaces = list(settings.watch_namespaces)
-    await kopf.operator(
-        registry=_registry(access, on_event, on_started),
+    others = asyncio.all_tasks()
+    tasks = await kopf.spawn_tasks(
+        registry=_registry(access, on_event),
         settings=_settings(),
         clusterwide=not namespaces,
         namespaces=namespaces,
         standalone=True,
         stop_flag=stop,
     )
+    on_started()
+    await kopf.run_tasks(tasks, ignored=others)
 
 
 def _settings() -> kopf.OperatorSettings:
@@ -78,9 +81,7 @@ def _settings() -> kopf.OperatorSettings:
     return settings
 
 
-def _registry(
-    access: Callable[[], Awaitable[Access]], on_event: OnEvent, on_started: Callable[[], None]
-) -> kopf.OperatorRegistry:
+def _registry(access: Callable[[], Awaitable[Access]], on_event: OnEvent) -> kopf.OperatorRegistry:
     registry = kopf.OperatorRegistry()
 
     @kopf.on.login(registry=registry)
@@ -95,10 +96,6 @@ def _registry(
             certificate_path=found.certificate_path,
             private_key_path=found.private_key_path,
         )
-
-    @kopf.on.startup(registry=registry)
-    async def started(**_: Any) -> None:
-        on_started()
 
     for kind in WATCHED_KINDS:
         _deliver(registry, kind, on_event)

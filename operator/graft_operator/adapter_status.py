@@ -1,0 +1,77 @@
+"""What is told of one adapter: on how many pods it is ready, and why not on all."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from graft_runtime.contract import AdapterReport, AdapterSet, Fault
+from graft_runtime.errors import ErrorCode
+
+from graft_operator.adapter_sets import AdapterPlan
+from graft_operator.api import AdapterStatus
+from graft_operator.checks import TRANSIENT
+from graft_operator.objects import Pool
+from graft_operator.observed import Observed, PodView
+
+
+def is_ready(adapter: AdapterStatus) -> bool:
+    """Ready on every desired pod, in the version that the spec asks for."""
+    return adapter.reason is None and 0 < adapter.desired_replicas <= adapter.ready_replicas
+
+
+def is_failed(adapter: AdapterStatus) -> bool:
+    """It has a fault that does not go away by itself."""
+    return adapter.reason is not None and adapter.reason not in TRANSIENT
+
+
+def adapter_status(
+    pool: Pool, observed: Observed, pods: Sequence[PodView], plan: AdapterPlan, sets: Mapping[str, AdapterSet]
+) -> AdapterStatus:
+    reports = _adapter_reports(observed, pods, plan.spec.name, sets)
+    ready = [report for report in reports if report.ready]
+    shown = next(iter(ready or reports), None)
+    entry = plan.entry
+    fault = _adapter_fault(observed, plan, reports, missing=pool.spec.replicas - len(ready))
+    return AdapterStatus(
+        name=plan.spec.name,
+        uri=entry.source.uri if entry is not None else None,
+        ready_replicas=len(ready),
+        desired_replicas=pool.spec.replicas,
+        digest=entry.digest if entry is not None else None,
+        revision=shown.revision if shown is not None else None,
+        method=shown.method if shown is not None else None,
+        rank=shown.rank if shown is not None else None,
+        reason=None if fault is None else fault.code.value,
+        message=None if fault is None else fault.message,
+    )
+
+
+def _adapter_reports(
+    observed: Observed, pods: Sequence[PodView], name: str, sets: Mapping[str, AdapterSet]
+) -> list[AdapterReport]:
+    """What the pods say of the very digest that their set names."""
+    found = []
+    for pod in pods:
+        status = observed.report(pod)
+        adapter_set = sets.get(status.config_hash) if status is not None else None
+        if status is None or adapter_set is None:
+            continue
+        digest = next((entry.digest for entry in adapter_set.adapters if entry.name == name), None)
+        found += [report for report in status.adapters if report.name == name and digest == report.digest]
+    return found
+
+
+def _adapter_fault(
+    observed: Observed, plan: AdapterPlan, reports: Sequence[AdapterReport], missing: int
+) -> Fault | None:
+    if plan.fault is not None:
+        return Fault.of(plan.fault)
+    if plan.unresolved is not None:
+        resolution = observed.resolutions.get(plan.unresolved)
+        if resolution is not None and resolution.fault is not None:
+            return resolution.fault
+        return Fault(code=ErrorCode.RESOLVING, message=f"the digest of {plan.unresolved.uri} is being found out")
+    fault = next((report.fault for report in reports if report.fault is not None and not report.ready), None)
+    if fault is not None or missing <= 0:
+        return fault
+    return Fault(code=ErrorCode.LOADING, message=f"{missing} more pods have to fetch, check and mount it")
