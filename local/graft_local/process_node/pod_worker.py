@@ -160,6 +160,7 @@ class PodWorker:
         if findings.refused:
             for refusal in findings.refused:
                 self._event(True, "Unsupported", refusal)
+            self.init_records, self.records = [], []  # none ever ran
             self._fail("Unsupported", "; ".join(findings.refused))
             return True
         if (self.pod.get("status") or {}).get("startTime"):
