@@ -24,8 +24,7 @@ BaseFactory = Callable[..., Path]
 AdapterFactory = Callable[..., Path]
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _few_threads() -> None:
+def torch_on_one_thread() -> None:
     """Tiny matrices are slower on many threads, and the machine has other work."""
     import torch
 
@@ -97,6 +96,7 @@ def build_base(directory: Path, family: str = "llama", seed: int = 0) -> Path:
     import torch
     from transformers import AutoModelForCausalLM
 
+    torch_on_one_thread()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.manual_seed(seed)
@@ -167,6 +167,7 @@ class InProcessEngine:
         from graft_runtime.engine.loader import Loader
         from graft_runtime.messages import Start
 
+        torch_on_one_thread()
         loader = Loader()
         self.engine = Engine(lambda job: self.engine.handle(loader.do(job)))
         options = {"max_sequences": 64, "max_sequence_length": 4096, "max_mounted_adapters": 8, "max_rank": 16}

@@ -105,11 +105,11 @@ def test_greedy_equals_peft(family: str, make_base: Any, make_adapter: Any, in_p
         return Submit(request, prompt, NEW_TOKENS, adapters, Sampling(temperature=0))
 
     alone = {name: engine.answers([submit("alone", PROMPTS[1], name)])["alone"] for name in names}
-    for name, answer in alone.items():
-        assert_same(answer, *expected[tuple(PROMPTS[1]), name])
+    for asked, answer in alone.items():
+        assert_same(answer, *expected[tuple(PROMPTS[1]), asked])
     mixed = engine.answers([submit(str(index), prompt, name) for index, (prompt, name) in enumerate(rows)])
-    for index, (prompt, name) in enumerate(rows):
-        assert_same(mixed[str(index)], *expected[tuple(prompt), name])
+    for index, (prompt, asked) in enumerate(rows):
+        assert_same(mixed[str(index)], *expected[tuple(prompt), asked])
 
 
 def test_a_request_that_comes_while_others_decode_changes_nothing(

@@ -13,6 +13,8 @@ from graft_runtime.messages import Sampling
 CANDIDATES = 1024
 """Tokens that are sorted at first: vocabularies go to 262,144, and few draws fall outside the best of them."""
 SEED_BITS = 63
+LEAST_TEMPERATURE = 1e-30
+"""Greedy all the same, and not yet zero in float32."""
 
 
 class Draws:
@@ -76,7 +78,8 @@ def _sample(logits: torch.Tensor, draws: Sequence[Draws]) -> list[int]:
     )
     # The best logit is taken off before the division: a tiny temperature must not overflow.
     best = logits.max(dim=-1, keepdim=True).values
-    scaled = (logits - best) / column([sampling.temperature for sampling in samplings]).to(logits.dtype)
+    temperature = column([max(sampling.temperature, LEAST_TEMPERATURE) for sampling in samplings]).to(logits.dtype)
+    scaled = (logits - best) / temperature
     probabilities = torch.softmax(scaled, dim=-1)
     tokens, sure = _draw(probabilities, rows, min(CANDIDATES, vocabulary))
     if not bool(sure.all()):
@@ -91,21 +94,23 @@ def _draw(probabilities: torch.Tensor, rows: _Rows, candidates: int) -> tuple[to
     Returns:
         The tokens [rows], and whether the whole vocabulary would have given the same [rows].
     """
+    vocabulary = probabilities.shape[-1]
     likely, tokens = probabilities.topk(candidates, dim=-1)
     likely = likely.double()
     in_top_k = torch.arange(candidates, device=likely.device)[None] < rows.top_k
     limited = rows.top_k <= candidates
-    total = torch.where(limited, (likely * in_top_k).sum(-1, keepdim=True), 1.0)
-    likely = likely * in_top_k / total
+    likely = likely * in_top_k
+    likely = likely / torch.where(limited, likely.sum(-1, keepdim=True), 1.0)
     cumulated = likely.cumsum(-1)
     in_top_p = cumulated - likely < rows.top_p  # the first always is: top_p > 0
     kept = likely * in_top_p
-    cut_inside = limited | (cumulated[:, -1:] >= rows.top_p)
-    mass = torch.where(cut_inside, kept.sum(-1, keepdim=True), 1.0)
-    target = rows.draw * mass
+    ends_here = limited | (cumulated[:, -1:] >= rows.top_p)
+    target = rows.draw * torch.where(ends_here, kept.sum(-1, keepdim=True), 1.0)
     reached = kept.cumsum(-1) > target
-    found = reached.any(-1)
-    last_kept = in_top_p.logical_and(in_top_k).sum(-1) - 1
-    index = torch.where(found, reached.int().argmax(-1), last_kept)
-    sure = found | cut_inside[:, 0] | torch.tensor(candidates == probabilities.shape[-1], device=found.device)
-    return tokens.gather(-1, index[:, None])[:, 0], sure
+    found = reached.any(-1, keepdim=True)
+    last = in_top_p.logical_and(in_top_k).sum(-1, keepdim=True) - 1
+    index = torch.where(found, reached.int().argmax(-1, keepdim=True), last)
+    # Beyond the candidates may lie a part of the mass that top-k or top-p share out: only then the rest matters.
+    unlimited = rows.top_k >= vocabulary
+    sure = limited | (unlimited & (ends_here | (found & (rows.top_p >= 1))))
+    return tokens.gather(-1, index)[:, 0], sure[:, 0] | (candidates == vocabulary)
