@@ -177,12 +177,10 @@ def _reconciling(facts: Facts, ready: Verdict) -> Verdict:
         return Verdict(False, Reason.SUSPENDED if facts.pool.spec.suspend else Reason.SETTLED)
     if facts.failure is not None:
         return Verdict(False, Reason.SETTLED)
-    on_the_way = (
-        _not_rolled_out(facts)
-        or (None if _base_failed(facts) else _pods_not_ready(facts))
-        or _set_pending(facts)
-        or _adapters_loading(facts)
-    )
+    on_the_way = _not_rolled_out(facts)
+    if on_the_way is None and facts.pool.spec.replicas > 0:
+        pods = None if _base_failed(facts) else _pods_not_ready(facts)
+        on_the_way = pods or _set_pending(facts) or _adapters_loading(facts)
     if on_the_way is None:
         return Verdict(False, Reason.SETTLED)
     return Verdict(True, on_the_way.reason, on_the_way.message)

@@ -1,0 +1,321 @@
+"""The status and its four conditions, as a table of worlds; Events on transitions only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import pytest
+from graft_operator.adapter_sets import AdapterPlan
+from graft_operator.api import AdapterDeploymentStatus, Condition, parse_spec
+from graft_operator.conditions import ConditionType, Reason, Verdict, dated, timestamp
+from graft_operator.events import transitions
+from graft_operator.objects import Pool
+from graft_operator.observed import Child, Failure, Observed, PodReport, PodView, PoolView, Rollout
+from graft_operator.status import make_status
+from graft_runtime.contract import (
+    AdapterEntry,
+    AdapterReport,
+    AdapterSet,
+    AdapterSetVersion,
+    AdapterState,
+    BaseReport,
+    BaseState,
+    Fault,
+    RuntimeStatus,
+    Source,
+)
+from graft_runtime.errors import ErrorCode
+
+NOW = 1_800_000_000.0
+
+
+def test_a_condition_is_dated_when_its_status_turns_and_only_then() -> None:
+    verdict = (ConditionType.READY, Verdict(False, Reason.ROLLING_OUT, "0 of 1"))
+    first = dated([verdict], (), 1, NOW)
+    again = dated([(ConditionType.READY, Verdict(False, Reason.PODS_NOT_READY, "x"))], first, 2, NOW + 60)
+    turned = dated([(ConditionType.READY, Verdict(True, Reason.ALL_READY))], again, 2, NOW + 120)
+    assert [found[0].last_transition_time for found in (first, again, turned)] == [
+        timestamp(NOW),
+        timestamp(NOW),
+        timestamp(NOW + 120),
+    ]
+    assert (again[0].reason, again[0].observed_generation) == ("PodsNotReady", 2)
+
+
+def test_a_condition_without_a_date_gets_one() -> None:
+    old = Condition(type="Ready", status="False", reason="RollingOut")
+    assert dated([(ConditionType.READY, Verdict(False, Reason.ROLLING_OUT))], (old,), 1, NOW)[0].last_transition_time
+
+
+def test_timestamps_are_rfc_3339() -> None:
+    assert timestamp(0) == "1970-01-01T00:00:00Z"
+
+
+# The status as a whole: one world, and what differs from it
+
+SPEC: dict[str, Any] = {
+    "replicas": 2,
+    "baseModel": {"name": "base", "uri": "pvc://shelf/base"},
+    "sources": [{"name": "shelf", "claimName": "shelf"}],
+    "adapters": [{"name": "billing", "uri": "pvc://shelf/billing"}],
+}
+DIGEST = "sha256:" + "a" * 64
+ENTRY = AdapterEntry(name="billing", source=Source(uri="pvc://shelf/billing"), digest=DIGEST)
+SET = AdapterSet(pool_uid="uid", config_hash="current", generation=3, adapters=(ENTRY,))
+ROLLOUT = Rollout(
+    generation=2,
+    observed_generation=2,
+    desired=2,
+    replicas=2,
+    updated=2,
+    available=2,
+    config_hash="current",
+    template_hash="wanted",
+)
+REPORT = RuntimeStatus(
+    boot_id="boot",
+    sequence=1,
+    pool_uid="uid",
+    config_hash="current",
+    ready=True,
+    base=BaseReport(name="base", state=BaseState.SERVING),
+    adapter_set=AdapterSetVersion(generation=3, hash=SET.content_hash()),
+    adapters=(AdapterReport(name="billing", digest=DIGEST, state=AdapterState.MOUNTED, method="LORA", rank=8),),
+)
+NOT_A_MODEL = Fault(code=ErrorCode.NOT_A_MODEL, message="no model there")
+BROKEN = REPORT.model_copy(update={"base": BaseReport(name="base", state=BaseState.FAILED, fault=NOT_A_MODEL)})
+LOADING = REPORT.model_copy(update={"base": BaseReport(name="base", state=BaseState.LOADING)})
+
+
+def with_adapter(state: AdapterState, code: ErrorCode | None = None, digest: str = DIGEST) -> RuntimeStatus:
+    fault = None if code is None else Fault(code=code, message="why")
+    report = AdapterReport(name="billing", digest=digest, state=state, fault=fault)
+    return REPORT.model_copy(update={"adapters": (report,)})
+
+
+@dataclass(frozen=True)
+class World:
+    """Two Ready pods with everything, unless told otherwise."""
+
+    spec: dict[str, Any] = field(default_factory=dict)
+    rollout: Rollout | None = ROLLOUT
+    reports: tuple[RuntimeStatus | None, ...] = (REPORT, REPORT)
+    ready: tuple[bool, ...] = (True, True)
+    trouble: str | None = None
+    failure: Failure | None = None
+
+    def status(self) -> AdapterDeploymentStatus:
+        spec = parse_spec({**SPEC, **self.spec})
+        deployment = Child("Deployment", "support", "d", "1", "uid", "f", rollout=self.rollout)
+        pods = tuple(
+            PodView(f"pod-{number}", f"u{number}", "10.0.0.1", "current", ready, trouble=self.trouble)
+            for number, ready in enumerate(self.ready)
+        )
+        reports = {
+            f"u{number}": PodReport(status=report, asked=True, unreachable=None if report else "no answer")
+            for number, report in enumerate(self.reports)
+        }
+        observed = Observed(
+            pool=PoolView("team", "support", "uid", 2, SPEC, AdapterDeploymentStatus()),
+            children=() if self.rollout is None else (deployment,),
+            pods=pods,
+            reports=reports,
+        )
+        return make_status(
+            Pool("team", "support", "uid", 2, spec),
+            observed,
+            failure=self.failure,
+            template_hash="wanted",
+            sets={"current": SET},
+            current="current",
+            adapters=[AdapterPlan(adapter, ENTRY) for adapter in spec.adapters],
+            now=NOW,
+        )
+
+
+CASES = {
+    # world → Available, Ready, Reconciling, Stalled
+    "everything-is-there": (World(), "+BaseServed", "+AllReady", "-Settled", "-NoFault"),
+    "nothing-was-made-yet": (
+        World(rollout=None, reports=(), ready=()),
+        "-PodsNotReady",
+        "-RollingOut",
+        "+RollingOut",
+        "-NoFault",
+    ),
+    "the-controller-has-not-seen-the-new-template": (
+        World(rollout=replace(ROLLOUT, generation=3)),
+        "+BaseServed",
+        "-RollingOut",
+        "+RollingOut",
+        "-NoFault",
+    ),
+    "the-new-template-is-not-applied-yet": (
+        World(rollout=replace(ROLLOUT, template_hash="older")),
+        "+BaseServed",
+        "-RollingOut",
+        "+RollingOut",
+        "-NoFault",
+    ),
+    "old-pods-are-left": (
+        World(rollout=replace(ROLLOUT, replicas=3)),
+        "+BaseServed",
+        "-RollingOut",
+        "+RollingOut",
+        "-NoFault",
+    ),
+    "one-pod-loads": (
+        World(ready=(True, False), reports=(REPORT, LOADING)),
+        "+BaseServed",
+        "-PodsNotReady",
+        "+PodsNotReady",
+        "-NoFault",
+    ),
+    "no-pod-is-ready": (
+        World(ready=(False, False), reports=(LOADING, LOADING)),
+        "-PodsNotReady",
+        "-PodsNotReady",
+        "+PodsNotReady",
+        "-NoFault",
+    ),
+    "the-base-model-is-broken": (
+        World(ready=(False, False), reports=(BROKEN, BROKEN)),
+        "-NotAModel",
+        "-NotAModel",
+        "-Settled",
+        "+NotAModel",
+    ),
+    "the-base-model-is-broken-on-new-pods": (
+        World(rollout=replace(ROLLOUT, replicas=3, updated=1), reports=(REPORT, BROKEN), ready=(True, False)),
+        "+BaseServed",
+        "-NotAModel",
+        "+RollingOut",
+        "+NotAModel",
+    ),
+    "time-is-up": (
+        World(rollout=replace(ROLLOUT, failure="too slow"), ready=(True, False)),
+        "+BaseServed",
+        "-ProgressDeadlineExceeded",
+        "+PodsNotReady",
+        "+ProgressDeadlineExceeded",
+    ),
+    "a-ready-pod-can-t-be-reached": (
+        World(reports=(REPORT, None)),
+        "+BaseServed",
+        "-PodsUnreachable",
+        "+AdapterSetPending",
+        "-NoFault",
+    ),
+    "no-ready-pod-can-be-reached": (
+        World(reports=(None, None)),
+        "-PodsUnreachable",
+        "-PodsUnreachable",
+        "+AdapterSetPending",
+        "-NoFault",
+    ),
+    "a-pod-has-an-older-set": (
+        World(reports=(REPORT, REPORT.model_copy(update={"adapter_set": AdapterSetVersion(generation=2, hash="x")}))),
+        "+BaseServed",
+        "-AdapterSetPending",
+        "+AdapterSetPending",
+        "-NoFault",
+    ),
+    "an-adapter-loads": (
+        World(reports=(REPORT, with_adapter(AdapterState.CHECKING))),
+        "+BaseServed",
+        "-AdaptersLoading",
+        "+AdaptersLoading",
+        "-NoFault",
+    ),
+    "an-adapter-failed": (
+        World(reports=(REPORT, with_adapter(AdapterState.FAILED, ErrorCode.RANK_TOO_HIGH))),
+        "+BaseServed",
+        "-AdaptersFailed",
+        "-Settled",
+        "+AdaptersFailed",
+    ),
+    "a-source-does-not-answer": (
+        World(reports=(REPORT, with_adapter(AdapterState.FAILED, ErrorCode.SOURCE_UNAVAILABLE))),
+        "+BaseServed",
+        "-AdaptersLoading",
+        "+AdaptersLoading",
+        "-NoFault",
+    ),
+    "a-pod-has-another-version": (
+        World(reports=(REPORT, with_adapter(AdapterState.MOUNTED, digest="sha256:" + "b" * 64))),
+        "+BaseServed",
+        "-AdaptersLoading",
+        "+AdaptersLoading",
+        "-NoFault",
+    ),
+    "the-pool-can-t-be-made": (
+        World(failure=Failure("ApplyRejected", "why")),
+        "+BaseServed",
+        "-ApplyRejected",
+        "-Settled",
+        "+ApplyRejected",
+    ),
+    "nothing-is-wanted": (
+        World(
+            spec={"replicas": 0},
+            rollout=replace(ROLLOUT, desired=0, replicas=0, updated=0),
+            reports=(),
+            ready=(),
+        ),
+        "-ScaledToZero",
+        "-ScaledToZero",
+        "-Settled",
+        "-NoFault",
+    ),
+    "it-is-suspended": (
+        World(spec={"suspend": True}),
+        "+BaseServed",
+        "-Suspended",
+        "-Suspended",
+        "-Suspended",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_conditions_of_a_world(name: str) -> None:
+    world, *expected = CASES[name]
+    status = world.status()
+    told = [("+" if found.status == "True" else "-") + found.reason for found in status.conditions]
+    assert [found.type for found in status.conditions] == ["Available", "Ready", "Reconciling", "Stalled"]
+    assert told == expected
+    assert {found.observed_generation for found in status.conditions} == {2} == {status.observed_generation}
+
+
+def test_counts_and_details() -> None:
+    status = World(reports=(REPORT, with_adapter(AdapterState.FAILED, ErrorCode.RANK_TOO_HIGH))).status()
+    billing = status.adapters[0]
+    assert (billing.ready_replicas, billing.desired_replicas) == (1, 2)
+    assert (billing.digest, billing.method, billing.rank) == (DIGEST, "LORA", 8)
+    assert (billing.reason, billing.message) == ("RankTooHigh", "why")
+    assert (status.adapter_counts.desired, status.adapter_counts.ready, status.adapter_counts.failed) == (1, 0, 1)
+    assert (status.replicas, status.ready_replicas) == (2, 2)
+    assert (status.selector, status.url) == ("graft.dev/deployment=support", "http://support.team.svc:8000/v1")
+    assert [(found.config_hash, found.generation) for found in status.adapter_sets] == [("current", 3)]
+
+
+def test_the_trouble_of_a_pod_is_quoted() -> None:
+    status = World(ready=(True, False), trouble="ErrImagePull: no such image").status()
+    assert "pod-1: ErrImagePull: no such image" in status.conditions[1].message
+
+
+def test_events_tell_transitions_only() -> None:
+    start, ready = World(ready=(False, False), reports=(LOADING, LOADING)).status(), World().status()
+    broken = World(ready=(False, False), reports=(BROKEN, BROKEN)).status()
+    failed = World(reports=(REPORT, with_adapter(AdapterState.FAILED, ErrorCode.RANK_TOO_HIGH))).status()
+    assert told_events(AdapterDeploymentStatus(), ready) == ["Normal Ready", "Normal AdapterReady"]
+    assert told_events(start, ready)[0] == "Normal Ready"
+    assert told_events(ready, ready) == []
+    assert told_events(ready, failed) == ["Warning AdaptersFailed", "Warning RankTooHigh"]
+    assert told_events(failed, failed) == []
+    assert told_events(ready, broken)[:2] == ["Warning NotAModel", "Warning NotAModel"]
+
+
+def told_events(before: AdapterDeploymentStatus, after: AdapterDeploymentStatus) -> list[str]:
+    return [f"{event.kind} {event.reason}" for event in transitions(before, after)]

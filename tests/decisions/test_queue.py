@@ -1,0 +1,94 @@
+"""The queue: bursts coalesce, one pass a key at a time, retries back off. Time is an argument."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from graft_operator.queue import COALESCE_SECONDS, FIRST_RETRY_SECONDS, LAST_RETRY_SECONDS, WorkQueue
+
+
+class Clock:
+    now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def queue(clock: Clock) -> WorkQueue[str]:
+    return WorkQueue(clock)
+
+
+async def taken(queue: WorkQueue[str]) -> str | None:
+    """What can be taken at this moment."""
+    waiting = asyncio.ensure_future(queue.take())
+    for _ in range(3):
+        await asyncio.sleep(0)
+    if waiting.done():
+        return waiting.result()
+    waiting.cancel()
+    await asyncio.gather(waiting, return_exceptions=True)
+    return None
+
+
+async def test_a_burst_becomes_one_pass(queue: WorkQueue[str], clock: Clock) -> None:
+    for _ in range(5):
+        queue.mark("a")
+        clock.now += COALESCE_SECONDS / 10
+    assert await taken(queue) is None
+    clock.now += COALESCE_SECONDS
+    assert await taken(queue) == "a"
+    queue.done("a")
+    assert await taken(queue) is None
+
+
+async def test_a_later_mark_does_not_postpone_an_earlier_one(queue: WorkQueue[str], clock: Clock) -> None:
+    queue.mark("a")
+    queue.mark("a", after=300)
+    clock.now += COALESCE_SECONDS
+    assert await taken(queue) == "a"
+
+
+async def test_an_earlier_mark_moves_a_later_one_forward(queue: WorkQueue[str], clock: Clock) -> None:
+    queue.mark("a", after=300)
+    queue.mark("a")
+    clock.now += COALESCE_SECONDS
+    assert await taken(queue) == "a"
+    queue.done("a")
+    clock.now += 300
+    assert await taken(queue) is None
+
+
+async def test_one_pass_a_key_and_the_mark_of_meanwhile_is_kept(queue: WorkQueue[str], clock: Clock) -> None:
+    queue.mark("a")
+    clock.now += 1
+    assert await taken(queue) == "a"
+    queue.mark("a")
+    queue.mark("b")
+    clock.now += 1
+    assert await taken(queue) == "b"
+    assert await taken(queue) is None
+    queue.done("a")
+    assert await taken(queue) == "a"
+
+
+async def test_failures_back_off_until_a_success(queue: WorkQueue[str]) -> None:
+    waits = [queue.retry("a") for _ in range(12)]
+    assert waits[:3] == [FIRST_RETRY_SECONDS, 2 * FIRST_RETRY_SECONDS, 4 * FIRST_RETRY_SECONDS]
+    assert waits[-1] == LAST_RETRY_SECONDS
+    queue.succeeded("a")
+    assert queue.retry("a") == FIRST_RETRY_SECONDS
+
+
+async def test_a_waiting_worker_wakes_up() -> None:
+    queue: WorkQueue[str] = WorkQueue()
+    waiting = asyncio.ensure_future(queue.take())
+    await asyncio.sleep(0)
+    queue.mark("a", after=0)
+    assert await asyncio.wait_for(waiting, 1) == "a"
