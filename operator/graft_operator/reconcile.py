@@ -13,7 +13,7 @@ from graft_operator.cluster import Cluster, ConflictError, RejectedError, Unavai
 from graft_operator.conditions import Reason, timestamp
 from graft_operator.events import Transition
 from graft_operator.followers import PodFollowers
-from graft_operator.objects import TEMPLATE_HASH_ANNOTATION
+from graft_operator.objects import TEMPLATE_HASH_ANNOTATION, KubernetesObject
 from graft_operator.observed import Applied, Failure, Observed, PoolView, read_child
 from graft_operator.plan import Apply, Plan, make_plan
 from graft_operator.queue import WorkQueue
@@ -217,6 +217,8 @@ class Reconciler:
                 if (child.kind, child.name) == (kind, name):
                     self._store.remove(ObjectKey(kind, key.namespace, name), child.uid)
             return
+        if _is_left_over(found, key, memory.uid):
+            return  # of a pool of this name that was deleted: the garbage collector is on its way
         if read_child(kind, found).owner_uid != memory.uid:
             message = (
                 f"{kind} {name} exists already and is not controlled by this AdapterDeployment"
@@ -272,3 +274,8 @@ class Reconciler:
             await self._cluster.create(event)
         except (ConflictError, RejectedError, UnavailableError) as error:
             logger.warning("%s: the event %s was not written: %s", key, transition.reason, error)
+
+
+def _is_left_over(body: KubernetesObject, key: PoolKey, uid: str) -> bool:
+    owners = body["metadata"].get("ownerReferences") or ()
+    return any(owner["kind"] == KIND and owner["name"] == key.name and owner["uid"] != uid for owner in owners)

@@ -16,6 +16,7 @@ from graft_operator.tokens import (
     new_key,
     to_secret_data,
 )
+from jwt.types import Options
 
 NOW = 1_800_000_000
 
@@ -24,7 +25,7 @@ def test_a_pod_accepts_its_own_token_and_no_other() -> None:
     signer = Signer((new_key(NOW),))
     token = signer.token("pod-a", NOW)
     key = signer.public_keys()[jwt.get_unverified_header(token)["kid"]]
-    options = {"verify_exp": False, "verify_iat": False}
+    options: Options = {"verify_exp": False, "verify_iat": False}
     claims = jwt.decode(token, key, algorithms=["EdDSA"], audience="pod-a", issuer="graft-operator", options=options)
     assert claims["exp"] - claims["iat"] == LIFETIME_SECONDS <= 300
     with pytest.raises(jwt.InvalidAudienceError):

@@ -1,0 +1,376 @@
+"""The operator as a process, a real API server, real pods; in the pods a stub that speaks the runtime's contract."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from graft_local.cluster import LocalCluster
+from graft_local.errors import LocalClusterError
+from graft_operator import objects
+from graft_operator.crd import CRD_FILE
+from graft_runtime.contract import AdapterSet
+
+pytestmark = pytest.mark.cluster
+
+ROOT = Path(__file__).parents[2]
+STUB = Path(__file__).parent / "stub_runtime.py"
+SECONDS = 40.0
+BILLING = {"name": "billing", "uri": "pvc://shelf/billing"}
+SQL = {"name": "sql", "uri": "pvc://shelf/sql"}
+
+
+@dataclass
+class Stage:
+    """One namespace with an operator of its own."""
+
+    cluster: LocalCluster
+    namespace: str
+    directory: Path
+    operators: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    health_port: int = 0
+
+    @property
+    def flags(self) -> Path:
+        return self.directory / "flags"
+
+    @property
+    def log(self) -> str:
+        return (self.directory / "operator.log").read_text()
+
+    def start_operator(self) -> subprocess.Popen[bytes]:
+        self.health_port = free_port()
+        with (self.directory / "operator.log").open("ab") as log:
+            process = subprocess.Popen(
+                [
+                    *(sys.executable, "-m", "graft_operator", "run", "--namespace", self.namespace),
+                    *("--runtime-image", "stub", "--bind-address", "podIP", "--watch-namespace", self.namespace),
+                    *("--signing-key-secret", "signing-key", "--health-address", "127.0.0.1"),
+                    *("--health-port", str(self.health_port)),
+                ],
+                env={**os.environ, "KUBECONFIG": str(self.cluster.kubeconfig)},
+                stdout=log,
+                stderr=log,
+            )
+        self.operators.append(process)
+        return process
+
+    def stop_operator(self, number: int = signal.SIGTERM) -> None:
+        process = self.operators.pop()
+        process.send_signal(number)
+        process.wait(20)
+
+    def apply(self, *adapters: dict[str, Any], **spec: Any) -> None:
+        """Apply the pool `support`."""
+        env = [
+            {"name": "PATH", "value": f"/usr/bin:{self.directory}:/bin"},
+            {"name": "STUB_FLAGS", "value": f"at:{self.flags}"},
+        ]
+        manifest = {
+            "apiVersion": "graft.dev/v1alpha1",
+            "kind": "AdapterDeployment",
+            "metadata": {"name": "support", "namespace": self.namespace},
+            "spec": {
+                "replicas": 1,
+                "baseModel": {"name": "base", "uri": "pvc://shelf/base"},
+                "sources": [{"name": "shelf", "claimName": "shelf"}],
+                "accelerator": {"count": 0},
+                "terminationGracePeriodSeconds": 15,
+                "adapters": list(adapters),
+                "podTemplate": {"spec": {"containers": [{"name": "runtime", "env": env}]}},
+                **spec,
+            },
+        }
+        self.cluster.kubectl("apply", "-f", "-", input=json.dumps(manifest))
+
+    def patch(self, *patches: dict[str, Any]) -> None:
+        """JSON patches of the pool `support`."""
+        self.kubectl("patch", "ad", "support", "--type=json", "-p", json.dumps(patches))
+
+    def kubectl(self, *arguments: str, **more: Any) -> str:
+        return self.cluster.kubectl("-n", self.namespace, *arguments, **more)
+
+    def get(self, *arguments: str) -> Any:
+        return self.cluster.get("-n", self.namespace, *arguments)
+
+    def status(self) -> dict[str, Any]:
+        found: dict[str, Any] = self.get("ad", "support").get("status", {})
+        return found
+
+    def conditions(self) -> dict[str, tuple[str, str]]:
+        return {found["type"]: (found["status"], found["reason"]) for found in self.status().get("conditions", ())}
+
+    def message(self, kind: str) -> str:
+        found = (condition for condition in self.status()["conditions"] if condition["type"] == kind)
+        return str(next(found).get("message", ""))
+
+    def adapter(self, name: str) -> dict[str, Any]:
+        found: dict[str, Any] = next(entry for entry in self.status()["adapters"] if entry["name"] == name)
+        return found
+
+    def pods(self) -> dict[str, Any]:
+        """UIDs of the pods that aren't going away → restarts."""
+        return {
+            pod["metadata"]["uid"]: [status["restartCount"] for status in pod["status"].get("containerStatuses", ())]
+            for pod in self.get("pods", "-l", "graft.dev/deployment=support")["items"]
+            if "deletionTimestamp" not in pod["metadata"]
+        }
+
+    def sets(self) -> list[AdapterSet]:
+        found = (objects.read_adapter_set(item) for item in self.get("configmaps")["items"])
+        return [adapter_set for adapter_set in found if adapter_set is not None]
+
+    def wait_ready(self) -> None:
+        self.until(self.is_ready, "the pool to be Ready")
+
+    def is_ready(self) -> bool:
+        found = self.get("ad", "support")
+        conditions = {entry["type"]: entry for entry in found.get("status", {}).get("conditions", ())}
+        ready = conditions.get("Ready", {})
+        return bool(ready.get("status") == "True" and ready["observedGeneration"] == found["metadata"]["generation"])
+
+    def until(self, holds: Callable[[], bool], what: str, seconds: float = SECONDS) -> None:
+        end = time.monotonic() + seconds
+        while not self.looks(holds):
+            if time.monotonic() > end:
+                text = yaml.safe_dump(self.status())
+                pytest.fail(f"waited {seconds:.0f} s for {what}\n{text}\n{self.log[-3000:]}")
+            time.sleep(0.1)
+
+    @staticmethod
+    def looks(holds: Callable[[], bool]) -> bool:
+        try:
+            return holds()
+        except (LocalClusterError, StopIteration, KeyError):
+            return False
+
+    def reasons(self) -> list[str]:
+        """Of the events about the pool."""
+        events = self.get("events", "--field-selector", "involvedObject.name=support,source=graft-operator")["items"]
+        return [event["reason"] for event in events]
+
+
+def free_port() -> int:
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        return int(listening.getsockname()[1])
+
+
+@pytest.fixture
+def stage(local_cluster: LocalCluster, namespace: str, tmp_path: Path) -> Iterator[Stage]:
+    local_cluster.kubectl("apply", "--server-side", "-f", str(ROOT / CRD_FILE))
+    local_cluster.kubectl("wait", "--for=condition=Established", "crd/adapterdeployments.graft.dev", "--timeout=30s")
+    claim = {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}}
+    body = {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": "shelf"}, "spec": claim}
+    local_cluster.kubectl("-n", namespace, "apply", "-f", "-", input=json.dumps(body))
+    program = tmp_path / "graft-runtime"
+    program.write_text(f'#!/bin/sh\nexec {sys.executable} {STUB} "$@"\n')
+    program.chmod(0o755)
+    found = Stage(local_cluster, namespace, tmp_path)
+    found.flags.mkdir()
+    found.start_operator()
+    yield found
+    while found.operators:
+        found.stop_operator(signal.SIGKILL)
+
+
+def test_from_nothing_to_ready_and_adapters_come_and_go_without_touching_a_pod(stage: Stage) -> None:
+    stage.apply(BILLING, SQL, replicas=2)
+    stage.kubectl("wait", "--for=condition=Ready", "ad/support", "--timeout=60s")
+    status = stage.status()
+    assert (status["replicas"], status["readyReplicas"]) == (2, 2)
+    assert status["adapterCounts"] == {"desired": 2, "ready": 2, "failed": 0}
+    assert stage.conditions()["Stalled"] == ("False", "NoFault")
+    pods, generation = stage.pods(), stage.sets()[0].generation
+
+    stage.patch({"op": "add", "path": "/spec/adapters/-", "value": {"name": "new", "uri": "pvc://shelf/new"}})
+    stage.wait_ready()
+    assert stage.adapter("new")["readyReplicas"] == 2
+    stage.patch({"op": "remove", "path": "/spec/adapters/0"})
+    stage.wait_ready()
+    assert [entry.name for entry in stage.sets()[0].adapters] == ["sql", "new"]
+    assert stage.sets()[0].generation > generation
+    assert stage.pods() == pods
+    assert {"Ready", "AdapterReady", "AdapterRemoved"} <= set(stage.reasons())
+
+    before = stage.get("ad", "support")["metadata"]["resourceVersion"]
+    deployment = stage.get("deployment", "support")["metadata"]["resourceVersion"]
+    stage.stop_operator(signal.SIGKILL)
+    stage.start_operator()
+    stage.until(lambda: stage.log.count("applied Deployment") >= 2, "the pass of the next operator")
+    stage.wait_ready()
+    assert stage.get("ad", "support")["metadata"]["resourceVersion"] == before, "a restart changes nothing"
+    assert stage.get("deployment", "support")["metadata"]["resourceVersion"] == deployment
+
+
+def test_a_bad_adapter_is_told_and_blocks_no_other(stage: Stage) -> None:
+    stage.apply(
+        BILLING,
+        {"name": "missing", "uri": "pvc://shelf/missing"},
+        {"name": "misfit", "uri": "pvc://shelf/misfit"},
+        {"name": "stray", "uri": "pvc://elsewhere/x"},
+    )
+    stage.until(lambda: stage.status()["adapterCounts"] == {"desired": 4, "ready": 1, "failed": 3}, "three faults")
+    assert {name: stage.adapter(name)["reason"] for name in ("missing", "misfit", "stray")} == {
+        "missing": "NotFound",
+        "misfit": "RankTooHigh",
+        "stray": "SourceNotDeclared",
+    }
+    wanted = {
+        "Available": ("True", "BaseServed"),
+        "Ready": ("False", "AdaptersFailed"),
+        "Reconciling": ("False", "Settled"),
+        "Stalled": ("True", "AdaptersFailed"),
+    }
+    stage.until(lambda: stage.conditions() == wanted, "the pod to be Ready beside the faults")
+    assert "hint: put the adapter there" in stage.adapter("missing")["message"]
+    # What was missing is found by itself once it is there.
+    (stage.flags / "found").touch()
+    stage.until(lambda: stage.adapter("missing")["readyReplicas"] == 1, "the adapter to be found")
+    # A bad new version leaves the old one serving.
+    digest = stage.adapter("billing")["digest"]
+    (stage.flags / "found").unlink()
+    stage.patch({"op": "replace", "path": "/spec/adapters/0/uri", "value": "pvc://shelf/missing-too"})
+    stage.until(lambda: stage.adapter("billing").get("reason") == "NotFound", "the fault of the new version")
+    assert (stage.adapter("billing")["digest"], stage.adapter("billing")["readyReplicas"]) == (digest, 1)
+
+
+def test_drift_is_repaired_and_foreign_objects_are_refused(stage: Stage) -> None:
+    stage.kubectl("create", "service", "clusterip", "support", "--tcp=80:80")
+    stage.apply(BILLING)
+    stage.until(lambda: stage.conditions()["Stalled"] == ("True", "ForeignObject"), "the refusal")
+    assert "Service support exists already" in stage.message("Ready")
+    stage.kubectl("delete", "service", "support")
+    stage.wait_ready()
+    assert stage.get("service", "support")["spec"]["ports"][0]["port"] == 8000
+
+    stage.kubectl("scale", "deployment/support", "--replicas=3")
+    stage.until(lambda: stage.get("deployment", "support")["spec"]["replicas"] == 1, "the replicas to be repaired")
+    stage.kubectl("delete", "service", "support")
+    stage.until(lambda: bool(stage.get("service", "support")), "the Service to come back")
+    stage.kubectl("delete", "configmap", "--selector", "graft.dev/config-hash")
+    stage.until(lambda: len(stage.sets()) == 1, "the adapter set to come back")
+    stage.wait_ready()
+    assert stage.sets()[0].adapters[0].digest == stage.adapter("billing")["digest"]
+
+
+def test_scale_suspend_and_delete(stage: Stage) -> None:
+    stage.apply(BILLING)
+    stage.wait_ready()
+    stage.kubectl("scale", "ad/support", "--replicas=2")
+    stage.until(lambda: stage.is_ready() and stage.status()["readyReplicas"] == 2, "two pods")
+    stage.kubectl("scale", "ad/support", "--replicas=0")
+    stage.until(lambda: stage.conditions()["Ready"] == ("False", "ScaledToZero") and not stage.pods(), "no pod")
+    assert stage.conditions()["Available"] == ("False", "ScaledToZero")
+
+    stage.patch({"op": "add", "path": "/spec/suspend", "value": True})
+    stage.until(lambda: stage.conditions()["Ready"] == ("False", "Suspended"), "the suspension")
+    stage.kubectl("delete", "service", "support")
+    stage.patch({"op": "replace", "path": "/spec/suspend", "value": False})
+    stage.until(lambda: bool(stage.get("service", "support")), "the Service to come back")
+
+    assert "finalizers" not in stage.get("ad", "support")["metadata"]
+    stage.kubectl("delete", "ad", "support", "--timeout=20s")
+    stage.until(lambda: not stage.get("deployments")["items"], "the children to be collected")
+
+
+def test_a_change_of_configuration_rolls_behind_readiness_and_cleans_up(stage: Stage) -> None:
+    stage.apply(BILLING)
+    stage.wait_ready()
+    before = stage.pods()
+    stage.patch({"op": "add", "path": "/spec/engine/maxRank", "value": 8})
+    stage.wait_ready()
+    assert not stage.pods().keys() & before.keys()
+    stage.until(
+        lambda: len(stage.sets()) == 1 and len(stage.get("configmaps")["items"]) == 4, "the old ConfigMaps to go"
+    )
+    assert stage.sets()[0].adapters[0].digest, "the digest moved to the new configuration"
+
+    before = stage.pods()
+    stage.patch({"op": "replace", "path": "/spec/baseModel/uri", "value": "pvc://shelf/broken-base"})
+    stage.until(lambda: stage.conditions()["Stalled"] == ("True", "NotAModel"), "the fault of the base model")
+    assert stage.conditions()["Available"] == ("True", "BaseServed"), "the old pod serves on"
+    assert before.items() <= stage.pods().items()
+
+
+def test_a_pod_template_that_can_t_be_is_refused_and_adapters_stay_hot(stage: Stage) -> None:
+    stage.apply(BILLING)
+    stage.wait_ready()
+    pods = stage.pods()
+    stage.patch({"op": "add", "path": "/spec/podTemplate/spec/restartPolicy", "value": "Sometimes"})
+    stage.until(lambda: stage.conditions()["Stalled"] == ("True", "InvalidPodTemplate"), "the refusal")
+    assert re.search(r"restartPolicy.*Sometimes", stage.message("Stalled"), re.DOTALL)
+    stage.patch({"op": "add", "path": "/spec/adapters/-", "value": SQL})
+    stage.until(lambda: stage.adapter("sql")["readyReplicas"] == 1, "an adapter beside the fault")
+    assert stage.pods() == pods
+    stage.patch({"op": "remove", "path": "/spec/podTemplate/spec/restartPolicy"})
+    stage.wait_ready()
+    assert stage.pods() == pods
+
+
+def test_a_hung_pod_is_told_and_nothing_is_wedged(stage: Stage) -> None:
+    stage.apply(BILLING)
+    stage.wait_ready()
+    (stage.flags / "hang").touch()
+    stage.stop_operator(signal.SIGKILL)
+    stage.start_operator()
+    stage.until(lambda: stage.conditions()["Ready"] == ("False", "PodsUnreachable"), "the hung pod to be told")
+    (stage.flags / "hang").unlink()
+    stage.wait_ready()
+
+
+def test_a_killed_runtime_comes_back_with_its_adapters(stage: Stage) -> None:
+    stage.apply(BILLING)
+    stage.wait_ready()
+    pod = stage.get("pods", "-l", "graft.dev/deployment=support")["items"][0]["metadata"]
+    killed = [
+        int(entry.name)
+        for entry in Path("/proc").iterdir()
+        if entry.name.isdigit() and is_stub(entry, pod["uid"].encode())
+    ]
+    assert killed
+    for process in killed:
+        os.kill(process, signal.SIGKILL)
+    stage.until(lambda: stage.pods() == {pod["uid"]: [1]}, "the restart")
+    stage.wait_ready()
+    assert stage.adapter("billing")["readyReplicas"] == 1
+
+
+def is_stub(process: Path, uid: bytes) -> bool:
+    try:
+        arguments = (process / "cmdline").read_bytes().split(b"\0")
+    except OSError:
+        return False
+    return str(STUB).encode() in arguments and uid in arguments
+
+
+def test_the_operator_answers_probes_and_ends_fast(stage: Stage) -> None:
+    stage.apply(BILLING)
+    stage.wait_ready()
+    base = f"http://127.0.0.1:{stage.health_port}"
+    for path, expected in (
+        ("/livez", "ok"),
+        ("/readyz", "ok"),
+        ("/metrics", 'graft_operator_passes_total{result="succ'),
+    ):
+        with urllib.request.urlopen(base + path, timeout=5) as response:
+            assert expected in response.read().decode()
+    started = time.monotonic()
+    process = stage.operators[-1]
+    stage.stop_operator(signal.SIGTERM)
+    assert time.monotonic() - started < 4
+    assert process.returncode == 0
+    assert "Traceback" not in stage.log
