@@ -1,0 +1,72 @@
+"""`graft-runtime serve …`: the API process of a pod; it spawns the engine process."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from graft_runtime.api.logs import configure_logs
+from graft_runtime.api.pod import Places
+from graft_runtime.api.server import read_config, serve
+from graft_runtime.errors import GraftError
+
+logger = logging.getLogger("graft_runtime")
+
+EXIT_USAGE = 2
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The console script. Ends the process."""
+    options = _parser().parse_args(arguments)
+    configure_logs()
+    sources = {name: Path(directory) for name, directory in options.source_mount}
+    places = Places(
+        adapter_set=options.adapter_set_directory,
+        keys=options.keys_directory,
+        cache=options.cache_directory,
+        state=options.state_directory,
+        sources=sources,
+    )
+    try:
+        status = asyncio.run(
+            serve(read_config(options.config_directory), places, options.pod_uid, options.bind_address)
+        )
+    except (GraftError, OSError) as error:
+        logger.critical("%s", error)
+        status = EXIT_USAGE
+    logging.shutdown()
+    sys.stderr.flush()
+    os._exit(status)  # a thread may still copy from a source that hangs
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="graft-runtime")
+    serving = parser.add_subparsers(required=True, metavar="COMMAND").add_parser("serve", help="serve a pool's pod")
+    for name, text in (
+        ("config", "the pod's RuntimeConfig"),
+        ("adapter-set", "the adapter set, where there is one"),
+        ("keys", "public keys of the operator"),
+        ("cache", "checkpoints, by digest; of this pod alone"),
+        ("state", "what must outlive a restart of the container"),
+    ):
+        serving.add_argument(f"--{name}-directory", type=Path, required=True, metavar="DIRECTORY", help=text)
+    serving.add_argument("--bind-address", default="0.0.0.0", help="for both ports")  # noqa: S104 - a pod's default
+    serving.add_argument("--pod-uid", required=True, help="the audience of control tokens")
+    serving.add_argument(
+        "--source-mount",
+        nargs=2,
+        action="append",
+        default=[],
+        metavar=("NAME", "DIRECTORY"),
+        help="where a declared source is mounted; may be repeated",
+    )
+    return parser
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,109 @@
+"""Which adapter set is in force, and where the last one is kept."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from graft_runtime.contract import ADAPTER_SET_FILE, AdapterSet, AdapterSetVersion
+from graft_runtime.errors import ErrorCode, GraftError
+
+logger = logging.getLogger(__name__)
+
+
+def check_acceptable(new: AdapterSet, current: AdapterSet | None, pool_uid: str, config_hash: str) -> None:
+    """That a set is for this pod and not older than the one in force.
+
+    Raises:
+        GraftError: WrongPool, StaleGeneration.
+    """
+    if (new.pool_uid, new.config_hash) != (pool_uid, config_hash):
+        raise GraftError(
+            ErrorCode.WRONG_POOL,
+            f"the adapter set is for pool {new.pool_uid!r} with config {new.config_hash!r}, "
+            f"expected {pool_uid!r} with {config_hash!r}",
+            hint="push each pod the set of its own RuntimeConfig hash",
+        )
+    if current is None or new.generation > current.generation:
+        return
+    if new.generation < current.generation:
+        raise GraftError(
+            ErrorCode.STALE_GENERATION,
+            f"the adapter set has generation {new.generation}, the one in force has {current.generation}",
+            hint="read the pod's status and count on from there",
+        )
+    if new.content_hash() != current.content_hash():
+        raise GraftError(
+            ErrorCode.STALE_GENERATION,
+            f"generation {new.generation} is in force with other content ({current.content_hash()})",
+            hint="give other content a higher generation",
+        )
+
+
+class AdapterSets:
+    """The set in force, and its copy in the state directory. Blocking.
+
+    Args:
+        mounted: the directory of the ConfigMap; may be empty or absent.
+        state: the pod's own directory.
+    """
+
+    def __init__(self, pool_uid: str, config_hash: str, mounted: Path, state: Path) -> None:
+        self._pool_uid, self._config_hash = pool_uid, config_hash
+        self._mounted, self._state = mounted / ADAPTER_SET_FILE, state / ADAPTER_SET_FILE
+        self.current: AdapterSet | None = None
+
+    @property
+    def version(self) -> AdapterSetVersion:
+        """Generation 0 when there is none."""
+        if self.current is None:
+            return AdapterSetVersion(generation=0)
+        return AdapterSetVersion(generation=self.current.generation, hash=self.current.content_hash())
+
+    def boot(self) -> AdapterSet | None:
+        """Puts the newer of the kept and the mounted set in force."""
+        for path in (self._state, self._mounted):
+            self._adopt(path)
+        return self.current
+
+    def follow_mounted(self) -> AdapterSet | None:
+        """The mounted set when it is newer than the one in force, which it then is."""
+        before = self.current
+        self._adopt(self._mounted)
+        return self.current if self.current is not before else None
+
+    def accept(self, new: AdapterSet) -> bool:
+        """Keeps a set and puts it in force. False when it was in force already.
+
+        Raises:
+            GraftError: WrongPool, StaleGeneration.
+            OSError: it can't be kept.
+        """
+        check_acceptable(new, self.current, self._pool_uid, self._config_hash)
+        if self.current is not None and new.generation == self.current.generation:
+            return False
+        self._keep(new)
+        self.current = new
+        return True
+
+    def _adopt(self, path: Path) -> None:
+        try:
+            new = AdapterSet.from_gzip(path.read_bytes())
+            if self.current is None or new.generation > self.current.generation:
+                check_acceptable(new, self.current, self._pool_uid, self._config_hash)
+                self.current = new
+        except FileNotFoundError:
+            return
+        except (OSError, EOFError, ValueError, ValidationError, GraftError) as error:
+            logger.warning("the adapter set in %s is not used: %s", path, error)
+
+    def _keep(self, adapter_set: AdapterSet) -> None:
+        partial = self._state.with_suffix(".partial")
+        with partial.open("wb") as file:
+            file.write(adapter_set.to_gzip())
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(self._state)

@@ -1,0 +1,206 @@
+"""The engine process as the API process sees it: spawned here, spoken to over a socket pair."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import socket
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from graft_runtime.errors import ErrorCode, GraftError
+from graft_runtime.messages import (
+    FRAME_HEADER_BYTES,
+    Cancel,
+    Command,
+    ConvertTokenizer,
+    Event,
+    Generated,
+    StepDone,
+    Submit,
+    TokenizerConverted,
+    decode_events,
+    encode_command,
+)
+
+logger = logging.getLogger(__name__)
+
+STALL_SECONDS = 60.0
+STALL_STEPS = 10
+"""No step for this many times the slowest one, and at least STALL_SECONDS, while work is pending: a stall."""
+
+
+@dataclass
+class Progress:
+    """How the step loop is doing."""
+
+    running: int = 0
+    waiting: int = 0
+    last_change: float = 0.0
+    """When a step ended or work came after none; seconds of the monotonic clock."""
+    slowest: float = 0.0
+    """Seconds of the slowest step so far."""
+
+    def stalled(self, now: float, *, pending: bool) -> bool:
+        """Whether work is pending and no step has ended for too long."""
+        return pending and now - self.last_change > max(STALL_SECONDS, STALL_STEPS * self.slowest)
+
+
+class Answer:
+    """The tokens of one request as they come."""
+
+    def __init__(self, client: EngineClient, request: str) -> None:
+        self._client = client
+        self.request = request
+        self._tokens: list[int] = []
+        self._finish: str | None = None
+        self._fault: GraftError | None = None
+        self._news = asyncio.Event()
+
+    async def next(self) -> tuple[list[int], str | None]:
+        """The tokens since the last call, and `stop` or `length` with the last of them.
+
+        Raises:
+            GraftError: the engine's fault, or that of `fail`.
+        """
+        await self._news.wait()
+        self._news.clear()
+        if self._fault is not None:
+            raise self._fault
+        tokens, self._tokens = self._tokens, []
+        return tokens, self._finish
+
+    def feed(self, generated: Generated) -> None:
+        self._tokens.extend(generated.tokens)
+        if generated.finish == "error":
+            fault = generated.fault
+            self._fault = fault.error() if fault else GraftError(ErrorCode.INTERNAL, "the engine failed")
+        self._finish = generated.finish
+        self._news.set()
+
+    def fail(self, error: GraftError) -> None:
+        """Ends it: whoever waits gets this error, and the engine is told to stop."""
+        self._fault = error
+        self._news.set()
+        self.cancel()
+
+    def cancel(self) -> None:
+        """Frees its place; once or more often, also after its end."""
+        self._client.cancel(self.request)
+
+
+class EngineClient:
+    """One engine process.
+
+    Args:
+        heard: called with each event that is no request's.
+    """
+
+    def __init__(self, heard: Callable[[Event], None]) -> None:
+        self._heard = heard
+        self._process: asyncio.subprocess.Process | None = None
+        self._writer: asyncio.StreamWriter | None = None
+        self._answers: dict[str, Answer] = {}
+        self._conversions: dict[str, asyncio.Future[None]] = {}
+        self._numbers = itertools.count(1)
+        self.progress = Progress()
+        self.spawned = asyncio.Event()
+
+    @property
+    def pending(self) -> int:
+        """Requests under way."""
+        return len(self._answers)
+
+    @property
+    def stalled(self) -> bool:
+        return self.progress.stalled(time.monotonic(), pending=bool(self._answers))
+
+    async def run(self) -> int:
+        """Spawns the process and listens to it until it ends. Returns its exit status.
+
+        To be called on the main thread's event loop: the process dies with the thread that spawned it.
+        """
+        ours, theirs = socket.socketpair()
+        descriptor = theirs.fileno()
+        command = (sys.executable, "-m", "graft_runtime.engine", "--socket-fd", str(descriptor))
+        with theirs:
+            self._process = await asyncio.create_subprocess_exec(*command, pass_fds=[descriptor])
+        reader, self._writer = await asyncio.open_connection(sock=ours)
+        self.spawned.set()
+        try:
+            await self._listen(reader)
+        finally:
+            self._writer.close()
+            if self._process.returncode is None:
+                self._process.kill()
+        return await self._process.wait()
+
+    def send(self, command: Command) -> None:
+        """Hands a command over, in order. What is sent before `run` has spawned the process is a programming error."""
+        assert self._writer is not None
+        if not self._writer.is_closing():
+            self._writer.write(encode_command(command))
+
+    def submit(self, make: Callable[[str], Submit]) -> Answer:
+        """Starts a request; `make` gets its name."""
+        name = str(next(self._numbers))
+        if not self._answers:
+            self.progress.last_change = time.monotonic()
+        answer = self._answers[name] = Answer(self, name)
+        self.send(make(name))
+        return answer
+
+    def cancel(self, request: str) -> None:
+        if self._answers.pop(request, None) is not None:
+            self.send(Cancel(request))
+
+    async def convert_tokenizer(self, directory: str, output: str) -> None:
+        """Writes a tokenizer.json for a directory without one. Raises GraftError."""
+        future = self._conversions[directory] = asyncio.get_running_loop().create_future()
+        self.send(ConvertTokenizer(directory, output))
+        await future
+
+    def fail_all(self, error: GraftError) -> None:
+        """Ends every request with this error."""
+        for answer in list(self._answers.values()):
+            answer.fail(error)
+
+    async def _listen(self, reader: asyncio.StreamReader) -> None:
+        try:
+            while True:
+                length = int.from_bytes(await reader.readexactly(FRAME_HEADER_BYTES), "big")
+                for event in decode_events(await reader.readexactly(length)):
+                    self._dispatch(event)
+        except (asyncio.IncompleteReadError, ConnectionError):
+            logger.info("the engine process has closed its end")
+
+    def _dispatch(self, event: Event) -> None:
+        match event:
+            case Generated():
+                answer = self._answers.get(event.request)
+                if answer is not None:
+                    answer.feed(event)
+                    if event.finish is not None:
+                        del self._answers[event.request]
+            case StepDone():
+                progress = self.progress
+                progress.running, progress.waiting = event.running, event.waiting
+                progress.last_change = time.monotonic()
+                progress.slowest = max(progress.slowest, event.seconds)
+                self._heard(event)
+            case TokenizerConverted():
+                self._converted(event)
+            case _:
+                self._heard(event)
+
+    def _converted(self, event: TokenizerConverted) -> None:
+        future = self._conversions.pop(event.directory, None)
+        if future is None or future.done():
+            return
+        if event.fault is None:
+            future.set_result(None)
+        else:
+            future.set_exception(event.fault.error())

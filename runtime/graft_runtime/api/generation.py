@@ -1,0 +1,329 @@
+"""From a checked request to text as it comes: which model, which tokens, which adapter, how many at once."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from graft_runtime.api.engine_client import Answer
+from graft_runtime.api.pieces import Detokenizer, StopStrings
+from graft_runtime.api.pod import LoadedBase, Pod
+from graft_runtime.api.requests import ChatRequest, CompletionRequest, GenerationRequest
+from graft_runtime.api.tokenizing import Manner
+from graft_runtime.errors import ErrorCode, GraftError
+from graft_runtime.messages import Sampling, Submit
+from graft_runtime.store.residency import Lease
+
+ADAPTER_WAIT_SECONDS = 30.0
+WAITING_PER_PLACE = 8
+"""So many requests may wait for each place in the batch."""
+COMPLETION_TOKENS = 16
+"""OpenAI's default for /v1/completions."""
+TOKENIZING_THREADS = 2
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What came of one choice."""
+
+    index: int
+    text: str
+    finish: str | None
+
+
+@dataclass
+class Choice:
+    """One answer of a request."""
+
+    index: int
+    answer: Answer
+    text: Detokenizer
+    stops: StopStrings
+    tokens: int = 0
+
+    async def pieces(self) -> AsyncIterator[Piece]:
+        """Raises GraftError: the engine's fault."""
+        finish = None
+        while finish is None:
+            tokens, finish = await self.answer.next()
+            self.tokens += len(tokens)
+            text = self.text.push(tokens)
+            if finish is not None:
+                text += self.text.finish()
+            text = self.stops.push(text)
+            if self.stops.hit:
+                finish = "stop"
+                self.answer.cancel()
+            elif finish is not None:
+                text += self.stops.finish()
+            if text or finish is not None:
+                yield Piece(self.index, text, finish)
+
+
+@dataclass(eq=False)
+class Generation:
+    """A request on its way through the engine; `close` it."""
+
+    model: str
+    digest: str | None
+    prompt_tokens: int
+    choices: list[Choice]
+    closed: Callable[[], None]
+
+    @property
+    def generated_tokens(self) -> int:
+        return sum(choice.tokens for choice in self.choices)
+
+    async def pieces(self) -> AsyncIterator[Piece]:
+        """Of all choices as they come. Raises GraftError: the first fault."""
+        if len(self.choices) == 1:
+            async for piece in self.choices[0].pieces():
+                yield piece
+            return
+        queue: asyncio.Queue[Piece | GraftError] = asyncio.Queue()
+        tasks = [asyncio.create_task(_drain(choice, queue)) for choice in self.choices]
+        try:
+            left = len(tasks)
+            while left:
+                came = await queue.get()
+                if isinstance(came, GraftError):
+                    raise came
+                left -= came.finish is not None
+                yield came
+        finally:
+            for task in tasks:
+                task.cancel()
+
+    def close(self) -> None:
+        """Frees every place; once or more often."""
+        for choice in self.choices:
+            choice.answer.cancel()
+        self.closed()
+
+    def fail(self, error: GraftError) -> None:
+        for choice in self.choices:
+            choice.answer.fail(error)
+
+
+async def _drain(choice: Choice, queue: asyncio.Queue[Piece | GraftError]) -> None:
+    try:
+        async for piece in choice.pieces():
+            queue.put_nowait(piece)
+    except GraftError as error:
+        queue.put_nowait(error)
+
+
+class Generator:
+    """Starts generations on a pod."""
+
+    def __init__(self, pod: Pod) -> None:
+        self._pod = pod
+        self._in_flight = 0
+        self._idle = asyncio.Event()
+        places = pod.config.engine.max_sequences
+        self._capacity = places + places * WAITING_PER_PLACE
+        self._threads = ThreadPoolExecutor(TOKENIZING_THREADS, thread_name_prefix="tokenize")
+
+    @property
+    def in_flight(self) -> int:
+        """Answers that are awaited, waiting ones included."""
+        return self._in_flight
+
+    async def wait_idle(self) -> None:
+        """Until no answer is awaited."""
+        while self._in_flight:
+            self._idle.clear()
+            await self._idle.wait()
+
+    async def start(self, request: CompletionRequest | ChatRequest) -> Generation:
+        """Checks a request against what is served, waits for its adapter and hands it to the engine.
+
+        Raises:
+            GraftError: InvalidRequest, UnknownModel, ContextTooLong, NoChatTemplate, NotReady, Overloaded,
+                ShuttingDown, or the fault of the adapter.
+        """
+        model = self._known_model(request.model)
+        count = len(request.prompts) if isinstance(request, CompletionRequest) else 1
+        release = self._admit(count)
+        lease: Lease | None = None
+        try:
+            base = self._pod.serving_base()
+            if model != self._pod.config.base_model.name:
+                lease = await self._pod.adapters.acquire(model, ADAPTER_WAIT_SECONDS)
+            manner = await self._pod.manner(lease.digest if lease is not None else None)
+            prompts = await self._tokenize(request, base, manner)
+            choices = self._submit(request, prompts, base, manner, lease)
+        except BaseException:
+            release()
+            if lease is not None:
+                lease.release()
+            raise
+        return _generation(model, lease, prompts, choices, release)
+
+    def _known_model(self, name: str | None) -> str:
+        base = self._pod.config.base_model.name
+        if name is None:
+            raise GraftError(
+                ErrorCode.INVALID_REQUEST,
+                "`model` is missing",
+                hint=f"name an adapter, or `{base}` for the base model; GET /v1/models lists them",
+                field="model",
+            )
+        if name != base and self._pod.adapters.entry(name) is None:
+            raise unknown_model(name)
+        return name
+
+    def _admit(self, count: int) -> Callable[[], None]:
+        """Takes places in the queue; the result gives them back, once."""
+        if self._pod.refusing:
+            raise GraftError(
+                ErrorCode.SHUTTING_DOWN, "this pod is shutting down", hint="try again: another one answers"
+            )
+        if self._in_flight and self._in_flight + count > self._capacity:
+            raise GraftError(
+                ErrorCode.OVERLOADED,
+                f"{self._in_flight} requests are on their way here, the most is {self._capacity}",
+                hint="try again later, or give the pool more replicas",
+            )
+        self._in_flight += count
+        held = [count]
+
+        def release() -> None:
+            self._in_flight -= held.pop() if held else 0
+            self._idle.set()
+
+        return release
+
+    # tokens
+
+    async def _tokenize(self, request: GenerationRequest, base: LoadedBase, manner: Manner) -> list[list[int]]:
+        loop = asyncio.get_running_loop()
+        prompts = await loop.run_in_executor(self._threads, _prompts, request, base, manner)
+        for index, prompt in enumerate(prompts):
+            _check_prompt(request, prompt, index, base)
+        return prompts
+
+    def _submit(
+        self,
+        request: GenerationRequest,
+        prompts: list[list[int]],
+        base: LoadedBase,
+        manner: Manner,
+        lease: Lease | None,
+    ) -> list[Choice]:
+        sampling = _sampling(request, manner)
+        adapters = (lease.served,) if lease is not None else ()
+        stop_tokens = tuple(sorted(manner.stop_tokens))
+        choices = []
+        for index, prompt in enumerate(prompts):
+            limit = _token_limit(request, manner, base.loaded.context_length - len(prompt))
+
+            def make(name: str, prompt: list[int] = prompt, limit: int = limit) -> Submit:
+                return Submit(name, prompt, limit, adapters, sampling, stop_tokens)
+
+            text = Detokenizer(base.tokenizer.decode, prompt)
+            choices.append(Choice(index, self._pod.engine.submit(make), text, StopStrings(request.stops)))
+        return choices
+
+
+def unknown_model(name: str) -> GraftError:
+    return GraftError(
+        ErrorCode.UNKNOWN_MODEL,
+        f"`model` is {name!r}, which is not served here",
+        hint="GET /v1/models lists what is; add it to spec.adapters to serve it",
+        field="model",
+    )
+
+
+def _generation(
+    model: str, lease: Lease | None, prompts: list[list[int]], choices: list[Choice], release: Callable[[], None]
+) -> Generation:
+    def closed() -> None:
+        release()
+        if lease is not None:
+            lease.release()
+
+    digest = lease.digest if lease is not None else None
+    generation = Generation(model, digest, sum(map(len, prompts)), choices, closed)
+    if lease is not None:
+        removed = GraftError(
+            ErrorCode.UNKNOWN_MODEL, f"`{model}` was removed, and the time for running requests is over", field="model"
+        )
+        lease.revoked = lambda: generation.fail(removed)
+    return generation
+
+
+def _prompts(request: GenerationRequest, base: LoadedBase, manner: Manner) -> list[list[int]]:
+    """Runs in a thread."""
+    if isinstance(request, CompletionRequest):
+        if not request.prompts or "" in request.prompts or [] in request.prompts:
+            raise GraftError(
+                ErrorCode.INVALID_REQUEST,
+                "`prompt` is empty, expected at least one token",
+                hint="send a text or token ids",
+                field="prompt",
+            )
+        return [prompt if isinstance(prompt, list) else base.tokenizer.encode(prompt) for prompt in request.prompts]
+    assert isinstance(request, ChatRequest)
+    if manner.chat_template is None:
+        raise GraftError(
+            ErrorCode.NO_CHAT_TEMPLATE,
+            f"`{request.model}` has no chat template, so it can't take `messages`",
+            hint="use /v1/completions, or put a chat_template.jinja beside the adapter's or the base model's files",
+            field="messages",
+        )
+    messages = [message.rendered() for message in request.messages]
+    return [base.tokenizer.encode_chat(messages, manner.chat_template)]
+
+
+def _check_prompt(request: GenerationRequest, prompt: list[int], index: int, base: LoadedBase) -> None:
+    parameter = "messages" if isinstance(request, ChatRequest) else "prompt"
+    if not prompt:
+        raise GraftError(
+            ErrorCode.INVALID_REQUEST,
+            f"`{parameter}` comes to no token at all, expected at least one",
+            hint="send some text",
+            field=parameter,
+        )
+    size = base.loaded.vocabulary_size
+    strange = next((token for token in prompt if token >= size), None)
+    if strange is not None:
+        raise GraftError(
+            ErrorCode.INVALID_REQUEST,
+            f"`prompt` {index} holds the token id {strange}, expected ids from 0 to {size - 1}",
+            hint="tokenize with this base model's tokenizer",
+            field="prompt",
+        )
+    context, asked = base.loaded.context_length, request.token_limit
+    if len(prompt) + (asked or 1) > context:
+        tokens = f"`{parameter}` has {len(prompt)} tokens"
+        what = f"{tokens} and up to {asked} are to follow" if asked else tokens
+        raise GraftError(
+            ErrorCode.CONTEXT_TOO_LONG,
+            f"{what}; the context holds {context} with the answer",
+            hint="shorten the prompt or lower max_tokens; spec.engine.maxSequenceLength may allow more",
+            field=parameter,
+        )
+
+
+def _token_limit(request: GenerationRequest, manner: Manner, room: int) -> int:
+    default = manner.defaults.get("max_new_tokens")
+    if default is None or default < 1:
+        default = room if isinstance(request, ChatRequest) else COMPLETION_TOKENS
+    asked = request.token_limit
+    return min(asked if asked is not None else int(default), room)
+
+
+def _sampling(request: GenerationRequest, manner: Manner) -> Sampling:
+    defaults = manner.defaults
+    temperature = request.temperature if request.temperature is not None else defaults.get("temperature", 1.0)
+    top_p = request.top_p if request.top_p is not None else defaults.get("top_p", 1.0)
+    top_k = request.top_k if request.top_k is not None else int(defaults.get("top_k", 0))
+    return Sampling(
+        temperature=float(temperature),
+        top_p=float(top_p) if 0 < top_p <= 1 else 1.0,
+        top_k=max(top_k, 0),
+        seed=request.seed,
+    )

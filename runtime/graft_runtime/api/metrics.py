@@ -1,0 +1,63 @@
+"""What Prometheus reads. Labels are bounded: names of the catalogue only, and not endlessly many."""
+
+from __future__ import annotations
+
+from collections import Counter as CountOf
+from collections.abc import Iterable
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from graft_runtime.contract import AdapterReport
+
+MAX_NAMES = 200
+OTHER = "other"
+_SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+_STEP_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0)
+
+
+class Metrics:
+    """The metrics of one pod."""
+
+    def __init__(self) -> None:
+        self._registry = CollectorRegistry()
+        self._names: set[str] = set()
+        self.requests = self._counter("requests", "Requests answered.", ["adapter", "route", "status"])
+        self.prompt_tokens = self._counter("prompt_tokens", "Tokens of prompts.", ["adapter"])
+        self.generated_tokens = self._counter("generated_tokens", "Tokens generated.", ["adapter"])
+        self.first_token_seconds = Histogram(
+            "graft_first_token_seconds",
+            "From the request's arrival to its first text.",
+            buckets=_SECONDS,
+            registry=self._registry,
+        )
+        self.step_seconds = Histogram(
+            "graft_step_seconds", "One step of the engine.", buckets=_STEP_SECONDS, registry=self._registry
+        )
+        self._running = self._gauge("running_sequences", "Sequences in the running batch.")
+        self._waiting = self._gauge("waiting_sequences", "Sequences that wait for a place in it.")
+        self._adapters = Gauge("graft_adapters", "Adapters of the catalogue.", ["state"], registry=self._registry)
+
+    def _counter(self, name: str, text: str, labels: list[str]) -> Counter:
+        return Counter(f"graft_{name}", text, labels, registry=self._registry)
+
+    def _gauge(self, name: str, text: str) -> Gauge:
+        return Gauge(f"graft_{name}", text, registry=self._registry)
+
+    def label(self, name: str | None, *, known: bool) -> str:
+        """The label for an adapter or base model: its name, or `other` for strangers and past the limit."""
+        if name is None or not known:
+            return OTHER
+        if name not in self._names and len(self._names) >= MAX_NAMES:
+            return OTHER
+        self._names.add(name)
+        return name
+
+    def render(self, reports: Iterable[AdapterReport], *, running: int, waiting: int) -> bytes:
+        """The text that Prometheus scrapes."""
+        self._running.set(running)
+        self._waiting.set(waiting)
+        self._adapters.clear()
+        for state, count in CountOf(report.state.value for report in reports).items():
+            self._adapters.labels(state).set(count)
+        text: bytes = generate_latest(self._registry)
+        return text

@@ -1,0 +1,281 @@
+"""One pod: its base model, its adapters, its engine, and what is true of them."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from graft_runtime.api.adapter_sets import AdapterSets
+from graft_runtime.api.engine_client import EngineClient
+from graft_runtime.api.metrics import Metrics
+from graft_runtime.api.status import StatusBoard
+from graft_runtime.api.tokenizing import TOKENIZER_FILE, Manner, Tokenizer, over, prepare_conversion, read_manner
+from graft_runtime.contract import (
+    AdapterSet,
+    AdapterSetVersion,
+    BaseReport,
+    BaseState,
+    Fault,
+    RuntimeConfig,
+    RuntimeStatus,
+)
+from graft_runtime.errors import ErrorCode, GraftError
+from graft_runtime.messages import BaseFailed, BaseLoaded, Event, Mounted, MountFailed, Start, StepDone, Unmounted
+from graft_runtime.store.cache import Cache, Cached
+from graft_runtime.store.catalogue import is_settled
+from graft_runtime.store.fetches import TRANSIENT, Fetches
+from graft_runtime.store.residency import Residency
+from graft_runtime.store.sources import Sources
+
+logger = logging.getLogger(__name__)
+
+FOLLOW_MOUNTED_SECONDS = 10.0
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where things are in this pod."""
+
+    adapter_set: Path
+    keys: Path
+    cache: Path
+    state: Path
+    sources: Mapping[str, Path]
+
+
+@dataclass(frozen=True)
+class LoadedBase:
+    """The base model once it serves."""
+
+    loaded: BaseLoaded
+    tokenizer: Tokenizer
+    manner: Manner
+
+
+class Pod:
+    """The life of one pod's runtime on one event loop.
+
+    Args:
+        config: what it was born with.
+        places: its directories.
+        uid: of the pod, the audience of control tokens.
+    """
+
+    def __init__(self, config: RuntimeConfig, places: Places, uid: str) -> None:
+        self.config, self.places, self.uid = config, places, uid
+        self.boot_id = uuid.uuid4().hex
+        self.config_hash = config.config_hash()
+        self.metrics = Metrics()
+        self.engine = EngineClient(self._heard)
+        self._base_digest: str | None = None
+        self._cache = Cache(places.cache, config.cache_bytes, self._digests_in_use)
+        self.fetches = Fetches(Sources(config.sources, places.sources), self._cache)
+        self.adapters = Residency(
+            self.fetches,
+            self.engine.send,
+            limit=config.engine.max_mounted_adapters,
+            max_rank=config.engine.max_rank,
+            drain_seconds=config.drain_seconds,
+            changed=self._changed,
+        )
+        self._sets = AdapterSets(config.pool_uid, self.config_hash, places.adapter_set, places.state)
+        self._sets_lock = asyncio.Lock()
+        self.base: LoadedBase | None = None
+        self._base_state = BaseState.FETCHING
+        self._base_fault: GraftError | None = None
+        self._loaded: asyncio.Future[BaseLoaded] = asyncio.get_running_loop().create_future()
+        self._serving_since = 0.0
+        self._was_ready = False
+        self._dirty: dict[str, None] = {}
+        self._manners: dict[str, Manner] = {}
+        self.leaving = False
+        """SIGTERM came: unready, but still serving."""
+        self.refusing = False
+        """New requests are turned away."""
+        self.board = StatusBoard(self._head, self.adapters.report)
+
+    # life
+
+    async def run(self) -> None:
+        """Boots, and follows the mounted set from then on. Raises what is a fault of ours."""
+        boot = await asyncio.to_thread(self._sets.boot)
+        if boot is not None:
+            self.adapters.apply(boot)
+        await asyncio.gather(self._load_base(), self._follow_mounted_set())
+
+    async def _load_base(self) -> None:
+        base = self.config.base_model
+        cached = await self.fetches.fetch_until_there(base.source, "model", base.digest, base.name, self._base_failed)
+        if cached is None:
+            return
+        self._base_digest = cached.digest
+        await self.engine.spawned.wait()
+        self._set_base(BaseState.LOADING, None)
+        engine = self.config.engine
+        self.engine.send(
+            Start(
+                directory=str(cached.directory),
+                name=base.name,
+                dtype=base.dtype,
+                max_sequences=engine.max_sequences,
+                max_sequence_length=engine.max_sequence_length,
+                max_mounted_adapters=engine.max_mounted_adapters,
+                max_rank=engine.max_rank,
+            )
+        )
+        try:
+            tokenizer, manner = await self._load_tokenizer(cached)
+            loaded = await self._loaded
+        except GraftError as error:
+            logger.critical("%s", error)
+            self._set_base(BaseState.FAILED, error)
+            return
+        self.base = LoadedBase(loaded, tokenizer, manner)
+        self._serving_since = time.monotonic()
+        logger.info("`%s` serves: %d parameters in %s", base.name, loaded.parameter_count, loaded.dtype)
+        self.adapters.base_loaded()
+        self._set_base(BaseState.SERVING, None)
+        asyncio.get_running_loop().call_later(self.config.adapter_startup_seconds + 0.01, self.board.touch_head)
+
+    async def _load_tokenizer(self, cached: Cached) -> tuple[Tokenizer, Manner]:
+        directory = cached.directory
+        if not (directory / TOKENIZER_FILE).exists():
+            directory = self.places.cache / "tokenizers" / cached.digest.removeprefix("sha256:")
+            if not (directory / TOKENIZER_FILE).exists():
+                await asyncio.to_thread(prepare_conversion, cached.directory, directory)
+                await self.engine.convert_tokenizer(str(cached.directory), str(directory / TOKENIZER_FILE))
+        tokenizer = await asyncio.to_thread(Tokenizer.load, directory)
+        return tokenizer, await asyncio.to_thread(tokenizer.manner, cached.directory)
+
+    def _base_failed(self, error: GraftError) -> None:
+        self._set_base(BaseState.FETCHING if error.code in TRANSIENT else BaseState.FAILED, error)
+
+    def _set_base(self, state: BaseState, fault: GraftError | None) -> None:
+        self._base_state, self._base_fault = state, fault
+        self.board.touch_head()
+
+    async def _follow_mounted_set(self) -> None:
+        """A pod whose ConfigMap came late, or that nobody reaches, still gets what is mounted."""
+        while True:
+            await asyncio.sleep(FOLLOW_MOUNTED_SECONDS)
+            async with self._sets_lock:
+                newer = await asyncio.to_thread(self._sets.follow_mounted)
+                if newer is not None:
+                    self._put_in_force(newer)
+
+    def leave(self) -> None:
+        """Unready from now on, for good."""
+        self.leaving = True
+        self.board.touch_head()
+
+    # adapter sets
+
+    async def accept(self, adapter_set: AdapterSet) -> AdapterSetVersion:
+        """Puts a pushed set in force; it is kept before this returns.
+
+        Raises:
+            GraftError: WrongPool, StaleGeneration.
+        """
+        async with self._sets_lock:
+            if await asyncio.to_thread(self._sets.accept, adapter_set):
+                self._put_in_force(adapter_set)
+            return self._sets.version
+
+    def _put_in_force(self, adapter_set: AdapterSet) -> None:
+        logger.info("adapter set %d with %d adapters", adapter_set.generation, len(adapter_set.adapters))
+        self.adapters.apply(adapter_set)
+        self.board.touch_head()
+
+    # what requests need
+
+    def serving_base(self) -> LoadedBase:
+        """Raises GraftError: NotReady."""
+        if self.base is None:
+            why = f": {self._base_fault.what}" if self._base_fault is not None else ""
+            raise GraftError(ErrorCode.NOT_READY, f"the base model is not loaded yet{why}", hint="try again")
+        return self.base
+
+    async def manner(self, digest: str | None) -> Manner:
+        """How an adapter, or the base (None), wants to be talked to."""
+        base = self.serving_base()
+        cached = self.adapters.cached_directory(digest) if digest is not None else None
+        if cached is None:
+            return base.manner
+        if cached.digest not in self._manners:
+            own = await asyncio.to_thread(read_manner, cached.directory, base.tokenizer.token_id)
+            self._manners[cached.digest] = over(own, base.manner)
+        return self._manners[cached.digest]
+
+    # what is true
+
+    @property
+    def ready(self) -> bool:
+        """Whether this pod takes requests. Once it did, only its end takes that away."""
+        self._was_ready = self._was_ready or self._is_complete()
+        return self._was_ready and not self.leaving
+
+    def _is_complete(self) -> bool:
+        if self.base is None:
+            return False
+        if time.monotonic() - self._serving_since >= self.config.adapter_startup_seconds:
+            return True
+        current = self._sets.current
+        if current is None:
+            return False
+        reports = ((entry, self.adapters.report(entry.name)) for entry in current.adapters if entry.inline)
+        return all(report is not None and is_settled(report, pinned=entry.pinned) for entry, report in reports)
+
+    @property
+    def started(self) -> bool:
+        """Whether the base serves, or never will: restarting this pod would not help."""
+        return self._base_state in {BaseState.SERVING, BaseState.FAILED}
+
+    def _head(self) -> RuntimeStatus:
+        fault = self._base_fault
+        return RuntimeStatus(
+            boot_id=self.boot_id,
+            sequence=0,
+            pool_uid=self.config.pool_uid,
+            config_hash=self.config_hash,
+            ready=self.ready,
+            base=BaseReport(
+                name=self.config.base_model.name,
+                state=self._base_state,
+                digest=self._base_digest,
+                revision=self.config.base_model.source.revision,
+                fault=Fault.of(fault) if fault is not None else None,
+                runner=self.base.loaded.runner if self.base is not None else None,
+            ),
+            adapter_set=self._sets.version,
+        )
+
+    def _changed(self, name: str) -> None:
+        """Many names change at once: they are told together."""
+        if not self._dirty:
+            asyncio.get_running_loop().call_soon(self._tell_changes)
+        self._dirty[name] = None
+
+    def _tell_changes(self) -> None:
+        names, self._dirty = self._dirty, {}
+        for name in names:
+            self.board.touch(name)
+        self.board.touch_head()
+
+    def _digests_in_use(self) -> frozenset[str]:
+        return self.adapters.digests | ({self._base_digest} if self._base_digest else set())
+
+    def _heard(self, event: Event) -> None:
+        match event:
+            case StepDone():
+                self.metrics.step_seconds.observe(event.seconds)
+            case BaseLoaded() if not self._loaded.done():
+                self._loaded.set_result(event)
+            case BaseFailed() if not self._loaded.done():
+                self._loaded.set_exception(event.fault.error())
+            case Mounted() | MountFailed() | Unmounted():
+                self.adapters.on_event(event)

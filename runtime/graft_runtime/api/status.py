@@ -1,0 +1,84 @@
+"""The status that the operator polls: numbered changes, so that a poll brings only what is new."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from graft_runtime.contract import AdapterReport, RuntimeStatus
+
+COALESCE_SECONDS = 0.1
+MAX_TOMBSTONES = 10_000
+
+
+class StatusBoard:
+    """What a pod reports.
+
+    Args:
+        head: the status without adapters; its `sequence` does not matter.
+        report: of a name, None when it is gone.
+    """
+
+    def __init__(self, head: Callable[[], RuntimeStatus], report: Callable[[str], AdapterReport | None]) -> None:
+        self._head, self._report = head, report
+        self._last_head: RuntimeStatus | None = None
+        self._reports: dict[str, tuple[int, AdapterReport]] = {}
+        self._removed: dict[str, tuple[int, AdapterReport]] = {}
+        self._news = asyncio.Event()
+        self.sequence = 0
+
+    def touch(self, name: str) -> None:
+        """Something about an adapter may have changed."""
+        new = self._report(name)
+        _, known = self._reports.get(name, (0, None))
+        if new is None and known is not None:
+            del self._reports[name]
+            self._removed[name] = (self._count(), known.model_copy(update={"removed": True}))
+            if len(self._removed) > MAX_TOMBSTONES:
+                del self._removed[next(iter(self._removed))]
+        elif new is not None and new != known:
+            self._removed.pop(name, None)
+            self._reports[name] = (self._count(), new)
+
+    def touch_head(self) -> None:
+        """Something about the base, readiness or the set may have changed."""
+        head = self._head()
+        if head != self._last_head:
+            self._last_head = head
+            self._count()
+
+    def reports(self) -> list[AdapterReport]:
+        """Of every adapter of the catalogue, and those that drain."""
+        return [report for _, report in self._reports.values()]
+
+    def report_of(self, name: str) -> AdapterReport | None:
+        _, report = self._reports.get(name, (0, None))
+        return report
+
+    async def poll(self, boot: str, since: int, wait_seconds: float) -> RuntimeStatus | None:
+        """What changed after `since`; waits for it, and a little longer for what comes with it. None: nothing did.
+
+        With another boot id than this pod's, everything, at once.
+        """
+        head = self._head()
+        if boot != head.boot_id:
+            return self._status(-1)
+        try:
+            async with asyncio.timeout(wait_seconds):
+                while self.sequence <= since:
+                    await self._news.wait()
+        except TimeoutError:
+            return None
+        await asyncio.sleep(COALESCE_SECONDS)
+        return self._status(since)
+
+    def _status(self, since: int) -> RuntimeStatus:
+        entries = [*self._reports.values(), *(self._removed.values() if since >= 0 else ())]
+        changed = tuple(report for sequence, report in entries if sequence > since)
+        return self._head().model_copy(update={"sequence": self.sequence, "adapters": changed})
+
+    def _count(self) -> int:
+        self.sequence += 1
+        self._news.set()
+        self._news = asyncio.Event()
+        return self.sequence

@@ -1,0 +1,153 @@
+"""What a pod knows of each adapter, and which ones are to be mounted next. No clock, no I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import Enum, auto
+from typing import Literal
+
+from graft_runtime.contract import AdapterEntry, AdapterReport, AdapterState, Fault, Source
+from graft_runtime.errors import GraftError
+from graft_runtime.store.cache import Cached
+from graft_runtime.store.fetches import TRANSIENT
+
+
+class Residence(Enum):
+    """Whether the engine holds an adapter."""
+
+    ABSENT = auto()
+    MOUNTING = auto()
+    MOUNTED = auto()
+    UNMOUNTING = auto()
+
+
+@dataclass
+class Artifact:
+    """One version of an adapter, under as many names as point to it."""
+
+    digest: str
+    source: Source
+    name: str
+    """The first name that it goes by, for errors."""
+    pinned: bool = False
+    wanted: bool = True
+    """Some name of the adapter set points to it."""
+    cached: Cached | None = None
+    method: str | None = None
+    rank: int | None = None
+    bytes: int | None = None
+    proven: bool = False
+    """It passed every check against the base, a trial mount included."""
+    fault: GraftError | None = None
+    residence: Residence = Residence.ABSENT
+    users: int = 0
+    """Requests that run on it."""
+    waiters: int = 0
+    """Requests that wait for it."""
+    last_used: int = 0
+
+    @property
+    def state(self) -> AdapterState:
+        if self.fault is not None and self.fault.code not in TRANSIENT:
+            return AdapterState.FAILED
+        if self.cached is None:
+            return AdapterState.FETCHING
+        if not self.proven:
+            return AdapterState.FAILED if self.fault is not None else AdapterState.CHECKING
+        return AdapterState.MOUNTED if self.residence is Residence.MOUNTED else AdapterState.CACHED
+
+    @property
+    def mountable(self) -> bool:
+        return self.cached is not None and self.method is not None and self.fault is None and self.wanted
+
+    @property
+    def displaceable(self) -> bool:
+        return self.residence is Residence.MOUNTED and not (self.pinned or self.users or self.waiters)
+
+
+@dataclass
+class Alias:
+    """One name of the catalogue."""
+
+    entry: AdapterEntry
+    serving: str | None = None
+    """The digest that answers under this name: the entry's, once it is ready; until then the one before."""
+    removed: bool = False
+
+
+@dataclass(frozen=True)
+class Step:
+    """One thing to do."""
+
+    action: Literal["mount", "unmount", "refuse"]
+    digest: str
+
+
+def plan_mounts(artifacts: Iterable[Artifact], limit: int) -> list[Step]:
+    """What to mount and to unmount now.
+
+    An adapter is mounted when a request waits for it, when it is pinned, or to try it once; the least recently used
+    makes room. `refuse`: pinned adapters hold every place, it could never be mounted.
+
+    Args:
+        artifacts: all that are wanted, and those that the engine still holds.
+        limit: how many the engine can hold.
+    """
+    everything = list(artifacts)
+    held = [a for a in everything if a.residence is not Residence.ABSENT]
+    steps = [
+        Step("unmount", a.digest) for a in held if a.residence is Residence.MOUNTED and not a.wanted and not a.users
+    ]
+    leaving = len(steps) + sum(a.residence is Residence.UNMOUNTING for a in held)
+    candidates = [a for a in everything if a.residence is Residence.ABSENT and a.mountable]
+    wants = sorted((a for a in candidates if a.waiters or a.pinned or not a.proven), key=_urgency)
+    free = max(limit - len(held), 0)
+    steps += [Step("mount", a.digest) for a in wants[:free]]
+    waiting = wants[free:]
+    victims = sorted((a for a in held if a.wanted and a.displaceable), key=lambda a: a.last_used)
+    steps += [Step("unmount", a.digest) for a in victims[: max(len(waiting) - leaving, 0)]]
+    if sum(a.pinned and a.wanted for a in held) >= limit:
+        steps += [Step("refuse", a.digest) for a in waiting]
+    return steps
+
+
+def _urgency(artifact: Artifact) -> tuple[bool, bool, bool]:
+    return not artifact.pinned, not artifact.waiters, artifact.proven
+
+
+def report(alias: Alias, artifact: Artifact | None, candidate: Artifact | None) -> AdapterReport:
+    """What the status says of a name.
+
+    Args:
+        alias: the name.
+        artifact: of the entry's digest, where it has one.
+        candidate: of the entry's candidate, where it has one.
+    """
+    entry = alias.entry
+    if artifact is None:
+        return AdapterReport(name=entry.name, state=AdapterState.UNRESOLVED)
+    return AdapterReport(
+        name=entry.name,
+        digest=artifact.digest,
+        revision=entry.source.revision,
+        state=AdapterState.DRAINING if alias.removed else artifact.state,
+        fault=_fault(artifact),
+        method=artifact.method,
+        rank=artifact.rank,
+        bytes=artifact.bytes,
+        candidate=entry.candidate,
+        candidate_state=candidate.state if candidate else None,
+        candidate_fault=_fault(candidate) if candidate else None,
+    )
+
+
+def _fault(artifact: Artifact) -> Fault | None:
+    return Fault.of(artifact.fault) if artifact.fault is not None else None
+
+
+def is_settled(adapter: AdapterReport, *, pinned: bool) -> bool:
+    """Whether readiness need not wait for this adapter any longer."""
+    if adapter.fault is not None:
+        return True
+    return adapter.state is AdapterState.MOUNTED if pinned else adapter.ready

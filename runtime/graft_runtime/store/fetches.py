@@ -1,0 +1,121 @@
+"""Brings checkpoints into the cache without blocking the event loop: one copy a source at a time, back-off, retries."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+from graft_runtime.contract import Source
+from graft_runtime.errors import ErrorCode, GraftError
+from graft_runtime.store.cache import Cache, Cached
+from graft_runtime.store.checkpoints import Kind
+from graft_runtime.store.sources import Sources
+
+logger = logging.getLogger(__name__)
+
+COPIES_AT_ONCE = 2
+FIRST_RETRY_SECONDS = 1.0
+LAST_RETRY_SECONDS = 60.0
+FIRST_SLOW_RETRY_SECONDS = 4.0
+
+TRANSIENT = frozenset({ErrorCode.SOURCE_UNAVAILABLE, ErrorCode.NO_CAPACITY, ErrorCode.INTERNAL})
+"""May go away by itself."""
+SLOW = frozenset(
+    {
+        ErrorCode.NOT_FOUND,
+        ErrorCode.NOT_AN_ADAPTER,
+        ErrorCode.NOT_A_MODEL,
+        ErrorCode.DIGEST_MISMATCH,
+        ErrorCode.UNSAFE_FILE,
+    }
+)
+"""A person must act on the source; it is looked at again, since files may appear or still be on their way."""
+
+
+class Fetches:
+    """Fetches of this pod.
+
+    Args:
+        sources: the declared ones.
+        cache: where the checkpoints go.
+    """
+
+    def __init__(self, sources: Sources, cache: Cache) -> None:
+        self._sources = sources
+        self._cache = cache
+        self._threads = ThreadPoolExecutor(COPIES_AT_ONCE, thread_name_prefix="copy")
+        self._running: dict[tuple[Source, Kind], asyncio.Task[Cached]] = {}
+
+    async def resolve(self, source: Source, kind: Kind) -> Cached:
+        """Copies what the source holds now. A second caller joins the copy that is under way.
+
+        Raises:
+            GraftError: see Cache.copy.
+        """
+        key = (source, kind)
+        task = self._running.get(key)
+        if task is None:
+            task = asyncio.create_task(self._copy(source, kind))
+            self._running[key] = task
+            task.add_done_callback(lambda ended: self._ended(key, ended))
+        return await asyncio.shield(task)
+
+    async def fetch(self, source: Source, kind: Kind, digest: str | None, name: str) -> Cached:
+        """The checkpoint of this digest, from the cache or else from the source.
+
+        Raises:
+            GraftError: DigestMismatch, and see Cache.copy.
+        """
+        if digest is not None and (cached := self._cache.find(digest)) is not None:
+            return cached
+        cached = await self.resolve(source, kind)
+        if digest is not None and cached.digest != digest:
+            raise GraftError(
+                ErrorCode.DIGEST_MISMATCH,
+                f"`{source.uri}` of `{name}` holds {cached.digest}, expected {digest}",
+                hint="the files changed: resolve the source again, or put the old files back",
+            )
+        return cached
+
+    async def fetch_until_there(
+        self, source: Source, kind: Kind, digest: str | None, name: str, failed: Callable[[GraftError], None]
+    ) -> Cached | None:
+        """Fetches again and again, with back-off; tells each failure. None: trying again is no use."""
+        attempt = 0
+        while True:
+            try:
+                return await self.fetch(source, kind, digest, name)
+            except GraftError as error:
+                logger.warning("%s", error)
+                failed(error)
+                wait = retry_seconds(error.code, attempt)
+                if wait is None:
+                    return None
+            attempt += 1
+            await asyncio.sleep(wait)
+
+    async def close(self) -> None:
+        """Waits for nothing: a copy that runs is left to end with the process."""
+        for task in list(self._running.values()):
+            task.cancel()
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    def _ended(self, key: tuple[Source, Kind], task: asyncio.Task[Cached]) -> None:
+        self._running.pop(key, None)
+        if not task.cancelled():
+            task.exception()  # whoever asked may be gone; an error nobody takes is not a fault of ours
+
+    async def _copy(self, source: Source, kind: Kind) -> Cached:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._threads, self._cache.copy, self._sources, source.uri, kind)
+
+
+def retry_seconds(code: ErrorCode, attempt: int) -> float | None:
+    """How long to wait before another try, the first being attempt 0; None: it would end the same."""
+    if code in TRANSIENT:
+        return float(min(FIRST_RETRY_SECONDS * 2**attempt, LAST_RETRY_SECONDS))
+    if code in SLOW:
+        return float(min(FIRST_SLOW_RETRY_SECONDS * 2**attempt, LAST_RETRY_SECONDS))
+    return None

@@ -1,0 +1,334 @@
+"""Keeps the adapters of the catalogue fetched, checked and mounted, and lends them to requests. One event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterator
+
+from graft_runtime.adapters.files import read_adapter_files
+from graft_runtime.contract import AdapterEntry, AdapterReport, AdapterSet, Source
+from graft_runtime.errors import ErrorCode, GraftError
+from graft_runtime.messages import Command, Mount, Mounted, MountFailed, ServedAdapter, Unmount, Unmounted
+from graft_runtime.store.cache import Cached
+from graft_runtime.store.catalogue import Alias, Artifact, Residence, plan_mounts, report
+from graft_runtime.store.fetches import TRANSIENT, Fetches
+
+logger = logging.getLogger(__name__)
+
+RETRY_MOUNT_SECONDS = 30.0
+
+
+class Lease:
+    """One request's hold on one version of an adapter, until `release`."""
+
+    def __init__(self, alias: Alias, artifact: Artifact, ended: Callable[[Lease], None]) -> None:
+        self.digest = artifact.digest
+        self.served = ServedAdapter(artifact.digest, alias.entry.scale)
+        self.alias = alias
+        self.artifact = artifact
+        self.revoked: Callable[[], None] | None = None
+        """Called when the adapter's time to drain is over."""
+        self._ended = ended
+        self._released = False
+
+    def release(self) -> None:
+        """Once or more often."""
+        if not self._released:
+            self._released = True
+            self._ended(self)
+
+
+class Residency:
+    """The adapters of one pod.
+
+    Args:
+        fetches: bring them into the cache.
+        send: hands a command to the engine.
+        limit: how many the engine can hold.
+        max_rank: of the pool.
+        drain_seconds: how long requests may go on under a name that was removed.
+        changed: called with a name whenever its report may differ.
+    """
+
+    def __init__(
+        self,
+        fetches: Fetches,
+        send: Callable[[Command], None],
+        *,
+        limit: int,
+        max_rank: int,
+        drain_seconds: float,
+        changed: Callable[[str], None],
+    ) -> None:
+        self._fetches, self._send = fetches, send
+        self._limit, self._max_rank, self._drain_seconds = limit, max_rank, drain_seconds
+        self._changed = changed
+        self._aliases: dict[str, Alias] = {}
+        self._draining: dict[str, Alias] = {}
+        self._artifacts: dict[str, Artifact] = {}
+        self._preparing: dict[str, asyncio.Task[None]] = {}
+        self._leases: set[Lease] = set()
+        self._waiting: dict[str, asyncio.Event] = {}
+        self._clock = 0
+        self._base_loaded = False
+        self.digests: frozenset[str] = frozenset()
+        """All that the cache must keep. Read by other threads."""
+
+    def apply(self, adapter_set: AdapterSet) -> None:
+        """Puts an adapter set in force."""
+        entries = {entry.name: entry for entry in adapter_set.adapters}
+        for name in [name for name in self._aliases if name not in entries]:
+            self._remove(self._aliases.pop(name))
+        for entry in entries.values():
+            alias = self._aliases.setdefault(entry.name, Alias(entry))
+            alias.entry = entry
+            if entry.digest is None:
+                alias.serving = None
+        for artifact in self._artifacts.values():
+            if artifact.fault is not None and artifact.fault.code in TRANSIENT and artifact.cached is not None:
+                artifact.fault = None
+        self._refresh()
+        for name in entries:
+            self._changed(name)
+
+    def base_loaded(self) -> None:
+        """The engine can take adapters from now on."""
+        self._base_loaded = True
+        self._advance()
+
+    def entry(self, name: str) -> AdapterEntry | None:
+        alias = self._aliases.get(name)
+        return alias.entry if alias is not None else None
+
+    def names(self) -> Iterator[str]:
+        """Of the catalogue, in its order."""
+        return iter(tuple(self._aliases))
+
+    def report(self, name: str) -> AdapterReport | None:
+        """What is true of a name; None when it is gone."""
+        alias = self._aliases.get(name) or self._draining.get(name)
+        if alias is None:
+            return None
+        digest, candidate = alias.entry.digest, alias.entry.candidate
+        return report(alias, self._artifacts.get(digest or ""), self._artifacts.get(candidate or ""))
+
+    def cached_directory(self, digest: str) -> Cached | None:
+        artifact = self._artifacts.get(digest)
+        return artifact.cached if artifact is not None else None
+
+    async def acquire(self, name: str, wait_seconds: float) -> Lease:
+        """A mounted adapter for one request; waits until it is mounted.
+
+        Raises:
+            GraftError: UnknownModel, Resolving, Loading, or the adapter's own fault.
+        """
+        deadline = asyncio.get_running_loop().time() + wait_seconds
+        while True:
+            alias, artifact = self._find(name)
+            if artifact.residence is Residence.MOUNTED:
+                return self._lend(alias, artifact)
+            if artifact.fault is not None:
+                raise artifact.fault
+            artifact.waiters += 1
+            try:
+                self._advance()
+                async with asyncio.timeout_at(deadline):
+                    await self._waiting.setdefault(artifact.digest, asyncio.Event()).wait()
+            except TimeoutError:
+                raise GraftError(
+                    ErrorCode.LOADING,
+                    f"adapter `{name}` is not mounted yet after {wait_seconds:g} s (it is {artifact.state.value})",
+                    hint="try again",
+                    field="model",
+                ) from None
+            finally:
+                artifact.waiters -= 1
+
+    def on_event(self, event: Mounted | MountFailed | Unmounted) -> None:
+        """Takes what the engine tells."""
+        artifact = self._artifacts.get(event.digest)
+        if artifact is None:
+            return
+        match event:
+            case Mounted() if artifact.residence is not Residence.UNMOUNTING:
+                artifact.residence, artifact.proven, artifact.fault = Residence.MOUNTED, True, None
+            case MountFailed():
+                self._mount_failed(artifact, event.fault.error())
+            case Unmounted() if artifact.residence is Residence.UNMOUNTING:
+                artifact.residence = Residence.ABSENT
+        if not artifact.wanted or self._switches(artifact.digest):
+            self._refresh()
+        else:
+            self._advance()
+        self._touched(artifact)
+
+    # aliases and artifacts
+
+    def _find(self, name: str) -> tuple[Alias, Artifact]:
+        alias = self._aliases.get(name)
+        if alias is None:
+            raise GraftError(ErrorCode.UNKNOWN_MODEL, f"`{name}` is not served here any more", field="model")
+        if alias.entry.digest is None:
+            raise GraftError(
+                ErrorCode.RESOLVING,
+                f"the exact version of adapter `{name}` is not known yet",
+                hint="try again; the AdapterDeployment's status says more",
+                field="model",
+            )
+        return alias, self._artifacts[alias.serving or alias.entry.digest]
+
+    def _remove(self, alias: Alias) -> None:
+        alias.removed = True
+        name = alias.entry.name
+        if any(lease.alias is alias for lease in self._leases):
+            self._draining[name] = alias
+            asyncio.get_running_loop().call_later(self._drain_seconds, self._revoke, alias)
+        self._changed(name)
+
+    def _revoke(self, alias: Alias) -> None:
+        for lease in [lease for lease in self._leases if lease.alias is alias]:
+            if lease.revoked is not None:
+                lease.revoked()
+
+    def _refresh(self) -> None:
+        """Brings the artifacts in line with the names, switches names whose new version is ready, and goes on."""
+        for alias in self._aliases.values():
+            self._switch(alias)
+        wanted: dict[str, list[AdapterEntry]] = {}
+        for alias in self._aliases.values():
+            for digest in {alias.serving, alias.entry.digest, alias.entry.candidate} - {None}:
+                wanted.setdefault(str(digest), []).append(alias.entry)
+        for digest, entries in wanted.items():
+            artifact = self._artifacts.get(digest) or self._add(digest, entries[0].source, entries[0].name)
+            if artifact.cached is None and artifact.source not in [entry.source for entry in entries]:
+                self._fetch_from(artifact, entries[0].source)
+            artifact.wanted = True
+            artifact.pinned = any(entry.pinned and digest == entry.digest for entry in entries)
+        for digest in [digest for digest in self._artifacts if digest not in wanted]:
+            self._let_go(self._artifacts[digest])
+        self.digests = frozenset(self._artifacts)
+        self._advance()
+
+    def _switches(self, digest: str) -> bool:
+        """Whether some name waits for this version to become ready."""
+        return any(alias.entry.digest == digest != alias.serving for alias in self._aliases.values())
+
+    def _switch(self, alias: Alias) -> None:
+        new = self._artifacts.get(alias.entry.digest or "")
+        if new is not None and new.proven and alias.serving != new.digest:
+            if alias.serving is not None:
+                logger.info("`%s` is answered by %s from now on", alias.entry.name, new.digest)
+                self._wake(alias.serving)
+            alias.serving = new.digest
+
+    def _add(self, digest: str, source: Source, name: str) -> Artifact:
+        artifact = self._artifacts[digest] = Artifact(digest, source, name)
+        self._fetch_from(artifact, source)
+        return artifact
+
+    def _fetch_from(self, artifact: Artifact, source: Source) -> None:
+        if (task := self._preparing.get(artifact.digest)) is not None:
+            task.cancel()
+        artifact.source, artifact.fault = source, None
+        self._preparing[artifact.digest] = asyncio.create_task(self._prepare(artifact))
+
+    def _let_go(self, artifact: Artifact) -> None:
+        artifact.wanted, artifact.pinned = False, False
+        if artifact.residence is Residence.ABSENT and not artifact.users:
+            del self._artifacts[artifact.digest]
+            if (task := self._preparing.pop(artifact.digest, None)) is not None:
+                task.cancel()
+            self._wake(artifact.digest)
+
+    async def _prepare(self, artifact: Artifact) -> None:
+        """Fetches and checks one version."""
+
+        def failed(error: GraftError) -> None:
+            artifact.fault = error
+            self._touched(artifact)
+
+        name = artifact.name
+        cached = await self._fetches.fetch_until_there(artifact.source, "adapter", artifact.digest, name, failed)
+        if cached is None:
+            return
+        artifact.fault, artifact.cached, artifact.bytes = None, cached, cached.bytes
+        try:
+            files = await asyncio.to_thread(read_adapter_files, cached.directory, name=name, max_rank=self._max_rank)
+        except GraftError as error:
+            logger.warning("%s", error)
+            failed(error)
+            return
+        artifact.method, artifact.rank = files.method, files.rank
+        self._touched(artifact)
+        self._advance()
+
+    # mounting
+
+    def _advance(self) -> None:
+        if not self._base_loaded:
+            return
+        for step in plan_mounts(self._artifacts.values(), self._limit):
+            artifact = self._artifacts[step.digest]
+            if step.action == "mount":
+                assert artifact.cached is not None
+                artifact.residence = Residence.MOUNTING
+                self._send(Mount(artifact.digest, str(artifact.cached.directory), artifact.name, artifact.pinned))
+            elif step.action == "unmount":
+                artifact.residence = Residence.UNMOUNTING
+                self._send(Unmount(artifact.digest))
+            else:
+                artifact.fault = _no_place(artifact.name, self._limit)
+            self._touched(artifact)
+
+    def _mount_failed(self, artifact: Artifact, error: GraftError) -> None:
+        logger.warning("%s", error)
+        artifact.residence = Residence.ABSENT
+        artifact.fault = error
+        if error.code in TRANSIENT:
+            asyncio.get_running_loop().call_later(RETRY_MOUNT_SECONDS, self._mount_again, artifact)
+
+    def _mount_again(self, artifact: Artifact) -> None:
+        if artifact.cached is not None and artifact.fault is not None and artifact.fault.code in TRANSIENT:
+            artifact.fault = None
+            self._touched(artifact)
+            self._advance()
+
+    def _lend(self, alias: Alias, artifact: Artifact) -> Lease:
+        self._clock += 1
+        artifact.last_used = self._clock
+        artifact.users += 1
+        lease = Lease(alias, artifact, self._returned)
+        self._leases.add(lease)
+        return lease
+
+    def _returned(self, lease: Lease) -> None:
+        self._leases.discard(lease)
+        lease.artifact.users -= 1
+        name = lease.alias.entry.name
+        if self._draining.get(name) is lease.alias and not any(other.alias is lease.alias for other in self._leases):
+            del self._draining[name]
+            self._changed(name)
+        if not lease.artifact.wanted:
+            self._refresh()
+        else:
+            self._advance()
+
+    def _touched(self, artifact: Artifact) -> None:
+        for name, alias in self._aliases.items():
+            if artifact.digest in {alias.entry.digest, alias.entry.candidate, alias.serving}:
+                self._changed(name)
+        self._wake(artifact.digest)
+
+    def _wake(self, digest: str) -> None:
+        """Whoever waits for this version looks again."""
+        if (event := self._waiting.pop(digest, None)) is not None:
+            event.set()
+
+
+def _no_place(name: str, limit: int) -> GraftError:
+    return GraftError(
+        ErrorCode.NO_CAPACITY,
+        f"adapter `{name}` can't be mounted: pinned adapters hold all {limit} places",
+        hint="pin fewer adapters, or raise spec.engine.maxMountedAdapters",
+    )
