@@ -155,7 +155,7 @@ class _Decision:
         own = self.observed.own("Deployment", self.pool.name)
         if self.deployment is None and own is not None and own.rollout is not None and own.rollout.config_hash:
             return own.rollout.config_hash
-        return build_runtime_config(self.pool, self.settings).config_hash()
+        return build_runtime_config(self.pool).config_hash()
 
     def _status(self) -> AdapterDeploymentStatus:
         annotations = {} if self.deployment is None else self.deployment["metadata"]["annotations"]
@@ -187,7 +187,7 @@ class _Decision:
     def _mounts(self) -> tuple[Apply, ...]:
         wanted = [build_keys_config_map(self.pool, self.observed.keys)]
         if self.deployment is not None:
-            wanted.append(build_config_map(self.pool, self.settings))
+            wanted.append(build_config_map(self.pool))
         wanted += [build_adapter_set_config_map(self.pool, found) for found in self._sets_to_store()]
         return tuple(self._apply(body) for body in wanted if not self._in_sync(body))
 

@@ -54,7 +54,7 @@ def built(namespace: str) -> list[dict[str, Any]]:
     return [
         objects.build_deployment(pool, SETTINGS),
         objects.build_service(pool),
-        objects.build_config_map(pool, SETTINGS),
+        objects.build_config_map(pool),
         objects.build_adapter_set_config_map(pool, SET),
         objects.build_keys_config_map(pool, {"0123456789abcdef": "-----BEGIN PUBLIC KEY-----\n"}),
         budget,

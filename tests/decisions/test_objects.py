@@ -35,7 +35,7 @@ SET = AdapterSet(
 BUILT = [
     objects.build_deployment(pool(), SETTINGS),
     objects.build_service(pool()),
-    objects.build_config_map(pool(), SETTINGS),
+    objects.build_config_map(pool()),
     objects.build_adapter_set_config_map(pool(), SET),
     objects.build_keys_config_map(pool(), {"0123": "PEM"}),
     objects.build_disruption_budget(pool()),
@@ -97,8 +97,7 @@ def test_the_runtime_config_says_what_the_spec_says() -> None:
             cache={"size": "1000"},
             adapterStartupSeconds=5,
             terminationGracePeriodSeconds=30,
-        ),
-        SETTINGS,
+        )
     )
     assert yaml.safe_dump(config.model_dump(mode="json", by_alias=True, exclude_defaults=True)) == (
         "adapterStartupSeconds: 5\n"
@@ -113,7 +112,7 @@ def test_the_runtime_config_says_what_the_spec_says() -> None:
 
 
 def config_hash(**fields: Any) -> str:
-    return objects.build_runtime_config(pool(**fields), SETTINGS).config_hash()
+    return objects.build_runtime_config(pool(**fields)).config_hash()
 
 
 @pytest.mark.parametrize(
@@ -153,9 +152,9 @@ def test_the_order_of_sources_rolls_nothing() -> None:
 
 
 def test_the_config_map_holds_the_config_and_bears_its_hash() -> None:
-    built = objects.build_config_map(pool(), SETTINGS)
+    built = objects.build_config_map(pool())
     config = RuntimeConfig.model_validate_json(built["data"]["runtime-config.json"])
-    assert config == objects.build_runtime_config(pool(), SETTINGS)
+    assert config == objects.build_runtime_config(pool())
     assert built["metadata"]["name"] == f"support-config-{config.config_hash()}"
     assert built["metadata"]["labels"]["graft.dev/config-hash"] == config.config_hash()
 

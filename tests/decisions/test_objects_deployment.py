@@ -69,9 +69,9 @@ def test_the_container_speaks_the_runtime_s_command_line() -> None:
 
 
 def test_the_pod_mounts_what_it_is_told_and_nothing_of_the_api() -> None:
-    config_hash = build_runtime_config(pool(), SETTINGS).config_hash()
+    config_hash = build_runtime_config(pool()).config_hash()
     built = pod(cache={"size": "20Gi"})
-    hash_with_cache = build_runtime_config(pool(cache={"size": "20Gi"}), SETTINGS).config_hash()
+    hash_with_cache = build_runtime_config(pool(cache={"size": "20Gi"})).config_hash()
     assert hash_with_cache != config_hash
     assert built["automountServiceAccountToken"] is False
     assert built["terminationGracePeriodSeconds"] == 120
@@ -121,7 +121,7 @@ def labels(**fields: Any) -> dict[str, Any]:
 
 def test_pods_bear_the_config_hash_and_the_user_s_labels() -> None:
     found = labels(podTemplate={"metadata": {"labels": {"team": "a", "app.kubernetes.io/name": "mine"}}})
-    assert found["graft.dev/config-hash"] == build_runtime_config(pool(), SETTINGS).config_hash()
+    assert found["graft.dev/config-hash"] == build_runtime_config(pool()).config_hash()
     assert found["graft.dev/deployment"] == "support"
     assert found["app.kubernetes.io/name"] == "mine"
     assert found["team"] == "a"

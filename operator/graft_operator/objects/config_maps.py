@@ -29,13 +29,12 @@ from graft_operator.objects.pool import (
     keys_name,
     metadata_of,
 )
-from graft_operator.settings import Settings
 
 # Of a pod's grace period, the seconds that streams and processes get to end after the drain.
 SECONDS_TO_END = 10
 
 
-def build_runtime_config(pool: Pool, settings: Settings) -> RuntimeConfig:
+def build_runtime_config(pool: Pool) -> RuntimeConfig:
     """What the pool's pods are born with. Its hash changes with nothing but its fields."""
     spec = pool.spec
     return RuntimeConfig(
@@ -54,9 +53,9 @@ def build_runtime_config(pool: Pool, settings: Settings) -> RuntimeConfig:
     )
 
 
-def build_config_map(pool: Pool, settings: Settings) -> KubernetesObject:
+def build_config_map(pool: Pool) -> KubernetesObject:
     """The RuntimeConfig as pods mount it; named after its hash, so it never changes."""
-    config = build_runtime_config(pool, settings)
+    config = build_runtime_config(pool)
     return {
         **_config_map(pool, config_name(pool, config.config_hash()), config.config_hash()),
         "data": {RUNTIME_CONFIG_FILE: config.canonical_json().decode()},

@@ -58,7 +58,7 @@ def build_deployment(pool: Pool, settings: Settings) -> KubernetesObject:
 
 
 def _pod_template(pool: Pool, settings: Settings) -> dict[str, Any]:
-    config_hash = build_runtime_config(pool, settings).config_hash()
+    config_hash = build_runtime_config(pool).config_hash()
     extra = pool.spec.pod_template
     refuse_reserved(extra.spec)
     metadata: dict[str, Any] = {
