@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 
 import pytest
-from pydantic import ValidationError
-
 from graft_runtime.contract import (
     AdapterEntry,
     AdapterSet,
@@ -15,6 +13,7 @@ from graft_runtime.contract import (
     RuntimeConfig,
     Source,
 )
+from pydantic import ValidationError
 
 DIGEST = "sha256:" + "a" * 64
 
