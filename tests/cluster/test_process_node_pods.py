@@ -448,3 +448,28 @@ def test_logs_are_for_the_clusters_own_callers(local_cluster: LocalCluster) -> N
 
     assert refused.returncode != 0
     assert refused.stdout == b""
+
+
+def test_a_deleted_pod_that_someone_keeps_is_ended_and_left_alone(space: Namespace) -> None:
+    kept = pod("kept", *WAIT_FOR_EVER)
+    kept["metadata"]["finalizers"] = ["acme.example/keep"]
+    space.apply(kept)
+    space.wait("kept", "condition=Ready")
+    uid = space.pod("kept")["metadata"]["uid"]
+
+    space.delete_pod("kept", "--wait=false")
+
+    eventually(lambda: space.pod("kept")["status"]["phase"] == "Failed", "it is told as ended")
+    eventually(lambda: not (space.cluster.state / "pods" / uid).exists(), "the pod's directory is removed")
+    space.cluster.kubectl("label", "-n", space.name, "pod", "kept", "seen=yes")  # a change starts nothing again
+    assert marked_processes(uid) == []
+    space.cluster.kubectl("patch", "-n", space.name, "pod", "kept", "-p", '{"metadata":{"finalizers":null}}')
+    eventually(lambda: not space.get("pods")["items"], "it is gone")
+
+
+def test_a_shell_in_a_pod_is_refused_in_words(space: Namespace) -> None:
+    space.apply(pod("web", *WAIT_FOR_EVER))
+    space.wait("web", "condition=Ready")
+
+    with pytest.raises(LocalClusterError, match="not supported by this node"):
+        space.cluster.kubectl("exec", "-n", space.name, "web", "--", "true")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import shutil
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +25,13 @@ from graft_local.process_node.sweep import sweep
 _log = logging.getLogger(__name__)
 
 
-async def run(kubeconfig: Path, state: Path, name: str) -> None:
+async def run(kubeconfig: Path, state: Path, name: str, extended_resources: Mapping[str, str] | None = None) -> None:
     """Be the node `name` of the local cluster in `state`, until cancelled.
 
     Args:
         kubeconfig: of an identity that may do what a kubelet does, create and delete PersistentVolumes, and read
             NetworkPolicies; its CA is also the one whose client certificates may read logs.
+        extended_resources: offered besides CPU and memory, such as {"nvidia.com/gpu": "2"}; counted, not allotted.
 
     Raises:
         LocalClusterError: there is no cluster in `state`.
@@ -45,6 +46,7 @@ async def run(kubeconfig: Path, state: Path, name: str) -> None:
             address=str(network.node_address),
             port=NODE_PORT,
             pod_network=network.pod_network,
+            extended_resources=extended_resources or {},
         ),
     )
 
@@ -55,7 +57,7 @@ async def run_node(kubeconfig: Path, setting: NodeSetting) -> None:
     Raises:
         OSError: the node's port is taken.
     """
-    setting.pods.mkdir(parents=True, exist_ok=True)
+    setting.pods.mkdir(mode=0o700, parents=True, exist_ok=True)  # Secrets lie below
     leftover = await asyncio.to_thread(sweep, MARKER, setting.marker)
     if leftover:
         _log.warning("ended %d processes that an earlier agent left", leftover)
@@ -74,6 +76,7 @@ class _Agent:
         self._tools = NodeTools(client, setting, self._recorder, PodAddresses(setting.pod_network))
         self._workers: dict[str, PodWorker] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._finished: set[str] = set()
         self._pods = Reflector(
             client, "/api/v1/pods", self._pod_changed, parameters={"fieldSelector": f"spec.nodeName={setting.name}"}
         )
@@ -124,13 +127,17 @@ class _Agent:
             if directory.name not in self._workers:
                 await asyncio.to_thread(shutil.rmtree, directory, True)
 
-    def _pod_changed(self, _before: JsonObject | None, pod: JsonObject | None) -> None:
+    def _pod_changed(self, before: JsonObject | None, pod: JsonObject | None) -> None:
         if pod is None:
-            worker = self._workers.get((_before or {})["metadata"]["uid"])
+            uid = (before or {})["metadata"]["uid"]
+            self._finished.discard(uid)
+            worker = self._workers.get(uid)
             if worker is not None:
                 worker.gone()
             return
         uid = pod["metadata"]["uid"]
+        if uid in self._finished:  # ended by us, kept by someone's finalizer
+            return
         if uid in self._workers:
             self._workers[uid].update(pod)
             return
@@ -140,5 +147,7 @@ class _Agent:
 
     def _worker_ended(self, uid: str, task: asyncio.Task[None]) -> None:
         del self._workers[uid], self._tasks[uid]
+        if uid in self._pods.objects:
+            self._finished.add(uid)
         if not task.cancelled() and task.exception() is not None:
             _log.error("pod %s: its worker failed", uid, exc_info=task.exception())

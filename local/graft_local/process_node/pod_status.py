@@ -148,6 +148,16 @@ def pod_phase(view: PodView) -> str:
     return "Failed" if view.ending or policy == "Never" else "Running"
 
 
+def seconds_left(pod: Mapping[str, Any], now: float) -> float | None:
+    """What is left of the pod's `activeDeadlineSeconds`, which count from its start; None without a deadline."""
+    seconds = pod["spec"].get("activeDeadlineSeconds")
+    if seconds is None:
+        return None
+    start = (pod.get("status") or {}).get("startTime")
+    begun = datetime.fromisoformat(start).timestamp() if start else now
+    return max(0.0, begun + float(seconds) - now)
+
+
 def is_ready(pod: Mapping[str, Any]) -> bool:
     """Whether the stored pod's `Ready` condition is true."""
     conditions = (pod.get("status") or {}).get("conditions") or []

@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import logging
 import shutil
-import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from graft_local.process_node.api_client import UNREACHABLE, ApiClient, ApiError, JsonObject
+from graft_local.process_node.api_client import ApiClient, JsonObject
 from graft_local.process_node.back_off import runs_again
 from graft_local.process_node.container_runner import ContainerRunner, ContainerSetting
 from graft_local.process_node.downward import PodFacts
 from graft_local.process_node.event_recorder import EventRecorder
 from graft_local.process_node.node_setting import NodeSetting
-from graft_local.process_node.pod_access import write_kubeconfig
 from graft_local.process_node.pod_addresses import PodAddresses
 from graft_local.process_node.pod_checks import unenforced_policies
 from graft_local.process_node.pod_fields import check_pod
@@ -28,19 +23,14 @@ from graft_local.process_node.pod_status import (
     PodView,
     Verdict,
     pod_status,
+    seconds_left,
     timestamp,
 )
-from graft_local.process_node.process_spec import ContainerConfigError, ProcessSpec, Surroundings, build_process
-from graft_local.process_node.process_spec import references as environment_references
+from graft_local.process_node.preparation import container_directory, prepare_process
 from graft_local.process_node.record_restore import restored_records
 from graft_local.process_node.status_writer import StatusWriter, retried
-from graft_local.process_node.volume_files import VolumeError
+from graft_local.process_node.volume_follower import VolumeFollower
 from graft_local.process_node.volumes import PodVolumes
-
-_log = logging.getLogger(__name__)
-_VOLUME_RETRY_FIRST = 0.2
-_VOLUME_RETRY_LONGEST = 5.0
-_VOLUME_RECHECK_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
@@ -69,6 +59,7 @@ class PodWorker:
         self.records = restored_records(pod, init=False, now=now)
         self.directory = tools.setting.pods / self.uid
         self._volumes = PodVolumes(tools.client, pod, self.directory / "volumes")
+        self._follower = VolumeFollower(self._volumes, self._facts, self._event)
         self._runners: list[ContainerRunner] = []
         self._pod_ip = ""
         self._prepared = False
@@ -76,7 +67,6 @@ class PodWorker:
         self._started_at = time.time()
         self._writer = StatusWriter(tools.client, pod, self._status)
         self._deletion = asyncio.Event()
-        self._volumes_changed = asyncio.Event()
         self._gone = False
         self._ending = False
         self.update(pod)
@@ -93,7 +83,7 @@ class PodWorker:
         if before["metadata"].get("labels") != metadata.get("labels") or before["metadata"].get(
             "annotations"
         ) != metadata.get("annotations"):
-            self._volumes_changed.set()
+            self._follower.changed()
         if pod["spec"].get("ephemeralContainers") and not before["spec"].get("ephemeralContainers"):
             self._event(True, "Unsupported", "spec.ephemeralContainers: not supported by this node; none is started")
         self._writer.changed()
@@ -106,8 +96,7 @@ class PodWorker:
 
     def object_changed(self, kind: str, name: str) -> None:
         """A ConfigMap or Secret of the pod's namespace changed."""
-        if (kind, name) in self._volumes.references:
-            self._volumes_changed.set()
+        self._follower.object_changed(kind, name)
 
     # --- the pod's life
 
@@ -142,9 +131,8 @@ class PodWorker:
         self._pod_ip = self._tools.addresses.take(self.uid, stored.get("podIP"))
         self._writer.changed()
         work = asyncio.create_task(self._run_containers(), name=f"containers of {self._named}")
-        seconds = self.pod["spec"].get("activeDeadlineSeconds")
         try:
-            await asyncio.wait({work}, timeout=None if seconds is None else float(seconds))
+            await asyncio.wait({work}, timeout=seconds_left(self.pod, time.time()))
             if work.done():
                 work.result()
                 return
@@ -172,8 +160,10 @@ class PodWorker:
         return False
 
     async def _run_containers(self) -> None:
-        await self._fill_volumes()
-        following = asyncio.create_task(self._follow_volumes(), name=f"volumes of {self._named}")
+        await self._follower.fill()
+        self._prepared = True
+        self._writer.changed()
+        following = asyncio.create_task(self._follower.follow(), name=f"volumes of {self._named}")
         try:
             await self._run_all()
         finally:
@@ -200,12 +190,14 @@ class PodWorker:
             return
         if "terminated" in record.state and not runs_again(policy, record.state["terminated"]["exitCode"]):
             return
-        directory = self.directory / "containers" / container["name"]
+        directory = container_directory(self.directory, container["name"])
         directory.mkdir(parents=True, exist_ok=True)
         setting = ContainerSetting(
             spec=container,
             restart_policy=policy,
-            prepare=lambda: self._prepare(container, directory),
+            prepare=lambda: prepare_process(
+                self._tools.client, container, self._facts(), self._volumes, self.directory
+            ),
             changed=self._writer.changed,
             event=self._event,
             directory=directory,
@@ -219,59 +211,6 @@ class PodWorker:
             await runner.run()
         finally:
             self._runners.remove(runner)
-
-    async def _prepare(self, container: Mapping[str, Any], directory: Path) -> ProcessSpec:
-        try:
-            objects = await self._volumes.fetch(environment_references(container))
-        except (ApiError, *UNREACHABLE) as error:
-            raise ContainerConfigError(f"the API server does not answer: {error!r}") from error
-        home = self.directory / "home"
-        home.mkdir(parents=True, exist_ok=True)
-        kubeconfig = write_kubeconfig(self._tools.client, container, self._facts, self._volumes.places, self.directory)
-        return build_process(
-            container,
-            Surroundings(
-                facts=self._facts,
-                volumes=self._volumes.places,
-                objects=objects,
-                image_environment=_image_environment(),
-                home=home,
-                termination_log=directory / "termination-log",
-                kubeconfig=kubeconfig,
-            ),
-        )
-
-    # --- volumes
-
-    async def _fill_volumes(self) -> None:
-        wait = _VOLUME_RETRY_FIRST
-        while True:
-            try:
-                await self._volumes.fill(self._facts)
-            except (VolumeError, ApiError, *UNREACHABLE) as error:
-                self._event(True, "FailedMount", f"MountVolume.SetUp failed: {error}")
-            else:
-                self._prepared = True
-                self._writer.changed()
-                return
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._volumes_changed.wait(), wait)
-            self._volumes_changed.clear()
-            wait = min(_VOLUME_RETRY_LONGEST, 2 * wait)
-
-    async def _follow_volumes(self) -> None:
-        while True:
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._volumes_changed.wait(), _VOLUME_RECHECK_SECONDS)
-            self._volumes_changed.clear()
-            try:
-                await self._volumes.fill(self._facts)
-            except VolumeError as error:  # what was there before stays, as with a kubelet
-                self._event(True, "FailedMount", f"MountVolume.SetUp failed: {error}")
-            except (ApiError, *UNREACHABLE) as error:
-                _log.info("volumes of %s: %r", self._named, error)
-                await asyncio.sleep(_VOLUME_RETRY_FIRST)
-                self._volumes_changed.set()
 
     # --- the end
 
@@ -302,7 +241,6 @@ class PodWorker:
     def _named(self) -> str:
         return f"{self.pod['metadata']['namespace']}/{self.pod['metadata']['name']}"
 
-    @property
     def _facts(self) -> PodFacts:
         setting = self._tools.setting
         return PodFacts(self.pod, self._pod_ip, setting.address, setting.name, setting.capacity)
@@ -334,11 +272,3 @@ class PodWorker:
             written=written,
         )
         return pod_status(view, now)
-
-
-def _image_environment() -> dict[str, str]:
-    """What an image would set: this interpreter's programs come first."""
-    return {
-        "PATH": f"{Path(sys.executable).parent}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
-        "LANG": "C.UTF-8",
-    }
