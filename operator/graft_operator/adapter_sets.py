@@ -55,6 +55,11 @@ def unrecorded_sources(spec: AdapterDeploymentSpec, observed: Observed, config_h
     return frozenset({Source(uri=adapter.uri) for adapter in spec.adapters} - recorded.keys())
 
 
+def version_of(adapter_set: AdapterSet) -> AdapterSetVersion:
+    """What a pod reports once this set is in force."""
+    return AdapterSetVersion(generation=adapter_set.generation, hash=adapter_set.content_hash())
+
+
 def stored_sets(observed: Observed) -> dict[str, AdapterSet]:
     """Config hash → the adapter set in our ConfigMap."""
     sets = (child.adapter_set for child in observed.own_children if child.adapter_set is not None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
 from graft_runtime.contract import AdapterReport, AdapterSet, Fault
@@ -24,10 +25,32 @@ def is_failed(adapter: AdapterStatus) -> bool:
     return adapter.reason is not None and adapter.reason not in TRANSIENT
 
 
+def reports_by_name(
+    observed: Observed, pods: Sequence[PodView], sets: Mapping[str, AdapterSet]
+) -> Mapping[str, Sequence[AdapterReport]]:
+    """What the pods say of the very digests that their sets name."""
+    digests = {
+        config_hash: {entry.name: entry.digest for entry in adapter_set.adapters}
+        for config_hash, adapter_set in sets.items()
+    }
+    found: dict[str, list[AdapterReport]] = defaultdict(list)
+    for pod in pods:
+        status = observed.report(pod)
+        wanted = digests.get(status.config_hash, {}) if status is not None else {}
+        for report in status.adapters if status is not None else ():
+            if report.name in wanted and wanted[report.name] == report.digest:
+                found[report.name].append(report)
+    return found
+
+
 def adapter_status(
-    pool: Pool, observed: Observed, pods: Sequence[PodView], plan: AdapterPlan, sets: Mapping[str, AdapterSet]
+    pool: Pool, observed: Observed, plan: AdapterPlan, reports: Sequence[AdapterReport]
 ) -> AdapterStatus:
-    reports = _adapter_reports(observed, pods, plan.spec.name, sets)
+    """What is told of one adapter.
+
+    Args:
+        reports: what the pods say of it, as `reports_by_name` has it.
+    """
     ready = [report for report in reports if report.ready]
     shown = next(iter(ready or reports), None)
     entry = plan.entry
@@ -44,21 +67,6 @@ def adapter_status(
         reason=None if fault is None else fault.code.value,
         message=None if fault is None else fault.message,
     )
-
-
-def _adapter_reports(
-    observed: Observed, pods: Sequence[PodView], name: str, sets: Mapping[str, AdapterSet]
-) -> list[AdapterReport]:
-    """What the pods say of the very digest that their set names."""
-    found = []
-    for pod in pods:
-        status = observed.report(pod)
-        adapter_set = sets.get(status.config_hash) if status is not None else None
-        if status is None or adapter_set is None:
-            continue
-        digest = next((entry.digest for entry in adapter_set.adapters if entry.name == name), None)
-        found += [report for report in status.adapters if report.name == name and digest == report.digest]
-    return found
 
 
 def _adapter_fault(

@@ -15,6 +15,7 @@ from graft_operator.adapter_sets import (
     plan_adapters,
     stored_sets,
     unrecorded_sources,
+    version_of,
 )
 from graft_operator.api import AdapterDeploymentSpec, AdapterDeploymentStatus, parse_spec
 from graft_operator.checks import base_fault
@@ -228,14 +229,14 @@ class _Decision:
         )
 
     def _pushes(self) -> tuple[Push, ...]:
+        versions = {config_hash: version_of(adapter_set) for config_hash, adapter_set in self.sets.items()}
         pushes = []
         for pod in self.observed.pods:
             status = self.observed.report(pod)
-            wanted = self.sets.get(status.config_hash) if status is not None else None
-            if status is None or wanted is None or pod.deleting:
+            if status is None or pod.deleting or status.config_hash not in versions:
                 continue
-            if (status.adapter_set.generation, status.adapter_set.hash) != (wanted.generation, wanted.content_hash()):
-                pushes.append(Push(pod, wanted))
+            if status.adapter_set != versions[status.config_hash]:
+                pushes.append(Push(pod, self.sets[status.config_hash]))
         return tuple(pushes)
 
     def _deletes(self) -> tuple[Child, ...]:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from graft_runtime.contract import AdapterSet, BaseState, Fault, RuntimeStatus
+from graft_runtime.contract import AdapterSet, AdapterSetVersion, BaseState, Fault, RuntimeStatus
 from graft_runtime.errors import ErrorCode
 
-from graft_operator.adapter_sets import AdapterPlan
-from graft_operator.adapter_status import adapter_status, is_failed, is_ready
+from graft_operator.adapter_sets import AdapterPlan, version_of
+from graft_operator.adapter_status import adapter_status, is_failed, is_ready, reports_by_name
 from graft_operator.api import (
     AdapterCounts,
     AdapterDeploymentStatus,
@@ -20,6 +20,8 @@ from graft_operator.api import (
 from graft_operator.conditions import ConditionType, Reason, Verdict, dated
 from graft_operator.objects import Pool, selector_of, url_of
 from graft_operator.observed import Failure, Observed, PodReport, PodView, Rollout
+
+MAX_SETS = 16
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,8 @@ class Facts:
     """Why the pool as a whole is not as its spec says; a person must look."""
     rolled_out: bool
     """The Deployment is what the spec asks for, and all its pods are."""
-    sets: Mapping[str, AdapterSet]
+    versions: Mapping[str, AdapterSetVersion]
+    """Config hash → the version that its pods are to serve."""
     current: str
     """The config hash whose adapter set follows the spec."""
     adapters: tuple[AdapterStatus, ...]
@@ -75,7 +78,9 @@ def make_status(
     pods = tuple(sorted((pod for pod in observed.pods if pod.counts), key=lambda pod: pod.name))
     deployment = observed.own("Deployment", pool.name)
     rollout = None if deployment is None else deployment.rollout
-    statuses = tuple(adapter_status(pool, observed, pods, plan, sets) for plan in adapters)
+    versions = {config_hash: version_of(adapter_set) for config_hash, adapter_set in sets.items()}
+    reports = reports_by_name(observed, pods, sets)
+    statuses = tuple(adapter_status(pool, observed, plan, reports.get(plan.spec.name, ())) for plan in adapters)
     facts = Facts(
         pool=pool,
         observed=observed,
@@ -84,7 +89,7 @@ def make_status(
         and rollout.template_hash == template_hash
         and rollout.settled
         and rollout.desired == pool.spec.replicas,
-        sets=sets,
+        versions=versions,
         current=current,
         adapters=statuses,
         pods=pods,
@@ -92,7 +97,7 @@ def make_status(
     return AdapterDeploymentStatus(
         observed_generation=pool.generation,
         conditions=dated(_verdicts(facts), observed.pool.status.conditions, pool.generation, now),
-        adapter_sets=_set_statuses(sets, current),
+        adapter_sets=_set_statuses(versions, current),
         replicas=len(pods),
         ready_replicas=len(facts.ready_pods),
         selector=",".join(f"{key}={value}" for key, value in sorted(selector_of(pool).items())),
@@ -299,12 +304,7 @@ def _serves(status: RuntimeStatus | None) -> bool:
 
 def _has_its_set(facts: Facts, pod: PodView) -> bool:
     status = facts.report(pod)
-    wanted = facts.sets.get(status.config_hash) if status is not None else None
-    return (
-        status is not None
-        and wanted is not None
-        and (status.adapter_set.generation, status.adapter_set.hash) == (wanted.generation, wanted.content_hash())
-    )
+    return status is not None and status.adapter_set == facts.versions.get(status.config_hash)
 
 
 def _troubles(facts: Facts) -> str:
@@ -326,11 +326,11 @@ def _count(number: int, noun: str) -> str:
 # The rest
 
 
-def _set_statuses(sets: Mapping[str, AdapterSet], current: str) -> tuple[AdapterSetStatus, ...]:
-    ordered = sorted(sets.values(), key=lambda found: (found.config_hash != current, -found.generation))
+def _set_statuses(versions: Mapping[str, AdapterSetVersion], current: str) -> tuple[AdapterSetStatus, ...]:
+    ordered = sorted(versions.items(), key=lambda item: (item[0] != current, -item[1].generation))
     return tuple(
-        AdapterSetStatus(config_hash=found.config_hash, generation=found.generation, hash=found.content_hash())
-        for found in ordered[:16]
+        AdapterSetStatus(config_hash=config_hash, generation=version.generation, hash=version.hash)
+        for config_hash, version in ordered[:MAX_SETS]
     )
 
 
