@@ -30,8 +30,8 @@ from graft_runtime.errors import ErrorCode, GraftError
 CONTRACT_VERSION = 1
 API_PORT = 8000
 CONTROL_PORT = 8001
-TOKEN_ALGORITHM = "EdDSA"
-TOKEN_ISSUER = "graft-operator"
+TOKEN_ALGORITHM = "EdDSA"  # noqa: S105
+TOKEN_ISSUER = "graft-operator"  # noqa: S105
 
 # File names inside the directories that the operator mounts into a pod.
 RUNTIME_CONFIG_FILE = "runtime-config.json"
@@ -75,7 +75,7 @@ MODEL_FILE_PATTERNS = (
 
 
 class Wire(BaseModel):
-    """Base of everything that crosses the wire: camelCase, frozen, unknown fields ignored (a newer peer may send more)."""
+    """Base of all that crosses the wire: camelCase, frozen, unknown fields ignored (a newer peer may send more)."""
 
     model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, frozen=True, extra="ignore")
 
@@ -97,7 +97,7 @@ class Source(Wire):
 
 
 class SourceMount(Wire):
-    """A declared source (`spec.sources`): which URIs it answers for. Its directory reaches the runtime as an argument."""
+    """A declared source (`spec.sources`) and its URIs. Its directory reaches the runtime as an argument."""
 
     name: str = Field(max_length=63)
     kind: Literal["claim", "directory"]
