@@ -30,11 +30,6 @@ class AdapterPlan:
     unresolved: Source | None = None
     """The source whose digest has to be found out."""
 
-    @property
-    def current(self) -> bool:
-        """The entry is what the spec asks for, digest included."""
-        return self.fault is None and self.unresolved is None
-
 
 def plan_adapters(
     spec: AdapterDeploymentSpec, observed: Observed, config_hash: str, settings: Settings

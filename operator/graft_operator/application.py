@@ -10,7 +10,7 @@ from contextlib import AsyncExitStack
 from typing import Any
 
 from graft_operator import handlers
-from graft_operator.cluster import Cluster
+from graft_operator.cluster import Cluster, UnavailableError
 from graft_operator.followers import PodFollowers
 from graft_operator.health import HealthServer
 from graft_operator.keyring import Keyring
@@ -26,6 +26,7 @@ logger = logging.getLogger(__name__)
 
 WORKERS = 16
 KOPF_ENDS_SECONDS = 2.0
+RETRY_SECONDS = 1.0
 
 
 class Operator:
@@ -63,7 +64,7 @@ class Operator:
         cluster = await Cluster.connect()
         stack.push_async_callback(cluster.close)
         self._cluster = cluster
-        keyring = await Keyring.open(cluster, settings)
+        keyring = await _open_keyring(cluster, settings)
         client = RuntimeClient(keyring.sign)
         stack.push_async_callback(client.close)
         followers = self._followers = PodFollowers(client, self._queue.mark)
@@ -146,6 +147,16 @@ class Operator:
 
     def _is_ready(self) -> bool:
         return self._sync is not None and self._sync.loaded
+
+
+async def _open_keyring(cluster: Cluster, settings: Settings) -> Keyring:
+    """Waits for an API server that is not there yet."""
+    while True:
+        try:
+            return await Keyring.open(cluster, settings)
+        except UnavailableError as error:
+            logger.warning("the signing key can't be read yet: %s", error)
+            await asyncio.sleep(RETRY_SECONDS)
 
 
 async def _first(task: asyncio.Task[None], event: asyncio.Event) -> None:

@@ -127,9 +127,10 @@ class PodFollower:
             except RuntimeRefusedError as error:
                 # It has a newer one, or can't take this one: its status tells, and the next pass decides anew.
                 logger.warning("pod %s refused adapter set %d: %s", self.address.ip, target.generation, error)
+                failures += 1
                 self._target = None
                 self._changed()
-                await asyncio.sleep(FIRST_BACKOFF_SECONDS)
+                await self._back_off(failures)
             except RuntimeUnreachableError as error:
                 failures += 1
                 logger.info("adapter set %d did not reach %s: %s", target.generation, self.address.ip, error)

@@ -43,7 +43,6 @@ class Rollout:
     desired: int
     replicas: int
     updated: int
-    available: int
     config_hash: str
     template_hash: str
     """Of the Deployment as we wanted it when we applied it last."""
@@ -250,7 +249,6 @@ def _read_rollout(body: Mapping[str, Any]) -> Rollout:
         desired=spec.get("replicas", 1),
         replicas=status.get("replicas", 0),
         updated=status.get("updatedReplicas", 0),
-        available=status.get("availableReplicas", 0),
         config_hash=labels.get(CONFIG_HASH_LABEL, ""),
         template_hash=(metadata.get("annotations") or {}).get(TEMPLATE_HASH_ANNOTATION, ""),
         failure=_rollout_failure(status),

@@ -69,7 +69,6 @@ ROLLOUT = Rollout(
     desired=2,
     replicas=2,
     updated=2,
-    available=2,
     config_hash="current",
     template_hash="wanted",
 )

@@ -124,7 +124,6 @@ def settled(rollout: Rollout) -> Rollout:
         observed_generation=rollout.generation,
         replicas=rollout.desired,
         updated=rollout.desired,
-        available=rollout.desired,
     )
 
 
