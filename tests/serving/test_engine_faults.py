@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from graft_runtime.engine.engine import FAILED_STEPS, EngineBrokenError
+from graft_runtime.engine.process import granted_processors
 from graft_runtime.errors import ErrorCode
 from graft_runtime.messages import (
     BaseFailed,
@@ -125,19 +126,33 @@ def ends_after(engine: Any, *commands: Any) -> list[Generated]:
     return list(ends(engine).values())
 
 
-def test_an_adapter_that_overflows_spoils_its_own_row_only(engine: Any, good: Path, tmp_path: Path) -> None:
-    """Its values are finite; what they compute is not. Rows of every kind run in the same batch."""
-    before = engine.answers([ask("base"), ask("adapted", "good"), ask("longer", "good", prompt=[256, *range(40)])])
-    huge = edited(good, tmp_path / "huge", _fill(1e30, ".weight"))
-    assert isinstance(engine.mount("huge", huge), Mounted)
-    for command in (ask("spoilt", "huge"), ask("base"), ask("adapted", "good")):
+def test_a_row_that_overflows_spoils_no_other(engine: Any) -> None:
+    """What one row computes is not finite; rows of every kind run in the same batch, one longer than it."""
+    long = [256, *range(40)]
+    before = engine.answers([ask("base"), ask("adapted", "good"), ask("longer", "good", prompt=long)])
+    engine.handle(Submit("spoilt", PROMPT, 6, (ServedAdapter("good", 1e30),), GREEDY))
+    for command in (ask("base"), ask("adapted", "good"), ask("longer", "good", prompt=long)):
         engine.handle(command)
-    engine.handle(ask("longer", "good", prompt=[256, *range(40)]))
     generated = events_of(engine, Generated)
     last = {event.request: event for event in generated if event.finish}
     assert (last["spoilt"].finish, code_of(last["spoilt"])) == ("error", ErrorCode.CORRUPT)
     for name, answer in before.items():
         assert [token for event in generated if event.request == name for token in event.tokens] == answer
+
+
+def test_an_adapter_that_overflows_is_refused_by_its_trial(engine: Any, good: Path, tmp_path: Path) -> None:
+    """Its values are finite; what they compute is not."""
+    huge = edited(good, tmp_path / "huge", _fill(1e30, ".weight"))
+    assert engine.mount("huge", huge).fault.code == ErrorCode.CORRUPT
+    assert engine.mount("huge", good).digest == "huge", "nothing is left of it"
+
+
+def test_an_adapter_on_modules_that_are_never_called(engine: Any, good: Path) -> None:
+    model = engine.engine._serving.base.model
+    for layer in model.model.layers:
+        layer.forward = lambda hidden_states, **_: hidden_states
+    refused = engine.mount("bypassed", good)
+    assert refused.fault.code == ErrorCode.NO_EFFECT
 
 
 def test_weights_of_a_request_scale_its_adapter(engine: Any) -> None:
@@ -413,3 +428,13 @@ def test_a_base_serves_at_its_dtype(dtype: str, in_process: Any, tiny_base: Path
     assert isinstance(mounted, Mounted)
     answers = engine.answers([ask("base"), ask("adapted", "good")])
     assert {name: len(answer) for name, answer in answers.items()} == {"base": 6, "adapted": 6}
+
+
+@pytest.mark.parametrize(
+    ("quota", "granted"),
+    [("max 100000", 8), ("400000 100000", 4), ("150000 100000", 1), ("5000 100000", 1), ("9900000 100000", 8), ("", 8)],
+)
+def test_threads_follow_the_quota(tmp_path: Path, quota: str, granted: int) -> None:
+    (tmp_path / "cpu.max").write_text(quota)
+    assert granted_processors(tmp_path / "cpu.max", 8) == granted
+    assert granted_processors(tmp_path / "nowhere", 8) == 8

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-import math
 import time
 from collections.abc import Callable
 
 import torch
 
-from graft_runtime.engine.loader import AdapterReady, BaseReady, Job, Outcome
+from graft_runtime.engine.checks import check_request
+from graft_runtime.engine.loader import AdapterReady, BaseReady, Job, Outcome, fault_of
 from graft_runtime.engine.mounts import Mounts
 from graft_runtime.engine.sampling import Draws, choose
 from graft_runtime.engine.scheduler import Batch, Request, Scheduler
@@ -121,11 +121,8 @@ class Engine:
         match outcome:
             case BaseReady(base):
                 self._serve(base)
-            case AdapterReady(digest, adapter):
-                if self._mounts.publish(digest, adapter):
-                    self._tell(Mounted(digest, adapter.rank, len(adapter.low_rank), adapter.bytes))
-                else:
-                    self._tell(Unmounted(digest))
+            case AdapterReady():
+                self._publish_adapter(outcome)
             case MountFailed():
                 self._mounts.abandon(outcome.digest)
                 self._tell(outcome)
@@ -149,6 +146,23 @@ class Engine:
             )
         )
 
+    def _publish_adapter(self, ready: AdapterReady) -> None:
+        """Requests may name it once a trial on the model has passed."""
+        digest, adapter = ready.digest, ready.adapter
+        try:
+            with torch.inference_mode():
+                self._ready().runner.trial(adapter, ready.name)
+        except Exception as error:
+            if _is_fatal(error):
+                raise EngineBrokenError("the accelerator failed") from error
+            self._mounts.abandon(digest)
+            self._tell(MountFailed(digest, fault_of(error, f"adapter `{ready.name}`")))
+            return
+        if self._mounts.publish(digest, adapter):
+            self._tell(Mounted(digest, adapter.rank, len(adapter.low_rank), adapter.bytes))
+        else:
+            self._tell(Unmounted(digest))
+
     def _mount(self, mount: Mount) -> None:
         if self._mounts.loading(mount.digest):
             self._mounts.begin(mount.digest)
@@ -168,7 +182,8 @@ class Engine:
     def _submit(self, submit: Submit) -> None:
         held: list[str] = []
         try:
-            serving = self._checked(submit)
+            serving = self._ready()
+            check_request(submit, serving.base)
             adapters = []
             for served in submit.adapters:
                 adapters.append(RowAdapter(self._mounts.hold(served.digest), served.weight))
@@ -183,32 +198,9 @@ class Engine:
             Request(submit, tuple(adapters), Draws(submit.sampling), max_tokens=min(submit.max_tokens, room))
         )
 
-    def _checked(self, submit: Submit) -> _Serving:
-        """That this request can do no harm. The API process has told its user so before, and better."""
+    def _ready(self) -> _Serving:
         if self._serving is None:
             raise GraftError(ErrorCode.NOT_READY, "the base model is not loaded")
-        base = self._serving.base
-        if len(submit.prompt) >= base.context_length:
-            what = (
-                f"the prompt has {len(submit.prompt)} tokens, expected less than the context of {base.context_length}"
-            )
-            raise GraftError(ErrorCode.CONTEXT_TOO_LONG, what)
-        strange = [token for token in submit.prompt if not 0 <= token < base.vocabulary_size]
-        if strange:
-            what = f"the prompt holds token {strange[0]}, expected 0 … {base.vocabulary_size - 1}"
-            raise GraftError(ErrorCode.INVALID_REQUEST, what)
-        sampling = submit.sampling
-        sane = (
-            submit.prompt
-            and submit.max_tokens > 0
-            and math.isfinite(sampling.temperature)
-            and sampling.temperature >= 0
-            and 0 < sampling.top_p <= 1
-            and sampling.top_k >= 0
-            and all(math.isfinite(served.weight) for served in submit.adapters)
-        )
-        if not sane:
-            raise GraftError(ErrorCode.INVALID_REQUEST, "an empty prompt, or a value that has no meaning")
         return self._serving
 
     def _cancel(self, cancel: Cancel) -> None:

@@ -44,6 +44,8 @@ class AdapterReady:
     """The adapter passed every check and is in the memory of the model's device."""
 
     digest: str
+    name: str
+    """How errors call it."""
     adapter: CompiledAdapter
 
 
@@ -75,7 +77,7 @@ class Loader:
                 max_sequence_length=start.max_sequence_length,
             )
         except Exception as error:
-            return BaseFailed(_fault(error, f"base model `{start.name}`"))
+            return BaseFailed(fault_of(error, f"base model `{start.name}`"))
         return BaseReady(self._base)
 
     def _load_adapter(self, mount: Mount) -> AdapterReady | MountFailed:
@@ -86,8 +88,8 @@ class Loader:
             files = read_adapter_files(Path(mount.directory), name=mount.name, max_rank=self._max_rank)
             adapter = compile_adapter(files, self._base.layout, dtype=self._base.dtype, device=self._base.device)
         except Exception as error:
-            return MountFailed(mount.digest, _fault(error, f"adapter `{mount.name}`"))
-        return AdapterReady(mount.digest, adapter)
+            return MountFailed(mount.digest, fault_of(error, f"adapter `{mount.name}`"))
+        return AdapterReady(mount.digest, mount.name, adapter)
 
 
 class LoaderThread:
@@ -108,7 +110,8 @@ class LoaderThread:
             self._deliver(self._loader.do(self._jobs.get()))
 
 
-def _fault(error: Exception, what: str) -> EngineFault:
+def fault_of(error: Exception, what: str) -> EngineFault:
+    """What to tell of an error that stopped `what` from being loaded."""
     if isinstance(error, GraftError):
         return EngineFault.of(error)
     logger.error("%s can't be loaded", what, exc_info=error)

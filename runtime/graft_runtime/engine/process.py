@@ -12,7 +12,10 @@ import socket
 import sys
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import BinaryIO, NoReturn
+
+import torch
 
 from graft_runtime.engine.engine import Engine, EngineBrokenError
 from graft_runtime.engine.loader import LoaderThread, Outcome
@@ -35,6 +38,7 @@ def main() -> NoReturn:
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     _end_with_parent()
+    _use_granted_processors()
     connection = socket.socket(fileno=arguments.socket_fd)
     inbox: Inbox = queue.SimpleQueue()
     threading.Thread(target=_read, args=(connection.makefile("rb"), inbox), name="reader", daemon=True).start()
@@ -79,6 +83,27 @@ def _end_with_parent() -> None:
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _use_granted_processors() -> None:
+    """As many threads as the container may use processors; torch counts those of the machine."""
+    if "OMP_NUM_THREADS" not in os.environ:
+        granted = granted_processors(Path("/sys/fs/cgroup/cpu.max"), len(os.sched_getaffinity(0)))
+        torch.set_num_threads(min(granted, torch.get_num_threads()))
+
+
+def granted_processors(quota_file: Path, affinity: int) -> int:
+    """The processors that a cgroup's quota and the affinity leave, at least one.
+
+    Args:
+        quota_file: `cpu.max` of cgroup v2: microseconds of processor time a period, or `max`, and the period.
+        affinity: processors that the process may run on.
+    """
+    try:
+        quota, period = quota_file.read_text().split()
+    except (OSError, ValueError):
+        return affinity
+    return affinity if quota == "max" else max(1, min(affinity, int(quota) // int(period)))
 
 
 def _exit(status: int) -> NoReturn:

@@ -20,6 +20,7 @@ from torch import nn
 from torch.nn import functional
 
 from graft_runtime.adapters.deltas import CompiledAdapter
+from graft_runtime.errors import ErrorCode, GraftError
 from graft_runtime.model.layout import linear_shape
 
 
@@ -67,10 +68,17 @@ class _Span:
         Args:
             x: [rows, tokens, input] or, where the model has flattened it, [rows · tokens, input].
             y: the same with the output features.
+
+        Raises:
+            GraftError: UnsupportedMethod when the model has mixed the rows up.
         """
         rows, columns = self.columns.taken.shape
         if x.shape[0] % rows or (x.dim() > 2 and x.shape[0] != rows):
-            raise ValueError(f"a module saw {tuple(x.shape)}, which is not in the order of the batch's {rows} rows")
+            raise GraftError(
+                ErrorCode.UNSUPPORTED_METHOD,
+                f"the model hands one of its modules {tuple(x.shape)}, which is not in the order of the {rows} rows",
+                hint="train the adapter without the modules that see tokens in another order, as experts do",
+            )
         z = functional.linear(x.to(self.a.dtype), self.a).view(rows, -1, columns)
         z = torch.where(self.columns.taken[:, None], z * self.columns.weight[:, None], 0)
         return y + (z.view(-1, columns) @ self.b).view(y.shape).to(y.dtype)

@@ -14,11 +14,14 @@ import torch
 from transformers import DynamicCache
 from transformers.cache_utils import LinearAttentionCacheLayerMixin
 
+from graft_runtime.adapters.deltas import CompiledAdapter
 from graft_runtime.errors import ErrorCode, GraftError
 from graft_runtime.model.deltas import AdapterBatch, AdapterModules, RowAdapter
 from graft_runtime.model.load import BaseModel
 
 NAME = "padded"
+TRIAL_PROMPT = (3, 1, 2, 5)
+"""Any tokens will do."""
 CACHE_ARGUMENTS = {"past_key_values", "cache_params"}
 
 
@@ -89,6 +92,38 @@ class PaddedRunner:
         """The logits after each row's last token, [rows, vocabulary]. `batch.cache` has grown by the input."""
         with self._modules.active(batch.adapters):
             return self._base.model(**self._inputs(batch)).logits[:, -1]  # type: ignore[no-any-return]
+
+    def trial(self, adapter: CompiledAdapter, name: str) -> None:
+        """One forward pass of this adapter beside the base's.
+
+        Raises:
+            GraftError: NoEffect when the model calls none of its modules, Corrupt when it overflows where the base does
+                not, UnsupportedMethod when the model does not keep the rows of a batch in order.
+        """
+        reached: set[str] = set()
+        handles = [
+            self._base.model.get_submodule(path).register_forward_hook(lambda *_, path=path: reached.add(path))
+            for path in adapter.low_rank
+        ]
+        prompt = [token % self._base.vocabulary_size for token in TRIAL_PROMPT]
+        try:
+            logits = self.forward(self.start([prompt, prompt], [[RowAdapter(adapter, 1.0)], []]))
+        finally:
+            for handle in handles:
+                handle.remove()
+        if not reached:
+            raise GraftError(
+                ErrorCode.NO_EFFECT,
+                f"adapter `{name}` changes nothing: the model calls none of its {len(adapter.low_rank)} modules",
+                hint="train it on modules that take part in generating text",
+            )
+        adapted, base = torch.isfinite(logits).all(dim=-1).tolist()
+        if base and not adapted:
+            raise GraftError(
+                ErrorCode.CORRUPT,
+                f"adapter `{name}` computes values that are not finite",
+                hint="its weights overflow the dtype of the model; use a wider spec.baseModel.dtype, or train it again",
+            )
 
     def _inputs(self, batch: PaddedBatch) -> dict[str, Any]:
         positions = (batch.mask.cumsum(-1) - 1).clamp(min=0)

@@ -1,0 +1,28 @@
+"""That a request can do no harm to the engine. The API process has told its user so before, and better."""
+
+from __future__ import annotations
+
+import math
+
+from graft_runtime.errors import ErrorCode, GraftError
+from graft_runtime.messages import Sampling, Submit
+from graft_runtime.model.load import BaseModel
+
+
+def check_request(submit: Submit, base: BaseModel) -> None:
+    """Raises GraftError: ContextTooLong, InvalidRequest."""
+    if len(submit.prompt) >= base.context_length:
+        what = f"the prompt has {len(submit.prompt)} tokens, expected less than the context of {base.context_length}"
+        raise GraftError(ErrorCode.CONTEXT_TOO_LONG, what)
+    strange = [token for token in submit.prompt if not 0 <= token < base.vocabulary_size]
+    if strange:
+        what = f"the prompt holds token {strange[0]}, expected 0 … {base.vocabulary_size - 1}"
+        raise GraftError(ErrorCode.INVALID_REQUEST, what)
+    weights = [served.weight for served in submit.adapters]
+    if not (submit.prompt and submit.max_tokens > 0 and _sane(submit.sampling) and all(map(math.isfinite, weights))):
+        raise GraftError(ErrorCode.INVALID_REQUEST, "an empty prompt, or a value that has no meaning")
+
+
+def _sane(sampling: Sampling) -> bool:
+    finite = math.isfinite(sampling.temperature) and sampling.temperature >= 0
+    return finite and 0 < sampling.top_p <= 1 and sampling.top_k >= 0
