@@ -6,12 +6,14 @@ import json
 import os
 import struct
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 from graft_runtime.adapters.files import read_adapter_files
 from graft_runtime.errors import ErrorCode, GraftError
+from hypothesis import HealthCheck, given, settings, strategies
 
 Q, V = "base_model.model.model.layers.0.self_attn.q_proj", "base_model.model.model.layers.0.self_attn.v_proj"
 SHAPES: dict[str, tuple[int, ...]] = {
@@ -281,3 +283,18 @@ def test_a_config_over_the_limit(adapter: Path) -> None:
 def test_patterns_that_could_take_for_ever(adapter: Path, field: str, pattern: str) -> None:
     set_config(adapter, **{field: {pattern: 2} if field == "rank_pattern" else pattern})
     assert refusal(adapter).code == ErrorCode.INVALID_CONFIG
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=strategies.data())
+def test_bytes_that_changed_give_a_typed_error_or_nothing(adapter: Path, data: strategies.DataObject) -> None:
+    """Whatever happens to the bytes of either file: an adapter that passes every check, or a GraftError."""
+    name = data.draw(strategies.sampled_from(["adapter_config.json", "adapter_model.safetensors"]))
+    whole = json.dumps(CONFIG).encode() if name.endswith("json") else weights(GOOD)
+    start = data.draw(strategies.integers(0, len(whole)))
+    end = data.draw(strategies.integers(start, min(len(whole), start + 40)))
+    (adapter / name).write_bytes(whole[:start] + data.draw(strategies.binary(max_size=12)) + whole[end:])
+    with suppress(GraftError):
+        assert read_adapter_files(adapter, name="sql", max_rank=16).rank <= 16
+    (adapter / "adapter_config.json").write_text(json.dumps(CONFIG))
+    (adapter / "adapter_model.safetensors").write_bytes(weights(GOOD))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -84,6 +85,15 @@ def assert_same(answer: list[int], expected: list[int], margins: list[float]) ->
             return  # a near tie went the other way: what follows may differ
 
 
+def assert_all_same(
+    answers: dict[str, list[int]],
+    rows: list[tuple[list[int], str | None]],
+    expected: dict[tuple[tuple[int, ...], str | None], tuple[list[int], list[float]]],
+) -> None:
+    for index, (prompt, name) in enumerate(rows):
+        assert_same(answers[str(index)], *expected[tuple(prompt), name])
+
+
 @pytest.mark.parametrize("family", list(PATTERNS))
 def test_greedy_equals_peft(family: str, make_base: Any, make_adapter: Any, in_process: Any) -> None:
     base = make_base(family)
@@ -108,8 +118,14 @@ def test_greedy_equals_peft(family: str, make_base: Any, make_adapter: Any, in_p
     for asked, answer in alone.items():
         assert_same(answer, *expected[tuple(PROMPTS[1]), asked])
     mixed = engine.answers([submit(str(index), prompt, name) for index, (prompt, name) in enumerate(rows)])
-    for index, (prompt, asked) in enumerate(rows):
-        assert_same(mixed[str(index)], *expected[tuple(prompt), asked])
+    assert_all_same(mixed, rows, expected)
+    # One after the other, shuffled: each starts while others decode, and leaves before some of them.
+    order = random.Random(0).sample(range(len(rows)), len(rows))
+    events = []
+    for index in order:
+        engine.handle(submit(str(index), *rows[index]))
+        events += [event for _ in range(2) for event in engine.step()]
+    assert_all_same(engine.collect(events), rows, expected)
 
 
 def test_a_request_that_comes_while_others_decode_changes_nothing(

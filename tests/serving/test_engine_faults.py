@@ -298,6 +298,40 @@ def test_no_more_than_max_sequences_run(in_process: Any, tiny_base: Path) -> Non
     assert max(steps) <= 3
 
 
+def test_batches_become_one_and_shrink_again(engine: Any) -> None:
+    def batches() -> list[Any]:
+        return engine.engine._serving.scheduler.batches  # type: ignore[no-any-return]
+
+    long = [256, *range(60)]
+    expected = engine.answers([ask("long", tokens=4, prompt=long)]) | engine.answers([ask("short", "good", tokens=12)])
+    engine.handle(ask("short", "good", tokens=12))
+    events = engine.step()
+    engine.handle(ask("long", tokens=4, prompt=long))
+    events += engine.step()
+    assert [len(batch.requests) for batch in batches()] == [1, 1], "a new request does not wait for those that run"
+    events += engine.step()
+    assert [len(batch.requests) for batch in batches()] == [2], "and decodes with them after its first token"
+    assert batches()[0].state.length > len(long)
+    events += engine.step() + engine.step()
+    assert batches()[0].state.length == len(PROMPT) + 5, "the padding goes with the row that needed it"
+    assert engine.collect(events) == expected
+
+
+def test_a_long_request_is_not_joined_by_many_short_ones(engine: Any) -> None:
+    """Their padding would cost more than the batch of its own."""
+    from graft_runtime.engine import scheduler
+
+    engine.handle(ask("long", tokens=3, prompt=[1] * 250))
+    engine.step()
+    for index in range(60):
+        engine.handle(ask(str(index), tokens=3, prompt=[1]))
+    engine.step()
+    events = engine.step()
+    assert [len(batch.requests) for batch in engine.engine._serving.scheduler.batches] == [60]
+    assert scheduler.PADDING_ALLOWED < 60 * 250
+    assert sum(isinstance(event, Generated) for event in events) == 61
+
+
 # steps that fail
 
 

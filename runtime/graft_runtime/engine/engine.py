@@ -52,7 +52,7 @@ class _Serving:
     def __init__(self, base: BaseModel, start: Start) -> None:
         self.base = base
         self.runner = PaddedRunner(base)
-        self.scheduler = Scheduler(start.max_sequences, pads=self.runner.pads)
+        self.scheduler = Scheduler(start.max_sequences, pads=self.runner.pads, joins=self.runner.joins)
 
 
 class Engine:
@@ -83,6 +83,7 @@ class Engine:
         """
         if self._serving is not None and self._serving.scheduler.busy:
             started, scheduler = time.perf_counter(), self._serving.scheduler
+            self._join(self._serving)
             scheduler.admit()
             results = [self._advance(self._serving, batch) for batch in list(scheduler.batches)]
             self._count(results)
@@ -217,6 +218,14 @@ class Engine:
             self._tell(Unmounted(digest))
 
     # steps
+
+    def _join(self, serving: _Serving) -> None:
+        for first, second in serving.scheduler.pairs():
+            try:
+                with torch.inference_mode():
+                    first.join(second)
+            except Exception as error:
+                self._failed(serving, first, error)
 
     def _advance(self, serving: _Serving, batch: Batch) -> bool:
         """One token for each row of a batch. False when it failed."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from graft_runtime.engine.sampling import Draws
@@ -10,8 +11,10 @@ from graft_runtime.messages import Submit
 from graft_runtime.model.deltas import RowAdapter
 from graft_runtime.runners.padded import PaddedBatch
 
-MAX_BATCHES = 4
-"""Batches that run side by side: a request that comes while others decode starts a batch of its own."""
+MAX_BATCHES = 8
+"""Batches that run side by side: a request that comes while others decode starts one, and joins another later."""
+PADDING_ALLOWED = 4096
+"""Tokens of padding that joining two batches may cost, beside as many again as both hold."""
 PREFILL_TOKENS = 16_384
 """Of one batch, padding included; a longer prompt runs in a batch of its own."""
 
@@ -42,6 +45,13 @@ class Batch:
     requests: list[Request]
     state: PaddedBatch | None = None
 
+    def join(self, other: Batch) -> None:
+        """Takes in the other's rows; its requests are here even when joining the states fails."""
+        self.requests = self.requests + other.requests
+        assert self.state is not None
+        assert other.state is not None
+        self.state.join(other.state, [request.adapters for request in self.requests])
+
     def keep(self, rows: list[int]) -> None:
         """Drops every other row."""
         if len(rows) == len(self.requests):
@@ -51,15 +61,26 @@ class Batch:
             self.state.keep(rows)
 
 
+def _fit(first: Batch, second: Batch) -> bool:
+    """Whether both run already, none of their rows must be alone, and joining them does not cost too much padding."""
+    if first.state is None or second.state is None or any(r.alone for r in first.requests + second.requests):
+        return False
+    held = sum(len(batch.requests) * batch.state.length for batch in (first, second) if batch.state is not None)
+    rows = len(first.requests) + len(second.requests)
+    return rows * max(first.state.length, second.state.length) <= 2 * held + PADDING_ALLOWED
+
+
 class Scheduler:
     """First come, first served, up to `max_sequences` rows in up to MAX_BATCHES batches.
 
     Args:
         max_sequences: rows that run at once.
         pads: whether prompts of unequal length may share a batch.
+        joins: whether batches that run can become one.
     """
 
-    def __init__(self, max_sequences: int, *, pads: bool) -> None:
+    def __init__(self, max_sequences: int, *, pads: bool, joins: bool) -> None:
+        self._joins = joins
         self._max_sequences = max_sequences
         self._pads = pads
         self._waiting: deque[Request] = deque()
@@ -84,6 +105,16 @@ class Scheduler:
         """Starts batches while there is room."""
         while self._waiting and len(self.batches) < MAX_BATCHES and self.running < self._max_sequences:
             self.batches.append(Batch(self._next(self._max_sequences - self.running)))
+
+    def pairs(self) -> Iterator[tuple[Batch, Batch]]:
+        """Batches that had better run as one; each second one is gone from here when it is told."""
+        if not self._joins:
+            return
+        for first in list(self.batches):
+            for second in list(self.batches):
+                if first in self.batches and first is not second and _fit(first, second):
+                    self.batches.remove(second)
+                    yield first, second
 
     def again(self, batch: Batch) -> None:
         """The batch failed: each of its requests runs again, by itself, before any other."""

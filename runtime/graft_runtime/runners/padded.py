@@ -1,7 +1,8 @@
-"""The `padded` runner: static batches through the model's stock forward and cache. Slow, and right for every family.
+"""The `padded` runner: batches through the model's stock forward and cache. Not fast, but right for every family.
 
-Rows of unequal length are padded on the left, with a mask and positions of their own. Families that keep a state
-instead of keys and values get batches of equal length, so that no padding ever enters the state.
+Rows of unequal length are padded on the left, with a mask and positions of their own; so batches can be joined, and a
+new request decodes with the others after its first pass. Families that keep a state instead of keys and values get
+batches of equal length that are never joined: no padding ever enters the state.
 """
 
 from __future__ import annotations
@@ -11,13 +12,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch.nn import functional
 from transformers import DynamicCache
-from transformers.cache_utils import LinearAttentionCacheLayerMixin
 
 from graft_runtime.adapters.deltas import CompiledAdapter
 from graft_runtime.errors import ErrorCode, GraftError
 from graft_runtime.model.deltas import AdapterBatch, AdapterModules, RowAdapter
 from graft_runtime.model.load import BaseModel
+from graft_runtime.runners.caches import can_join, cut_left, join, keeps_state
 
 NAME = "padded"
 TRIAL_PROMPT = (3, 1, 2, 5)
@@ -36,6 +38,11 @@ class PaddedBatch:
         self.adapters = adapters
         self.cache = cache
 
+    @property
+    def length(self) -> int:
+        """Tokens of the longest row, the next input included."""
+        return self.mask.shape[1]
+
     def keep(self, rows: Sequence[int]) -> None:
         """Drops every row but these; their memory is free."""
         index = torch.tensor(rows, device=self.ids.device)
@@ -43,6 +50,23 @@ class PaddedBatch:
         self.mask = self.mask[index]
         self.adapters = self.adapters.keep(index)
         self.cache.reorder_cache(index)
+        padding = int(self.mask.argmax(dim=1).min())  # before the first token of the longest row
+        if padding:
+            cut_left(self.cache, padding)
+            self.mask = self.mask[:, padding:]
+
+    def join(self, other: PaddedBatch, adapters: Sequence[Sequence[RowAdapter]]) -> None:
+        """Takes in the rows of another batch, after its own; both have been through the model.
+
+        Args:
+            other: not to be used any more.
+            adapters: of each row, the other batch's after its own.
+        """
+        length = max(self.length, other.length)
+        self.mask = torch.cat([functional.pad(batch.mask, (length - batch.length, 0)) for batch in (self, other)])
+        self.ids = torch.cat([self.ids, other.ids])
+        join(self.cache, other.cache)
+        self.adapters = AdapterBatch.build(adapters)
 
     def extend(self, tokens: Sequence[int]) -> None:
         """The next input: one token for each row."""
@@ -66,8 +90,10 @@ class PaddedRunner:
             )
         self._modules = AdapterModules(base.model)
         self._padding_token = _padding_token(base)
-        self.pads = "attention_mask" in self._parameters and not _keeps_state(self._new_cache())
+        self.pads = "attention_mask" in self._parameters and not keeps_state(self._new_cache())
         """Whether rows of unequal length may share a batch."""
+        self.joins = self.pads and can_join(self._new_cache())
+        """Whether a batch can take in the rows of another."""
 
     def start(self, prompts: Sequence[Sequence[int]], adapters: Sequence[Sequence[RowAdapter]]) -> PaddedBatch:
         """A new batch; computes nothing yet.
@@ -141,10 +167,6 @@ class PaddedRunner:
 
     def _new_cache(self) -> DynamicCache:
         return DynamicCache(config=self._base.model.config)
-
-
-def _keeps_state(cache: DynamicCache) -> bool:
-    return any(isinstance(layer, LinearAttentionCacheLayerMixin) for layer in cache.layers)
 
 
 def _padding_token(base: BaseModel) -> int:

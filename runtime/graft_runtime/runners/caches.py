@@ -1,0 +1,67 @@
+"""Key-value caches of Transformers, widened, narrowed and joined: padding on the left, which the mask hides.
+
+Padding is written as zeros: what is masked is still multiplied, and 0 · NaN is NaN.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch.nn import functional
+from transformers import DynamicCache
+from transformers.cache_utils import (
+    DummyLayer,
+    DynamicLayer,
+    DynamicSlidingWindowLayer,
+    LinearAttentionCacheLayerMixin,
+)
+
+
+def keeps_state(cache: DynamicCache) -> bool:
+    """Whether a layer keeps a state instead of keys and values: padding would enter it."""
+    return any(isinstance(layer, LinearAttentionCacheLayerMixin) for layer in cache.layers)
+
+
+def can_join(cache: DynamicCache) -> bool:
+    """Whether `join` knows every kind of layer in this cache."""
+    return all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer, DummyLayer) for layer in cache.layers)
+
+
+def join(cache: DynamicCache, other: DynamicCache) -> None:
+    """Adds the rows of the other cache, which is of the same model, after those of the first. Padded to the longer."""
+    longest = max(cache.get_seq_length(), other.get_seq_length())
+    pad_left(cache, longest - cache.get_seq_length())
+    pad_left(other, longest - other.get_seq_length())
+    for layer, added in zip(cache.layers, other.layers, strict=True):
+        if _holds(layer):
+            layer.keys = torch.cat([layer.keys, added.keys])
+            layer.values = torch.cat([layer.values, added.values])
+
+
+def pad_left(cache: DynamicCache, columns: int) -> None:
+    """As if each row had been this much longer, with padding before it."""
+    for layer in cache.layers:
+        if _holds(layer) and columns:
+            missing = _seen(layer, columns) - layer.keys.shape[-2]
+            layer.keys = functional.pad(layer.keys, (0, 0, missing, 0))
+            layer.values = functional.pad(layer.values, (0, 0, missing, 0))
+
+
+def cut_left(cache: DynamicCache, columns: int) -> None:
+    """Takes away columns that are padding in every row."""
+    for layer in cache.layers:
+        if _holds(layer) and columns:
+            surplus = layer.keys.shape[-2] - _seen(layer, -columns)
+            layer.keys = layer.keys[:, :, surplus:]
+            layer.values = layer.values[:, :, surplus:]
+
+
+def _holds(layer: DynamicLayer | DummyLayer) -> bool:
+    return isinstance(layer, DynamicLayer) and layer.is_initialized
+
+
+def _seen(layer: DynamicLayer, more: int) -> int:
+    """The columns that the layer keeps once it has seen this many more."""
+    if isinstance(layer, DynamicSlidingWindowLayer):
+        layer.cumulative_length += more
+        return int(min(layer.cumulative_length, layer.sliding_window - 1))
+    return int(layer.keys.shape[-2]) + more
