@@ -234,10 +234,15 @@ def _not_rolled_out(facts: Facts) -> Verdict | None:
 def _pods_not_ready(facts: Facts) -> Verdict | None:
     if len(facts.ready_pods) >= facts.pool.spec.replicas:
         return None
-    loading = [f"{pod.name}: base model {status.base.state}" for pod in facts.pods if (status := facts.report(pod))]
+    loading = [f"{pod.name}: {_how_far(status)}" for pod in facts.pods if (status := facts.report(pod))]
     told = _troubles(facts) or (f" ({'; '.join(loading[:3])})" if loading else "")
     ready = f"{len(facts.ready_pods)} of {facts.pool.spec.replicas} pods are Ready"
     return Verdict(False, Reason.PODS_NOT_READY, ready + told)
+
+
+def _how_far(status: RuntimeStatus) -> str:
+    fault = status.base.fault
+    return f"base model {status.base.state}" + (f": {fault.code}: {fault.message}" if fault is not None else "")
 
 
 def _pods_unreachable(facts: Facts) -> Verdict | None:

@@ -1,0 +1,232 @@
+"""Following pods: what they say is merged, the newest set wins, and a pod that hangs or restarts is noticed."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from typing import cast
+
+import pytest
+from graft_operator import followers, resolutions
+from graft_operator.followers import PodFollower, merge
+from graft_operator.resolutions import Resolutions
+from graft_operator.runtime_client import PodAddress, RuntimeClient, RuntimeRefusedError, RuntimeUnreachableError
+from graft_operator.store import PoolKey
+from graft_runtime.contract import (
+    Accepted,
+    AdapterReport,
+    AdapterSet,
+    AdapterSetVersion,
+    AdapterState,
+    BaseReport,
+    BaseState,
+    Fault,
+    Resolution,
+    ResolveRequest,
+    RuntimeStatus,
+    Source,
+)
+from graft_runtime.errors import ErrorCode
+
+KEY = PoolKey("team", "support")
+POD = PodAddress("uid", "10.0.0.1")
+
+
+def status(
+    *names: str, boot: str = "first", sequence: int = 1, removed: tuple[str, ...] = (), generation: int = 1
+) -> RuntimeStatus:
+    reports = [AdapterReport(name=name, state=AdapterState.MOUNTED) for name in names]
+    reports += [AdapterReport(name=name, state=AdapterState.DRAINING, removed=True) for name in removed]
+    return RuntimeStatus(
+        boot_id=boot,
+        sequence=sequence,
+        pool_uid="pool",
+        config_hash="hash",
+        ready=True,
+        base=BaseReport(name="base", state=BaseState.SERVING),
+        adapter_set=AdapterSetVersion(generation=generation),
+        adapters=tuple(reports),
+    )
+
+
+def names_of(found: RuntimeStatus | None) -> list[str]:
+    return [] if found is None else [report.name for report in found.adapters]
+
+
+@pytest.mark.parametrize(
+    ("known", "news", "expected"),
+    [
+        pytest.param(None, status("a"), ["a"], id="the-first-word"),
+        pytest.param(status("a"), status("b", sequence=2), ["a", "b"], id="only-what-changed"),
+        pytest.param(status("a", "b"), status(removed=("a",), sequence=2), ["b"], id="removed"),
+        pytest.param(status("a"), status("b", boot="second"), ["b"], id="a-new-boot-forgets-everything"),
+    ],
+)
+def test_what_a_pod_says_is_merged(known: RuntimeStatus | None, news: RuntimeStatus, expected: list[str]) -> None:
+    assert names_of(merge(known, news)) == expected
+
+
+class Pod:
+    """Stands in for the client of one pod: answers polls from a queue, and notes what is pushed."""
+
+    def __init__(self) -> None:
+        self.answers: asyncio.Queue[RuntimeStatus | Exception | None] = asyncio.Queue()
+        self.polls: list[tuple[str, int]] = []
+        self.pushed: list[int] = []
+        self.refuse: list[Exception] = []
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.resolutions: list[Resolution | Exception] = []
+
+    async def status(self, _: PodAddress, boot: str, since: int, wait: int = 25) -> RuntimeStatus | None:
+        self.polls.append((boot, since))
+        answer = await self.answers.get()
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    async def push(self, _: PodAddress, adapter_set: AdapterSet) -> Accepted:
+        self.pushed.append(adapter_set.generation)
+        await self.gate.wait()
+        if self.refuse:
+            raise self.refuse.pop(0)
+        return Accepted(boot_id="first", adapter_set=AdapterSetVersion(generation=adapter_set.generation))
+
+    async def resolve(self, _: PodAddress, request: ResolveRequest) -> Resolution:
+        answer = self.resolutions.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+
+@pytest.fixture(autouse=True)
+def _hurry(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module, name in (
+        (followers, "FIRST_BACKOFF_SECONDS"),
+        (followers, "LAST_BACKOFF_SECONDS"),
+        (resolutions, "AGAIN_SECONDS"),
+    ):
+        monkeypatch.setattr(module, name, 0.001)
+
+
+@pytest.fixture
+async def pod() -> Pod:
+    return Pod()
+
+
+@pytest.fixture
+async def follower(pod: Pod) -> AsyncIterator[PodFollower]:
+    found = PodFollower(cast(RuntimeClient, pod), POD, lambda: None)
+    yield found
+    await asyncio.gather(*found.stop(), return_exceptions=True)
+
+
+async def until(holds: Callable[[], bool]) -> None:
+    async with asyncio.timeout(2):
+        while not holds():  # noqa: ASYNC110 - the condition is in plain attributes
+            await asyncio.sleep(0.001)
+
+
+def a_set(generation: int) -> AdapterSet:
+    return AdapterSet(pool_uid="pool", config_hash="hash", generation=generation)
+
+
+async def test_polls_go_on_from_what_is_known(pod: Pod, follower: PodFollower) -> None:
+    pod.answers.put_nowait(status("a", sequence=5))
+    pod.answers.put_nowait(None)
+    await until(lambda: len(pod.polls) == 3)
+    assert pod.polls == [("", 0), ("first", 5), ("first", 5)]
+    assert names_of(follower.report.status) == ["a"]
+
+
+async def test_a_pod_that_is_gone_is_forgotten_at_once(pod: Pod, follower: PodFollower) -> None:
+    pod.answers.put_nowait(status("a"))
+    pod.answers.put_nowait(RuntimeUnreachableError("nobody listens", refused=True))
+    await until(lambda: follower.report.unreachable is not None)
+    assert follower.report.status is None
+
+
+async def test_one_missed_poll_forgets_nothing_and_many_do(pod: Pod, follower: PodFollower) -> None:
+    pod.answers.put_nowait(status("a"))
+    pod.answers.put_nowait(RuntimeUnreachableError("too slow"))
+    await until(lambda: follower.report.unreachable is not None)
+    assert names_of(follower.report.status) == ["a"]
+    for _ in range(followers.FAILURES_TO_FORGET):
+        pod.answers.put_nowait(RuntimeUnreachableError("too slow"))
+    await until(lambda: follower.report.status is None)
+    pod.answers.put_nowait(status("a", boot="second"))
+    await until(lambda: follower.report.status is not None)
+    assert follower.report.unreachable is None
+
+
+async def test_a_pod_that_never_answers_counts_as_asked_later(pod: Pod, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(followers, "FIRST_ANSWER_SECONDS", 0.005)
+    silent = PodFollower(cast(RuntimeClient, pod), POD, lambda: None)
+    await until(lambda: silent.report.asked)
+    assert silent.report.status is None
+    await asyncio.gather(*silent.stop(), return_exceptions=True)
+
+
+async def test_one_push_in_flight_and_the_latest_wins(pod: Pod, follower: PodFollower) -> None:
+    pod.answers.put_nowait(status())
+    await until(lambda: follower.report.status is not None)
+    pod.gate.clear()
+    follower.push(a_set(2))
+    await until(lambda: pod.pushed == [2])
+    follower.push(a_set(3))
+    follower.push(a_set(4))
+    follower.push(a_set(4))
+    pod.gate.set()
+    await until(lambda: follower.report.status is not None and follower.report.status.adapter_set.generation == 4)
+    assert pod.pushed == [2, 4]
+
+
+async def test_a_push_that_did_not_arrive_is_tried_again(pod: Pod, follower: PodFollower) -> None:
+    pod.refuse = [RuntimeUnreachableError("too slow"), RuntimeUnreachableError("too slow")]
+    follower.push(a_set(2))
+    await until(lambda: pod.pushed == [2, 2, 2])
+
+
+async def test_a_push_that_was_refused_is_left_to_the_next_pass(pod: Pod) -> None:
+    marks: list[None] = []
+    found = PodFollower(cast(RuntimeClient, pod), POD, lambda: marks.append(None))
+    pod.refuse = [RuntimeRefusedError(409, "a newer one is in force")]
+    found.push(a_set(2))
+    await until(lambda: bool(marks))
+    await asyncio.sleep(0.01)
+    assert pod.pushed == [2]
+    await asyncio.gather(*found.stop(), return_exceptions=True)
+
+
+async def test_a_question_is_asked_until_there_is_an_answer(pod: Pod) -> None:
+    marks: list[PoolKey] = []
+    source = Source(uri="pvc://shelf/a")
+    asked = Resolutions(cast(RuntimeClient, pod), marks.append)
+    pod.resolutions = [Resolution(), Resolution(), Resolution(digest="sha256:" + "a" * 64)]
+    asked.ask(KEY, source, POD)
+    asked.ask(KEY, source, POD)
+    await until(lambda: marks == [KEY])
+    assert asked.known(KEY)[source].digest == "sha256:" + "a" * 64
+    asked.keep(KEY, ())
+    assert asked.known(KEY) == {}
+    await asked.close()
+
+
+async def test_faults_are_asked_again_later_and_later(pod: Pod) -> None:
+    marks: list[PoolKey] = []
+    source = Source(uri="pvc://shelf/a")
+    asked = Resolutions(cast(RuntimeClient, pod), marks.append)
+    fault = Resolution(fault=Fault(code=ErrorCode.NOT_FOUND, message="nothing there"))
+    pod.resolutions = [fault, fault, RuntimeUnreachableError("gone")]
+    waits = []
+    for count in (1, 2):
+        asked.ask(KEY, source, POD)
+        await until(lambda: len(marks) == count)  # noqa: B023 - awaited in this turn
+        waits.append(asked.known(KEY)[source].retry_at)
+    assert waits[1] - waits[0] > resolutions.FIRST_RETRY_SECONDS
+    asked.ask(KEY, source, POD)
+    await until(lambda: len(marks) == 3)
+    found = asked.known(KEY)[source].fault
+    assert found is not None, "a pod that could not be asked takes no answer back"
+    assert found.code is ErrorCode.NOT_FOUND
+    await asked.close()
