@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import http.client
 import json
-import subprocess
+import ssl
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -234,10 +236,28 @@ def test_a_config_map_that_changes_changes_its_files(space: Namespace) -> None:
     changed = time.monotonic()
     eventually(lambda: (place / "settings" / "b").exists() and (place / "later" / "c").exists(), "the new files")
 
-    assert time.monotonic() - changed < 1.0
+    assert time.monotonic() - changed < 2.0
     assert (place / "settings" / "b").read_text() == "2"
     assert not (place / "settings" / "a").exists()
     assert space.container("reader")["restartCount"] == 0
+
+
+def test_a_mount_inside_an_empty_directory_and_a_new_sub_path(space: Namespace) -> None:
+    mounts = [
+        {"name": "scratch", "mountPath": "/tmp"},
+        {"name": "settings", "mountPath": "/tmp/settings"},
+        {"name": "scratch", "mountPath": "/work", "subPath": "of/work"},
+    ]
+    volumes = [{"name": "scratch", "emptyDir": {}}, {"name": "settings", "configMap": {"name": "settings"}}]
+    script = "cat $TMPDIR/settings/a; touch $0/done; ls $TMPDIR/of/work"
+    space.apply(
+        config_map("settings", a="one\n"),
+        once("nested", "sh", "-c", script, "/work", volumeMounts=mounts, spec={"volumes": volumes}),
+    )
+
+    space.wait("nested", "jsonpath={.status.phase}=Succeeded")
+
+    assert space.logs("nested") == "one\ndone\n"
 
 
 def test_a_pod_waits_for_a_config_map_that_is_not_there_yet(space: Namespace) -> None:
@@ -354,7 +374,7 @@ def test_a_deleted_pod_gets_its_hook_and_its_time_and_leaves_nothing(space: Name
     space.delete_pod("stubborn")
     took = time.monotonic() - begun
 
-    assert 1.5 < took < 5
+    assert 1.5 < took < 15
     assert (tmp_path / "told").read_text().split() == ["hook", "told"]
     assert marked_processes(uid) == []
     eventually(lambda: not (space.cluster.state / "pods" / uid).exists(), "the pod's directory is removed")
@@ -442,12 +462,12 @@ def test_logs_of_a_container_that_waits_say_why(space: Namespace) -> None:
 def test_logs_are_for_the_clusters_own_callers(local_cluster: LocalCluster) -> None:
     (node,) = local_cluster.get("nodes")["items"]
     port = node["status"]["daemonEndpoints"]["kubeletEndpoint"]["Port"]
-    url = f"https://{node['status']['addresses'][0]['address']}:{port}/healthz"
+    address = node["status"]["addresses"][0]["address"]
+    anyone = http.client.HTTPSConnection(address, port, timeout=10, context=ssl._create_unverified_context())
 
-    refused = subprocess.run(["curl", "--silent", "--insecure", url], check=False, capture_output=True, timeout=10)
-
-    assert refused.returncode != 0
-    assert refused.stdout == b""
+    with contextlib.closing(anyone), pytest.raises(OSError, match="certificate required"):
+        anyone.request("GET", "/healthz")
+        anyone.getresponse()
 
 
 def test_a_deleted_pod_that_someone_keeps_is_ended_and_left_alone(space: Namespace) -> None:

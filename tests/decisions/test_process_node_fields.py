@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
-from graft_local.process_node.pod_fields import check_pod
+from graft_local.process_node.field_check import Each, Fields, Rule, Unenforced
+from graft_local.process_node.pod_fields import POD_SPEC, check_pod
 
 # What the API server fills in by itself.
 DEFAULTS = {
@@ -140,5 +143,40 @@ def test_what_is_accepted_without_effect_is_listed() -> None:
     }
 
 
+def test_a_mount_may_lie_inside_an_empty_directory_only() -> None:
+    mounts = [{"name": "outer", "mountPath": "/tmp"}, {"name": "inner", "mountPath": "/tmp/in"}]
+    inner = {"name": "inner", "secret": {"secretName": "s"}}
+
+    assert check_pod(pod({"volumeMounts": mounts}, volumes=[{"name": "outer", "emptyDir": {}}, inner])).refused == ()
+    (refusal,) = check_pod(
+        pod({"volumeMounts": mounts}, volumes=[{"name": "outer", "hostPath": {"path": "/x"}}, inner])
+    ).refused
+    assert refusal == (
+        "spec.containers[0].volumeMounts[1].mountPath: '/tmp/in' lies inside the mount '/tmp', which is no emptyDir; "
+        "not supported by this node"
+    )
+
+
 def test_a_field_that_is_off_asks_for_nothing() -> None:
     assert check_pod(pod({"tty": False, "stdin": False}, hostNetwork=False, hostAliases=[])).refused == ()
+
+
+def unenforced_paths(rule: Rule, path: str = "") -> Iterator[str]:
+    if isinstance(rule, Unenforced):
+        yield path
+    elif isinstance(rule, Each):
+        yield from unenforced_paths(rule.rule, path)
+    elif isinstance(rule, Fields):
+        for name, inner in rule.fields.items():
+            yield from unenforced_paths(inner, f"{path}.{name}")
+
+
+def test_the_documentation_lists_what_is_not_enforced() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "process-node.md").read_text()
+    listed = text.partition("## Accepted, not enforced")[2].partition("## ")[0]
+
+    paths = set(unenforced_paths(POD_SPEC))
+    assert len(paths) > 5
+    for path in paths:
+        parts = path.split(".")
+        assert any(f"`{'.'.join(parts[start:])}`" in listed for start in range(len(parts))), path

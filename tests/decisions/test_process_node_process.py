@@ -251,6 +251,22 @@ def test_the_termination_log_is_a_file_of_the_container() -> None:
     assert build(command=["x", "/why"], terminationMessagePath="/why").arguments[1] == "/state/termination-log"
 
 
+def test_a_mount_inside_another_one_is_a_link() -> None:
+    mounts = [
+        {"name": "data", "mountPath": "/tmp"},
+        {"name": "api", "mountPath": "/tmp/deep/api/"},
+        {"name": "api", "mountPath": "/tmp/deep/api/one", "subPath": "x"},
+    ]
+
+    made = build(command=["run", "/tmp/deep/api/one", "/tmp/deep/api", "/tmp/deep"], volumeMounts=mounts)
+
+    assert made.arguments == ("run", "/state/api/x", "/state/api", f"{VOLUME}/deep")
+    assert made.mounts.links == {
+        VOLUME / "deep" / "api": Path("/state/api"),
+        Path("/state/api/one"): Path("/state/api/x"),
+    }
+
+
 def test_a_mount_path_matches_whole_parts_only() -> None:
     assert Mounts({"/a": "/x", "/a-b": "/y"}).rewrite("/a-b/c") == "/y/c"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from ipaddress import IPv4Network
@@ -12,14 +13,19 @@ _PODS = 500
 _CPU_SHARE = 10
 
 
-def _machine_resources() -> Mapping[str, str]:
+def _machine_resources(state: Path) -> Mapping[str, str]:
     """What the node offers.
 
     Ten CPUs for each core: requests are not enforced, the processes share the cores, and a small machine should still
     take a handful of pods that ask for a CPU each.
     """
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return {"cpu": str(_CPU_SHARE * (os.cpu_count() or 1)), "memory": f"{memory // 1024}Ki", "pods": str(_PODS)}
+    return {
+        "cpu": str(_CPU_SHARE * (os.cpu_count() or 1)),
+        "memory": f"{memory // 1024}Ki",
+        "ephemeral-storage": str(shutil.disk_usage(state).total),
+        "pods": str(_PODS),
+    }
 
 
 @dataclass(frozen=True)
@@ -44,8 +50,8 @@ class NodeSetting:
 
     @property
     def capacity(self) -> Mapping[str, str]:
-        """The node's resources as the API writes them; all of it is allocatable."""
-        return {**_machine_resources(), **self.extended_resources}
+        """The node's resources as the API writes them; all of it is allocatable. `state` must exist."""
+        return {**_machine_resources(self.state), **self.extended_resources}
 
     @property
     def pods(self) -> Path:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from graft_local.process_node.field_check import Each, Fields, Findings, Only, Rule, Supported, Unenforced, check
+from graft_local.process_node.mounts import enclosing_mount
 
 _YES = Supported()
 _IGNORED = Unenforced()
@@ -148,14 +149,16 @@ def check_pod(pod: Mapping[str, Any]) -> Findings:
 
 
 def _nested_mounts(spec: Mapping[str, Any]) -> list[str]:
-    """A mount inside another one would need a mount namespace."""
+    """A mount inside another one needs a mount namespace, unless a link in an emptyDir can stand for it."""
+    empty = {volume["name"] for volume in spec.get("volumes") or [] if volume.get("emptyDir") is not None}
     faults = []
     for kind in ("initContainers", "containers"):
         for index, container in enumerate(spec.get(kind) or []):
-            paths = [mount["mountPath"].rstrip("/") for mount in container.get("volumeMounts") or []]
-            for inner, path in enumerate(paths):
-                outer = next((other for other in paths if path.startswith(other + "/")), None)
-                if outer is not None:
-                    place = f"spec.{kind}[{index}].volumeMounts[{inner}].mountPath"
-                    faults.append(f"{place}: {path!r} lies inside the mount {outer!r}; not supported by this node")
+            mounts = container.get("volumeMounts") or []
+            for number, mount in enumerate(mounts):
+                outer = enclosing_mount(mount, mounts)
+                if outer is not None and outer["name"] not in empty:
+                    place = f"spec.{kind}[{index}].volumeMounts[{number}].mountPath"
+                    inside = f"{mount['mountPath']!r} lies inside the mount {outer['mountPath']!r}"
+                    faults.append(f"{place}: {inside}, which is no emptyDir; not supported by this node")
     return faults

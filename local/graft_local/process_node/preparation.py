@@ -29,14 +29,15 @@ async def prepare_process(
         pod_directory: what belongs to the pod lies below it.
 
     Raises:
-        ContainerConfigError: it refers to something that is not there, or the API server does not answer.
+        ContainerConfigError: it refers to something that is not there, the API server does not answer, or a file lies
+            where a mount belongs.
         OSError: the disk refuses.
     """
     try:
         objects = await volumes.fetch(references(container))
     except (ApiError, *UNREACHABLE) as error:
         raise ContainerConfigError(f"the API server does not answer: {error!r}") from error
-    return build_process(
+    process = build_process(
         container,
         Surroundings(
             facts=facts,
@@ -48,11 +49,35 @@ async def prepare_process(
             kubeconfig=write_kubeconfig(client, container, facts, volumes.places, pod_directory),
         ),
     )
+    for mount in container.get("volumeMounts") or []:
+        if mount.get("subPath") or mount.get("subPathExpr"):
+            _make_sub_path(Path(process.mounts.rewrite(mount["mountPath"])))
+    for place, target in process.mounts.links.items():
+        _link(place, target)
+    return process
 
 
 def container_directory(pod_directory: Path, name: str) -> Path:
     """Where a container's logs and its termination message lie."""
     return pod_directory / "containers" / name
+
+
+def _make_sub_path(place: Path) -> None:
+    """A sub-path that is not there is an empty directory, as with a kubelet."""
+    if not place.exists():
+        place.mkdir(parents=True)
+
+
+def _link(place: Path, target: Path) -> None:
+    """Stand in for a mount inside an emptyDir."""
+    place.parent.mkdir(parents=True, exist_ok=True)
+    if place.is_symlink():
+        if place.readlink() == target:
+            return
+        place.unlink()
+    elif place.exists():
+        raise ContainerConfigError(f"volumeMounts: the emptyDir has `{place.name}` already, where a mount belongs")
+    place.symlink_to(target)
 
 
 def _home(pod_directory: Path) -> Path:

@@ -31,6 +31,7 @@ class ProcessSpec:
         arguments: the program, then its arguments.
         environment: all of it.
         directory: where it starts.
+        mounts: what its paths were rewritten by; their links are still to be made.
     """
 
     arguments: tuple[str, ...]
@@ -107,7 +108,7 @@ def _build(container: Mapping[str, Any], around: Surroundings) -> ProcessSpec:
         if value is not None:
             declared[variable["name"]] = value
     mounts = container_mounts(container, around.volumes, declared)
-    mounts = Mounts({**mounts.places, _termination_path(container): str(around.termination_log)})
+    mounts = Mounts({**mounts.places, _termination_path(container): str(around.termination_log)}, mounts.links)
     declared = {name: mounts.rewrite(value) for name, value in declared.items()}
     environment = {**around.image_environment, **_standing_in(container, around, mounts), **declared}
     words = [*(container.get("command") or []), *(container.get("args") or [])]

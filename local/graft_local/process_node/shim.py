@@ -127,7 +127,7 @@ def _become_container(order: dict[str, Any], out: int, error: int, fault: int, p
         nothing = os.open(os.devnull, os.O_RDONLY)
         for source, target in ((nothing, 0), (out, 1), (error, 2)):
             os.dup2(source, target)
-        for default in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGPIPE, signal.SIGCHLD):
+        for default in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGPIPE, signal.SIGCHLD, signal.SIGXFSZ):
             signal.signal(default, signal.SIG_DFL)
         os.chdir(named)
         named = order["arguments"][0]
