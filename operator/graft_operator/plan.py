@@ -40,7 +40,7 @@ from graft_operator.status import failed_status, make_status
 
 RECHECK_SECONDS = 300.0
 REJECTED_RECHECK_SECONDS = 60.0
-FAILED_RECHECK_SECONDS = 15.0
+FAILED_RECHECK_SECONDS = 10.0
 SETTLE_SECONDS = 3.0
 """How long the first status of an operator waits for pods that are Ready to tell what they serve."""
 
@@ -160,7 +160,8 @@ class _Decision:
 
     def _status(self) -> AdapterDeploymentStatus:
         annotations = {} if self.deployment is None else self.deployment["metadata"]["annotations"]
-        sets = stored_sets(self.observed) if self.pool.spec.suspend else self.sets
+        to_store = {found.config_hash: found for found in self._sets_to_store()}
+        sets = stored_sets(self.observed) if self.pool.spec.suspend else to_store
         return make_status(
             self.pool,
             self.observed,
