@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from graft_runtime.contract import AdapterEntry, AdapterSet, AdapterSetVersion, Source
+from graft_runtime.contract import AdapterEntry, AdapterSet, AdapterSetVersion, Fault, Source
 from graft_runtime.errors import ErrorCode, GraftError
 
 from graft_operator.api import AdapterDeploymentSpec, AdapterSpec, find_source
-from graft_operator.checks import adapter_fault
+from graft_operator.checks import TRANSIENT, adapter_fault
 from graft_operator.observed import Observed
 from graft_operator.settings import Settings
 
@@ -41,7 +41,10 @@ def plan_adapters(
     entries = _entries(stored_sets(observed), config_hash)
     digests = _resolved_digests(observed) | _recorded_digests(observed, entries)
     served = {entry.name: entry for entry in entries}
-    return tuple(_plan_adapter(spec, adapter, digests, served.get(adapter.name), settings) for adapter in spec.adapters)
+    faults = _resolution_faults(observed)
+    return tuple(
+        _plan_adapter(spec, adapter, digests, faults, served.get(adapter.name), settings) for adapter in spec.adapters
+    )
 
 
 def unrecorded_sources(spec: AdapterDeploymentSpec, observed: Observed, config_hash: str) -> frozenset[Source]:
@@ -95,6 +98,7 @@ def _plan_adapter(
     spec: AdapterDeploymentSpec,
     adapter: AdapterSpec,
     digests: Mapping[Source, str],
+    faults: Mapping[Source, Fault],
     served: AdapterEntry | None,
     settings: Settings,
 ) -> AdapterPlan:
@@ -107,11 +111,25 @@ def _plan_adapter(
     previous = served if served is not None and served.digest and find_source(spec.sources, served.source.uri) else None
     if fault is not None:
         return AdapterPlan(adapter, previous, fault)
-    return AdapterPlan(adapter, previous or _entry(adapter, source, None), unresolved=source)
+    if previous is not None:
+        return AdapterPlan(adapter, previous, unresolved=source)
+    # The fault that is written down holds until there is another answer, also for the next operator.
+    written = served.fault if served is not None and served.source == source else None
+    entry = _entry(adapter, source, None).model_copy(update={"fault": faults.get(source, written)})
+    return AdapterPlan(adapter, entry, unresolved=source)
 
 
 def _entry(adapter: AdapterSpec, source: Source, digest: str | None) -> AdapterEntry:
     return AdapterEntry(name=adapter.name, source=source, digest=digest, scale=adapter.scale, pinned=adapter.pinned)
+
+
+def _resolution_faults(observed: Observed) -> dict[Source, Fault]:
+    """Why sources can't be resolved, where a person must look."""
+    return {
+        source: found.fault
+        for source, found in observed.resolutions.items()
+        if found.fault is not None and found.fault.code not in TRANSIENT
+    }
 
 
 def _resolved_digests(observed: Observed) -> dict[Source, str]:

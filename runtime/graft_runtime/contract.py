@@ -147,6 +147,18 @@ class RuntimeConfig(Wire):
         return self.content_hash().removeprefix("sha256:")[:10]
 
 
+class Fault(Wire):
+    """An error as it crosses the wire; the same text as in the log."""
+
+    code: ErrorCode
+    message: str
+    """Without the code; with the hint after a blank line."""
+
+    @classmethod
+    def of(cls, error: GraftError) -> Fault:
+        return cls(code=error.code, message=error.message)
+
+
 class AdapterEntry(Wire):
     """One adapter of the catalogue."""
 
@@ -154,6 +166,8 @@ class AdapterEntry(Wire):
     source: Source
     digest: Digest | None = None
     """The exact bytes to serve. An entry without one is never mounted: it waits for its resolution."""
+    fault: Fault | None = None
+    """Why there is no digest: the source could not be resolved. Requests get this text, readiness waits no longer."""
     candidate: Digest | None = None
     """The bytes that are to follow `digest`: mounted and checked beside it, not served yet."""
     scale: float = Field(default=1.0, ge=-1000.0, le=1000.0, allow_inf_nan=False)
@@ -192,18 +206,6 @@ class AdapterSetVersion(Wire):
     generation: int = Field(ge=0)
     hash: str = ""
     """`AdapterSet.content_hash()`"""
-
-
-class Fault(Wire):
-    """An error as it crosses the wire; the same text as in the log."""
-
-    code: ErrorCode
-    message: str
-    """Without the code; with the hint after a blank line."""
-
-    @classmethod
-    def of(cls, error: GraftError) -> Fault:
-        return cls(code=error.code, message=error.message)
 
 
 class AdapterState(StrEnum):

@@ -166,7 +166,8 @@ class StubRuntime:
 def report_of(entry: AdapterEntry) -> AdapterReport:
     """What becomes of an entry, by its URI."""
     if entry.digest is None:
-        return AdapterReport(name=entry.name, state=AdapterState.UNRESOLVED)
+        state = AdapterState.UNRESOLVED if entry.fault is None else AdapterState.FAILED
+        return AdapterReport(name=entry.name, state=state, fault=entry.fault)
     if "misfit" in entry.source.uri:
         fault = Fault(code=ErrorCode.RANK_TOO_HIGH, message="rank 128 is over the pool's maxRank 64")
         return AdapterReport(name=entry.name, digest=entry.digest, state=AdapterState.FAILED, fault=fault)

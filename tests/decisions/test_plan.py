@@ -283,6 +283,25 @@ def test_an_unknown_digest_is_asked_of_one_pod_and_the_entry_waits_for_it() -> N
     assert told(plan)["Stalled"] == ("False", "NoFault")
 
 
+def test_a_source_that_can_t_be_resolved_tells_the_pods_why_so_that_none_waits_for_it() -> None:
+    fault = Fault(code=ErrorCode.NOT_FOUND, message="pvc://shelf/billing holds nothing")
+    answers = {Source(uri=BILLING["uri"]): ResolvedSource(fault=fault, retry_at=NOW + 20)}
+    observed = with_pods(carried_out(fresh(spec_of(BILLING)), plan_of(fresh(spec_of(BILLING)))), ready=False)
+    plan = plan_of(replace(observed, resolutions=answers))
+    assert (current_set(plan).generation, current_set(plan).adapters[0].fault) == (2, fault)
+    assert len(plan.pushes) == 2
+    known = carried_out(observed, plan)
+    assert current_set(plan) in stored_sets(known).values()
+    assert plan_of(known).mounts == (), "the next operator keeps what is written until it has an answer"
+
+
+def test_a_source_that_is_only_away_keeps_the_pods_waiting() -> None:
+    fault = Fault(code=ErrorCode.SOURCE_UNAVAILABLE, message="pvc://shelf/billing can't be read")
+    answers = {Source(uri=BILLING["uri"]): ResolvedSource(fault=fault, retry_at=NOW + 20)}
+    observed = with_pods(carried_out(fresh(spec_of(BILLING)), plan_of(fresh(spec_of(BILLING)))), ready=False)
+    assert plan_of(replace(observed, resolutions=answers)).mounts == ()
+
+
 def test_the_answer_is_stored_and_pushed_to_every_pod() -> None:
     observed = with_pods(carried_out(fresh(spec_of(BILLING)), plan_of(fresh(spec_of(BILLING)))))
     plan = plan_of(replace(observed, resolutions=resolved(BILLING)))

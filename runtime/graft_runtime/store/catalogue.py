@@ -126,7 +126,8 @@ def report(alias: Alias, artifact: Artifact | None, candidate: Artifact | None) 
     """
     entry = alias.entry
     if artifact is None:
-        return AdapterReport(name=entry.name, state=AdapterState.UNRESOLVED)
+        state = AdapterState.UNRESOLVED if entry.fault is None else AdapterState.FAILED
+        return AdapterReport(name=entry.name, state=state, fault=entry.fault)
     return AdapterReport(
         name=entry.name,
         digest=artifact.digest,

@@ -169,6 +169,8 @@ class Residency:
         alias = self._aliases.get(name)
         if alias is None:
             raise GraftError(ErrorCode.UNKNOWN_MODEL, f"`{name}` is not served here any more", field="model")
+        if alias.entry.fault is not None:
+            raise GraftError(alias.entry.fault.code, alias.entry.fault.message, field="model")
         if alias.entry.digest is None:
             raise GraftError(
                 ErrorCode.RESOLVING,
