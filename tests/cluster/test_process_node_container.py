@@ -68,13 +68,16 @@ async def test_what_the_first_process_leaves_behind_ends_with_it(tmp_path: Path)
 
 
 async def test_only_the_first_process_gets_the_signal_and_everything_the_kill(tmp_path: Path) -> None:
-    process = await shell(DEEP + "trap 'echo told' TERM; while true; do sleep 0.05; done", tmp_path)
-    eventually(lambda: marked(str(tmp_path)) >= 5, "it runs")
+    script = f"trap 'touch {tmp_path}/told' TERM; {DEEP} touch {tmp_path}/set; while true; do sleep 0.05; done"
+    process = await shell(script, tmp_path)
+    eventually(lambda: os.path.exists(f"{tmp_path}/set") and marked(str(tmp_path)) >= 5, "it runs")
 
     process.send(signal.SIGTERM)
+    eventually(lambda: os.path.exists(f"{tmp_path}/told"), "it was told")
+    assert marked(str(tmp_path)) >= 5, "the others were not"
     ending = await process.end()
 
-    assert (ending.exit_code, ending.output) == (137, "told\n")
+    assert (ending.exit_code, ending.signal_number) == (137, signal.SIGKILL)
     assert marked(str(tmp_path)) == 0
 
 
