@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -157,4 +158,7 @@ class Oracle:
 
 @pytest.fixture(scope="session")
 def oracle(checkpoint: Path) -> Oracle:
-    return Oracle(checkpoint)
+    with warnings.catch_warnings():
+        # PEFT asks the model for an attribute that Transformers has deprecated.
+        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`", category=FutureWarning)
+        return Oracle(checkpoint)
