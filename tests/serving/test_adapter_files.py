@@ -285,6 +285,11 @@ def test_patterns_that_could_take_for_ever(adapter: Path, field: str, pattern: s
     assert refusal(adapter).code == ErrorCode.INVALID_CONFIG
 
 
+def test_too_many_patterns(adapter: Path) -> None:
+    set_config(adapter, rank_pattern={f"layer{index}": 2 for index in range(5000)})
+    assert refusal(adapter).details == ("rank_pattern has 5000 keys, expected at most 4096",)
+
+
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=strategies.data())
 def test_bytes_that_changed_give_a_typed_error_or_nothing(adapter: Path, data: strategies.DataObject) -> None:

@@ -17,6 +17,7 @@ from graft_runtime.messages import (
     BaseFailed,
     BaseLoaded,
     Cancel,
+    ConvertTokenizer,
     Generated,
     Mount,
     Mounted,
@@ -451,6 +452,33 @@ def test_code_beside_a_model_that_needs_none_is_not_run(in_process: Any, tiny_ba
     (loaded,) = in_process(base).started
     assert isinstance(loaded, BaseLoaded)
     assert not (tmp_path / "ran").exists()
+
+
+def test_a_context_ends_where_positions_would_depend_on_other_rows(
+    in_process: Any, tiny_base: Path, tmp_path: Path
+) -> None:
+    base = shutil.copytree(tiny_base, tmp_path / "base")
+    rope = {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 1e4, "original_max_position_embeddings": 64}
+    _config(rope_parameters=rope)(base)
+    (loaded,) = in_process(base).started
+    assert loaded.context_length == 64
+
+
+def test_a_tokenizer_that_can_t_be_converted(in_process: Any, tiny_base: Path, tmp_path: Path) -> None:
+    engine = in_process(tiny_base)
+    engine.handle(ConvertTokenizer(str(tmp_path), str(tmp_path / "tokenizer.json")))
+    (converted,) = engine.step()
+    assert converted.fault.code == ErrorCode.NOT_A_MODEL
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_memory_that_runs_out_while_mounting(engine: Any, good: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_memory(*_: Any, **__: Any) -> None:
+        raise torch.OutOfMemoryError("out of memory")
+
+    monkeypatch.setattr("graft_runtime.engine.loader.compile_adapter", no_memory)
+    assert engine.mount("large", good).fault.code == ErrorCode.NO_CAPACITY
+    assert len(engine.answers([ask("after", "good")])["after"]) == 6
 
 
 @pytest.mark.parametrize("dtype", ["auto", "bfloat16", "float16"])

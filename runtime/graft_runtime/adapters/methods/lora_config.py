@@ -11,6 +11,9 @@ from typing import Any
 from graft_runtime.adapters.patterns import UnsafePatternError, compile_pattern
 from graft_runtime.errors import ErrorCode, GraftError, shown
 
+MAX_PATTERNS = 4096
+"""Keys of rank_pattern or alpha_pattern: some trainers write one a module."""
+
 _HARMLESS = frozenset(
     {"peft_type", "task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "inference_mode"}
     | {"lora_dropout", "fan_in_fan_out", "megatron_core", "loftq_config", "eva_config", "corda_config"}
@@ -193,6 +196,9 @@ class _Reader:
         value = self.config.get(field) or {}
         if not isinstance(value, dict):
             self.faults.append(f"{field} is {value!r}, expected an object")
+            return []
+        if len(value) > MAX_PATTERNS:
+            self.faults.append(f"{field} has {len(value)} keys, expected at most {MAX_PATTERNS}")
             return []
         # PEFT's own rule: the first key that matches the path, or the end of it after a dot.
         compiled = [(key, self._compile(field, key, r"(.*\.)?({})$"), item) for key, item in value.items()]
