@@ -31,6 +31,14 @@ class AdapterPlan:
     """The source whose digest has to be found out."""
 
 
+@dataclass(frozen=True)
+class _Answers:
+    """What is known of sources."""
+
+    digests: Mapping[Source, str]
+    faults: Mapping[Source, Fault]
+
+
 def plan_adapters(
     spec: AdapterDeploymentSpec, observed: Observed, config_hash: str, settings: Settings
 ) -> tuple[AdapterPlan, ...]:
@@ -39,12 +47,12 @@ def plan_adapters(
     A version that can't be had yet, or at all, leaves the one that is served in place.
     """
     entries = _entries(stored_sets(observed), config_hash)
-    digests = _resolved_digests(observed) | _recorded_digests(observed, entries)
-    served = {entry.name: entry for entry in entries}
-    faults = _resolution_faults(observed)
-    return tuple(
-        _plan_adapter(spec, adapter, digests, faults, served.get(adapter.name), settings) for adapter in spec.adapters
+    answers = _Answers(
+        digests=_resolved_digests(observed) | _recorded_digests(observed, entries),
+        faults=_resolution_faults(observed),
     )
+    served = {entry.name: entry for entry in entries}
+    return tuple(_plan_adapter(spec, adapter, answers, served.get(adapter.name), settings) for adapter in spec.adapters)
 
 
 def unrecorded_sources(spec: AdapterDeploymentSpec, observed: Observed, config_hash: str) -> frozenset[Source]:
@@ -97,14 +105,13 @@ def obsolete_hashes(observed: Observed, wanted: Iterable[str]) -> set[str]:
 def _plan_adapter(
     spec: AdapterDeploymentSpec,
     adapter: AdapterSpec,
-    digests: Mapping[Source, str],
-    faults: Mapping[Source, Fault],
+    answers: _Answers,
     served: AdapterEntry | None,
     settings: Settings,
 ) -> AdapterPlan:
     fault = adapter_fault(spec, adapter, settings)
     source = Source(uri=adapter.uri)
-    digest = adapter.digest or digests.get(source)
+    digest = adapter.digest or answers.digests.get(source)
     if fault is None and digest is not None:
         return AdapterPlan(adapter, _entry(adapter, source, digest))
     # Still declared: what was withdrawn on purpose must not live on under its old entry.
@@ -115,7 +122,7 @@ def _plan_adapter(
         return AdapterPlan(adapter, previous, unresolved=source)
     # The fault that is written down holds until there is another answer, also for the next operator.
     written = served.fault if served is not None and served.source == source else None
-    entry = _entry(adapter, source, None).model_copy(update={"fault": faults.get(source, written)})
+    entry = _entry(adapter, source, None).model_copy(update={"fault": answers.faults.get(source, written)})
     return AdapterPlan(adapter, entry, unresolved=source)
 
 

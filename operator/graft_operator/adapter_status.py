@@ -25,6 +25,12 @@ def is_failed(adapter: AdapterStatus) -> bool:
     return adapter.reason is not None and adapter.reason not in TRANSIENT
 
 
+def told_of(adapter: AdapterStatus) -> str:
+    """Its message, with its name before it where the message does not begin with that itself."""
+    name, message = f"adapter `{adapter.name}`", adapter.message or ""
+    return message if message.startswith(name) else f"{name}: {message}"
+
+
 def reports_by_name(
     observed: Observed, pods: Sequence[PodView], sets: Mapping[str, AdapterSet]
 ) -> Mapping[str, Sequence[AdapterReport]]:
@@ -78,6 +84,8 @@ def _adapter_fault(
         resolution = observed.resolutions.get(plan.unresolved)
         if resolution is not None and resolution.fault is not None:
             return resolution.fault
+        if plan.entry is not None and plan.entry.fault is not None:
+            return plan.entry.fault  # an earlier operator's answer
         return Fault(code=ErrorCode.RESOLVING, message=f"the digest of {plan.unresolved.uri} is being found out")
     fault = next((report.fault for report in reports if report.fault is not None and not report.ready), None)
     if fault is not None or missing <= 0:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from graft_operator.adapter_status import is_failed, is_ready
+from graft_operator.adapter_status import is_failed, is_ready, told_of
 from graft_operator.api import AdapterDeploymentStatus, Condition
 from graft_operator.conditions import ConditionType
 
@@ -56,7 +56,7 @@ def _of_adapters(before: AdapterDeploymentStatus, after: AdapterDeploymentStatus
         if is_ready(adapter) and not (old is not None and is_ready(old)):
             told.append(Transition("Normal", "AdapterReady", f"adapter `{adapter.name}` is ready: {adapter.digest}"))
         elif is_failed(adapter) and adapter.reason and (old is None or old.reason != adapter.reason):
-            told.append(Transition("Warning", adapter.reason, f"adapter `{adapter.name}`: {adapter.message}"))
+            told.append(Transition("Warning", adapter.reason, told_of(adapter)))
     gone = was.keys() - {adapter.name for adapter in after.adapters}
     told += [Transition("Normal", "AdapterRemoved", f"adapter `{name}` was removed") for name in sorted(gone)]
     return told

@@ -252,7 +252,7 @@ class Reconciler:
             await self._tell_event(key, view, transition)
 
     async def _tell_event(self, key: PoolKey, view: PoolView, transition: Transition) -> None:
-        logger.info("%s: %s: %s", key, transition.reason, transition.message)
+        logger.info("%s: %s: %s", key, transition.reason, " ".join(transition.message.split()))
         now = timestamp(time.time())
         involved = {"apiVersion": API_VERSION, "kind": KIND, "namespace": key.namespace, "name": key.name}
         event = {

@@ -9,7 +9,7 @@ from graft_runtime.contract import AdapterSet, AdapterSetVersion, BaseState, Fau
 from graft_runtime.errors import ErrorCode
 
 from graft_operator.adapter_sets import AdapterPlan, version_of
-from graft_operator.adapter_status import adapter_status, is_failed, is_ready, reports_by_name
+from graft_operator.adapter_status import adapter_status, is_failed, is_ready, reports_by_name, told_of
 from graft_operator.api import (
     AdapterCounts,
     AdapterDeploymentStatus,
@@ -321,7 +321,7 @@ def _about(adapters: Sequence[AdapterStatus], reason: Reason) -> Verdict:
     """Counts them all and quotes the first."""
     first = adapters[0]
     others = f" (and {len(adapters) - 1} more)" if len(adapters) > 1 else ""
-    return Verdict(False, reason, f"adapter `{first.name}`{others}: {first.reason or 'Loading'}: {first.message or ''}")
+    return Verdict(False, reason, f"{first.reason or 'Loading'}{others}: {told_of(first)}")
 
 
 def _count(number: int, noun: str) -> str:

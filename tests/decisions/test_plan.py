@@ -293,6 +293,7 @@ def test_a_source_that_can_t_be_resolved_tells_the_pods_why_so_that_none_waits_f
     known = carried_out(observed, plan)
     assert current_set(plan) in stored_sets(known).values()
     assert plan_of(known).mounts == (), "the next operator keeps what is written until it has an answer"
+    assert adapter(plan_of(replace(known, resolutions={})), "billing").reason == "NotFound"
 
 
 def test_a_source_that_is_only_away_keeps_the_pods_waiting() -> None:
