@@ -19,7 +19,7 @@ class Metrics:
     """The metrics of one pod."""
 
     def __init__(self) -> None:
-        self._registry = CollectorRegistry()
+        self.registry = CollectorRegistry()
         self._names: set[str] = set()
         self.requests = self._counter("requests", "Requests answered.", ["adapter", "route", "status"])
         self.prompt_tokens = self._counter("prompt_tokens", "Tokens of prompts.", ["adapter"])
@@ -28,20 +28,20 @@ class Metrics:
             "graft_first_token_seconds",
             "From the request's arrival to its first text.",
             buckets=_SECONDS,
-            registry=self._registry,
+            registry=self.registry,
         )
         self.step_seconds = Histogram(
-            "graft_step_seconds", "One step of the engine.", buckets=_STEP_SECONDS, registry=self._registry
+            "graft_step_seconds", "One step of the engine.", buckets=_STEP_SECONDS, registry=self.registry
         )
         self._running = self._gauge("running_sequences", "Sequences in the running batch.")
         self._waiting = self._gauge("waiting_sequences", "Sequences that wait for a place in it.")
-        self._adapters = Gauge("graft_adapters", "Adapters of the catalogue.", ["state"], registry=self._registry)
+        self._adapters = Gauge("graft_adapters", "Adapters of the catalogue.", ["state"], registry=self.registry)
 
     def _counter(self, name: str, text: str, labels: list[str]) -> Counter:
-        return Counter(f"graft_{name}", text, labels, registry=self._registry)
+        return Counter(f"graft_{name}", text, labels, registry=self.registry)
 
     def _gauge(self, name: str, text: str) -> Gauge:
-        return Gauge(f"graft_{name}", text, registry=self._registry)
+        return Gauge(f"graft_{name}", text, registry=self.registry)
 
     def label(self, name: str | None, *, known: bool) -> str:
         """The label for an adapter or base model: its name, or `other` for strangers and past the limit."""
@@ -59,5 +59,5 @@ class Metrics:
         self._adapters.clear()
         for state, count in CountOf(report.state.value for report in reports).items():
             self._adapters.labels(state).set(count)
-        text: bytes = generate_latest(self._registry)
+        text: bytes = generate_latest(self.registry)
         return text

@@ -57,7 +57,7 @@ class Detokenizer:
 
 
 class StopStrings:
-    """Cuts text before the first stop string, also one that comes in several pieces."""
+    """Cuts text before the stop string that is complete first, also when it comes in several pieces."""
 
     def __init__(self, stops: Sequence[str]) -> None:
         self._stops = tuple(stops)
@@ -69,10 +69,10 @@ class StopStrings:
         if self.hit:
             return ""
         text = self._held + piece
-        places = [place for place in map(text.find, self._stops) if place >= 0]
-        if places:
+        ends = [(place + len(stop), place) for stop in self._stops if (place := text.find(stop)) >= 0]
+        if ends:
             self.hit, self._held = True, ""
-            return text[: min(places)]
+            return text[: min(ends)[1]]
         keep = max((_overlap(text, stop) for stop in self._stops), default=0)
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep]

@@ -103,10 +103,11 @@ class Pod:
 
     async def run(self) -> None:
         """Boots, and follows the mounted set from then on. Raises what is a fault of ours."""
+        loading = asyncio.create_task(self._load_base())  # first in the queue of copies
         boot = await asyncio.to_thread(self._sets.boot)
         if boot is not None:
-            self.adapters.apply(boot)
-        await asyncio.gather(self._load_base(), self._follow_mounted_set())
+            self._put_in_force(boot)
+        await asyncio.gather(loading, self._follow_mounted_set())
 
     async def _load_base(self) -> None:
         base = self.config.base_model
@@ -172,6 +173,11 @@ class Pod:
         """Unready from now on, for good."""
         self.leaving = True
         self.board.touch_head()
+
+    async def close(self) -> None:
+        """Lets go of whoever polls, and of copies under way."""
+        self.board.close()
+        await self.fetches.close()
 
     # adapter sets
 

@@ -169,7 +169,7 @@ def parse_request(body: bytes, model: type[Request]) -> Request:
             hint="send one JSON object with Content-Type: application/json",
         ) from None
     if not isinstance(value, dict):
-        raise _invalid(None, f"the request's body is a JSON {_type(value)}, expected an object")
+        raise _invalid(None, f"the request's body is a JSON {_type(value)}, expected an object", "send {…}")
     try:
         request = model.model_validate(value)
     except ValidationError as error:
@@ -179,7 +179,7 @@ def parse_request(body: bytes, model: type[Request]) -> Request:
         for index, message in enumerate(request.messages):
             _check_message_extras(message.model_extra or {}, f"messages[{index}]")
     if request.stream_options is not None and not request.stream:
-        raise _invalid("stream_options", "`stream_options` is given without `stream: true`")
+        raise _invalid("stream_options", "`stream_options` is given without `stream: true`", "leave it out, or stream")
     return request
 
 
@@ -224,7 +224,7 @@ def _first_fault(error: ValidationError, body: Mapping[str, Any]) -> GraftError:
     name = str(first[0]) if first else None
     if all(fault["type"] == "missing" and len(fault["loc"]) == 1 for fault in same_field):
         return _invalid(name, f"`{name}` is missing", hint=f"send `{name}`")
-    fault = max(same_field, key=lambda fault: (_depth(fault["loc"], body), not fault["type"].endswith("_type")))
+    fault = max(same_field, key=lambda fault: (not fault["type"].endswith("_type"), _depth(fault["loc"], body)))
     path = _path(fault["loc"], body)
     if fault["type"] == "missing":
         return _invalid(path, f"`{path}` is missing", hint=f"send `{path}`")

@@ -70,6 +70,7 @@ async def serve(config: RuntimeConfig, places: Places, uid: str, address: str) -
             status = EXIT_DONE
         return status
     finally:
+        await pod.close()
         for server in servers:
             server.should_exit = True
         await asyncio.wait([tasks["control port"], tasks["API port"]], timeout=CLOSING_SECONDS + 1)

@@ -25,6 +25,7 @@ class StatusBoard:
         self._reports: dict[str, tuple[int, AdapterReport]] = {}
         self._removed: dict[str, tuple[int, AdapterReport]] = {}
         self._news = asyncio.Event()
+        self._closed = False
         self.sequence = 0
 
     def touch(self, name: str) -> None:
@@ -65,12 +66,19 @@ class StatusBoard:
             return self._status(-1)
         try:
             async with asyncio.timeout(wait_seconds):
-                while self.sequence <= since:
+                while self.sequence <= since and not self._closed:
                     await self._news.wait()
         except TimeoutError:
             return None
+        if self._closed:
+            return None
         await asyncio.sleep(COALESCE_SECONDS)
         return self._status(since)
+
+    def close(self) -> None:
+        """Whoever waits is sent home."""
+        self._closed = True
+        self._news.set()
 
     def _status(self, since: int) -> RuntimeStatus:
         entries = [*self._reports.values(), *(self._removed.values() if since >= 0 else ())]

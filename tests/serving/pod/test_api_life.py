@@ -1,0 +1,259 @@
+"""A pod from its start to its end: probes, an engine that hangs or dies, clients that go away, SIGTERM."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from graft_runtime.contract import BaseModelConfig, BaseState, EngineConfig, Source
+
+LONG = {"model": "tiny", "prompt": "hello", "temperature": 0, "max_tokens": 200, "stream": True}
+
+
+@pytest.fixture(scope="module")
+def pod(make_pod: Callable[..., Any]) -> Any:
+    """For tests that leave it whole."""
+    return _started(make_pod)
+
+
+@pytest.fixture
+def doomed_pod(make_pod: Callable[..., Any]) -> Any:
+    """For tests that end it."""
+    return _started(make_pod)
+
+
+def _started(make_pod: Callable[..., Any], **config: Any) -> Any:
+    options = {"adapter_startup_seconds": 0, "engine": EngineConfig(max_sequences=2, max_rank=16)}
+    pod = make_pod(**(options | config))
+    pod.start()
+    pod.wait_ready()
+    return pod
+
+
+@contextlib.contextmanager
+def stream(pod: Any, **fields: Any) -> Iterator[http.client.HTTPResponse]:
+    """A streamed answer whose first event has come."""
+    connection = http.client.HTTPConnection(pod.address, 8000, timeout=60)
+    with contextlib.closing(connection):
+        connection.request("POST", "/v1/completions", json.dumps(LONG | fields), {"Content-Type": "application/json"})
+        response = connection.getresponse()
+        assert response.status == 200, response.read()
+        with contextlib.closing(response):
+            yield response
+
+
+def metric(pod: Any, name: str) -> float:
+    lines = pod.get("/metrics").content.decode().splitlines()
+    return sum(float(line.split()[-1]) for line in lines if line.startswith(name))
+
+
+def test_both_ports_are_open_before_the_base_is_there(
+    make_pod: Callable[..., Any], tiny_base: Path, wait_until: Callable[..., Any]
+) -> None:
+    base = BaseModelConfig(name="tiny", source=Source(uri="pvc://shelf/later"), dtype="float32")
+    pod = make_pod(base_model=base, adapter_startup_seconds=0)
+    pod.start()
+    wait_until(lambda: pod.probe("/livez") == 200)
+    assert pod.probe("/readyz") == 503
+    reply = pod.complete("tiny")
+    assert (reply.status, reply.json["error"]["code"]) == (503, "NotReady")
+    assert pod.get("/v1/models").json["data"][0]["id"] == "tiny"
+    wait_until(lambda: pod.status().base.fault is not None)
+    assert pod.status().base.fault.code == "NotFound"
+    assert pod.probe("/startupz") == 200, "a person must look: a restart would not help"
+    pod.put("later", tiny_base)
+    pod.wait_ready()
+    assert pod.status().base.state is BaseState.SERVING
+    assert pod.text("tiny")
+
+
+def test_a_base_that_is_none_fails_with_a_reason(make_pod: Callable[..., Any], wait_until: Callable[..., Any]) -> None:
+    base = BaseModelConfig(name="tiny", source=Source(uri="pvc://shelf/broken"), dtype="float32")
+    pod = make_pod(base_model=base)
+    broken = pod.shelf / "broken"
+    broken.mkdir()
+    (broken / "config.json").write_text('{"model_type": "no-such-family"}')
+    (broken / "model.safetensors").write_bytes(b"not safetensors")
+    (broken / "tokenizer.json").write_text("{}")
+    pod.start()
+    wait_until(lambda: pod.probe("/startupz") == 200)
+    assert pod.status().base.state is BaseState.FAILED
+    assert pod.status().base.fault.code == "NotAModel"
+    assert pod.probe("/readyz") == 503
+    assert pod.probe("/livez") == 200
+
+
+def test_http_answers_within_100_ms_while_the_engine_is_stopped(pod: Any) -> None:
+    """19 of 20 answers: on a busy machine a single one may wait for a core."""
+    with stream(pod) as response:
+        response.readline()
+        os.kill(pod.engine_pid, signal.SIGSTOP)
+        try:
+            times = sorted(_answer_times(pod, seconds=10))
+        finally:
+            os.kill(pod.engine_pid, signal.SIGCONT)
+        assert response.read().endswith(b"data: [DONE]\n\n")
+    assert times[len(times) * 19 // 20] < 0.1
+    assert times[-1] < 1
+
+
+def _answer_times(pod: Any, seconds: float) -> Iterator[float]:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        for path in ("/livez", "/v1/models"):
+            started = time.monotonic()
+            assert pod.get(path).status == 200
+            yield time.monotonic() - started
+
+
+def test_when_the_engine_dies_the_pod_ends_and_says_so(doomed_pod: Any) -> None:
+    os.kill(doomed_pod.engine_pid, signal.SIGKILL)
+    assert doomed_pod.process.wait(30) not in {0, None}
+    assert "the engine process ended with status -9" in doomed_pod.log
+
+
+def test_when_the_pod_dies_the_engine_ends(doomed_pod: Any, wait_until: Callable[..., Any]) -> None:
+    engine = doomed_pod.engine_pid
+    doomed_pod.kill()
+    wait_until(lambda: not Path(f"/proc/{engine}").exists() or _is_zombie(engine))
+
+
+def _is_zombie(pid: int) -> bool:
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")")[-1].split()[0] == "Z"
+    return True
+
+
+@pytest.mark.parametrize("streamed", [True, False])
+def test_a_client_that_goes_away_frees_its_place(pod: Any, streamed: bool, wait_until: Callable[..., Any]) -> None:
+    """The engine is stopped meanwhile, so that no answer can end by itself."""
+    gone, generated = 'graft_requests_total{adapter="tiny",route="completions",status="499"}', "graft_generated_tokens"
+    before, tokens = metric(pod, gone), metric(pod, generated)
+    os.kill(pod.engine_pid, signal.SIGSTOP)
+    try:
+        connection = http.client.HTTPConnection(pod.address, 8000, timeout=60)
+        body = json.dumps(LONG | {"stream": streamed})
+        connection.request("POST", "/v1/completions", body, {"Content-Type": "application/json"})
+        threading.Event().wait(0.5)  # the request is on its way: no one could see it arrive
+        connection.close()
+        wait_until(lambda: metric(pod, gone) == before + 1)
+    finally:
+        os.kill(pod.engine_pid, signal.SIGCONT)
+    assert pod.text("tiny")
+    wait_until(lambda: metric(pod, "graft_running_sequences") == 0)
+    assert metric(pod, generated) < tokens + 100
+
+
+def test_too_many_requests_are_turned_away(pod: Any, wait_until: Callable[..., Any]) -> None:
+    os.kill(pod.engine_pid, signal.SIGSTOP)
+    try:
+        with ThreadPoolExecutor(20) as threads:
+            waiting = [threads.submit(pod.complete, "tiny") for _ in range(18)]
+            reply = wait_until(lambda: _refused(pod))
+            assert (reply.status, reply.json["error"]["code"]) == (503, "Overloaded")
+            assert "retry-after" in reply.headers
+            os.kill(pod.engine_pid, signal.SIGCONT)
+            assert {future.result().status for future in waiting} == {200}
+    finally:
+        os.kill(pod.engine_pid, signal.SIGCONT)
+
+
+def test_sigterm_lets_running_answers_end_and_takes_new_ones_for_five_seconds(
+    doomed_pod: Any, wait_until: Callable[..., Any]
+) -> None:
+    with stream(doomed_pod) as response:
+        response.readline()
+        os.kill(doomed_pod.engine_pid, signal.SIGSTOP)
+        doomed_pod.process.send_signal(signal.SIGTERM)
+        wait_until(lambda: doomed_pod.probe("/readyz") == 503)
+        assert doomed_pod.probe("/livez") == 200
+        os.kill(doomed_pod.engine_pid, signal.SIGCONT)
+        assert doomed_pod.text("tiny"), "whoever has not heard of it yet is served"
+        os.kill(doomed_pod.engine_pid, signal.SIGSTOP)
+        reply = wait_until(lambda: _refused(doomed_pod), seconds=10)
+        assert (reply.status, reply.json["error"]["code"]) == (503, "ShuttingDown")
+        os.kill(doomed_pod.engine_pid, signal.SIGCONT)
+        assert response.read().endswith(b"data: [DONE]\n\n")
+    assert doomed_pod.process.wait(20) == 0
+
+
+def _refused(pod: Any) -> Any:
+    """The answer of a request that is turned away at once; one that would wait is given up."""
+    with contextlib.suppress(TimeoutError):
+        return pod.complete("tiny", seconds=1)
+    return None
+
+
+def test_at_the_end_of_the_grace_streams_end_with_an_error_event(make_pod: Callable[..., Any]) -> None:
+    pod = _started(make_pod, drain_seconds=1)
+    with stream(pod) as response:
+        response.readline()
+        os.kill(pod.engine_pid, signal.SIGSTOP)
+        pod.process.send_signal(signal.SIGTERM)
+        events = response.read().split(b"\n\n")
+    assert json.loads(events[-3].strip().removeprefix(b"data: "))["error"]["code"] == "ShuttingDown"
+    assert events[-2] == b"data: [DONE]"
+    assert pod.process.wait(20) == 0
+
+
+CHAT_IN_ONE_PROCESS = """
+import asyncio, json, os, signal, sys, urllib.request
+from graft_runtime.api import server
+from graft_runtime.__main__ import main
+
+async def ask(address):
+    def post(path, body=None):
+        data = json.dumps(body).encode() if body else None
+        return urllib.request.urlopen(f"http://{address}:8000{path}", data, timeout=60).read()
+    async def ready():
+        try:
+            await asyncio.to_thread(post, "/readyz")
+            return True
+        except OSError:
+            return False
+    while not await ready():
+        await asyncio.sleep(0.1)
+    body = {"model": "tiny", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 4, "stream": True}
+    answer = await asyncio.to_thread(post, "/v1/chat/completions", body)
+    print(json.dumps([answer.decode(), sorted({name.split(".")[0] for name in sys.modules})]), flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+serve = server.serve
+async def serve_and_ask(*arguments):
+    asking = asyncio.create_task(ask(arguments[-1]))
+    return await asyncio.gather(serve(*arguments), asking)
+
+import graft_runtime.__main__ as program
+program.serve = serve_and_ask
+main(sys.argv[1:])
+"""
+
+
+def test_a_whole_chat_request_leaves_no_torch_in_the_api_process(make_pod: Callable[..., Any]) -> None:
+    pod = make_pod(adapter_startup_seconds=0)
+    arguments = [f"--{name}-directory={pod.directory / name}" for name in ("config", "keys", "cache", "state")]
+    arguments += [f"--adapter-set-directory={pod.directory / 'adapter-set'}", "--pod-uid", "uid"]
+    arguments += ["--bind-address", pod.address, "--source-mount", "shelf", str(pod.shelf)]
+    ended = subprocess.run(
+        [sys.executable, "-c", CHAT_IN_ONE_PROCESS, "serve", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    answer, modules = json.loads(ended.stdout)
+    assert answer.endswith("data: [DONE]\n\n")
+    assert "transformers" in modules, "it tokenizes here"
+    assert not {"torch", "kopf", "kubernetes", "peft"} & set(modules)

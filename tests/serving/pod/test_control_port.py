@@ -1,0 +1,245 @@
+"""What the operator says and asks: tokens, generations, hot adapters, resolutions, the long poll, restarts."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from graft_runtime.contract import EngineConfig, Fault, Resolution, ResolveRequest, Source
+
+
+@pytest.fixture(scope="module")
+def adapters(make_adapter: Callable[..., Path]) -> dict[str, Path]:
+    return {name: make_adapter(name) for name in ("a", "b", "c")}
+
+
+@pytest.fixture(scope="module")
+def pod(make_pod: Callable[..., Any], adapters: dict[str, Path]) -> Any:
+    """Two places for adapters; `a` in force."""
+    pod = make_pod(engine=EngineConfig(max_sequences=4, max_rank=16, max_mounted_adapters=2), drain_seconds=5)
+    pod.mount_set(pod.set_of(1, pod.entry("a", adapters["a"])))
+    pod.start()
+    pod.wait_ready()
+    return pod
+
+
+def next_set(pod: Any, *entries: Any) -> Any:
+    """A set of the next generation, in force when this returns."""
+    status = pod.status()
+    adapter_set = pod.set_of(status.adapter_set.generation + 1, *entries)
+    reply = pod.push(adapter_set)
+    assert reply.status == 200, reply.content
+    assert reply.json["adapterSet"] == {"generation": adapter_set.generation, "hash": adapter_set.content_hash()}
+    return adapter_set
+
+
+TOKENS: dict[str, Callable[[Any], str | None]] = {
+    "none": lambda pod: "",
+    "nonsense": lambda pod: "a.b.c",
+    "another pod's": lambda pod: pod.token(aud="another-pod"),
+    "another issuer's": lambda pod: pod.token(iss="somebody"),
+    "an old one": lambda pod: pod.token(iat=int(time.time()) - 600, exp=int(time.time()) - 300),
+    "one of the future": lambda pod: pod.token(iat=int(time.time()) + 600, exp=int(time.time()) + 700),
+    "one without end": lambda pod: pod.token(exp=int(time.time()) + 10_000),
+}
+
+
+@pytest.mark.parametrize("token", TOKENS.values(), ids=TOKENS.keys())
+def test_a_bad_token_opens_nothing(pod: Any, token: Callable[[Any], str]) -> None:
+    for method, path in (("GET", "/status"), ("PUT", "/adapter-set"), ("POST", "/resolve")):
+        reply = pod.control(method, path, token=token(pod))
+        assert reply.status == 401
+        assert Fault.model_validate_json(reply.content).code == "Unauthenticated"
+
+
+def test_a_key_that_was_withdrawn_opens_nothing(pod: Any) -> None:
+    token = pod.token()
+    (key,) = (pod.directory / "keys").iterdir()
+    moved = key.rename(pod.directory / "moved.pem")
+    assert pod.control("GET", "/status", token=token).status == 401
+    moved.rename(key)
+    assert pod.control("GET", "/status", token=token).status == 200
+
+
+def test_older_and_foreign_sets_are_refused(pod: Any, adapters: dict[str, Path]) -> None:
+    entry = pod.entry("a", adapters["a"])
+    current = next_set(pod, entry)
+    assert pod.push(current).status == 200, "the same again is no fault"
+    for wrong, code in (
+        (pod.set_of(current.generation - 1, entry), "StaleGeneration"),
+        (pod.set_of(current.generation), "StaleGeneration"),
+        (pod.set_of(current.generation + 1, pool_uid="another"), "WrongPool"),
+        (pod.set_of(current.generation + 1, config_hash="another"), "WrongPool"),
+    ):
+        reply = pod.push(wrong)
+        assert reply.status == 409
+        assert Fault.model_validate_json(reply.content).code == code
+    assert pod.status().adapter_set.hash == current.content_hash()
+    assert pod.control("PUT", "/adapter-set", b'{"generation": "x"}').status == 400
+
+
+def test_adapters_come_and_go_while_others_serve(pod: Any, adapters: dict[str, Path], wait_until: Any) -> None:
+    a, b = (pod.entry(name, adapters[name]) for name in ("a", "b"))
+    next_set(pod, a)
+    before = pod.text("a")
+    assert pod.complete("b").status == 404
+    next_set(pod, a, b)
+    assert pod.text("b") != before, "a request waits for the adapter"
+    assert pod.text("a") == before
+    next_set(pod, a)
+    assert pod.complete("b").status == 404
+    wait_until(lambda: pod.report("b") is None)
+
+
+def test_more_adapters_than_places_take_turns(pod: Any, adapters: dict[str, Path], wait_until: Any) -> None:
+    entries = [pod.entry(name, path) for name, path in adapters.items()]
+    next_set(pod, *entries)
+    wait_until(lambda: all(pod.report(name).ready for name in adapters))
+    texts = {name: pod.text(name) for name in adapters}
+    assert len(set(texts.values())) == 3
+    with ThreadPoolExecutor(9) as threads:
+        again = list(threads.map(pod.text, list(adapters) * 3))
+    assert again == [texts[name] for name in adapters] * 3
+    states = [pod.report(name).state.value for name in adapters]
+    assert states.count("Mounted") <= 2
+
+
+def test_pinned_adapters_are_never_displaced(pod: Any, adapters: dict[str, Path], wait_until: Any) -> None:
+    entries = [pod.entry(name, path, pinned=name == "a") for name, path in adapters.items()]
+    next_set(pod, *entries)
+    wait_until(lambda: all(pod.report(name).ready for name in adapters))
+    for name in ("b", "c", "b", "c"):
+        pod.text(name)
+        assert pod.report("a").state == "Mounted"
+
+
+def test_when_pinned_adapters_fill_every_place_the_rest_is_told(pod: Any, adapters: Any, wait_until: Any) -> None:
+    entries = [pod.entry(name, path, pinned=name != "c") for name, path in adapters.items()]
+    next_set(pod)
+    next_set(pod, *entries)
+    wait_until(lambda: pod.report("c").fault is not None)
+    assert pod.report("c").fault.code == "NoCapacity"
+    assert "spec.engine.maxMountedAdapters" in pod.report("c").fault.message
+    assert pod.complete("c").status == 503
+
+
+def test_a_scale_is_a_matter_of_the_next_request(pod: Any, adapters: dict[str, Path]) -> None:
+    next_set(pod, pod.entry("a", adapters["a"], scale=0.0))
+    assert pod.text("a") == pod.text("tiny")
+    next_set(pod, pod.entry("a", adapters["a"]))
+    assert pod.text("a") != pod.text("tiny")
+
+
+def test_a_name_moves_to_new_bytes_without_a_gap(pod: Any, adapters: dict[str, Path], wait_until: Any) -> None:
+    old, new = pod.entry("a", adapters["a"]), pod.entry("a", adapters["b"])
+    next_set(pod, old)
+    texts, statuses, moved = {old.digest: pod.text("a")}, set(), threading.Event()
+
+    def ask() -> set[tuple[str, str]]:
+        seen = set()
+        while not moved.is_set():
+            reply = pod.complete("a")
+            statuses.add(reply.status)
+            seen.add((reply.headers.get("x-graft-adapter-digest", ""), reply.json["choices"][0]["text"]))
+        return seen
+
+    with ThreadPoolExecutor(2) as threads:
+        asking = [threads.submit(ask) for _ in range(2)]
+        next_set(pod, old.model_copy(update={"candidate": new.digest, "source": new.source}))
+        wait_until(lambda: pod.report("a").candidate_state == "Mounted")
+        assert pod.complete("a").headers["x-graft-adapter-digest"] == old.digest
+        next_set(pod, new)
+        wait_until(lambda: pod.complete("a").headers["x-graft-adapter-digest"] == new.digest)
+        moved.set()
+        seen = set().union(*(future.result() for future in asking))
+    texts[new.digest] = pod.text("a")
+    assert statuses == {200}
+    assert seen <= set(texts.items()), "each answer is of exactly one version"
+
+
+def test_a_bad_new_version_leaves_the_old_one_serving(pod: Any, adapters: dict[str, Path], wait_until: Any) -> None:
+    good = pod.entry("a", adapters["a"])
+    next_set(pod, good)
+    text = pod.text("a")
+    next_set(pod, good.model_copy(update={"digest": "sha256:" + "1" * 64, "source": Source(uri="pvc://shelf/gone")}))
+    wait_until(lambda: pod.report("a").fault is not None)
+    assert (pod.report("a").state, pod.report("a").fault.code) == ("Failed", "NotFound")
+    assert pod.text("a") == text
+    assert pod.probe("/readyz") == 200
+
+
+def test_files_that_come_late_are_found(pod: Any, adapters: dict[str, Path], wait_until: Any) -> None:
+    source = Source(uri="pvc://shelf/late")
+    there = pod.entry("a", adapters["c"])
+    next_set(pod, there.model_copy(update={"name": "late", "source": source, "digest": there.digest}))
+    late = there.model_copy(update={"name": "later", "digest": "sha256:" + "2" * 64, "source": source})
+    next_set(pod, late)
+    wait_until(lambda: pod.report("later").fault is not None)
+    assert pod.report("later").fault.code == "NotFound"
+    shutil.copytree(adapters["c"], pod.shelf / "late")
+    wait_until(lambda: pod.report("later").fault.code == "DigestMismatch")
+
+
+def test_resolving_gives_a_digest_or_a_fault(pod: Any, adapters: dict[str, Path]) -> None:
+    def resolve(uri: str, kind: str = "adapter") -> Resolution:
+        request = ResolveRequest.model_validate({"source": {"uri": uri}, "kind": kind})
+        reply = pod.control("POST", "/resolve", request.canonical_json())
+        assert reply.status == 200, reply.content
+        return Resolution.model_validate_json(reply.content)
+
+    entry = pod.entry("a", adapters["a"])
+    assert resolve(entry.source.uri).digest == entry.digest
+    assert resolve("pvc://shelf/base", "model").digest == pod.status().base.digest
+    for uri, code in (
+        ("pvc://shelf/nothing", "NotFound"),
+        ("pvc://shelf/base", "NotAnAdapter"),
+        ("pvc://shelf/../../etc", "UnsafeFile"),
+        ("pvc://elsewhere/a", "SourceNotDeclared"),
+        ("file:///etc", "SourceNotDeclared"),
+        ("hf://someone/something", "SourceNotDeclared"),
+    ):
+        resolution = resolve(uri)
+        assert resolution.digest is None
+        assert resolution.fault is not None
+        assert resolution.fault.code == code, uri
+
+
+def test_the_long_poll_brings_changes_only(pod: Any, adapters: dict[str, Path], wait_until: Any) -> None:
+    a, b = (pod.entry(name, adapters[name]) for name in ("a", "b"))
+    next_set(pod, a)
+    wait_until(lambda: pod.report("a").ready)
+    everything = pod.status()
+    assert [report.name for report in everything.adapters] == ["a"]
+    boot, since = everything.boot_id, everything.sequence
+    started = time.monotonic()
+    assert pod.status(boot, since, wait=1) is None
+    assert time.monotonic() - started >= 1
+    with ThreadPoolExecutor(1) as threads:
+        polling = threads.submit(pod.status, boot, since, 20)
+        next_set(pod, a, b)
+        changes = polling.result()
+    assert "b" in [report.name for report in changes.adapters]
+    assert "a" not in [report.name for report in changes.adapters]
+    next_set(pod, a)
+    removed = wait_until(lambda: [r for r in pod.status(boot, changes.sequence, 5).adapters if r.removed])
+    assert [report.name for report in removed] == ["b"]
+    assert [report.name for report in pod.status("another-boot", 10**9, 20).adapters] == ["a"]
+
+
+def test_after_a_kill_a_pod_comes_back_with_what_it_was_told(pod: Any, adapters: dict[str, Path]) -> None:
+    """Last in this module. The mounted set is older than the pushed one; nobody pushes again."""
+    entries = [pod.entry(name, adapters[name]) for name in ("a", "c")]
+    current = next_set(pod, *entries)
+    boot, texts = pod.status().boot_id, [pod.text("a"), pod.text("c")]
+    pod.kill()
+    pod.start()
+    pod.wait_ready()
+    assert pod.status().boot_id != boot
+    assert pod.status().adapter_set.generation == current.generation
+    assert [pod.text("a"), pod.text("c")] == texts

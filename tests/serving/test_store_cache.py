@@ -1,0 +1,164 @@
+"""The cache: whole or not at all, read-only, under its digest; full caches; copies at the same time."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from graft_runtime.contract import Source, SourceMount
+from graft_runtime.errors import GraftError
+from graft_runtime.store import cache as cache_module
+from graft_runtime.store.cache import Cache, Cached
+from graft_runtime.store.fetches import Fetches, retry_seconds
+from graft_runtime.store.sources import Sources
+
+MOUNT = SourceMount(name="shelf", kind="claim")
+WEIGHTS_BYTES = 1000
+ADAPTER_BYTES = WEIGHTS_BYTES + 2
+
+
+@pytest.fixture
+def sources(tmp_path: Path) -> Sources:
+    for name in ("a", "b", "c"):
+        write_adapter(tmp_path / "shelf" / name, name)
+    return Sources((MOUNT,), {"shelf": tmp_path / "shelf"})
+
+
+def write_adapter(directory: Path, content: str) -> None:
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "adapter_config.json").write_text("{}")
+    (directory / "adapter_model.safetensors").write_bytes(content.encode() * WEIGHTS_BYTES)
+    (directory / "README.md").write_text("not part of the digest")
+
+
+def copy(cache: Cache, sources: Sources, name: str) -> Cached:
+    return cache.copy(sources, f"pvc://shelf/{name}", "adapter")
+
+
+def test_what_was_copied_is_whole_read_only_and_found_again(tmp_path: Path, sources: Sources) -> None:
+    cache = Cache(tmp_path / "cache", None, tuple)
+    cached = copy(cache, sources, "a")
+    assert sorted(path.name for path in cached.directory.iterdir()) == [
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    ]
+    assert cached.bytes == ADAPTER_BYTES
+    assert cached.directory.stat().st_mode & 0o222 == 0
+    assert all(path.stat().st_mode & 0o222 == 0 for path in cached.directory.iterdir())
+    assert cache.find(cached.digest) == cached
+    assert Cache(tmp_path / "cache", None, tuple).find(cached.digest) == cached, "also after a restart"
+    assert copy(cache, sources, "a") == cached
+    assert list((tmp_path / "cache" / "partial").iterdir()) == []
+
+
+def test_the_digest_follows_the_bytes_and_nothing_else(tmp_path: Path, sources: Sources) -> None:
+    cache = Cache(tmp_path / "cache", None, tuple)
+    first = copy(cache, sources, "a").digest
+    (tmp_path / "shelf" / "a" / "README.md").write_text("other words")
+    os.utime(tmp_path / "shelf" / "a" / "adapter_config.json", (1, 1))
+    assert copy(cache, sources, "a").digest == first
+    write_adapter(tmp_path / "shelf" / "a", "x")
+    assert copy(cache, sources, "a").digest != first
+
+
+def test_a_full_cache_lets_the_least_recently_used_go(tmp_path: Path, sources: Sources) -> None:
+    cache = Cache(tmp_path / "cache", 2 * ADAPTER_BYTES, tuple)
+    a, b = copy(cache, sources, "a"), copy(cache, sources, "b")
+    cache.find(a.digest)
+    c = copy(cache, sources, "c")
+    assert cache.find(b.digest) is None
+    assert not b.directory.exists()
+    assert cache.find(a.digest)
+    assert cache.find(c.digest)
+
+
+def test_what_is_in_use_stays_and_the_newcomer_is_refused(tmp_path: Path, sources: Sources) -> None:
+    used: set[str] = set()
+    cache = Cache(tmp_path / "cache", ADAPTER_BYTES + 10, lambda: used)
+    a = copy(cache, sources, "a")
+    used.add(a.digest)
+    for _ in range(3):  # a refusal leaves nothing behind that would count
+        with pytest.raises(GraftError) as caught:
+            copy(cache, sources, "b")
+        assert caught.value.code == "NoCapacity"
+    assert cache.find(a.digest)
+    used.clear()
+    assert copy(cache, sources, "b").bytes == ADAPTER_BYTES
+
+
+def test_a_full_disk_is_told_and_leaves_nothing(
+    tmp_path: Path, sources: Sources, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = Cache(tmp_path / "cache", None, tuple)
+
+    def full(*_: Any) -> bytes:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(cache_module, "_read", full)
+    with pytest.raises(GraftError) as caught:
+        copy(cache, sources, "a")
+    assert caught.value.code == "NoCapacity"
+    assert list((tmp_path / "cache" / "partial").iterdir()) == []
+
+
+def test_what_was_half_copied_before_a_kill_is_swept(tmp_path: Path) -> None:
+    half = tmp_path / "cache" / "partial" / "0"
+    half.mkdir(parents=True)
+    (half / "adapter_config.json").write_text("{")
+    Cache(tmp_path / "cache", None, tuple)
+    assert not half.exists()
+
+
+async def test_callers_at_the_same_time_share_one_copy(tmp_path: Path, sources: Sources) -> None:
+    cache, copies = Cache(tmp_path / "cache", None, tuple), []
+    copy_once = cache.copy
+    cache.copy = lambda *arguments: (copies.append(arguments), copy_once(*arguments))[1]  # type: ignore[method-assign]
+    fetches = Fetches(sources, cache)
+    source = Source(uri="pvc://shelf/a")
+    found = await asyncio.gather(*(fetches.resolve(source, "adapter") for _ in range(5)))
+    assert len(set(found)) == 1
+    assert len(copies) == 1
+    again = await fetches.fetch(source, "adapter", found[0].digest, "a")
+    assert (again, len(copies)) == (found[0], 1), "what is in the cache is not fetched"
+    await fetches.close()
+
+
+async def test_other_bytes_than_named_are_refused(tmp_path: Path, sources: Sources) -> None:
+    fetches = Fetches(sources, Cache(tmp_path / "cache", None, tuple))
+    with pytest.raises(GraftError) as caught:
+        await fetches.fetch(Source(uri="pvc://shelf/a"), "adapter", "sha256:" + "0" * 64, "billing")
+    assert caught.value.code == "DigestMismatch"
+    assert "`billing`" in caught.value.message
+    await fetches.close()
+
+
+async def test_a_source_that_comes_late_is_fetched_in_the_end(tmp_path: Path, sources: Sources) -> None:
+    fetches, told = Fetches(sources, Cache(tmp_path / "cache", None, tuple)), []
+
+    def failed(error: GraftError) -> None:
+        told.append(error.code.value)
+        write_adapter(tmp_path / "shelf" / "late", "l")
+
+    cached = await fetches.fetch_until_there(Source(uri="pvc://shelf/late"), "adapter", None, "late", failed)
+    assert cached is not None
+    assert told == ["NotFound"]
+    await fetches.close()
+
+
+async def test_what_cannot_get_better_is_not_tried_again(tmp_path: Path, sources: Sources) -> None:
+    fetches, told = Fetches(sources, Cache(tmp_path / "cache", None, tuple)), list[GraftError]()
+    assert await fetches.fetch_until_there(Source(uri="pvc://no/a"), "adapter", None, "a", told.append) is None
+    assert [error.code for error in told] == ["SourceNotDeclared"]
+    await fetches.close()
+
+
+def test_the_wait_grows_and_is_bounded() -> None:
+    from graft_runtime.errors import ErrorCode
+
+    waits = [retry_seconds(ErrorCode.SOURCE_UNAVAILABLE, attempt) for attempt in (0, 1, 2, 50)]
+    assert waits == [1, 2, 4, 60]
+    assert retry_seconds(ErrorCode.CORRUPT, 0) is None

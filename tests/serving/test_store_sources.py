@@ -1,0 +1,129 @@
+"""Hostile and broken sources: each gets its fault, and nothing outside the mount is ever read."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from graft_runtime.contract import SourceMount
+from graft_runtime.errors import GraftError
+from graft_runtime.store.cache import Cache
+from graft_runtime.store.sources import Sources
+
+MOUNTS = (
+    SourceMount(name="shelf", kind="claim"),
+    SourceMount(name="disk", kind="directory", uri_prefixes=("file:///data/models/",)),
+    SourceMount(name="gone", kind="claim"),
+)
+
+
+@pytest.fixture
+def shelf(tmp_path: Path) -> Path:
+    """`shelf/good` is an adapter as far as the store looks; `outside` lies beside the mount."""
+    shelf = tmp_path / "shelf"
+    for directory in (shelf / "good", tmp_path / "outside"):
+        directory.mkdir(parents=True)
+        (directory / "adapter_config.json").write_text("{}")
+        (directory / "adapter_model.safetensors").write_bytes(b"weights")
+    return shelf
+
+
+@pytest.fixture
+def sources(shelf: Path) -> Sources:
+    return Sources(MOUNTS, {"shelf": shelf, "disk": shelf, "gone": shelf / "missing"})
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Cache:
+    return Cache(tmp_path / "cache", None, tuple)
+
+
+def link(target: str) -> Callable[[Path], None]:
+    return lambda shelf: (shelf / "link").symlink_to(target)
+
+
+def with_file(name: str, make: Callable[[Path], object]) -> Callable[[Path], None]:
+    return lambda shelf: (make(shelf / "good" / name), None)[1]
+
+
+def replaced(name: str, make: Callable[[Path], object]) -> Callable[[Path], None]:
+    def prepare(shelf: Path) -> None:
+        (shelf / "good" / name).unlink()
+        make(shelf / "good" / name)
+
+    return prepare
+
+
+def nothing(_: Path) -> None:
+    """The shelf as it is."""
+
+
+HOSTILE: dict[str, tuple[Callable[[Path], None], str, str]] = {
+    "dots": (nothing, "pvc://shelf/../outside", "UnsafeFile"),
+    "dots inside": (nothing, "pvc://shelf/good/../../outside", "UnsafeFile"),
+    "escaped dots": (nothing, "pvc://shelf/%2e%2e/outside", "UnsafeFile"),
+    "escaped slashes": (nothing, "pvc://shelf/..%2foutside", "UnsafeFile"),
+    "a NUL": (nothing, "pvc://shelf/good%00", "UnsafeFile"),
+    "another claim": (nothing, "pvc://shelves/good", "SourceNotDeclared"),
+    "a prefix of a claim's name": (nothing, "pvc://shelf-of-others/good", "SourceNotDeclared"),
+    "a file outside the prefix": (nothing, "file:///etc", "SourceNotDeclared"),
+    "dots after a prefix": (nothing, "file:///data/models/../../etc", "UnsafeFile"),
+    "an unknown scheme": (nothing, "https://example.org/good", "SourceNotDeclared"),
+    "a missing directory": (nothing, "pvc://shelf/nothing", "NotFound"),
+    "a file as a directory": (nothing, "pvc://shelf/good/adapter_config.json", "NotFound"),
+    "a name without end": (nothing, "pvc://shelf/" + "a" * 300, "NotFound"),
+    "a mount that is not there": (nothing, "pvc://gone/good", "SourceUnavailable"),
+    "a link to a directory outside": (link("../outside"), "pvc://shelf/link", "UnsafeFile"),
+    "a link to a directory inside": (link("good"), "pvc://shelf/link", "UnsafeFile"),
+    "a link in circles": (link("link"), "pvc://shelf/link", "UnsafeFile"),
+    "a link among the files": (
+        replaced("adapter_model.safetensors", lambda path: path.symlink_to("../../outside/adapter_model.safetensors")),
+        "pvc://shelf/good",
+        "UnsafeFile",
+    ),
+    "a pipe among the files": (replaced("adapter_config.json", os.mkfifo), "pvc://shelf/good", "UnsafeFile"),
+    "a directory among the files": (with_file("tokenizer.json", os.mkdir), "pvc://shelf/good", "UnsafeFile"),
+    "pickles only": (
+        replaced("adapter_model.safetensors", lambda path: path.with_suffix(".bin").write_bytes(b"pickle")),
+        "pvc://shelf/good",
+        "UnsafeFile",
+    ),
+    "no weights": (replaced("adapter_model.safetensors", nothing), "pvc://shelf/good", "NotAnAdapter"),
+    "one folder too high": (nothing, "pvc://shelf/", "NotAnAdapter"),
+}
+
+
+@pytest.mark.parametrize("what", HOSTILE)
+def test_a_hostile_source_is_refused(shelf: Path, sources: Sources, cache: Cache, what: str) -> None:
+    prepare, uri, code = HOSTILE[what]
+    prepare(shelf)
+    with pytest.raises(GraftError) as caught:
+        cache.copy(sources, uri, "adapter")
+    assert caught.value.code == code
+    assert uri in caught.value.message
+
+
+def test_the_folder_that_was_meant_is_named(sources: Sources, cache: Cache) -> None:
+    with pytest.raises(GraftError, match="not an adapter") as caught:
+        cache.copy(sources, "pvc://shelf", "adapter")
+    assert "'good'" in caught.value.message
+
+
+def test_an_adapter_is_no_model(sources: Sources, cache: Cache) -> None:
+    with pytest.raises(GraftError) as caught:
+        cache.copy(sources, "pvc://shelf/good", "model")
+    assert caught.value.code == "NotAModel"
+
+
+@pytest.mark.parametrize(
+    "uri", ["pvc://shelf/good", "pvc://shelf/good/", "pvc://shelf//./good", "file:///data/models/good"]
+)
+def test_every_way_to_write_a_uri_leads_to_the_same_digest(sources: Sources, cache: Cache, uri: str) -> None:
+    """The digest's definition, spelled out."""
+    sums = [hashlib.sha256(content).hexdigest() for content in (b"{}", b"weights")]
+    lines = f"adapter_config.json 2 {sums[0]}\nadapter_model.safetensors 7 {sums[1]}\n"
+    expected = "sha256:" + hashlib.sha256(lines.encode()).hexdigest()
+    assert cache.copy(sources, uri, "adapter").digest == expected
