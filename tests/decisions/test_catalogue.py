@@ -17,7 +17,7 @@ SOURCE = Source(uri="pvc://shelf/a")
 
 def artifact(digest: str, **fields: Any) -> Artifact:
     """Fetched and checked, not mounted."""
-    options = {"cached": Cached(digest, Path("/nowhere"), 1), "method": "LORA", "rank": 4}
+    options: dict[str, Any] = {"cached": Cached(digest, Path("/nowhere"), 1), "method": "LORA", "rank": 4}
     return Artifact(digest, SOURCE, digest, **(options | fields))
 
 
@@ -65,7 +65,7 @@ def test_where_pinned_ones_hold_every_place_the_rest_is_refused() -> None:
     assert plan_mounts([*held, artifact("c")], 2) == [Step("refuse", "c")]
 
 
-ARTIFACTS = st.lists(
+ARTIFACTS: st.SearchStrategy[list[dict[str, Any]]] = st.lists(
     st.builds(
         dict,
         residence=st.sampled_from(Residence),

@@ -166,6 +166,7 @@ def test_a_name_moves_to_new_bytes_without_a_gap(pod: Any, adapters: dict[str, P
 def test_a_bad_new_version_leaves_the_old_one_serving(pod: Any, adapters: dict[str, Path], wait_until: Any) -> None:
     good = pod.entry("a", adapters["a"])
     next_set(pod, good)
+    wait_until(lambda: pod.complete("a").headers["x-graft-adapter-digest"] == good.digest)
     text = pod.text("a")
     next_set(pod, good.model_copy(update={"digest": "sha256:" + "1" * 64, "source": Source(uri="pvc://shelf/gone")}))
     wait_until(lambda: pod.report("a").fault is not None)
