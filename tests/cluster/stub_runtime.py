@@ -152,7 +152,7 @@ class StubRuntime:
     @web.middleware
     async def guard(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         while (self.flags / "hang").exists():
-            await asyncio.sleep(0.1)
+            await asyncio.sleep(0.1)  # noqa: ASYNC110 - a test in another process makes and removes the file
         token = request.headers.get("Authorization", "").removeprefix("Bearer ")
         try:
             key_id = jwt.get_unverified_header(token)["kid"]
