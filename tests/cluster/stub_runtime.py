@@ -151,8 +151,8 @@ class StubRuntime:
 
     @web.middleware
     async def guard(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        while (self.flags / "hang").exists():
-            await asyncio.sleep(0.1)  # noqa: ASYNC110 - a test in another process makes and removes the file
+        while (self.flags / "hang").exists():  # noqa: ASYNC110 - a file that the test makes and removes
+            await asyncio.sleep(0.1)
         token = request.headers.get("Authorization", "").removeprefix("Bearer ")
         try:
             key_id = jwt.get_unverified_header(token)["kid"]
