@@ -14,6 +14,7 @@ from graft_runtime.api.logs import configure_logs
 from graft_runtime.api.pod import Places
 from graft_runtime.api.server import read_config, serve
 from graft_runtime.errors import GraftError
+from graft_runtime.store.network import parse_network
 
 logger = logging.getLogger("graft_runtime")
 
@@ -34,6 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         cache=options.cache_directory,
         state=options.state_directory,
         sources=sources,
+        allowed_networks=tuple(options.allowed_network),
     )
     try:
         status = asyncio.run(
@@ -67,6 +69,14 @@ def _parser() -> argparse.ArgumentParser:
         default=[],
         metavar=("NAME", "DIRECTORY"),
         help="where a declared source is mounted; may be repeated",
+    )
+    serving.add_argument(
+        "--allowed-network",
+        type=parse_network,
+        action="append",
+        default=[],
+        metavar="CIDR",
+        help="where sources may be, beside public addresses; may be repeated",
     )
     return parser
 

@@ -36,6 +36,7 @@ TOKEN_ISSUER = "graft-operator"  # noqa: S105
 # File names inside the directories that the operator mounts into a pod.
 RUNTIME_CONFIG_FILE = "runtime-config.json"
 ADAPTER_SET_FILE = "adapter-set.json.gz"
+SOURCE_TOKEN_FILE = "token"  # noqa: S105 - in the directory of a source's Secret
 PUBLIC_KEY_SUFFIX = ".pem"  # in the keys directory: KEYID.pem, SubjectPublicKeyInfo
 
 ADAPTER_NAME_PATTERN = r"^[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?$"
@@ -100,9 +101,12 @@ class SourceMount(Wire):
     """A declared source (`spec.sources`) and its URIs. Its directory reaches the runtime as an argument."""
 
     name: str = Field(max_length=63)
-    kind: Literal["claim", "directory"]
-    """`claim`: `pvc://NAME/…`, a mounted PersistentVolumeClaim; `directory`: `file://…` below `uri_prefixes`."""
+    kind: Literal["claim", "directory", "remote"]
+    """`claim`: `pvc://NAME/…`, a mounted PersistentVolumeClaim; `directory`: `file://…` below `uri_prefixes`;
+    `remote`: `hf://…` or `https://…` below `uri_prefixes`, its directory is that of its Secret, where it has one."""
     uri_prefixes: tuple[str, ...] = Field(default=(), max_length=16)
+    endpoint: str | None = Field(default=None, max_length=512)
+    """Of `hf://`: another server that speaks the Hub's API."""
 
 
 class BaseModelConfig(Wire):
@@ -168,6 +172,8 @@ class AdapterEntry(Wire):
     """The exact bytes to serve. An entry without one is never mounted: it waits for its resolution."""
     fault: Fault | None = None
     """Why there is no digest: the source could not be resolved. Requests get this text, readiness waits no longer."""
+    revision: str | None = Field(default=None, max_length=256)
+    """The exact revision that `digest` was resolved from; `source` holds the one that was asked for."""
     candidate: Digest | None = None
     """The bytes that are to follow `digest`: mounted and checked beside it, not served yet."""
     scale: float = Field(default=1.0, ge=-1000.0, le=1000.0, allow_inf_nan=False)
@@ -175,6 +181,11 @@ class AdapterEntry(Wire):
     """Mounted from the start and never displaced."""
     inline: bool = True
     """Listed in the pool's spec, so that readiness waits for it."""
+
+    @property
+    def exact_source(self) -> Source:
+        """Where every pod finds the same bytes, also after a branch has moved on."""
+        return self.source.model_copy(update={"revision": self.revision}) if self.revision else self.source
 
 
 class AdapterSet(Wire):

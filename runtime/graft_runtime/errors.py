@@ -25,6 +25,8 @@ class ErrorCode(StrEnum):
     """The source refused our credentials, or wants some."""
     SOURCE_NOT_DECLARED = "SourceNotDeclared"
     """The URI lies outside spec.sources and the schemes that the administrator allows."""
+    FORBIDDEN_ADDRESS = "ForbiddenAddress"
+    """The source's host is not public, nor in a network that the administrator allows."""
     SOURCE_UNAVAILABLE = "SourceUnavailable"
     """The source did not answer or broke off; it is tried again."""
     DIGEST_MISMATCH = "DigestMismatch"

@@ -71,7 +71,7 @@ HOSTILE: dict[str, tuple[Callable[[Path], None], str, str]] = {
     "a prefix of a claim's name": (nothing, "pvc://shelf-of-others/good", "SourceNotDeclared"),
     "a file outside the prefix": (nothing, "file:///etc", "SourceNotDeclared"),
     "dots after a prefix": (nothing, "file:///data/models/../../etc", "UnsafeFile"),
-    "an unknown scheme": (nothing, "https://example.org/good", "SourceNotDeclared"),
+    "an unknown scheme": (nothing, "s3://example.org/good", "SourceNotDeclared"),
     "a missing directory": (nothing, "pvc://shelf/nothing", "NotFound"),
     "a file as a directory": (nothing, "pvc://shelf/good/adapter_config.json", "NotFound"),
     "a name without end": (nothing, "pvc://shelf/" + "a" * 300, "NotFound"),

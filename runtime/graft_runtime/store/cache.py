@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import itertools
 import logging
 import shutil
 import threading
-from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from graft_runtime.errors import ErrorCode, GraftError
 from graft_runtime.store.checkpoints import FileRecord, Kind, config_file, digest_of, select_files
-from graft_runtime.store.sources import SourceDirectory, Sources
+from graft_runtime.store.sources import Directory, Sources
 
 logger = logging.getLogger(__name__)
 
@@ -29,11 +30,19 @@ class Cached:
     digest: str
     directory: Path
     bytes: int
+    revision: str | None = None
+    """The exact one that it was copied from, where its source has revisions."""
 
 
 @dataclass
 class _Arrival:
     bytes: int = 0
+
+
+@dataclass
+class _Busy:
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    users: int = 0
 
 
 class Cache:
@@ -58,6 +67,9 @@ class Cache:
         self._sizes = {path.name: _size(path) for path in self._checkpoints.iterdir()}
         """Bytes by hex digest, least recently used first."""
         self._arriving = 0
+        self._known: dict[str, str] = {}
+        """Digests by kind and identity of their sources."""
+        self._busy: dict[str, _Busy] = {}
 
     def find(self, digest: str) -> Cached | None:
         """The checkpoint of this digest, when it is here."""
@@ -68,31 +80,48 @@ class Cache:
             size = self._sizes[name] = self._sizes.pop(name)
         return Cached(digest, self._checkpoints / name, size)
 
-    def copy(self, sources: Sources, uri: str, kind: Kind) -> Cached:
+    @property
+    def unfinished(self) -> list[Path]:
+        """The directories that copies under way fill."""
+        return sorted(self._partial.iterdir())
+
+    def copy(self, sources: Sources, uri: str, kind: Kind, revision: str | None = None) -> Cached:
         """Copies a checkpoint in, hashing it on the way.
 
+        What can't have changed since an earlier copy is not copied again; two callers for it share one copy.
+
         Raises:
-            GraftError: SourceNotDeclared, UnsafeFile, NotFound, SourceUnavailable, NotAnAdapter, NotAModel,
-                NoCapacity.
+            GraftError: SourceNotDeclared, UnsafeFile, NotFound, Unauthorized, ForbiddenAddress, SourceUnavailable,
+                NotAnAdapter, NotAModel, DigestMismatch, NoCapacity.
         """
+        with sources.open(uri, revision) as directory:
+            if directory.identity is None:
+                return self._copy(directory, kind)
+            key = f"{kind} {directory.identity}"
+            with self._alone(key):
+                known = self.find(self._known.get(key, ""))
+                cached = known or self._copy(directory, kind)
+                self._known[key] = cached.digest
+            return replace(cached, revision=directory.revision)
+
+    def _copy(self, directory: Directory, kind: Kind) -> Cached:
         partial = self._partial / str(next(self._numbers))
         partial.mkdir()
         arrival = _Arrival()
         try:
-            with sources.open(uri) as directory:
-                names = directory.names()
-                folders = [] if config_file(kind) in names else directory.folders_with(config_file(kind))
-                selected = select_files(names, kind, uri, folders)
-                records = [self._copy_file(directory, name, partial / name, arrival) for name in selected]
+            names = directory.names()
+            folders = [] if config_file(kind) in names else directory.folders_with(config_file(kind))
+            selected = select_files(names, kind, directory.uri, folders)
+            records = [self._copy_file(directory, name, partial / name, arrival) for name in selected]
             return self._publish(partial, digest_of(records), sum(record.size for record in records))
         except OSError as error:
-            raise _disk_fault(uri, error) from error
+            raise _disk_fault(directory.uri, error) from error
         finally:
             shutil.rmtree(partial, ignore_errors=True)
             with self._lock:
                 self._arriving -= arrival.bytes
 
-    def _copy_file(self, directory: SourceDirectory, name: str, target: Path, arrival: _Arrival) -> FileRecord:
+    def _copy_file(self, directory: Directory, name: str, target: Path, arrival: _Arrival) -> FileRecord:
         hasher, size = hashlib.sha256(), 0
         with directory.open_file(name) as source, target.open("xb", buffering=0) as file:
             while chunk := _read(source.read, directory.uri, name):
@@ -102,7 +131,24 @@ class Cache:
                 hasher.update(chunk)
                 size += len(chunk)
         target.chmod(0o444)
-        return FileRecord(name, size, hasher.hexdigest())
+        record = FileRecord(name, size, hasher.hexdigest())
+        directory.check(record, target)
+        return record
+
+    @contextlib.contextmanager
+    def _alone(self, key: str) -> Iterator[None]:
+        """One thread at a time for each key."""
+        with self._lock:
+            busy = self._busy.setdefault(key, _Busy())
+            busy.users += 1
+        try:
+            with busy.lock:
+                yield
+        finally:
+            with self._lock:
+                busy.users -= 1
+                if not busy.users:
+                    del self._busy[key]
 
     def _publish(self, partial: Path, digest: str, size: int) -> Cached:
         name = digest.removeprefix("sha256:")
@@ -137,9 +183,9 @@ class Cache:
         return False
 
 
-def _read(read: Callable[[int], bytes], uri: str, name: str) -> bytes:
+def _read(read: Callable[[int], bytes | None], uri: str, name: str) -> bytes:
     try:
-        return read(CHUNK_BYTES)
+        return read(CHUNK_BYTES) or b""
     except OSError as error:
         raise GraftError(
             ErrorCode.SOURCE_UNAVAILABLE,

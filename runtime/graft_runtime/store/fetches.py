@@ -25,6 +25,8 @@ TRANSIENT = frozenset({ErrorCode.SOURCE_UNAVAILABLE, ErrorCode.NO_CAPACITY, Erro
 SLOW = frozenset(
     {
         ErrorCode.NOT_FOUND,
+        ErrorCode.UNAUTHORIZED,
+        ErrorCode.FORBIDDEN_ADDRESS,
         ErrorCode.NOT_AN_ADAPTER,
         ErrorCode.NOT_A_MODEL,
         ErrorCode.DIGEST_MISMATCH,
@@ -100,6 +102,7 @@ class Fetches:
         """Waits for nothing: a copy that runs is left to end with the process."""
         for task in list(self._running.values()):
             task.cancel()
+        self._sources.close()
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     def _ended(self, key: tuple[Source, Kind], task: asyncio.Task[Cached]) -> None:
@@ -109,7 +112,9 @@ class Fetches:
 
     async def _copy(self, source: Source, kind: Kind) -> Cached:
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._threads, self._cache.copy, self._sources, source.uri, kind)
+        return await loop.run_in_executor(
+            self._threads, self._cache.copy, self._sources, source.uri, kind, source.revision
+        )
 
 
 def retry_seconds(code: ErrorCode, attempt: int) -> float | None:

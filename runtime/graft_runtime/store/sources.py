@@ -7,15 +7,56 @@ import errno
 import os
 import stat
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import BinaryIO
+from types import TracebackType
+from typing import BinaryIO, Protocol, Self
 from urllib.parse import unquote
 
 from graft_runtime.contract import SourceMount
 from graft_runtime.errors import ErrorCode, GraftError
+from graft_runtime.store.checkpoints import FileRecord
+from graft_runtime.store.network import DEFAULT_PACE, Network, Pace
+from graft_runtime.store.remotes import HUB_SCHEME, Remotes
 
 _DIRECTORY_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FILE_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+
+
+class Reader(Protocol):
+    """A file of a source, read from its start to its end."""
+
+    def read(self, size: int, /) -> bytes | None: ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None, /
+    ) -> None: ...
+
+
+class Directory(Protocol):
+    """What a URI names, while it is open."""
+
+    @property
+    def uri(self) -> str: ...
+
+    @property
+    def revision(self) -> str | None:
+        """The exact one, where the source has revisions."""
+
+    @property
+    def identity(self) -> str | None:
+        """The same text means the same bytes; None where nothing promises that."""
+
+    def names(self) -> list[str]: ...
+
+    def folders_with(self, file: str) -> list[str]: ...
+
+    def open_file(self, name: str) -> Reader: ...
+
+    def check(self, record: FileRecord, copy: Path) -> None:
+        """Compares what was read with what the source announced. Raises GraftError: DigestMismatch."""
 
 
 class Sources:
@@ -24,17 +65,30 @@ class Sources:
     Args:
         mounts: `spec.sources`.
         directories: where each is mounted in this pod, by its name.
+        allowed_networks: where remote ones may be, beside public addresses.
+        pace: what those must at least deliver.
     """
 
-    def __init__(self, mounts: Sequence[SourceMount], directories: Mapping[str, Path]) -> None:
+    def __init__(
+        self,
+        mounts: Sequence[SourceMount],
+        directories: Mapping[str, Path],
+        allowed_networks: Sequence[Network] = (),
+        pace: Pace = DEFAULT_PACE,
+    ) -> None:
+        self._remotes = Remotes(mounts, directories, allowed_networks, pace)
         self._roots: dict[str, Path] = {}
         """By URI prefix, with a slash at its end."""
         for mount in mounts:
-            if mount.name not in directories:
+            if mount.kind == "remote" or mount.name not in directories:
                 continue
             prefixes = (f"pvc://{mount.name}/",) if mount.kind == "claim" else mount.uri_prefixes
             for prefix in prefixes:
                 self._roots[prefix if prefix.endswith("/") else prefix + "/"] = directories[mount.name]
+
+    def close(self) -> None:
+        """Breaks off what is read from remote ones."""
+        self._remotes.close()
 
     def locate(self, uri: str) -> tuple[Path, tuple[str, ...]]:
         """The mount that answers for a URI, and the path below it, part by part.
@@ -59,13 +113,18 @@ class Sources:
             )
         return self._roots[prefix], parts
 
-    @contextlib.contextmanager
-    def open(self, uri: str) -> Iterator[SourceDirectory]:
-        """The directory that a URI names.
+    def open(self, uri: str, revision: str | None = None) -> AbstractContextManager[Directory]:
+        """What a URI names, at a revision where its source has some.
 
         Raises:
-            GraftError: SourceNotDeclared, UnsafeFile, NotFound, SourceUnavailable.
+            GraftError: SourceNotDeclared, UnsafeFile, NotFound, Unauthorized, ForbiddenAddress, SourceUnavailable.
         """
+        if uri.startswith(HUB_SCHEME):
+            return self._remotes.open(uri, revision)
+        return self._open_mounted(uri)
+
+    @contextlib.contextmanager
+    def _open_mounted(self, uri: str) -> Iterator[SourceDirectory]:
         root, parts = self.locate(uri)
         try:
             descriptor = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -84,6 +143,9 @@ class Sources:
 class SourceDirectory:
     """An open directory of a source. What happens to its path meanwhile changes nothing."""
 
+    revision: str | None = None
+    identity: str | None = None
+
     def __init__(self, descriptor: int, uri: str) -> None:
         self._descriptor = descriptor
         self.uri = uri
@@ -94,6 +156,9 @@ class SourceDirectory:
             return sorted(os.listdir(self._descriptor))
         except OSError as error:
             raise _unavailable(self.uri, f"it can't be listed: {error.strerror}") from error
+
+    def check(self, record: FileRecord, copy: Path) -> None:
+        """A directory announces nothing."""
 
     def folders_with(self, file: str) -> list[str]:
         """The folders in it that hold `file`: what the URI may have meant."""

@@ -1,0 +1,172 @@
+"""HTTP for the store: every connection goes to an address that was checked, also after a redirect."""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import NoReturn
+
+import httpx2
+
+from graft_runtime.errors import ErrorCode, GraftError
+
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+CONNECT_SECONDS = 10.0
+SILENT_SECONDS = 30.0
+"""How long a source may say nothing."""
+MAX_REDIRECTS = 5
+_DEFAULT_PORTS = {"http": 80, "https": 443}
+# Public addresses by their range, yet they answer inside a cloud's network only.
+_CLOUD_ADDRESSES = frozenset({ipaddress.ip_address("168.63.129.16")})
+_NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
+
+
+@dataclass(frozen=True)
+class Pace:
+    """What a source must at least deliver."""
+
+    silent_seconds: float = SILENT_SECONDS
+    """The longest pause between two pieces."""
+    window_seconds: float = 60.0
+    window_bytes: int = 1 << 20
+    """The least in any window."""
+    tries: int = 5
+    """Connections in a row that bring nothing before we give up; the whole download is then tried again, later."""
+    first_pause_seconds: float = 0.5
+
+
+DEFAULT_PACE = Pace()
+
+
+class AddressGuard:
+    """Tells addresses that a source may have from those of this node, this cluster and this cloud.
+
+    Args:
+        allowed: networks beside the public ones, by the administrator.
+    """
+
+    def __init__(self, allowed: Iterable[Network] = ()) -> None:
+        self._allowed = tuple(allowed)
+
+    def addresses(self, host: str, port: int) -> list[Address]:
+        """The addresses of a host that we may connect to.
+
+        Raises:
+            GraftError: SourceUnavailable where its name has no address, ForbiddenAddress where it has only others.
+        """
+        try:
+            found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        except (OSError, UnicodeError) as error:
+            raise GraftError(
+                ErrorCode.SOURCE_UNAVAILABLE, f"the host `{host}` has no address: {error}", hint="it is tried again"
+            ) from error
+        addresses = [ipaddress.ip_address(str(entry[4][0]).partition("%")[0]) for entry in found]
+        permitted = [address for address in dict.fromkeys(addresses) if self.permits(address)]
+        if not permitted:
+            shown = ", ".join(sorted({str(address) for address in addresses}))
+            raise GraftError(
+                ErrorCode.FORBIDDEN_ADDRESS,
+                f"the host `{host}` has the address {shown}, which is not public",
+                hint="have the administrator add its network to the chart's value allowedNetworks",
+            )
+        return permitted
+
+    def permits(self, address: Address) -> bool:
+        """Whether a source may have this address."""
+        return self.is_allowed(address) or all(_is_public(meant) for meant in _meanings(address))
+
+    def is_allowed(self, address: Address) -> bool:
+        """Whether the administrator named a network that holds it."""
+        return any(meant in network for network in self._allowed for meant in _meanings(address)[-1:])
+
+
+def _meanings(address: Address) -> list[Address]:
+    """The address, and the IPv4 address inside it where it leads to one; that one last."""
+    if isinstance(address, ipaddress.IPv4Address):
+        return [address]
+    inner = address.ipv4_mapped or address.sixtofour or (address.teredo[1] if address.teredo else None)
+    if inner is None and address in _NAT64:
+        inner = ipaddress.IPv4Address(int(address) & 0xFFFF_FFFF)
+    if inner is None:
+        return [address]
+    return [inner] if address.ipv4_mapped else [address, inner]
+
+
+def _is_public(address: Address) -> bool:
+    return address.is_global and not address.is_multicast and address not in _CLOUD_ADDRESSES
+
+
+class GuardedTransport(httpx2.BaseTransport):
+    """Resolves a host once, checks what it found, and connects to exactly that: no second look-up can differ.
+
+    Plain http is for networks that the administrator allows; the certificate is that of the host's name.
+    """
+
+    def __init__(self, guard: AddressGuard) -> None:
+        self._guard = guard
+        # A connection to an address must not serve two hosts: its certificate was checked for one of them.
+        self._inner = httpx2.HTTPTransport(limits=httpx2.Limits(max_connections=64, max_keepalive_connections=0))
+
+    def handle_request(self, request: httpx2.Request) -> httpx2.Response:
+        """Raises GraftError: ForbiddenAddress, SourceUnavailable; httpx2.TransportError."""
+        url = request.url
+        if url.scheme not in _DEFAULT_PORTS:
+            _refuse(url, "has a scheme other than https")
+        addresses = self._guard.addresses(url.host, url.port or _DEFAULT_PORTS[url.scheme])
+        if url.scheme == "http":
+            addresses = [address for address in addresses if self._guard.is_allowed(address)]
+            if not addresses:
+                _refuse(url, "is plain http outside the networks that the administrator allows")
+        return self._first_answer(request, addresses)
+
+    def close(self) -> None:
+        self._inner.close()
+
+    def _first_answer(self, request: httpx2.Request, addresses: Sequence[Address]) -> httpx2.Response:
+        for address in addresses[:-1]:
+            try:
+                return self._inner.handle_request(_pinned(request, address))
+            except (httpx2.ConnectError, httpx2.ConnectTimeout):
+                continue
+        return self._inner.handle_request(_pinned(request, addresses[-1]))
+
+
+def make_client(guard: AddressGuard, pace: Pace) -> httpx2.Client:
+    """A client that follows redirects, each one checked, and leaves Authorization behind at another host.
+
+    The environment's proxies, tokens and .netrc are not used.
+    """
+    return httpx2.Client(
+        transport=GuardedTransport(guard),
+        follow_redirects=True,
+        max_redirects=MAX_REDIRECTS,
+        timeout=httpx2.Timeout(pace.silent_seconds, connect=min(CONNECT_SECONDS, pace.silent_seconds)),
+        trust_env=False,
+    )
+
+
+def parse_network(text: str) -> Network:
+    """A network in CIDR notation. Raises ValueError."""
+    return ipaddress.ip_network(text)
+
+
+def _pinned(request: httpx2.Request, address: Address) -> httpx2.Request:
+    return httpx2.Request(
+        request.method,
+        request.url.copy_with(host=str(address)),
+        headers=request.headers,
+        stream=request.stream,
+        extensions={**request.extensions, "sni_hostname": request.url.host},
+    )
+
+
+def _refuse(url: httpx2.URL, why: str) -> NoReturn:
+    raise GraftError(
+        ErrorCode.FORBIDDEN_ADDRESS,
+        f"`{url.scheme}://{url.host}` {why}",
+        hint="use https, or have the administrator add the network to the chart's value allowedNetworks",
+    )
