@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from graft_runtime.contract import AdapterEntry, AdapterSet, AdapterSetVersion, Fault, Source
 from graft_runtime.errors import ErrorCode, GraftError
 
-from graft_operator.api import AdapterDeploymentSpec, AdapterSpec, find_source
+from graft_operator.api import AdapterDeploymentSpec, AdapterSpec, is_declared
 from graft_operator.checks import TRANSIENT, adapter_fault
 from graft_operator.observed import Observed
 from graft_operator.settings import Settings
@@ -32,10 +32,18 @@ class AdapterPlan:
 
 
 @dataclass(frozen=True)
+class _Version:
+    """What a source holds: its bytes, and the exact revision where it has some."""
+
+    digest: str
+    revision: str | None = None
+
+
+@dataclass(frozen=True)
 class _Answers:
     """What is known of sources."""
 
-    digests: Mapping[Source, str]
+    versions: Mapping[Source, _Version]
     faults: Mapping[Source, Fault]
 
 
@@ -48,7 +56,7 @@ def plan_adapters(
     """
     entries = _entries(stored_sets(observed), config_hash)
     answers = _Answers(
-        digests=_resolved_digests(observed) | _recorded_digests(observed, entries),
+        versions=_resolved_versions(observed) | _recorded_versions(observed, entries),
         faults=_resolution_faults(observed),
     )
     served = {entry.name: entry for entry in entries}
@@ -57,8 +65,8 @@ def plan_adapters(
 
 def unrecorded_sources(spec: AdapterDeploymentSpec, observed: Observed, config_hash: str) -> frozenset[Source]:
     """The sources in the spec whose digests are written down nowhere yet: answers about others may be forgotten."""
-    recorded = _recorded_digests(observed, _entries(stored_sets(observed), config_hash))
-    return frozenset({Source(uri=adapter.uri) for adapter in spec.adapters} - recorded.keys())
+    recorded = _recorded_versions(observed, _entries(stored_sets(observed), config_hash))
+    return frozenset({_source(adapter) for adapter in spec.adapters} - recorded.keys())
 
 
 def version_of(adapter_set: AdapterSet) -> AdapterSetVersion:
@@ -110,12 +118,14 @@ def _plan_adapter(
     settings: Settings,
 ) -> AdapterPlan:
     fault = adapter_fault(spec, adapter, settings)
-    source = Source(uri=adapter.uri)
-    digest = adapter.digest or answers.digests.get(source)
-    if fault is None and digest is not None:
-        return AdapterPlan(adapter, _entry(adapter, source, digest))
+    source = _source(adapter)
+    version = answers.versions.get(source)
+    if adapter.digest is not None and (version is None or version.digest != adapter.digest):
+        version = _Version(adapter.digest)
+    if fault is None and version is not None:
+        return AdapterPlan(adapter, _entry(adapter, source, version))
     # Still declared: what was withdrawn on purpose must not live on under its old entry.
-    previous = served if served is not None and served.digest and find_source(spec.sources, served.source.uri) else None
+    previous = served if served is not None and served.digest and is_declared(spec.sources, served.source.uri) else None
     if fault is not None:
         return AdapterPlan(adapter, previous, fault)
     if previous is not None:
@@ -126,8 +136,19 @@ def _plan_adapter(
     return AdapterPlan(adapter, entry, unresolved=source)
 
 
-def _entry(adapter: AdapterSpec, source: Source, digest: str | None) -> AdapterEntry:
-    return AdapterEntry(name=adapter.name, source=source, digest=digest, scale=adapter.scale, pinned=adapter.pinned)
+def _source(adapter: AdapterSpec) -> Source:
+    return Source(uri=adapter.uri, revision=adapter.revision)
+
+
+def _entry(adapter: AdapterSpec, source: Source, version: _Version | None) -> AdapterEntry:
+    return AdapterEntry(
+        name=adapter.name,
+        source=source,
+        digest=version.digest if version is not None else None,
+        revision=version.revision if version is not None else None,
+        scale=adapter.scale,
+        pinned=adapter.pinned,
+    )
 
 
 def _resolution_faults(observed: Observed) -> dict[Source, Fault]:
@@ -139,16 +160,26 @@ def _resolution_faults(observed: Observed) -> dict[Source, Fault]:
     }
 
 
-def _resolved_digests(observed: Observed) -> dict[Source, str]:
-    return {source: found.digest for source, found in observed.resolutions.items() if found.digest}
+def _resolved_versions(observed: Observed) -> dict[Source, _Version]:
+    return {
+        source: _Version(found.digest, found.revision) for source, found in observed.resolutions.items() if found.digest
+    }
 
 
-def _recorded_digests(observed: Observed, entries: Iterable[AdapterEntry]) -> dict[Source, str]:
+def _recorded_versions(observed: Observed, entries: Iterable[AdapterEntry]) -> dict[Source, _Version]:
     """What was resolved before is not resolved again, also by the next operator; the adapter sets speak last."""
-    recorded = {Source(uri=adapter.uri): adapter.digest for adapter in observed.pool.status.adapters if adapter.uri}
-    recorded |= {entry.source: entry.digest for entry in entries}
+    recorded = {
+        Source(uri=adapter.uri, revision=adapter.requested_revision): (adapter.digest, adapter.revision)
+        for adapter in observed.pool.status.adapters
+        if adapter.uri
+    }
+    recorded |= {entry.source: (entry.digest, entry.revision) for entry in entries}
     disproved = _disproved_digests(observed)
-    return {source: digest for source, digest in recorded.items() if digest and digest not in disproved}
+    return {
+        source: _Version(digest, revision)
+        for source, (digest, revision) in recorded.items()
+        if digest and digest not in disproved
+    }
 
 
 def _disproved_digests(observed: Observed) -> set[str]:

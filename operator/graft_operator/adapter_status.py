@@ -64,10 +64,11 @@ def adapter_status(
     return AdapterStatus(
         name=plan.spec.name,
         uri=entry.source.uri if entry is not None else None,
+        requested_revision=entry.source.revision if entry is not None else None,
         ready_replicas=len(ready),
         desired_replicas=pool.spec.replicas,
         digest=entry.digest if entry is not None else None,
-        revision=shown.revision if shown is not None else None,
+        revision=entry.revision if entry is not None else None,
         method=shown.method if shown is not None else None,
         rank=shown.rank if shown is not None else None,
         reason=None if fault is None else fault.code.value,

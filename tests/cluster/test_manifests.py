@@ -32,9 +32,13 @@ spec:
   sources:
     - {name: models, claimName: models}
     - {name: shelf, mountPath: /mnt/shelf}
+    - {name: hub, uriPrefixes: [hf://acme/, hf://acme-labs/chat/], secretName: hub, endpoint: "https://hub.example:8443/hf"}
+    - {name: web, uriPrefixes: ["https://models.example/ours/"], secretName: web}
   adapters:
     - {name: billing, uri: pvc://models/billing, scale: 0.5, pinned: true}
     - {name: sql, uri: "file:///mnt/shelf/sql"}
+    - {name: law, uri: hf://acme/law/v2/final, revision: refs/pr/1}
+    - {name: tax, uri: "https://models.example/ours/tax-1.0.tar.gz"}
   engine: {maxRank: 16}
   accelerator: {count: 0}
   cache: {size: 20Gi}
@@ -100,7 +104,26 @@ URIS = [
     "PVC://models/a",
     " pvc://models/a",
     "https://host/a",
+    "https://host/a.zip",
+    "https://host:8443/a/b.tar.gz",
+    "https://host/a.zip/",
+    "https://host/.zip",
+    "https://host:port/a.zip",
+    "https://[::1]/a.zip",
+    "https://user@host/a.zip",
+    "https:///a.zip",
     "hf://org/a",
+    "hf://org/a/b/c",
+    "hf://org",
+    "hf://org/",
+    "hf://org/a/",
+    "hf:///a",
+    "hf://.org/a",
+    "hf://org/..",
+    "hf://org/a/../b",
+    "hf://org/ünï",
+    "hf://org/a/ünï",
+    "hf://org/" + "a" * 97,
     "pvc://",
     "pvc:///a",
     "pvc://models",

@@ -1,4 +1,4 @@
-"""Which declared source a URI lies in. A URI outside every source is never served."""
+"""Which declared source a URI lies in. What lies on a mount outside every source is never served."""
 
 from __future__ import annotations
 
@@ -8,15 +8,26 @@ from graft_runtime.errors import ErrorCode, GraftError
 
 from graft_operator.api.spec import SourceSpec
 
+REMOTE_SCHEMES = ("hf://", "https://")
+
 
 def find_source(sources: Iterable[SourceSpec], uri: str) -> SourceSpec | None:
     """The source that `uri` lies in; where directories nest, the deepest one."""
-    holding = [source for source in sources if uri.startswith(source.uri_prefix)]
-    return max(holding, key=lambda source: len(source.uri_prefix), default=None)
+    holding = [source for source in sources if uri.startswith(source.prefixes)]
+    return max(holding, key=lambda source: max(map(len, _matching(source, uri))), default=None)
+
+
+def is_declared(sources: Iterable[SourceSpec], uri: str) -> bool:
+    """Whether pods may read `uri`: what is mounted has to be declared, what is public has not."""
+    return uri.startswith(REMOTE_SCHEMES) or find_source(sources, uri) is not None
+
+
+def _matching(source: SourceSpec, uri: str) -> list[str]:
+    return [prefix for prefix in source.prefixes if uri.startswith(prefix)]
 
 
 def mount_name(source: SourceSpec) -> str:
-    """The name of the pod's volume for a source that is a claim."""
+    """The name of the pod's volume for a source that is a claim or has a Secret."""
     return f"source-{source.name}"
 
 

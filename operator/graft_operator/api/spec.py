@@ -20,7 +20,15 @@ QUANTITY_UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 QUANTITY_UNITS |= {"Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
 _LABEL = r"[a-z0-9]([-a-z0-9]*[a-z0-9])?"
 _SEGMENTS = r"(/[^/?#%\\ \t\r\n]+)+"
-_URI = rf"^(pvc://{_LABEL}|file://){_SEGMENTS}$"
+_OWNER = r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}"
+_HOST = r"[A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?(:[0-9]{1,5})?"
+_ARCHIVE = rf"https://{_HOST}{_SEGMENTS}\.(tar\.gz|zip)"
+_URI = rf"^((pvc://{_LABEL}|file://){_SEGMENTS}|hf://{_OWNER}/{_OWNER}({_SEGMENTS})?|{_ARCHIVE})$"
+_PREFIX = rf"^(hf://{_OWNER}|https://{_HOST})({_SEGMENTS})?/$"
+_ENDPOINT = rf"^https?://{_HOST}({_SEGMENTS})?$"
+_REVISION = r"^[A-Za-z0-9]([A-Za-z0-9._/-]{0,253}[A-Za-z0-9])?$"
+_SCHEMES = ("hf://", "pvc://", "file://", "https://")
+_HAS_SCHEME = " || ".join(f"self.startsWith('{scheme}')" for scheme in _SCHEMES)
 _LAST_PART_IS_A_NAME = r"/[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?$"
 _DIRECTORY = r"^(/[A-Za-z0-9._-]+)+$"
 _DOT_SEGMENT = r"/\.{1,2}(/|$)"
@@ -37,17 +45,19 @@ def _matches(pattern: str, text: str) -> bool:
 
 URI_RULES = (
     Rule(
-        "must start with pvc:// or file://, the schemes that this version supports: pvc://SOURCE/PATH names a directory"
-        " in the claim of an entry of spec.sources, file:///PATH one below the mountPath of an entry",
-        "self.startsWith('pvc://') || self.startsWith('file://')",
-        lambda uri: uri.startswith(("pvc://", "file://")),
+        "must start with hf://, pvc://, file:// or https://, the schemes that this version supports: hf://OWNER/NAME is"
+        " a repository of the Hub, pvc://SOURCE/PATH a directory in the claim of an entry of spec.sources, file:///PATH"
+        " one below the mountPath of an entry, https://HOST/PATH.tar.gz an archive",
+        _HAS_SCHEME,
+        lambda uri: uri.startswith(_SCHEMES),
         text="self",
     ),
     Rule(
-        "must name a directory, as in pvc://SOURCE/PATH or file:///PATH: no empty part, no trailing slash,"
-        " none of ? # % \\ and no white space",
-        f"!(self.startsWith('pvc://') || self.startsWith('file://')) || self.matches({_cel(_URI)})",
-        lambda uri: not uri.startswith(("pvc://", "file://")) or _matches(_URI, uri),
+        "must name a directory or an archive, as in hf://OWNER/NAME, hf://OWNER/NAME/FOLDER, pvc://SOURCE/PATH,"
+        " file:///PATH or https://HOST/PATH.tar.gz (or .zip): no empty part, no trailing slash, none of ? # % \\ and no"
+        " white space",
+        f"!({_HAS_SCHEME}) || self.matches({_cel(_URI)})",
+        lambda uri: not uri.startswith(_SCHEMES) or _matches(_URI, uri),
         text="self",
     ),
     Rule(
@@ -56,6 +66,27 @@ URI_RULES = (
         lambda uri: not _matches(_DOT_SEGMENT, uri),
         text="self",
     ),
+)
+PREFIX_RULES = (
+    Rule(
+        "must end with a slash and start with hf://OWNER/ or https://HOST/",
+        f"self.matches({_cel(_PREFIX)}) && !self.matches({_cel(_DOT_SEGMENT)})",
+        lambda prefix: _matches(_PREFIX, prefix) and not _matches(_DOT_SEGMENT, prefix),
+        text="self",
+    ),
+)
+ENDPOINT_RULES = (
+    Rule(
+        "must be https://HOST, without a trailing slash; http:// is for networks that the administrator allows",
+        f"self.matches({_cel(_ENDPOINT)}) && !self.matches({_cel(_DOT_SEGMENT)})",
+        lambda endpoint: _matches(_ENDPOINT, endpoint) and not _matches(_DOT_SEGMENT, endpoint),
+        text="self",
+    ),
+)
+REVISION_IS_OF_THE_HUB = Rule(
+    "revision is for hf:// only: no other source has revisions",
+    "!has(self.revision) || self.uri.startsWith('hf://')",
+    lambda checkpoint: checkpoint.revision is None or checkpoint.uri.startswith("hf://"),
 )
 MOUNT_PATH_RULES = (
     Rule(
@@ -83,6 +114,13 @@ ServedName = Annotated[str, Field(pattern=ADAPTER_NAME_PATTERN, min_length=1, ma
 DigestText = Annotated[str, Field(pattern=DIGEST_PATTERN, max_length=71)]
 Uri = Annotated[str, Field(min_length=1, max_length=1024, json_schema_extra=validations(URI_RULES)), check(URI_RULES)]
 ResourceName = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$", min_length=1, max_length=253)]
+Revision = Annotated[str, Field(pattern=_REVISION, min_length=1, max_length=255)]
+UriPrefix = Annotated[
+    str, Field(min_length=6, max_length=512, json_schema_extra=validations(PREFIX_RULES)), check(PREFIX_RULES)
+]
+Endpoint = Annotated[
+    str, Field(min_length=8, max_length=512, json_schema_extra=validations(ENDPOINT_RULES)), check(ENDPOINT_RULES)
+]
 MountPath = Annotated[
     str,
     Field(min_length=2, max_length=512, json_schema_extra=validations(MOUNT_PATH_RULES)),
@@ -106,7 +144,9 @@ class BaseModelSpec(Ruled):
     name: ServedName | None = None
     """Its name in requests; by default the last part of `uri`."""
     uri: Uri
-    """The checkpoint's directory: pvc://SOURCE/PATH or file:///PATH, inside an entry of `sources`."""
+    """hf://OWNER/NAME, or the checkpoint's directory inside an entry of `sources`: pvc://SOURCE/PATH or file:///PATH."""
+    revision: Revision | None = None
+    """Of hf://: a commit, tag or branch; by default main. Name a commit: each pod looks a branch up for itself."""
     digest: DigestText | None = None
     """Its sha256 as Graft computes it; verified where given, reported in the status where not."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
@@ -119,6 +159,12 @@ class BaseModelSpec(Ruled):
             f"has(self.name) || self.uri.matches({_cel(_LAST_PART_IS_A_NAME)})",
             lambda base: base.name is not None or _matches(_LAST_PART_IS_A_NAME, base.uri),
         ),
+        REVISION_IS_OF_THE_HUB,
+        Rule(
+            "uri must not be https://: archives are for adapters; use hf:// or pvc://",
+            "!self.uri.startsWith('https://')",
+            lambda base: not base.uri.startswith("https://"),
+        ),
     )
 
     @property
@@ -128,7 +174,7 @@ class BaseModelSpec(Ruled):
 
 
 class SourceSpec(Ruled):
-    """A place that checkpoints are read from. What isn't declared is never mounted."""
+    """A place that checkpoints are read from. What is public on the Hub needs no entry."""
 
     name: Annotated[str, Field(pattern=rf"^{_LABEL}$", min_length=1, max_length=50)]
     """Its name, the first part of pvc://NAME/PATH."""
@@ -136,19 +182,39 @@ class SourceSpec(Ruled):
     """A PersistentVolumeClaim of this namespace, mounted read-only."""
     mount_path: MountPath | None = None
     """A directory that `podTemplate` mounts into the container `runtime`; file:// URIs below it are allowed."""
+    uri_prefixes: Annotated[tuple[UriPrefix, ...], Field(min_length=1, max_length=16)] | None = None
+    """hf://OWNER/ or https://HOST/: URIs below them are read with the token of `secretName` and from `endpoint`."""
+    secret_name: ResourceName | None = None
+    """A Secret of this namespace with the key `token`, mounted into the pods; it goes to this source's host alone."""
+    endpoint: Endpoint | None = None
+    """For hf://: another server that speaks the Hub's API, by default https://huggingface.co."""
 
     rules = (
         Rule(
-            "exactly one of claimName and mountPath must be set",
-            "has(self.claimName) != has(self.mountPath)",
-            lambda source: (source.claim_name is None) != (source.mount_path is None),
+            "exactly one of claimName, mountPath and uriPrefixes must be set",
+            "[has(self.claimName), has(self.mountPath), has(self.uriPrefixes)].filter(given, given).size() == 1",
+            lambda source: [source.claim_name, source.mount_path, source.uri_prefixes].count(None) == 2,
+        ),
+        Rule(
+            "uriPrefixes goes with secretName, endpoint or both, and they with it",
+            "has(self.uriPrefixes) == (has(self.secretName) || has(self.endpoint))",
+            lambda source: (source.uri_prefixes is None) == (source.secret_name is None and source.endpoint is None),
+        ),
+        Rule(
+            "endpoint is for prefixes of hf:// only",
+            "!has(self.endpoint) || !has(self.uriPrefixes) || self.uriPrefixes.all(prefix, prefix.startsWith('hf://'))",
+            lambda source: (
+                source.endpoint is None or all(prefix.startswith("hf://") for prefix in source.uri_prefixes or ())
+            ),
         ),
     )
 
     @property
-    def uri_prefix(self) -> str:
-        """What every URI of this source starts with."""
-        return f"file://{self.mount_path}/" if self.mount_path else f"pvc://{self.name}/"
+    def prefixes(self) -> tuple[str, ...]:
+        """What the URIs of this source start with."""
+        if self.uri_prefixes is not None:
+            return self.uri_prefixes
+        return (f"file://{self.mount_path}/",) if self.mount_path else (f"pvc://{self.name}/",)
 
 
 class AdapterSpec(Ruled):
@@ -157,13 +223,18 @@ class AdapterSpec(Ruled):
     name: ServedName
     """Its name in requests (`model`)."""
     uri: Uri
-    """The PEFT checkpoint's directory: pvc://SOURCE/PATH or file:///PATH, inside an entry of `sources`."""
+    """hf://OWNER/NAME[/FOLDER], an archive https://HOST/PATH.tar.gz (or .zip), or the PEFT checkpoint's directory:
+    pvc://SOURCE/PATH or file:///PATH, inside an entry of `sources`."""
+    revision: Revision | None = None
+    """Of hf://: a commit, tag or branch, by default main. It is resolved once, and every pod serves that commit."""
     digest: DigestText | None = None
     """Its sha256 as Graft computes it; verified where given, reported in the status where not."""
     scale: Float = Field(default=1.0, ge=-1000.0, le=1000.0, allow_inf_nan=False)
     """A factor on what the adapter adds to the base."""
     pinned: Bool = False
     """Mounted from the start and never displaced."""
+
+    rules = (REVISION_IS_OF_THE_HUB,)
 
 
 class EngineSpec(Ruled):
@@ -288,9 +359,14 @@ class AdapterDeploymentSpec(Ruled):
         Rule(
             "baseModel.uri must lie in an entry of sources: add {name: SOURCE, claimName: CLAIM} for pvc://SOURCE/PATH,"
             " {name: NAME, mountPath: /DIRECTORY} for file:///DIRECTORY/PATH",
-            "has(self.sources) && self.sources.exists(source, self.baseModel.uri.startsWith(has(source.mountPath)"
-            " ? 'file://' + source.mountPath + '/' : 'pvc://' + source.name + '/'))",
-            lambda spec: any(spec.base_model.uri.startswith(source.uri_prefix) for source in spec.sources),
+            "!(self.baseModel.uri.startsWith('pvc://') || self.baseModel.uri.startsWith('file://'))"
+            " || has(self.sources) && self.sources.exists(source,"
+            " has(source.claimName) && self.baseModel.uri.startsWith('pvc://' + source.name + '/')"
+            " || has(source.mountPath) && self.baseModel.uri.startsWith('file://' + source.mountPath + '/'))",
+            lambda spec: (
+                not spec.base_model.uri.startswith(("pvc://", "file://"))
+                or any(spec.base_model.uri.startswith(source.prefixes) for source in spec.sources)
+            ),
         ),
         Rule(
             "more adapters are pinned than engine.maxMountedAdapters holds: raise it or pin fewer",

@@ -94,6 +94,8 @@ class AdapterStatus(Reported):
     """Its name in requests."""
     uri: str | None = Field(default=None, max_length=1024)
     """The source that `digest` was resolved from."""
+    requested_revision: str | None = Field(default=None, max_length=256)
+    """The revision of it that was asked for; `revision` is the exact one."""
     ready_replicas: Count = 0
     """Pods on which it is ready."""
     desired_replicas: Count = 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from graft_runtime.contract import (
     ADAPTER_SET_FILE,
@@ -41,7 +41,7 @@ def build_runtime_config(pool: Pool) -> RuntimeConfig:
         pool_uid=pool.uid,
         base_model=BaseModelConfig(
             name=spec.base_model.served_name,
-            source=Source(uri=spec.base_model.uri),
+            source=Source(uri=spec.base_model.uri, revision=spec.base_model.revision),
             digest=spec.base_model.digest,
             dtype=spec.base_model.dtype,
         ),
@@ -98,9 +98,10 @@ def _config_map(pool: Pool, name: str, config_hash: str) -> KubernetesObject:
 
 
 def _source_mount(source: SourceSpec) -> SourceMount:
-    if source.mount_path is None:
+    if source.claim_name is not None:
         return SourceMount(name=source.name, kind="claim")
-    return SourceMount(name=source.name, kind="directory", uri_prefixes=(source.uri_prefix,))
+    kind: Literal["directory", "remote"] = "directory" if source.mount_path is not None else "remote"
+    return SourceMount(name=source.name, kind=kind, uri_prefixes=source.prefixes, endpoint=source.endpoint)
 
 
 def _cache_bytes(size: int | None) -> int | None:

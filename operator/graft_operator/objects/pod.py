@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from graft_runtime.contract import API_PORT, CONTROL_PORT
+from graft_runtime.contract import API_PORT, CONTROL_PORT, SOURCE_TOKEN_FILE
 
 from graft_operator.api import SourceSpec, mount_name
 from graft_operator.objects.pool import Pool, adapter_set_name, config_name, keys_name
@@ -72,7 +72,10 @@ def _arguments(pool: Pool, settings: Settings) -> list[str]:
     arguments += ["--keys-directory", KEYS_DIRECTORY, "--cache-directory", CACHE_DIRECTORY]
     arguments += ["--state-directory", STATE_DIRECTORY, "--bind-address", bind_address, "--pod-uid", "$(POD_UID)"]
     for source in _sources(pool):
-        arguments += ["--source-mount", source.name, source.mount_path or _claim_directory(source)]
+        if source.mount_path or _is_mounted(source):
+            arguments += ["--source-mount", source.name, source.mount_path or _source_directory(source)]
+    for network in sorted(settings.allowed_networks):
+        arguments += ["--allowed-network", network]
     return arguments
 
 
@@ -109,14 +112,7 @@ def _volumes(pool: Pool, config_hash: str) -> list[dict[str, Any]]:
         {"name": "cache", "emptyDir": {"sizeLimit": size} if size else {}},
         {"name": "state", "emptyDir": {}},
         {"name": "scratch", "emptyDir": {}},
-        *(
-            {
-                "name": mount_name(source),
-                "persistentVolumeClaim": {"claimName": source.claim_name, "readOnly": True},
-            }
-            for source in _sources(pool)
-            if source.claim_name
-        ),
+        *(_source_volume(source) for source in _sources(pool) if _is_mounted(source)),
     ]
 
 
@@ -129,9 +125,9 @@ def _mounts(pool: Pool) -> list[dict[str, Any]]:
         {"name": "state", "mountPath": STATE_DIRECTORY},
         {"name": "scratch", "mountPath": SCRATCH_DIRECTORY},
         *(
-            {"name": mount_name(source), "mountPath": _claim_directory(source), "readOnly": True}
+            {"name": mount_name(source), "mountPath": _source_directory(source), "readOnly": True}
             for source in _sources(pool)
-            if source.claim_name
+            if _is_mounted(source)
         ),
     ]
 
@@ -141,5 +137,22 @@ def _sources(pool: Pool) -> list[SourceSpec]:
     return sorted(pool.spec.sources, key=lambda source: source.name)
 
 
-def _claim_directory(source: SourceSpec) -> str:
+def _is_mounted(source: SourceSpec) -> bool:
+    """Whether Graft itself mounts something for it: a claim, or the Secret with its token."""
+    return bool(source.claim_name or source.secret_name)
+
+
+def _source_volume(source: SourceSpec) -> dict[str, Any]:
+    if source.claim_name:
+        return {"name": mount_name(source), "persistentVolumeClaim": {"claimName": source.claim_name, "readOnly": True}}
+    # Optional: a pod without it starts, and tells which adapters can't be read.
+    secret = {
+        "secretName": source.secret_name,
+        "items": [{"key": SOURCE_TOKEN_FILE, "path": SOURCE_TOKEN_FILE}],
+        "optional": True,
+    }
+    return {"name": mount_name(source), "secret": secret}
+
+
+def _source_directory(source: SourceSpec) -> str:
     return f"{SOURCES_DIRECTORY}/{source.name}"
