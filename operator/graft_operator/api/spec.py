@@ -182,7 +182,7 @@ class SourceSpec(Ruled):
     """A PersistentVolumeClaim of this namespace, mounted read-only."""
     mount_path: MountPath | None = None
     """A directory that `podTemplate` mounts into the container `runtime`; file:// URIs below it are allowed."""
-    uri_prefixes: Annotated[tuple[UriPrefix, ...], Field(min_length=1, max_length=16)] | None = None
+    uri_prefixes: Annotated[tuple[UriPrefix, ...], Field(max_length=16)] | None = None
     """hf://OWNER/ or https://HOST/: URIs below them are read with the token of `secretName` and from `endpoint`."""
     secret_name: ResourceName | None = None
     """A Secret of this namespace with the key `token`, mounted into the pods; it goes to this source's host alone."""
@@ -192,8 +192,11 @@ class SourceSpec(Ruled):
     rules = (
         Rule(
             "exactly one of claimName, mountPath and uriPrefixes must be set",
-            "[has(self.claimName), has(self.mountPath), has(self.uriPrefixes)].filter(given, given).size() == 1",
-            lambda source: [source.claim_name, source.mount_path, source.uri_prefixes].count(None) == 2,
+            "[has(self.claimName), has(self.mountPath), has(self.uriPrefixes) && self.uriPrefixes.size() > 0]"
+            ".filter(given, given).size() == 1",
+            lambda source: (
+                [bool(given) for given in (source.claim_name, source.mount_path, source.uri_prefixes)].count(True) == 1
+            ),
         ),
         Rule(
             "uriPrefixes goes with secretName, endpoint or both, and they with it",

@@ -12,8 +12,10 @@ import threading
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import IO
 
 from graft_runtime.errors import ErrorCode, GraftError
+from graft_runtime.store.archives import Spool
 from graft_runtime.store.checkpoints import FileRecord, Kind, config_file, digest_of, select_files
 from graft_runtime.store.sources import Directory, Sources
 
@@ -36,7 +38,26 @@ class Cached:
 
 @dataclass
 class _Arrival:
-    bytes: int = 0
+    """A directory on its way in, and the bytes that it takes."""
+
+    directory: Path
+    make_room: Callable[[int], None]
+    taken: int = 0
+
+    def write(self, file: IO[bytes], piece: bytes) -> None:
+        """Raises GraftError: NoCapacity; OSError."""
+        self.make_room(len(piece))
+        self.taken += len(piece)
+        file.write(piece)
+
+
+@dataclass
+class _SpoolFile:
+    file: IO[bytes]
+    arrival: _Arrival
+
+    def write(self, piece: bytes, /) -> None:
+        self.arrival.write(self.file, piece)
 
 
 @dataclass
@@ -94,46 +115,44 @@ class Cache:
             GraftError: SourceNotDeclared, UnsafeFile, NotFound, Unauthorized, ForbiddenAddress, SourceUnavailable,
                 NotAnAdapter, NotAModel, DigestMismatch, NoCapacity.
         """
-        with sources.open(uri, revision) as directory:
-            if directory.identity is None:
-                return self._copy(directory, kind)
-            key = f"{kind} {directory.identity}"
-            with self._alone(key):
-                known = self.find(self._known.get(key, ""))
-                cached = known or self._copy(directory, kind)
-                self._known[key] = cached.digest
-            return replace(cached, revision=directory.revision)
+        try:
+            with sources.open(uri, revision, lambda: self._spool(uri)) as directory:
+                if directory.identity is None:
+                    return self._copy(directory, kind)
+                key = f"{kind} {directory.identity}"
+                with self._alone(key):
+                    known = self.find(self._known.get(key, ""))
+                    cached = known or self._copy(directory, kind)
+                    self._known[key] = cached.digest
+                return replace(cached, revision=directory.revision)
+        except OSError as error:
+            raise _disk_fault(uri, error) from error
 
     def _copy(self, directory: Directory, kind: Kind) -> Cached:
+        names = directory.names()
+        folders = [] if config_file(kind) in names else directory.folders_with(config_file(kind))
+        selected = select_files(names, kind, directory.uri, folders)
+        with self._arrival(directory.uri) as arrival:
+            records = [_copy_file(directory, name, arrival) for name in selected]
+            return self._publish(arrival.directory, digest_of(records), sum(record.size for record in records))
+
+    @contextlib.contextmanager
+    def _spool(self, uri: str) -> Iterator[Spool]:
+        """A file that is gone afterwards; meanwhile it takes room as everything else does."""
+        with self._arrival(uri) as arrival, (arrival.directory / "archive").open("w+b") as file:
+            yield _SpoolFile(file, arrival)
+
+    @contextlib.contextmanager
+    def _arrival(self, uri: str) -> Iterator[_Arrival]:
         partial = self._partial / str(next(self._numbers))
         partial.mkdir()
-        arrival = _Arrival()
+        arrival = _Arrival(partial, lambda size: self._make_room(size, uri))
         try:
-            names = directory.names()
-            folders = [] if config_file(kind) in names else directory.folders_with(config_file(kind))
-            selected = select_files(names, kind, directory.uri, folders)
-            records = [self._copy_file(directory, name, partial / name, arrival) for name in selected]
-            return self._publish(partial, digest_of(records), sum(record.size for record in records))
-        except OSError as error:
-            raise _disk_fault(directory.uri, error) from error
+            yield arrival
         finally:
             shutil.rmtree(partial, ignore_errors=True)
             with self._lock:
-                self._arriving -= arrival.bytes
-
-    def _copy_file(self, directory: Directory, name: str, target: Path, arrival: _Arrival) -> FileRecord:
-        hasher, size = hashlib.sha256(), 0
-        with directory.open_file(name) as source, target.open("xb", buffering=0) as file:
-            while chunk := _read(source.read, directory.uri, name):
-                self._make_room(len(chunk), directory.uri)
-                arrival.bytes += len(chunk)
-                file.write(chunk)
-                hasher.update(chunk)
-                size += len(chunk)
-        target.chmod(0o444)
-        record = FileRecord(name, size, hasher.hexdigest())
-        directory.check(record, target)
-        return record
+                self._arriving -= arrival.taken
 
     @contextlib.contextmanager
     def _alone(self, key: str) -> Iterator[None]:
@@ -181,6 +200,20 @@ class Cache:
                 _remove(self._checkpoints / name)
                 return True
         return False
+
+
+def _copy_file(directory: Directory, name: str, arrival: _Arrival) -> FileRecord:
+    target = arrival.directory / name
+    hasher, size = hashlib.sha256(), 0
+    with directory.open_file(name) as source, target.open("xb", buffering=0) as file:
+        while chunk := _read(source.read, directory.uri, name):
+            arrival.write(file, chunk)
+            hasher.update(chunk)
+            size += len(chunk)
+    target.chmod(0o444)
+    record = FileRecord(name, size, hasher.hexdigest())
+    directory.check(record, target)
+    return record
 
 
 def _read(read: Callable[[int], bytes | None], uri: str, name: str) -> bytes:

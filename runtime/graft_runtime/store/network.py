@@ -21,7 +21,8 @@ SILENT_SECONDS = 30.0
 MAX_REDIRECTS = 5
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 # Public addresses by their range, yet they answer inside a cloud's network only.
-_CLOUD_ADDRESSES = frozenset({ipaddress.ip_address("168.63.129.16")})
+_CLOUD_NETWORKS = (ipaddress.IPv4Network("168.63.129.16/32"), ipaddress.IPv4Network("192.0.0.0/24"))
+_GLOBAL_UNICAST = ipaddress.IPv6Network("2000::/3")
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 
 
@@ -81,23 +82,25 @@ class AddressGuard:
 
     def is_allowed(self, address: Address) -> bool:
         """Whether the administrator named a network that holds it."""
-        return any(meant in network for network in self._allowed for meant in _meanings(address)[-1:])
+        return all(any(meant in network for network in self._allowed) for meant in _meanings(address))
 
 
 def _meanings(address: Address) -> list[Address]:
-    """The address, and the IPv4 address inside it where it leads to one; that one last."""
+    """The address that is reached in the end, and the one that leads there where that is another host's."""
     if isinstance(address, ipaddress.IPv4Address):
         return [address]
-    inner = address.ipv4_mapped or address.sixtofour or (address.teredo[1] if address.teredo else None)
-    if inner is None and address in _NAT64:
-        inner = ipaddress.IPv4Address(int(address) & 0xFFFF_FFFF)
-    if inner is None:
-        return [address]
-    return [inner] if address.ipv4_mapped else [address, inner]
+    if address.ipv4_mapped:
+        return [address.ipv4_mapped]
+    if address in _NAT64:
+        return [ipaddress.IPv4Address(int(address) & 0xFFFF_FFFF)]
+    inner = address.sixtofour or (address.teredo[1] if address.teredo else None)
+    return [address, inner] if inner else [address]
 
 
 def _is_public(address: Address) -> bool:
-    return address.is_global and not address.is_multicast and address not in _CLOUD_ADDRESSES
+    if isinstance(address, ipaddress.IPv6Address) and address not in _GLOBAL_UNICAST:
+        return False
+    return address.is_global and not address.is_multicast and not any(address in network for network in _CLOUD_NETWORKS)
 
 
 class GuardedTransport(httpx2.BaseTransport):

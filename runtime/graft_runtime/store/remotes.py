@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
 from graft_runtime.contract import SOURCE_TOKEN_FILE, SourceMount
 from graft_runtime.errors import ErrorCode, GraftError
+from graft_runtime.store.archives import ArchiveDirectory, Caps, Spool, open_archive, spool_archive
+from graft_runtime.store.download import Download
 from graft_runtime.store.hub import PUBLIC_ENDPOINT, HubAddress, HubDirectory, open_directory
 from graft_runtime.store.network import AddressGuard, Network, Pace, make_client
 
 HUB_SCHEME = "hf://"
+ARCHIVE_SCHEME = "https://"
+ARCHIVE_CAPS = Caps()
 MAX_TOKEN_BYTES = 16 << 10
 
 
@@ -52,7 +57,7 @@ class Remotes:
         self._client.close()
 
     @contextlib.contextmanager
-    def open(self, uri: str, revision: str | None) -> Iterator[HubDirectory]:
+    def open_hub(self, uri: str, revision: str | None) -> Iterator[HubDirectory]:
         """What a URI names; see hub.open_directory for what it raises."""
         owner, _, rest = uri.removeprefix(HUB_SCHEME).strip("/").partition("/")
         name, _, folder = rest.partition("/")
@@ -67,6 +72,17 @@ class Remotes:
         token = _read_token(entry, uri) if entry else None
         address = HubAddress(uri, f"{owner}/{name}", folder, endpoint.rstrip("/"), token)
         yield open_directory(address, revision, self._client, self._pace)
+
+    @contextlib.contextmanager
+    def open_archive(self, uri: str, spool: Callable[[], AbstractContextManager[Spool]]) -> Iterator[ArchiveDirectory]:
+        """What lies in an archive; see Download.read, archives.spool_archive and open_archive for what it raises."""
+        entry = self._entry(uri)
+        token = _read_token(entry, uri) if entry else None
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        with spool() as kept:
+            with Download(self._client, uri, headers, pace=self._pace, shown=f"`{uri}`") as download:
+                spool_archive(download.read, kept, uri, ARCHIVE_CAPS)
+            yield open_archive(uri, kept.file, ARCHIVE_CAPS)
 
     def _entry(self, uri: str) -> _Entry | None:
         prefix = max((prefix for prefix in self._entries if _with_slash(uri).startswith(prefix)), key=len, default="")

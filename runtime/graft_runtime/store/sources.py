@@ -6,7 +6,7 @@ import contextlib
 import errno
 import os
 import stat
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from types import TracebackType
@@ -15,9 +15,10 @@ from urllib.parse import unquote
 
 from graft_runtime.contract import SourceMount
 from graft_runtime.errors import ErrorCode, GraftError
+from graft_runtime.store.archives import Spool
 from graft_runtime.store.checkpoints import FileRecord
 from graft_runtime.store.network import DEFAULT_PACE, Network, Pace
-from graft_runtime.store.remotes import HUB_SCHEME, Remotes
+from graft_runtime.store.remotes import ARCHIVE_SCHEME, HUB_SCHEME, Remotes
 
 _DIRECTORY_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FILE_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -113,14 +114,24 @@ class Sources:
             )
         return self._roots[prefix], parts
 
-    def open(self, uri: str, revision: str | None = None) -> AbstractContextManager[Directory]:
+    def open(
+        self, uri: str, revision: str | None, spool: Callable[[], AbstractContextManager[Spool]]
+    ) -> AbstractContextManager[Directory]:
         """What a URI names, at a revision where its source has some.
 
+        Args:
+            uri: of the checkpoint.
+            revision: a commit, a tag or a branch.
+            spool: where an archive may be kept while it is open.
+
         Raises:
-            GraftError: SourceNotDeclared, UnsafeFile, NotFound, Unauthorized, ForbiddenAddress, SourceUnavailable.
+            GraftError: SourceNotDeclared, UnsafeFile, NotFound, Unauthorized, ForbiddenAddress, SourceUnavailable,
+                Corrupt, NoCapacity.
         """
         if uri.startswith(HUB_SCHEME):
-            return self._remotes.open(uri, revision)
+            return self._remotes.open_hub(uri, revision)
+        if uri.startswith(ARCHIVE_SCHEME):
+            return self._remotes.open_archive(uri, spool)
         return self._open_mounted(uri)
 
     @contextlib.contextmanager

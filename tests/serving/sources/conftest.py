@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import datetime
 import hashlib
 import json
+import ssl
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -14,6 +16,9 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 from graft_runtime.contract import SourceMount
 from graft_runtime.store.cache import Cache
 from graft_runtime.store.network import Pace, parse_network
@@ -63,9 +68,9 @@ def cut(content: bytes, after: int, tag: str | None = None) -> Answer:
 
 
 class Origin:
-    """One HTTP server on loopback."""
+    """One HTTP server on loopback; with a certificate, HTTPS on localhost."""
 
-    def __init__(self) -> None:
+    def __init__(self, certificate: Path | None = None) -> None:
         self.files: dict[str, bytes] = {}
         """By path."""
         self.redirects: dict[str, str] = {}
@@ -78,6 +83,12 @@ class Origin:
         """Without it everything is 401."""
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
         self._server.daemon_threads = False
+        self._host = "http://127.0.0.1"
+        if certificate is not None:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(certificate)
+            self._server.socket = context.wrap_socket(self._server.socket, server_side=True)
+            self._host = "https://localhost"
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01})
         self._thread.start()
         self.stopping = threading.Event()
@@ -85,7 +96,7 @@ class Origin:
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self._server.server_port}"
+        return f"{self._host}:{self._server.server_port}"
 
     def close(self) -> None:
         self.stopping.set()
@@ -215,6 +226,35 @@ def hub(cdn: Origin) -> Iterator[Hub]:
     hub.put("acme/shelf", hub.commit, {f"deep/sql/{name}": content for name, content in files.items()}, "main")
     yield hub
     hub.close()
+
+
+@pytest.fixture(scope="session")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Key and certificate of `localhost`, signed by itself."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
+    now = datetime.datetime.now(datetime.UTC)
+    made = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(days=1))
+        .not_valid_after(now + datetime.timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    file = tmp_path_factory.mktemp("certificate") / "localhost.pem"
+    pem = serialization.Encoding.PEM
+    private = key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    file.write_bytes(private + made.public_bytes(pem))
+    return file
+
+
+@pytest.fixture
+def web(certificate: Path) -> Iterator[Origin]:
+    """A server of archives, by HTTPS."""
+    origin = Origin(certificate)
+    yield origin
+    origin.close()
 
 
 @pytest.fixture

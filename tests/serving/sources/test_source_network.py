@@ -1,0 +1,149 @@
+"""Which addresses a source may have, and that what was checked is what is connected to."""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+from typing import Any
+
+import httpx2
+import pytest
+from graft_runtime.errors import GraftError
+from graft_runtime.store.network import AddressGuard, Pace, make_client, parse_network
+
+PACE = Pace(silent_seconds=2.0)
+LOOPBACK = AddressGuard([parse_network("127.0.0.0/8")])
+
+
+@pytest.mark.parametrize(
+    ("address", "public"),
+    [
+        ("1.1.1.1", True),
+        ("2606:4700::1111", True),
+        ("127.0.0.1", False),
+        ("127.8.8.8", False),
+        ("0.0.0.0", False),
+        ("10.0.0.1", False),
+        ("172.16.0.1", False),
+        ("192.168.1.1", False),
+        ("100.64.0.1", False),
+        ("100.100.100.200", False),
+        ("169.254.169.254", False),
+        ("168.63.129.16", False),
+        ("192.0.0.192", False),
+        ("224.0.0.1", False),
+        ("239.255.255.250", False),
+        ("255.255.255.255", False),
+        ("240.0.0.1", False),
+        ("::", False),
+        ("::1", False),
+        ("fe80::1", False),
+        ("fd00:ec2::254", False),
+        ("fc00::1", False),
+        ("ff02::1", False),
+        ("ff0e::1", False),
+        ("::ffff:127.0.0.1", False),
+        ("::ffff:169.254.169.254", False),
+        ("::ffff:1.1.1.1", True),
+        ("64:ff9b::7f00:1", False),
+        ("64:ff9b::a9fe:a9fe", False),
+        ("64:ff9b::101:101", True),
+        ("2002:7f00:1::1", False),
+        ("2002:a9fe:a9fe::1", False),
+        ("::127.0.0.1", False),
+        ("2001:db8::1", False),
+    ],
+)
+def test_which_addresses_are_public(address: str, public: bool) -> None:
+    assert AddressGuard().permits(ipaddress.ip_address(address)) is public
+
+
+def test_what_the_administrator_allows_is_permitted_and_nothing_beside() -> None:
+    guard = AddressGuard([parse_network("10.1.0.0/16"), parse_network("fd00::/8")])
+    allowed = ["10.1.2.3", "fd00:ec2::254", "::ffff:10.1.2.3", "1.1.1.1"]
+    assert all(guard.permits(ipaddress.ip_address(address)) for address in allowed)
+    assert not any(guard.permits(ipaddress.ip_address(address)) for address in ("10.2.0.1", "169.254.169.254", "::1"))
+
+
+def resolver(*answers: list[str]) -> Any:
+    """Of host names: each look-up gets the next answer."""
+    left = list(answers)
+
+    def look_up(_: str, port: int, **__: Any) -> list[Any]:
+        found = left.pop(0)
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port)) for address in found]
+
+    return look_up
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://169.254.169.254/latest/meta-data",
+        "https://[fd00:ec2::254]/",
+        "https://[::ffff:169.254.169.254]/",
+        "https://[fe80::1%25eth0]/",
+        "https://2130706433/",
+        "https://0x7f.1/",
+        "https://017700000001/",
+        "http://1.1.1.1/",
+        "ftp://1.1.1.1/",
+    ],
+)
+def test_an_address_in_a_url_is_checked(url: str) -> None:
+    with make_client(AddressGuard(), PACE) as client, pytest.raises((GraftError, httpx2.HTTPError)) as caught:
+        client.get(url)
+    if isinstance(caught.value, GraftError):
+        assert caught.value.code in {"ForbiddenAddress", "SourceUnavailable"}
+    else:
+        assert isinstance(caught.value, httpx2.UnsupportedProtocol)
+
+
+def test_the_addresses_of_a_name_are_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(socket, "getaddrinfo", resolver(["10.0.0.1", "169.254.169.254"]))
+    with make_client(AddressGuard(), PACE) as client, pytest.raises(GraftError) as caught:
+        client.get("https://models.example/")
+    assert caught.value.code == "ForbiddenAddress"
+    assert "10.0.0.1, 169.254.169.254" in caught.value.message
+
+
+def test_a_name_is_looked_up_once_for_a_connection(hub: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second answer, which points elsewhere, is never asked for."""
+    real, names = socket.getaddrinfo, []
+
+    def look_up(host: str, port: int, *rest: Any, **more: Any) -> Any:
+        if host != "models.example":
+            return real(host, port, *rest, **more)
+        names.append(host)
+        return resolver(["127.0.0.1"])(host, port)
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    port = hub.url.rpartition(":")[2]
+    hub.files["/x"] = b"content"
+    with make_client(LOOPBACK, PACE) as client:
+        answer = client.get(f"http://models.example:{port}/x")
+    assert answer.content == b"content"
+    assert hub.asked[0].headers["host"] == f"models.example:{port}"
+    assert names == ["models.example"]
+
+
+def test_the_next_address_is_tried_where_one_is_away(hub: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = socket.getaddrinfo
+
+    def look_up(host: str, port: int, *rest: Any, **more: Any) -> Any:
+        if host == "models.example":
+            return resolver(["127.0.0.9", "127.0.0.1"])(host, port)
+        return real(host, port, *rest, **more)
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    hub.files["/x"] = b"content"
+    with make_client(LOOPBACK, PACE) as client:
+        assert client.get(f"http://models.example:{hub.url.rpartition(':')[2]}/x").content == b"content"
+
+
+def test_the_proxies_of_the_environment_are_not_used(hub: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    hub.files["/x"] = b"content"
+    with make_client(LOOPBACK, PACE) as client:
+        assert client.get(f"{hub.url}/x").content == b"content"
