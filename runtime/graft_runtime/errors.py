@@ -39,7 +39,7 @@ class ErrorCode(StrEnum):
     NOT_A_MODEL = "NotAModel"
     """The directory holds no Hugging Face causal language model that can be loaded."""
     UNSAFE_FILE = "UnsafeFile"
-    """A pickle, a link, a path that leaves the directory, code that would have to be run, an archive beyond its caps."""
+    """A pickle, a link, a path that leaves the directory, code that would have to be run, a bomb."""
     CORRUPT = "Corrupt"
     """A file is truncated, malformed or holds values that are not finite."""
     UNSUPPORTED_METHOD = "UnsupportedMethod"
