@@ -9,10 +9,10 @@ from graft_runtime.messages import Sampling, Submit
 from graft_runtime.model.load import BaseModel
 
 
-def check_request(submit: Submit, base: BaseModel) -> None:
+def check_request(submit: Submit, base: BaseModel, context_length: int) -> None:
     """Raises GraftError: ContextTooLong, InvalidRequest."""
-    if len(submit.prompt) >= base.context_length:
-        what = f"the prompt has {len(submit.prompt)} tokens, expected less than the context of {base.context_length}"
+    if len(submit.prompt) >= context_length:
+        what = f"the prompt has {len(submit.prompt)} tokens, expected less than the context of {context_length}"
         raise GraftError(ErrorCode.CONTEXT_TOO_LONG, what)
     strange = [token for token in submit.prompt if not 0 <= token < base.vocabulary_size]
     if strange:
