@@ -26,11 +26,17 @@ PATTERNS: dict[str, tuple[dict[str, int], dict[str, float]]] = {
     "llama": ({r"layers\.0\.self_attn\.q_proj": 2, "q_proj": 3, "down_proj": 6}, {"v_proj": 3, "layers.1.mlp.*": 1.5}),
     "qwen3": ({"q_proj": 3, "down_proj": 6}, {"v_proj": 3, "o_proj": 1.5}),
     "gemma3": ({"q_proj": 3, "down_proj": 6}, {"v_proj": 3, "o_proj": 1.5}),
+    "gemma2": ({"q_proj": 3, "down_proj": 6}, {"v_proj": 3, "o_proj": 1.5}),
+    "gpt_oss": ({"q_proj": 3, "k_proj": 6}, {"v_proj": 3, "o_proj": 1.5}),
     "mistral": ({"q_proj": 3, "down_proj": 6}, {"v_proj": 3, "o_proj": 1.5}),
     "opt": ({"q_proj": 3, "fc1": 6}, {"v_proj": 3, "fc2": 1.5}),
     "gpt2": ({"c_attn": 3, "mlp.c_proj": 6}, {"c_fc": 3, r"h\.1\.attn\.c_proj": 1.5}),
     "bloom": ({"query_key_value": 3}, {"dense": 3}),
     "mamba": ({"in_proj": 3}, {"x_proj": 3}),
+}
+RUNNERS = dict.fromkeys(PATTERNS, "decoder") | {
+    "bloom": "padded",  # attention with ALiBi of its own, never through Transformers' interface
+    "mamba": "padded",  # a state, no attention
 }
 TARGETS = {"mamba": ["in_proj", "x_proj"]}
 
@@ -101,6 +107,7 @@ def test_greedy_equals_peft(family: str, make_base: Any, make_adapter: Any, in_p
     options = ADAPTERS | {"patterned": ADAPTERS["patterned"] | {"rank_pattern": ranks, "alpha_pattern": alphas}}
     targets = {"target_modules": TARGETS[family]} if family in TARGETS else {}
     reference, engine = Reference(base), in_process(base)
+    assert engine.started[0].runner == RUNNERS[family]
     for name, lora in options.items():
         adapter = make_adapter(name, base=base, **targets, **lora)
         engine.mount(name, adapter)

@@ -71,7 +71,7 @@ class Batch:
 
 
 class BatchFlow:
-    """First come, first served, up to `max_sequences` rows in up to MAX_BATCHES batches, while bank columns are left."""
+    """First come, first served, up to `max_sequences` rows in up to MAX_BATCHES batches, while the bank has room."""
 
     def __init__(self, runner: PaddedRunner, max_sequences: int) -> None:
         self.runner = runner

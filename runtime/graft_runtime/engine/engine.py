@@ -12,9 +12,9 @@ from graft_runtime.engine.batches import BatchFlow
 from graft_runtime.engine.checks import check_request
 from graft_runtime.engine.loader import AdapterReady, BaseReady, Job, Outcome, fault_of
 from graft_runtime.engine.mounts import Mounts
-from graft_runtime.engine.sampling import Draws, choose
 from graft_runtime.engine.packed import PackedFlow
 from graft_runtime.engine.requests import Flow, Request, Turn
+from graft_runtime.engine.sampling import Draws, choose
 from graft_runtime.engine.scheduler import Scheduler
 from graft_runtime.errors import ErrorCode, GraftError
 from graft_runtime.messages import (

@@ -1,4 +1,4 @@
-"""Requests on the decoder runner: all that run share each step, those that decode and spans of the prompts that start."""
+"""Requests on the decoder runner: all that run share each step, those that decode and spans of new prompts."""
 
 from __future__ import annotations
 

@@ -56,9 +56,7 @@ class AdapterModules:
         self._modules = {path: model.get_submodule(path) for path in bank.modules}
 
     @contextmanager
-    def active(
-        self, rows: Sequence[Sequence[RowAdapter]], tokens: Sequence[int], last: torch.Tensor
-    ) -> Iterator[None]:
+    def active(self, rows: Sequence[Sequence[RowAdapter]], tokens: Sequence[int], last: torch.Tensor) -> Iterator[None]:
         """Inside, a forward pass of the model serves these rows.
 
         Args:

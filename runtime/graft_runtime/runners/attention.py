@@ -166,7 +166,7 @@ class _Span:
 
 
 def _weighted(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None, score: Score, group: int = 1
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None, score: Score, *, group: int = 1
 ) -> torch.Tensor:
     """softmax(q·kᵀ)·v. [rows, key heads, queries, features]; `group` queries in a row are of one head."""
     if score.softcap is None and score.sinks is None:

@@ -59,7 +59,7 @@ class PaddedBatch:
             self.mask = self.mask[:, padding:]
 
     def join(self, other: PaddedBatch) -> None:
-        """Takes in the rows of another batch, after its own; both have been through the model, and the other is spent."""
+        """Takes in the rows of another batch, after its own; both have been through the model. The other is spent."""
         length = max(self.length, other.length)
         self.mask = torch.cat([functional.pad(batch.mask, (length - batch.length, 0)) for batch in (self, other)])
         self.ids = torch.cat([self.ids, other.ids])
