@@ -54,7 +54,7 @@ def test_no_other_row_changes(family: str, make_base: Any, make_adapter: Any, in
         submit("long", "good", LONG),
         submit("short", None, [1]),
     ]
-    before = {}
+    before: dict[str, list[int]] = {}
     for bystander in bystanders:
         before |= run(engine, [bystander])[0]
     huge = submit("huge", "huge", LONG)
