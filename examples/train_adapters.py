@@ -1,4 +1,4 @@
-"""Train the demo's four LoRA adapters from `data/*.jsonl`: about ten minutes on two cores, the same result every time.
+"""Train the demo's four LoRA adapters from `data/*.jsonl`: about ten minutes on one core, always the same result.
 
     .venv/bin/python examples/train_adapters.py [NAME ...]
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from graft_local import helm
 from graft_local.cache import cache_directory
 from graft_local.cluster import LocalCluster
-from graft_local.demo_client import complete, side_by_side
+from graft_local.demo_client import complete, side_by_side, wait_until_routed
 from graft_local.errors import LocalClusterError
 from graft_local.gemma import BASE_NAME, ensure_checkpoint
 from graft_local.progress import Progress
@@ -139,6 +139,7 @@ def tour(cluster: LocalCluster, progress: Progress) -> None:
     _apply(cluster, EXAMPLES)
     _wait_until_ready(cluster, progress)
     address = service_address(cluster, NAMESPACE, POOL)
+    wait_until_routed(address)
     _say(f"\nThe same prompt for the base and three adapters, at http://{address}/v1/completions:\n{PROMPT}\n")
     answers = _ask(address, (BASE_NAME, *FIRST))
     _say(side_by_side(answers))

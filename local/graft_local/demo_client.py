@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import textwrap
+import time
 import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -56,6 +57,30 @@ def complete(address: str, model: str, prompt: str, *, max_tokens: int = 40, sto
         return Answer(answer.status, json.loads(answer.read()))
     except (OSError, http.client.HTTPException, ValueError) as error:
         raise LocalClusterError(f"no answer from http://{address}/v1/completions for `{model}`: {error!r}") from error
+    finally:
+        connection.close()
+
+
+def wait_until_routed(address: str, seconds: float = 30.0) -> None:
+    """Wait until the Service at `address` (HOST:PORT) leads to a ready pod: it hears of one a moment after us.
+
+    Raises:
+        LocalClusterError: it did not in that time.
+    """
+    deadline = time.monotonic() + seconds
+    while not _answers(address):
+        if time.monotonic() > deadline:
+            raise LocalClusterError(f"after {seconds:.0f} s http://{address}/v1/models still does not answer")
+        time.sleep(0.1)
+
+
+def _answers(address: str) -> bool:
+    connection = http.client.HTTPConnection(address, timeout=10.0)
+    try:
+        connection.request("GET", "/v1/models")
+        return connection.getresponse().status == 200
+    except (OSError, http.client.HTTPException):
+        return False
     finally:
         connection.close()
 

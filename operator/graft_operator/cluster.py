@@ -127,10 +127,12 @@ class Cluster:
         return await self._call("PATCH", path, query=query, body={**body, "metadata": metadata})
 
     async def apply_status(self, body: KubernetesObject) -> KubernetesObject:
-        """Server-side apply of the status of one AdapterDeployment; `metadata.uid` says which one.
+        """Server-side apply of the status of one AdapterDeployment, as it was at `metadata.resourceVersion`.
+
+        The API server ignores `metadata.uid` here, so only the version keeps a status from an object of the same name.
 
         Raises:
-            ConflictError: it is gone or another one. RejectedError, UnavailableError
+            ConflictError: it changed, or is another one. RejectedError: 404 where it is gone. UnavailableError
         """
         metadata = body["metadata"]
         path = _path(body["kind"], metadata["namespace"], metadata["name"]) + "/status"
@@ -248,7 +250,8 @@ def _error(status: int, content: bytes, what: str) -> ClusterError:
         message = str(json.loads(content)["message"])
     except (ValueError, KeyError, TypeError):
         message = content[:500].decode(errors="replace")
-    if status == 409 or (status == 422 and "uid mismatch" in message.lower()):
+    # Another object of the same name comes back as a change of an immutable field.
+    if status == 409 or (status == 422 and "metadata.uid" in message):
         return ConflictError(message, status)
     # An unknown field in an apply comes back as 500; it will not get better.
     if status == 500 and "failed to create typed patch object" in message:

@@ -32,6 +32,7 @@ class PoolView:
     spec: Mapping[str, Any]
     status: AdapterDeploymentStatus
     deleting: bool = False
+    resource_version: str = ""
 
 
 @dataclass(frozen=True)
@@ -196,6 +197,7 @@ def read_pool(body: Mapping[str, Any]) -> PoolView:
         spec=body.get("spec") or {},
         status=status,
         deleting="deletionTimestamp" in metadata,
+        resource_version=metadata.get("resourceVersion", ""),
     )
 
 

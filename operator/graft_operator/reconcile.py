@@ -234,7 +234,7 @@ class Reconciler:
         body = {
             "apiVersion": API_VERSION,
             "kind": KIND,
-            "metadata": {"namespace": key.namespace, "name": key.name, "uid": view.uid},
+            "metadata": {"namespace": key.namespace, "name": key.name, "resourceVersion": view.resource_version},
             "status": status.model_dump(mode="json", by_alias=True, exclude_none=True),
         }
         try:

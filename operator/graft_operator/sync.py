@@ -66,7 +66,7 @@ class Sync:
             await self._wait()
             try:
                 await self._every()
-                await self._prune()
+                await self.prune()
             except ClusterError as error:
                 logger.warning("pruning failed, trying again later: %s", error)
             except ValueError:
@@ -87,7 +87,8 @@ class Sync:
                 for body in await self._cluster.list(kind, namespace, selector_for(kind)):
                     self._store.put(kind, body)
 
-    async def _prune(self) -> None:
+    async def prune(self) -> None:
+        """Forget what is gone."""
         for kind in WATCHED_KINDS:
             for namespace in self._namespaces:
                 before = self._store.keys_of(kind, namespace)

@@ -185,7 +185,7 @@ Event = BaseLoaded | BaseFailed | Mounted | MountFailed | Unmounted | Generated 
 
 
 _encoder = msgspec.msgpack.Encoder()
-_command_decoder = msgspec.msgpack.Decoder(Command)
+_command_decoder: msgspec.msgpack.Decoder[Command] = msgspec.msgpack.Decoder(Command)
 _event_decoder = msgspec.msgpack.Decoder(list[Event])
 
 FRAME_HEADER_BYTES = 4

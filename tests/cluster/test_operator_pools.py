@@ -282,6 +282,16 @@ def test_scale_suspend_and_delete(stage: Stage) -> None:
     stage.patch({"op": "replace", "path": "/spec/suspend", "value": False})
     stage.until(lambda: bool(stage.get("service", "support")), "the Service to come back")
 
+    # The next pool of the same name waits for the garbage collector and takes over nothing.
+    before = stage.get("ad", "support")["metadata"]["uid"]
+    stage.kubectl("delete", "ad", "support", "--wait=false")
+    stage.apply(BILLING)
+    stage.wait_ready()
+    uid = stage.get("ad", "support")["metadata"]["uid"]
+    assert uid != before
+    assert {found.pool_uid for found in stage.sets()} == {uid}
+    assert "ForeignObject" not in stage.reasons()
+
     assert "finalizers" not in stage.get("ad", "support")["metadata"]
     stage.kubectl("delete", "ad", "support", "--timeout=20s")
     stage.until(lambda: not stage.get("deployments")["items"], "the children to be collected")

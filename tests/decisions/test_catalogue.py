@@ -9,7 +9,7 @@ from graft_runtime.contract import AdapterEntry, AdapterReport, AdapterState, So
 from graft_runtime.errors import ErrorCode, GraftError
 from graft_runtime.store.cache import Cached
 from graft_runtime.store.catalogue import Alias, Artifact, Residence, Step, is_settled, plan_mounts, report
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 SOURCE = Source(uri="pvc://shelf/a")
@@ -17,7 +17,7 @@ SOURCE = Source(uri="pvc://shelf/a")
 
 def artifact(digest: str, **fields: Any) -> Artifact:
     """Fetched and checked, not mounted."""
-    options = {"cached": Cached(digest, Path("/nowhere"), 1), "method": "LORA", "rank": 4}
+    options: dict[str, Any] = {"cached": Cached(digest, Path("/nowhere"), 1), "method": "LORA", "rank": 4}
     return Artifact(digest, SOURCE, digest, **(options | fields))
 
 
@@ -65,7 +65,7 @@ def test_where_pinned_ones_hold_every_place_the_rest_is_refused() -> None:
     assert plan_mounts([*held, artifact("c")], 2) == [Step("refuse", "c")]
 
 
-ARTIFACTS = st.lists(
+ARTIFACTS: st.SearchStrategy[list[dict[str, Any]]] = st.lists(
     st.builds(
         dict,
         residence=st.sampled_from(Residence),
@@ -80,6 +80,7 @@ ARTIFACTS = st.lists(
 )
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(ARTIFACTS, st.integers(1, 4))
 def test_never_more_than_fit_and_never_one_in_use(fields: list[dict[str, Any]], limit: int) -> None:
     everything = {str(number): artifact(str(number), **options) for number, options in enumerate(fields)}

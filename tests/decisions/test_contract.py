@@ -27,7 +27,7 @@ def a_set(*entries: AdapterEntry, generation: int = 1) -> AdapterSet:
     return AdapterSet(pool_uid="u-1", config_hash="0123456789", generation=generation, adapters=entries)
 
 
-def an_entry(name: str = "sql", **changes: object) -> AdapterEntry:
+def an_entry(name: object = "sql", **changes: object) -> AdapterEntry:
     return AdapterEntry.model_validate({"name": name, "source": Source(uri=f"pvc://shelf/{name}"), **changes})
 
 

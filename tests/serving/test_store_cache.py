@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 from graft_runtime.contract import Source, SourceMount
-from graft_runtime.errors import GraftError
+from graft_runtime.errors import ErrorCode, GraftError
 from graft_runtime.store import cache as cache_module
 from graft_runtime.store.cache import Cache, Cached
+from graft_runtime.store.checkpoints import Kind
 from graft_runtime.store.fetches import Fetches, retry_seconds
 from graft_runtime.store.sources import Sources
 
@@ -113,10 +114,17 @@ def test_what_was_half_copied_before_a_kill_is_swept(tmp_path: Path) -> None:
     assert not half.exists()
 
 
-async def test_callers_at_the_same_time_share_one_copy(tmp_path: Path, sources: Sources) -> None:
-    cache, copies = Cache(tmp_path / "cache", None, tuple), []
+async def test_callers_at_the_same_time_share_one_copy(
+    tmp_path: Path, sources: Sources, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache, copies = Cache(tmp_path / "cache", None, tuple), list[str]()
     copy_once = cache.copy
-    cache.copy = lambda *arguments: (copies.append(arguments), copy_once(*arguments))[1]  # type: ignore[method-assign]
+
+    def counted(sources: Sources, uri: str, kind: Kind) -> Cached:
+        copies.append(uri)
+        return copy_once(sources, uri, kind)
+
+    monkeypatch.setattr(cache, "copy", counted)
     fetches = Fetches(sources, cache)
     source = Source(uri="pvc://shelf/a")
     found = await asyncio.gather(*(fetches.resolve(source, "adapter") for _ in range(5)))
@@ -157,8 +165,6 @@ async def test_what_cannot_get_better_is_not_tried_again(tmp_path: Path, sources
 
 
 def test_the_wait_grows_and_is_bounded() -> None:
-    from graft_runtime.errors import ErrorCode
-
     waits = [retry_seconds(ErrorCode.SOURCE_UNAVAILABLE, attempt) for attempt in (0, 1, 2, 50)]
     assert waits == [1, 2, 4, 60]
     assert retry_seconds(ErrorCode.CORRUPT, 0) is None

@@ -16,6 +16,7 @@ import yaml
 from graft_local import demo
 from graft_local.cache import cache_directory
 from graft_local.cluster import LocalCluster
+from graft_local.demo_client import wait_until_routed
 from graft_local.errors import LocalClusterError
 from graft_local.gemma import BASE_NAME, ensure_checkpoint
 from graft_local.lifeline import descendants
@@ -90,7 +91,9 @@ def pool(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path) -> Iterator
         demo.set_up(cluster)
         cluster.kubectl("-n", demo.NAMESPACE, "apply", "-f", str(demo.EXAMPLES / "claims.yaml"))
         Pool(cluster, "").apply("gemma.yaml")
-        yield Pool(cluster, demo.service_address(cluster, demo.NAMESPACE, demo.POOL))
+        address = demo.service_address(cluster, demo.NAMESPACE, demo.POOL)
+        wait_until_routed(address)
+        yield Pool(cluster, address)
 
 
 class Oracle:

@@ -295,7 +295,8 @@ class AdapterDeploymentSpec(Ruled):
         Rule(
             "more adapters are pinned than engine.maxMountedAdapters holds: raise it or pin fewer",
             "!has(self.adapters)"
-            " || self.adapters.filter(adapter, adapter.pinned).size() <= self.engine.maxMountedAdapters",
+            " || self.adapters.filter(adapter, has(adapter.pinned) && adapter.pinned).size()"
+            " <= self.engine.maxMountedAdapters",
             lambda spec: sum(adapter.pinned for adapter in spec.adapters) <= spec.engine.max_mounted_adapters,
         ),
     )

@@ -6,7 +6,9 @@ from typing import Any
 
 from fastapi import Request
 from fastapi.responses import JSONResponse
+from starlette.requests import ClientDisconnect
 
+from graft_runtime.api.streaming import ClientGoneError
 from graft_runtime.contract import Fault
 from graft_runtime.errors import ErrorCode, GraftError
 
@@ -52,10 +54,22 @@ def fault_response(error: GraftError, status: int) -> JSONResponse:
 
 
 async def read_body(request: Request, limit: int) -> bytes:
-    """The request's body. Raises GraftError: InvalidRequest, when it is over `limit` bytes."""
+    """The request's body.
+
+    Raises:
+        GraftError: InvalidRequest, when it is over `limit` bytes.
+        ClientGoneError: before it was whole.
+    """
     content = bytearray()
-    async for chunk in request.stream():
-        content += chunk
-        if len(content) > limit:
-            raise GraftError(ErrorCode.INVALID_REQUEST, f"the request's body has more than {limit} bytes")
+    try:
+        async for chunk in request.stream():
+            content += chunk
+            if len(content) > limit:
+                raise GraftError(
+                    ErrorCode.INVALID_REQUEST,
+                    f"the request's body has more than {limit} bytes",
+                    hint="send less at once",
+                )
+    except ClientDisconnect:
+        raise ClientGoneError from None
     return bytes(content)

@@ -35,6 +35,8 @@ from graft_runtime.store.sources import Sources
 logger = logging.getLogger(__name__)
 
 FOLLOW_MOUNTED_SECONDS = 10.0
+MAX_MANNERS = 1024
+"""So many adapters' templates and defaults are kept in memory."""
 
 
 @dataclass(frozen=True)
@@ -213,8 +215,10 @@ class Pod:
         if cached is None:
             return base.manner
         if cached.digest not in self._manners:
+            if len(self._manners) >= MAX_MANNERS:
+                self._manners.clear()
             own = await asyncio.to_thread(read_manner, cached.directory, base.tokenizer.token_id)
-            self._manners[cached.digest] = over(own, base.manner)
+            return self._manners.setdefault(cached.digest, over(own, base.manner))
         return self._manners[cached.digest]
 
     # what is true

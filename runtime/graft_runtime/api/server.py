@@ -70,6 +70,7 @@ async def serve(config: RuntimeConfig, places: Places, uid: str, address: str) -
             status = EXIT_DONE
         return status
     finally:
+        routes.end_all(GraftError(ErrorCode.SHUTTING_DOWN, "this pod is going away", hint="try again"))
         await pod.close()
         for server in servers:
             server.should_exit = True
@@ -110,7 +111,6 @@ async def _drain(pod: Pod, generator: Generator, routes: OpenAIRoutes, engine: a
     idle.cancel()
     if generator.in_flight:
         logger.warning("%d requests are cut off", generator.in_flight)
-        routes.end_all(GraftError(ErrorCode.SHUTTING_DOWN, "this pod is shutting down", hint="try again"))
 
 
 def _task(work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:

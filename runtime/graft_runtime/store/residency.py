@@ -67,11 +67,13 @@ class Residency:
         self._aliases: dict[str, Alias] = {}
         self._draining: dict[str, Alias] = {}
         self._artifacts: dict[str, Artifact] = {}
+        self._names: dict[str, list[str]] = {}
+        """By digest, of those that point to it."""
         self._preparing: dict[str, asyncio.Task[None]] = {}
         self._leases: set[Lease] = set()
         self._waiting: dict[str, asyncio.Event] = {}
         self._clock = 0
-        self._base_loaded = False
+        self._base_loaded, self._advancing = False, False
         self.digests: frozenset[str] = frozenset()
         """All that the cache must keep. Read by other threads."""
 
@@ -157,7 +159,8 @@ class Residency:
                 self._mount_failed(artifact, event.fault.error())
             case Unmounted() if artifact.residence is Residence.UNMOUNTING:
                 artifact.residence = Residence.ABSENT
-        if not artifact.wanted or self._switches(artifact.digest):
+        left_behind = [self._switch(self._aliases[name]) for name in self._names.get(artifact.digest, ())]
+        if not artifact.wanted or any(left_behind):
             self._refresh()
         else:
             self._advance()
@@ -169,8 +172,9 @@ class Residency:
         alias = self._aliases.get(name)
         if alias is None:
             raise GraftError(ErrorCode.UNKNOWN_MODEL, f"`{name}` is not served here any more", field="model")
-        if alias.entry.fault is not None:
-            raise GraftError(alias.entry.fault.code, alias.entry.fault.message, field="model")
+        fault = alias.entry.fault
+        if alias.entry.digest is None and fault is not None:
+            raise GraftError(fault.code, fault.message, field="model")
         if alias.entry.digest is None:
             raise GraftError(
                 ErrorCode.RESOLVING,
@@ -195,34 +199,34 @@ class Residency:
 
     def _refresh(self) -> None:
         """Brings the artifacts in line with the names, switches names whose new version is ready, and goes on."""
-        for alias in self._aliases.values():
+        self._names = {}
+        for name, alias in self._aliases.items():
             self._switch(alias)
-        wanted: dict[str, list[AdapterEntry]] = {}
-        for alias in self._aliases.values():
             for digest in {alias.serving, alias.entry.digest, alias.entry.candidate} - {None}:
-                wanted.setdefault(str(digest), []).append(alias.entry)
-        for digest, entries in wanted.items():
+                self._names.setdefault(str(digest), []).append(name)
+        for digest, names in self._names.items():
+            entries = [self._aliases[name].entry for name in names]
             artifact = self._artifacts.get(digest) or self._add(digest, entries[0].source, entries[0].name)
             if artifact.cached is None and artifact.source not in [entry.source for entry in entries]:
                 self._fetch_from(artifact, entries[0].source)
             artifact.wanted = True
             artifact.pinned = any(entry.pinned and digest == entry.digest for entry in entries)
-        for digest in [digest for digest in self._artifacts if digest not in wanted]:
+        for digest in [digest for digest in self._artifacts if digest not in self._names]:
             self._let_go(self._artifacts[digest])
         self.digests = frozenset(self._artifacts)
         self._advance()
 
-    def _switches(self, digest: str) -> bool:
-        """Whether some name waits for this version to become ready."""
-        return any(alias.entry.digest == digest != alias.serving for alias in self._aliases.values())
-
-    def _switch(self, alias: Alias) -> None:
-        new = self._artifacts.get(alias.entry.digest or "")
-        if new is not None and new.proven and alias.serving != new.digest:
-            if alias.serving is not None:
-                logger.info("`%s` is answered by %s from now on", alias.entry.name, new.digest)
-                self._wake(alias.serving)
-            alias.serving = new.digest
+    def _switch(self, alias: Alias) -> bool:
+        """Lets a name be answered by its new version when that is ready. True when an old one is left behind."""
+        new, old = self._artifacts.get(alias.entry.digest or ""), alias.serving
+        if new is None or not new.proven or old == new.digest:
+            return False
+        alias.serving = new.digest
+        if old is None:
+            return False
+        logger.info("`%s` is answered by %s from now on", alias.entry.name, new.digest)
+        self._wake(old)
+        return True
 
     def _add(self, digest: str, source: Source, name: str) -> Artifact:
         artifact = self._artifacts[digest] = Artifact(digest, source, name)
@@ -251,25 +255,35 @@ class Residency:
             self._touched(artifact)
 
         name = artifact.name
-        cached = await self._fetches.fetch_until_there(artifact.source, "adapter", artifact.digest, name, failed)
-        if cached is None:
-            return
-        artifact.fault, artifact.cached, artifact.bytes = None, cached, cached.bytes
         try:
+            cached = await self._fetches.fetch_until_there(artifact.source, "adapter", artifact.digest, name, failed)
+            if cached is None:
+                return
+            artifact.fault, artifact.cached, artifact.bytes = None, cached, cached.bytes
             files = await asyncio.to_thread(read_adapter_files, cached.directory, name=name, max_rank=self._max_rank)
         except GraftError as error:
             logger.warning("%s", error)
             failed(error)
-            return
-        artifact.method, artifact.rank = files.method, files.rank
-        self._touched(artifact)
-        self._advance()
+        except Exception as error:
+            logger.exception("adapter `%s` can't be prepared", name)
+            failed(
+                GraftError(ErrorCode.INTERNAL, f"adapter `{name}` can't be prepared: {type(error).__name__}: {error}")
+            )
+        else:
+            artifact.method, artifact.rank = files.method, files.rank
+            self._touched(artifact)
+            self._advance()
 
     # mounting
 
     def _advance(self) -> None:
-        if not self._base_loaded:
-            return
+        """Mounts and unmounts what is to be, once for all that happens at the same time."""
+        if self._base_loaded and not self._advancing:
+            self._advancing = True
+            asyncio.get_running_loop().call_soon(self._mount_next)
+
+    def _mount_next(self) -> None:
+        self._advancing = False
         for step in plan_mounts(self._artifacts.values(), self._limit):
             artifact = self._artifacts[step.digest]
             if step.action == "mount":
@@ -317,9 +331,8 @@ class Residency:
             self._advance()
 
     def _touched(self, artifact: Artifact) -> None:
-        for name, alias in self._aliases.items():
-            if artifact.digest in {alias.entry.digest, alias.entry.candidate, alias.serving}:
-                self._changed(name)
+        for name in self._names.get(artifact.digest, ()):
+            self._changed(name)
         self._wake(artifact.digest)
 
     def _wake(self, digest: str) -> None:

@@ -193,8 +193,8 @@ class PodProcess:
 
     # its ports
 
-    def get(self, path: str, **headers: str) -> Reply:
-        return call(self.address, 8000, "GET", path, **headers)
+    def get(self, path: str, request_id: str = "") -> Reply:
+        return call(self.address, 8000, "GET", path, X_Request_Id=request_id)
 
     def post(self, path: str, body: Any, *, seconds: float = 60) -> Reply:
         return call(self.address, 8000, "POST", path, body, seconds=seconds)
@@ -203,6 +203,18 @@ class PodProcess:
         """Greedy, 8 tokens."""
         body = {"model": model, "prompt": prompt, "temperature": 0, "max_tokens": 8} | fields
         return self.post("/v1/completions", body, seconds=seconds)
+
+    @contextlib.contextmanager
+    def stream(self, model: str, **fields: Any) -> Iterator[http.client.HTTPResponse]:
+        """A streamed answer of 200 tokens whose status has come."""
+        body = {"model": model, "prompt": "hello", "temperature": 0, "max_tokens": 200, "stream": True} | fields
+        connection = http.client.HTTPConnection(self.address, 8000, timeout=60)
+        with contextlib.closing(connection):
+            connection.request("POST", "/v1/completions", json.dumps(body), {"Content-Type": "application/json"})
+            response = connection.getresponse()
+            assert response.status == 200, response.read()
+            with contextlib.closing(response):
+                yield response
 
     def text(self, model: str, **fields: Any) -> str:
         reply = self.complete(model, **fields)

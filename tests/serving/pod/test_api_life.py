@@ -42,18 +42,6 @@ def _started(make_pod: Callable[..., Any], **config: Any) -> Any:
     return pod
 
 
-@contextlib.contextmanager
-def stream(pod: Any, **fields: Any) -> Iterator[http.client.HTTPResponse]:
-    """A streamed answer whose first event has come."""
-    connection = http.client.HTTPConnection(pod.address, 8000, timeout=60)
-    with contextlib.closing(connection):
-        connection.request("POST", "/v1/completions", json.dumps(LONG | fields), {"Content-Type": "application/json"})
-        response = connection.getresponse()
-        assert response.status == 200, response.read()
-        with contextlib.closing(response):
-            yield response
-
-
 def metric(pod: Any, name: str) -> float:
     lines = pod.get("/metrics").content.decode().splitlines()
     return sum(float(line.split()[-1]) for line in lines if line.startswith(name))
@@ -95,9 +83,28 @@ def test_a_base_that_is_none_fails_with_a_reason(make_pod: Callable[..., Any], w
     assert pod.probe("/livez") == 200
 
 
+def test_a_base_without_a_tokenizer_json_is_served_all_the_same(make_pod: Callable[..., Any], tiny_base: Path) -> None:
+    """It has GPT-2's vocab.json and merges.txt; the engine process converts them."""
+    base = BaseModelConfig(name="tiny", source=Source(uri="pvc://shelf/slow"), dtype="float32")
+    pod = make_pod(base_model=base, adapter_startup_seconds=0)
+    pod.put("slow", tiny_base)
+    slow = pod.shelf / "slow"
+    vocabulary = json.loads((slow / "tokenizer.json").read_text())["model"]["vocab"]
+    (slow / "tokenizer.json").unlink()
+    (slow / "vocab.json").write_text(json.dumps(vocabulary))
+    (slow / "merges.txt").write_text("#version: 0.2\n")
+    config = json.loads((slow / "tokenizer_config.json").read_text())
+    (slow / "tokenizer_config.json").write_text(json.dumps(config | {"tokenizer_class": "GPT2Tokenizer"}))
+    pod.start()
+    pod.wait_ready()
+    assert pod.text("tiny", prompt="hello") == pod.text("tiny", prompt=[71, 68, 75, 75, 78])
+    chat = {"model": "tiny", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 2}
+    assert pod.post("/v1/chat/completions", chat).json["usage"]["prompt_tokens"] == 24
+
+
 def test_http_answers_within_100_ms_while_the_engine_is_stopped(pod: Any) -> None:
     """19 of 20 answers: on a busy machine a single one may wait for a core."""
-    with stream(pod) as response:
+    with pod.stream("tiny") as response:
         response.readline()
         os.kill(pod.engine_pid, signal.SIGSTOP)
         try:
@@ -119,7 +126,11 @@ def _answer_times(pod: Any, seconds: float) -> Iterator[float]:
 
 
 def test_when_the_engine_dies_the_pod_ends_and_says_so(doomed_pod: Any) -> None:
-    os.kill(doomed_pod.engine_pid, signal.SIGKILL)
+    with doomed_pod.stream("tiny") as response:
+        response.readline()
+        os.kill(doomed_pod.engine_pid, signal.SIGSTOP)
+        os.kill(doomed_pod.engine_pid, signal.SIGKILL)
+        assert b'"error"' in response.read(), "whoever waits is told"
     assert doomed_pod.process.wait(30) not in {0, None}
     assert "the engine process ended with status -9" in doomed_pod.log
 
@@ -157,23 +168,28 @@ def test_a_client_that_goes_away_frees_its_place(pod: Any, streamed: bool, wait_
 
 
 def test_too_many_requests_are_turned_away(pod: Any, wait_until: Callable[..., Any]) -> None:
+    """Two places, and eight may wait for each: 18 of 30 are taken, the rest is told at once."""
+    refused = 'graft_requests_total{adapter="tiny",route="completions",status="503"}'
+    before = metric(pod, refused)
     os.kill(pod.engine_pid, signal.SIGSTOP)
     try:
-        with ThreadPoolExecutor(20) as threads:
-            waiting = [threads.submit(pod.complete, "tiny") for _ in range(18)]
-            reply = wait_until(lambda: _refused(pod))
-            assert (reply.status, reply.json["error"]["code"]) == (503, "Overloaded")
-            assert "retry-after" in reply.headers
+        with ThreadPoolExecutor(30) as threads:
+            answers = [threads.submit(pod.complete, "tiny") for _ in range(30)]
+            wait_until(lambda: metric(pod, refused) == before + 12)
             os.kill(pod.engine_pid, signal.SIGCONT)
-            assert {future.result().status for future in waiting} == {200}
+            replies = [answer.result() for answer in answers]
     finally:
         os.kill(pod.engine_pid, signal.SIGCONT)
+    assert [reply.status for reply in replies].count(200) == 18
+    away = [reply for reply in replies if reply.status != 200]
+    assert {(reply.status, reply.json["error"]["code"]) for reply in away} == {(503, "Overloaded")}
+    assert all("retry-after" in reply.headers for reply in away)
 
 
 def test_sigterm_lets_running_answers_end_and_takes_new_ones_for_five_seconds(
     doomed_pod: Any, wait_until: Callable[..., Any]
 ) -> None:
-    with stream(doomed_pod) as response:
+    with doomed_pod.stream("tiny") as response:
         response.readline()
         os.kill(doomed_pod.engine_pid, signal.SIGSTOP)
         doomed_pod.process.send_signal(signal.SIGTERM)
@@ -198,7 +214,7 @@ def _refused(pod: Any) -> Any:
 
 def test_at_the_end_of_the_grace_streams_end_with_an_error_event(make_pod: Callable[..., Any]) -> None:
     pod = _started(make_pod, drain_seconds=1)
-    with stream(pod) as response:
+    with pod.stream("tiny") as response:
         response.readline()
         os.kill(pod.engine_pid, signal.SIGSTOP)
         pod.process.send_signal(signal.SIGTERM)

@@ -180,8 +180,8 @@ def test_answers_say_which_bytes_and_which_request_they_are_of(pod: Any) -> None
     assert listed["plain"]["state"] == "Mounted"
     assert listed["attention"]["rank"] == 8
     assert "x-graft-adapter-digest" not in pod.complete("tiny").headers
-    assert pod.get("/v1/models", X_Request_Id="my-id-1").headers["x-request-id"] == "my-id-1"
-    assert len(pod.get("/v1/models", X_Request_Id="not plain!").headers["x-request-id"]) == 32
+    assert pod.get("/v1/models", request_id="my-id-1").headers["x-request-id"] == "my-id-1"
+    assert len(pod.get("/v1/models", request_id="not plain!").headers["x-request-id"]) == 32
 
 
 def test_metrics_count_by_adapter_and_no_stranger_makes_a_label(pod: Any) -> None:

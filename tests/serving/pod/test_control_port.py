@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
 import threading
 import time
 from collections.abc import Callable
@@ -166,6 +168,7 @@ def test_a_name_moves_to_new_bytes_without_a_gap(pod: Any, adapters: dict[str, P
 def test_a_bad_new_version_leaves_the_old_one_serving(pod: Any, adapters: dict[str, Path], wait_until: Any) -> None:
     good = pod.entry("a", adapters["a"])
     next_set(pod, good)
+    wait_until(lambda: pod.complete("a").headers["x-graft-adapter-digest"] == good.digest)
     text = pod.text("a")
     next_set(pod, good.model_copy(update={"digest": "sha256:" + "1" * 64, "source": Source(uri="pvc://shelf/gone")}))
     wait_until(lambda: pod.report("a").fault is not None)
@@ -230,6 +233,58 @@ def test_the_long_poll_brings_changes_only(pod: Any, adapters: dict[str, Path], 
     removed = wait_until(lambda: [r for r in pod.status(boot, changes.sequence, 5).adapters if r.removed])
     assert [report.name for report in removed] == ["b"]
     assert [report.name for report in pod.status("another-boot", 10**9, 20).adapters] == ["a"]
+
+
+def test_running_answers_end_on_an_adapter_that_was_removed(pod: Any, adapters: Any, wait_until: Any) -> None:
+    next_set(pod, pod.entry("a", adapters["a"]))
+    with pod.stream("a") as response:
+        response.readline()
+        os.kill(pod.engine_pid, signal.SIGSTOP)
+        next_set(pod)
+        assert pod.complete("a").status == 404
+        assert pod.report("a").state == "Draining"
+        os.kill(pod.engine_pid, signal.SIGCONT)
+        rest = response.read()
+    assert rest.endswith(b"data: [DONE]\n\n")
+    assert b'"error"' not in rest
+    wait_until(lambda: pod.report("a") is None)
+
+
+def test_past_its_time_an_answer_on_a_removed_adapter_is_cut_off(pod: Any, adapters: Any) -> None:
+    next_set(pod, pod.entry("a", adapters["a"]))
+    with pod.stream("a") as response:
+        response.readline()
+        os.kill(pod.engine_pid, signal.SIGSTOP)
+        try:
+            next_set(pod)
+            started = time.monotonic()
+            rest = response.read()
+        finally:
+            os.kill(pod.engine_pid, signal.SIGCONT)
+    assert 4 < time.monotonic() - started < 10, "drainSeconds is 5 here"
+    assert b'"code":"UnknownModel"' in rest
+
+
+def test_readiness_waits_for_the_set_and_for_each_inline_adapter(
+    make_pod: Callable[..., Any], adapters: dict[str, Path], wait_until: Any
+) -> None:
+    """No adapter set at all; then one without a digest; then one whose source can't be resolved."""
+    fresh = make_pod()
+    fresh.start()
+    wait_until(lambda: fresh.probe("/startupz") == 200)
+    assert fresh.probe("/readyz") == 503
+    entry = fresh.entry("a", adapters["a"])
+    attached = fresh.entry("b", adapters["b"], digest=None, inline=False)
+    next_set(fresh, entry.model_copy(update={"digest": None}), attached)
+    assert fresh.report("a").state == "Unresolved"
+    assert fresh.probe("/readyz") == 503
+    fault = Fault(code="NotFound", message="nothing there\n\nhint: look again")
+    next_set(fresh, entry, fresh.entry("c", adapters["c"], digest=None, fault=fault), attached)
+    wait_until(lambda: fresh.probe("/readyz") == 200)
+    reply = fresh.complete("c")
+    assert (reply.status, reply.json["error"]["message"]) == (400, fault.message)
+    next_set(fresh, entry, fresh.entry("new", adapters["b"], digest=None))
+    assert fresh.probe("/readyz") == 200, "a later set never takes readiness away"
 
 
 def test_after_a_kill_a_pod_comes_back_with_what_it_was_told(pod: Any, adapters: dict[str, Path]) -> None:

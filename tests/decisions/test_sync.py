@@ -1,0 +1,136 @@
+"""What watches can't tell: the first load and unseen deletions; and the key that two operators make at once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+import pytest
+from graft_operator import sync
+from graft_operator.cluster import Cluster, ConflictError, RejectedError, UnavailableError
+from graft_operator.keyring import Keyring
+from graft_operator.settings import Settings
+from graft_operator.store import PoolKey, Store
+from graft_operator.sync import Sync
+from graft_operator.tokens import new_key, to_secret_data
+
+SETTINGS = Settings(namespace="graft-system", runtime_image="runtime", watch_namespaces=("team",))
+KEY = PoolKey("team", "support")
+
+
+class Api:
+    """Stands in for the API server: objects by kind, and what goes wrong first."""
+
+    def __init__(self, *bodies: tuple[str, dict[str, Any]]) -> None:
+        self.bodies = list(bodies)
+        self.errors: list[Exception] = []
+        self.secret: dict[str, Any] | None = None
+        self.rival: dict[str, Any] | None = None
+        self.listed: list[tuple[str, str | None, str | None, bool]] = []
+
+    async def list(
+        self, kind: str, namespace: str | None, label_selector: str | None, *, metadata_only: bool = False
+    ) -> Sequence[dict[str, Any]]:
+        self.listed.append((kind, namespace, label_selector, metadata_only))
+        if self.errors:
+            raise self.errors.pop(0)
+        return [body for found, body in self.bodies if found == kind]
+
+    async def get(self, kind: str, namespace: str, name: str) -> dict[str, Any] | None:
+        if self.errors:
+            raise self.errors.pop(0)
+        return self.secret
+
+    async def create(self, body: dict[str, Any]) -> dict[str, Any]:
+        if self.rival is not None:
+            self.secret, self.rival = self.rival, None
+            raise ConflictError("exists", 409)
+        self.secret = body
+        return body
+
+
+def pool() -> tuple[str, dict[str, Any]]:
+    metadata = {"namespace": "team", "name": "support", "uid": "p", "resourceVersion": "1"}
+    return "AdapterDeployment", {"metadata": metadata, "spec": {}}
+
+
+def pod(name: str) -> tuple[str, dict[str, Any]]:
+    labels = {"graft.dev/deployment": "support"}
+    metadata = {"namespace": "team", "name": name, "uid": name, "resourceVersion": "1", "labels": labels}
+    return "Pod", {"metadata": metadata}
+
+
+def sync_of(api: Api, store: Store) -> Sync:
+    async def nothing() -> None:
+        return
+
+    return Sync(cast(Cluster, api), store, SETTINGS, nothing)
+
+
+@pytest.fixture
+def store() -> Store:
+    return Store(lambda key: None)
+
+
+async def test_the_first_load_waits_for_the_definition(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sync, "RETRY_SECONDS", 0)
+    api = Api(pool(), pod("a"))
+    api.errors = [RejectedError("the server could not find the requested resource", 404), UnavailableError("later")]
+    found = sync_of(api, store)
+    await found.load()
+    assert found.loaded
+    assert store.pool(KEY) is not None
+    assert [view.name for view in store.pods(KEY)] == ["a"]
+    assert ("AdapterDeployment", "team", None, False) in api.listed
+    assert ("Pod", "team", "graft.dev/deployment", False) in api.listed
+
+
+async def test_missing_rights_end_the_process_at_once(store: Store) -> None:
+    api = Api()
+    api.errors = [RejectedError("forbidden", 403)]
+    with pytest.raises(RejectedError):
+        await sync_of(api, store).load()
+
+
+async def test_what_was_deleted_unseen_is_pruned(store: Store) -> None:
+    api = Api(pool(), pod("a"), pod("b"))
+    found = sync_of(api, store)
+    await found.load()
+    api.bodies = [pod("b")]
+    await found.prune()
+    assert store.pool(KEY) is None
+    assert [view.name for view in store.pods(KEY)] == ["b"]
+    assert api.listed[-1][3], "metadata is enough"
+
+
+async def test_the_first_operator_makes_the_key_and_the_next_one_reads_it() -> None:
+    api = Api()
+    first = await Keyring.open(cast(Cluster, api), SETTINGS)
+    second = await Keyring.open(cast(Cluster, api), SETTINGS)
+    assert first.public_keys() == second.public_keys()
+
+
+async def test_of_two_operators_that_make_the_key_at_once_one_wins() -> None:
+    api = Api()
+    rival = new_key(0)
+    api.rival = {"metadata": {}, "data": to_secret_data((rival,))}
+    assert set((await Keyring.open(cast(Cluster, api), SETTINGS)).public_keys()) == {rival.key_id}
+
+
+async def test_a_deleted_secret_is_made_again_from_the_known_keys() -> None:
+    api = Api()
+    keyring = await Keyring.open(cast(Cluster, api), SETTINGS)
+    before, api.secret = keyring.public_keys(), None
+    assert not await keyring.refresh()
+    assert keyring.public_keys() == before
+    assert api.secret is not None
+
+
+async def test_a_key_that_was_added_is_published() -> None:
+    api = Api()
+    keyring = await Keyring.open(cast(Cluster, api), SETTINGS)
+    assert api.secret is not None
+    added = new_key(1)
+    api.secret = {**api.secret, "data": api.secret["data"] | to_secret_data((added,))}
+    assert await keyring.refresh()
+    assert added.key_id in keyring.public_keys()
