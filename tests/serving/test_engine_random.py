@@ -33,7 +33,12 @@ OPERATIONS = 150
 NAMES = ("red", "green", "blue")
 VERSIONS = 2
 SCALES = (1.0, 0.5, -0.75)
-PROMPTS = [[256, *b"hi"], [256, *b"select * from users where id = 7 and name = 'x' or 1 = 1"], [256, 5], [256, *b"to be" * 14]]
+PROMPTS = [
+    [256, *b"hi"],
+    [256, *b"select * from users where id = 7 and name = 'x' or 1 = 1"],
+    [256, 5],
+    [256, *b"to be" * 14],
+]
 
 
 class Oracle:
