@@ -19,10 +19,10 @@ def submit(name: str, adapter: str | None, prompt: list[int], weight: float = 1.
     return Submit(name, prompt, tokens, served, Sampling(temperature=0))
 
 
-def scaled(source: Path, target: Path, factor: float) -> Path:
+def scaled(source: Path, target: Path, factor: float, part: str = "lora_B") -> Path:
     shutil.copytree(source, target)
     tensors = load_file(target / "adapter_model.safetensors")
-    tensors = {name: tensor * factor if "lora_B" in name else tensor for name, tensor in tensors.items()}
+    tensors = {name: tensor * factor if part in name else tensor for name, tensor in tensors.items()}
     save_file(tensors, target / "adapter_model.safetensors")
     return target
 
@@ -46,6 +46,10 @@ def test_no_other_row_changes(family: str, make_base: Any, make_adapter: Any, in
     base = make_base(family)
     engine = in_process(base)
     good = make_adapter("good", base=base)
+    # Finite itself, but infinite times any row's activations. A trial would refuse it; one may pass and overflow later.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine.engine._serving.runner, "trial", lambda *_: None)
+        assert isinstance(engine.mount("infinite", scaled(good, tmp_path / "infinite", 2e38, "lora_A")), Mounted)
     assert isinstance(engine.mount("good", good), Mounted)
     assert isinstance(engine.mount("huge", scaled(good, tmp_path / "huge", 1e8)), Mounted)
     bystanders = [
@@ -60,12 +64,13 @@ def test_no_other_row_changes(family: str, make_base: Any, make_adapter: Any, in
     huge = submit("huge", "huge", LONG)
     # 1e30 of it: what it computes is infinite or not a number, in its own keys and values as well
     overflows = submit("overflows", "good", LONG, weight=1e30)
-    tokens, last = run(engine, [bystanders[0], huge, bystanders[1], overflows, *bystanders[2:]])
-    assert last["overflows"].finish == "error"
+    infinite = submit("infinite", "infinite", LONG)
+    tokens, last = run(engine, [bystanders[0], huge, bystanders[1], infinite, overflows, *bystanders[2:]])
+    assert last["overflows"].finish == last["infinite"].finish == "error"
     assert last["huge"].finish in {"length", "error"}
     assert {name: tokens[name] for name in before} == before
     # Shorter requests on the memory that those have used, while another keeps it from being given back.
-    run_first = [submit("keeps", "good", PROMPT, tokens=100), huge, overflows]
+    run_first = [submit("keeps", "good", PROMPT, tokens=100), huge, infinite, overflows]
     for command in run_first:
         engine.handle(command)
     kept = engine.step() + engine.step()
