@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from graft_runtime.engine.kv import SMALLEST_EXTENT, KeyValueStore, LayerShape
+from graft_runtime.errors import ErrorCode
 from graft_runtime.messages import Cancel, Generated, Sampling, ServedAdapter, Submit
 
 GREEDY = Sampling(temperature=0)
@@ -128,6 +129,20 @@ def test_what_does_not_fit_into_the_bank_waits(engine: Any) -> None:
         most = max(most, bank.active)
     assert most == 2
     assert engine.collect(events) == expected
+
+
+def test_what_never_fits_is_refused(engine: Any) -> None:
+    flow = flow_of(engine)
+    flow.runner.bank._limit = 8
+    flow.runner.kv.tokens = 100  # as if the memory had gone elsewhere
+    submits = [ask("wide", SHORT, "a", "b", "c"), ask("runs", SHORT, "a"), ask("long", LONG, "a"), ask("after", SHORT)]
+    for submit in submits:
+        engine.handle(submit)
+    ends = {}
+    while engine.engine.busy:
+        ends |= {event.request: event for event in engine.step() if isinstance(event, Generated) and event.finish}
+    assert [name for name, event in ends.items() if event.fault] == ["wide", "long"]
+    assert {event.fault.code for event in ends.values() if event.fault} == {ErrorCode.NO_CAPACITY}
 
 
 def test_columns_are_zeroed_when_they_are_released(engine: Any) -> None:

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 import torch
-from graft_runtime.messages import Generated, Sampling, ServedAdapter, Submit
+from graft_runtime.messages import Generated, Mounted, Sampling, ServedAdapter, Submit
+from safetensors.torch import load_file, save_file
 
 NEAR_TIE = 1e-4
 """A difference passes only where the reference's best two logits are closer than this."""
@@ -132,6 +133,24 @@ def test_greedy_equals_peft(family: str, make_base: Any, make_adapter: Any, in_p
     for index in order:
         engine.handle(submit(str(index), *rows[index]))
         events += [event for _ in range(2) for event in engine.step()]
+    assert_all_same(engine.collect(events), rows, expected)
+
+
+def test_an_adapter_on_the_head(tiny_base: Path, make_adapter: Any, in_process: Any) -> None:
+    """The head computes only the last token of each row."""
+    adapter = make_adapter("head", target_modules=["lm_head", "q_proj"], r=4)
+    weights = adapter / "adapter_model.safetensors"  # peft saves the base's head beside
+    save_file({name: tensor for name, tensor in load_file(weights).items() if "lora_" in name}, weights)
+    reference, engine = Reference(tiny_base), in_process(tiny_base)
+    reference.load(adapter)
+    assert isinstance(engine.mount("head", adapter), Mounted)
+    rows: list[tuple[list[int], str | None]] = [(prompt, name) for prompt in PROMPTS for name in (None, "head")]
+    expected = {(tuple(prompt), name): reference.answer(prompt, name) for prompt, name in rows}
+    events = []
+    for index, (prompt, name) in enumerate(rows):
+        adapters = (ServedAdapter(name, 1.0),) if name else ()
+        engine.handle(Submit(str(index), prompt, NEW_TOKENS, adapters, Sampling(temperature=0)))
+        events += engine.step() if index % 3 == 0 else []
     assert_all_same(engine.collect(events), rows, expected)
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import torch
 
 from graft_runtime.engine.batches import BatchFlow
-from graft_runtime.engine.checks import check_request
+from graft_runtime.engine.checks import check_columns, check_request
 from graft_runtime.engine.loader import AdapterReady, BaseReady, Job, Outcome, fault_of
 from graft_runtime.engine.mounts import Mounts
 from graft_runtime.engine.packed import PackedFlow
@@ -94,7 +94,10 @@ class Engine:
         """
         if self._serving is not None and self._serving.scheduler.busy:
             started, scheduler = time.perf_counter(), self._serving.scheduler
-            self._count([self._advance(scheduler, turn) for turn in scheduler.turns()])
+            turns = scheduler.turns()
+            if (stuck := scheduler.stuck()) is not None:
+                self._refuse(stuck)
+            self._count([self._advance(scheduler, turn) for turn in turns])
             self._tell(StepDone(time.perf_counter() - started, scheduler.running, scheduler.waiting))
         events, self._events = self._events, []
         return events
@@ -197,6 +200,7 @@ class Engine:
             for served in submit.adapters:
                 adapters.append(RowAdapter(self._mounts.hold(served.digest), served.weight))
                 held.append(served.digest)
+            check_columns(adapters, serving.runner.bank)
         except GraftError as error:
             for digest in held:
                 self._release(digest)
@@ -274,8 +278,14 @@ class Engine:
         fault = EngineFault(code, f"the engine failed on this request: {type(error).__name__}: {error}")
         self._finish(request, Generated(request.submit.request, [], "error", fault))
 
+    def _refuse(self, request: Request) -> None:
+        fault = EngineFault(
+            ErrorCode.NO_CAPACITY, "this request does not fit into the memory, though nothing else runs"
+        )
+        self._finish(request, Generated(request.submit.request, [], "error", fault))
+
     def _count(self, results: list[bool]) -> None:
-        self._failed_steps = 0 if any(results) else self._failed_steps + 1
+        self._failed_steps = 0 if any(results) or not results else self._failed_steps + 1
         if self._failed_steps >= FAILED_STEPS:
             raise EngineBrokenError(f"{FAILED_STEPS} steps in a row failed")
 

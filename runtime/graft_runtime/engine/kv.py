@@ -62,11 +62,17 @@ class Slab:
         return int(self.keys[0].shape[0])
 
     def resize(self, slots: int) -> None:
-        """Keeps the extents that are there. One layer at a time, so that no more than one is held twice."""
-        for tensors in (self.keys, self.values):
-            for layer, old in enumerate(tensors):
-                tensors[layer] = old.new_empty(slots, *old.shape[1:])
-                tensors[layer][: len(self.extents)] = old[: len(self.extents)]
+        """Keeps the extents that are there. One layer at a time, so that no more than one is held twice.
+
+        Raises:
+            torch.OutOfMemoryError: the slab is as it was; `slots` tells of the tensor that is resized last.
+        """
+        for tensors in (self.values, self.keys):
+            for layer in reversed(range(len(tensors))):
+                old = tensors[layer]
+                new = old.new_empty(slots, *old.shape[1:])
+                new[: len(self.extents)] = old[: len(self.extents)]
+                tensors[layer] = new
 
     def take(self) -> Extent:
         """A free slot, with zeros in it: what is masked is still multiplied, and 0 · NaN is NaN."""
@@ -168,7 +174,10 @@ class KeyValueStore:
             room = (self.tokens - self.held) // slab.capacity
         if room < 1:
             return False
-        slab.resize(slab.slots + min(room, max(1, slab.slots)))
+        try:
+            slab.resize(slab.slots + min(room, max(1, slab.slots)))
+        except torch.OutOfMemoryError:  # the ledger promised more than there is: who needs it waits
+            return False
         return True
 
     def _trim(self) -> None:

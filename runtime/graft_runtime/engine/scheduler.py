@@ -35,6 +35,10 @@ class Scheduler:
         self.flow.admit(self._waiting)
         return self.flow.turns()
 
+    def stuck(self) -> Request | None:
+        """The first in the queue, taken from it, when nothing runs: there will never be more room for it."""
+        return self._waiting.popleft() if self._waiting and not self.flow.requests else None
+
     def again(self, turn: Turn) -> None:
         """The turn failed: each of its requests runs again, by itself, before any other."""
         for request in reversed(list(turn.requests)):
