@@ -264,7 +264,7 @@ class BaseReport(Wire):
     revision: str | None = None
     fault: Fault | None = None
     runner: str | None = None
-    """`padded`: the route that requests of this model take."""
+    """`decoder` or `padded`: the route that requests of this model take."""
 
 
 class RuntimeStatus(Wire):
