@@ -78,11 +78,21 @@ def open_ledger(layers: Sequence[LayerShape], *, bank: int, dtype: torch.dtype, 
 
 
 def free_memory(proc: Path = Path("/proc/meminfo"), cgroup: Path = Path("/sys/fs/cgroup")) -> int:
-    """Bytes that this process may still take: of the machine, and of its cgroup where that has a limit."""
-    lines = dict(line.split(":", 1) for line in proc.read_text().splitlines())
-    free = int(lines["MemAvailable"].split()[0]) << 10
+    """Bytes that this process may still take: of the machine, and of its cgroup where that has a limit.
+
+    Args:
+        proc: the machine's.
+        cgroup: a directory of cgroup v2. Its files' pages that nobody has used lately count as free.
+    """
+    free = _numbers(proc, ":")["MemAvailable"] << 10
     try:
-        limit, used = (cgroup / "memory.max").read_text().strip(), int((cgroup / "memory.current").read_text())
-    except (OSError, ValueError):
+        limit = int((cgroup / "memory.max").read_text())  # or `max`
+        used = int((cgroup / "memory.current").read_text()) - _numbers(cgroup / "memory.stat", " ")["inactive_file"]
+    except (OSError, ValueError, KeyError):
         return free
-    return free if limit == "max" else max(0, min(free, int(limit) - used))
+    return max(0, min(free, limit - used))
+
+
+def _numbers(file: Path, separator: str) -> dict[str, int]:
+    pairs = (line.split(separator, 1) for line in file.read_text().splitlines())
+    return {name: int(value.split()[0]) for name, value in pairs}
