@@ -18,7 +18,7 @@ from graft_operator.adapter_sets import (
     version_of,
 )
 from graft_operator.api import AdapterDeploymentSpec, AdapterDeploymentStatus, parse_spec
-from graft_operator.checks import base_fault
+from graft_operator.checks import base_fault, merge_fault
 from graft_operator.conditions import Reason
 from graft_operator.events import Transition
 from graft_operator.objects import (
@@ -293,7 +293,7 @@ def _decide_deployment(
     """The Deployment, or None and why there can't be one; what runs goes on then."""
     if observed.failure is not None:
         return None, observed.failure
-    fault = base_fault(pool.spec, settings)
+    fault = base_fault(pool.spec, settings) or merge_fault(pool.spec, settings)
     if fault is not None:
         return None, Failure(fault.code.value, fault.message)
     try:
