@@ -92,7 +92,7 @@ class MergedAdapterStatus(Reported):
 
     name: str = Field(max_length=63)
     """Its entry in `spec.adapters`."""
-    weight: float = 1.0
+    weight: float = Field(default=1.0, ge=-1_000_000.0, le=1_000_000.0)
     """How much of it, its scale included."""
     digest: str | None = Field(default=None, max_length=128)
     """The sha256 of what was merged."""
