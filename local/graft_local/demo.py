@@ -30,6 +30,8 @@ PROMPT = "Question: What is the sea?\nAnswer:"
 FIRST = ("pirate", "haiku", "json")
 FOURTH = "emoji"
 REMOVED = "pirate"
+PART, MERGED = "haiku", "haiku-merged"
+"""An adapter, and the name that it has once it is merged into the base."""
 
 _REPOSITORY = Path(__file__).parents[2]
 CHART = _REPOSITORY / "charts" / "graft"
@@ -131,7 +133,7 @@ def _tour_with_diagnosis(cluster: LocalCluster, progress: Progress) -> None:
 
 
 def tour(cluster: LocalCluster, progress: Progress) -> None:
-    """Apply the examples, ask, add an adapter, remove one.
+    """Apply the examples, ask, add an adapter, remove one, merge one into the base.
 
     Raises:
         LocalClusterError: something was not as it should be.
@@ -158,6 +160,7 @@ def tour(cluster: LocalCluster, progress: Progress) -> None:
     _wait_until_ready(cluster, progress)
     _show_removal(address)
     _expect_same_pods(cluster, before)
+    _show_merge(cluster, progress, address)
 
 
 def service_address(cluster: LocalCluster, namespace: str, pool: str) -> str:
@@ -209,6 +212,27 @@ def _show_removal(address: str) -> None:
         time.sleep(0.2)
     _expect(answer.status == 404, f"HTTP 404 for `{REMOVED}`, not {answer.status}: {answer.error}")
     _say(f"HTTP {answer.status}: {answer.error}")
+
+
+def _show_merge(cluster: LocalCluster, progress: Progress, address: str) -> None:
+    _say(f"\nMerged mode: `{PART}` folded into the base's weights, as `{MERGED}`:")
+    hot = _ask(address, (PART,))
+    _apply(cluster, EXAMPLES / "changes" / "merged.yaml")
+    _wait_until_ready(cluster, progress)
+    _wait_for_model(address, MERGED)
+    _say(side_by_side(hot | _ask(address, (MERGED,))))
+    for name in (PART, BASE_NAME):
+        answer = complete(address, name, PROMPT, max_tokens=1)
+        _expect(answer.status == 404, f"HTTP 404 for `{name}`, not {answer.status}: {answer.error}")
+    _say(f"HTTP {answer.status}: {answer.error}")
+
+
+def _wait_for_model(address: str, name: str) -> None:
+    """The Service hears of the new pods a moment after us, and may still lead to one that is going away."""
+    deadline = time.monotonic() + _REMOVAL_SECONDS
+    while (answer := complete(address, name, PROMPT, max_tokens=1)).status != 200:
+        _expect(time.monotonic() < deadline, f"`{name}` to answer within {_REMOVAL_SECONDS:.0f} s: {answer.error}")
+        time.sleep(0.2)
 
 
 def _expect_same_pods(cluster: LocalCluster, before: dict[str, int]) -> None:

@@ -141,7 +141,8 @@ def _structural(schema: Mapping[str, Any], definitions: Mapping[str, Any], with_
                 field: _structural(part, definitions, with_defaults) for field, part in sorted(value.items())
             }
         elif name in {"items", "additionalProperties"} and isinstance(value, Mapping):
-            structural[name] = _structural(value, definitions, with_defaults)
+            # A default inside a list would make every second `kubectl apply` write the list again.
+            structural[name] = _structural(value, definitions, with_defaults and name != "items")
         elif name == "const":  # no word of Kubernetes'
             structural["enum"] = [value]
         elif name == "default":

@@ -19,6 +19,8 @@ from graft_runtime.errors import GraftError
 logger = logging.getLogger("graft_runtime")
 
 EXIT_USAGE = 2
+_OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
+"""For both processes: the store alone fetches, and only from declared sources."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -46,6 +48,7 @@ def _merge(options: argparse.Namespace) -> int:
 
 def _serve(options: argparse.Namespace) -> None:
     configure_logs()
+    os.environ.update(_OFFLINE)
     sources = {name: Path(directory) for name, directory in options.source_mount}
     places = Places(
         adapter_set=options.adapter_set_directory,

@@ -9,7 +9,7 @@ from graft_runtime.contract import AdapterEntry, AdapterReport, AdapterState, So
 from graft_runtime.errors import ErrorCode, GraftError
 from graft_runtime.store.cache import Cached
 from graft_runtime.store.catalogue import Alias, Artifact, Residence, Step, is_settled, plan_mounts, report
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 SOURCE = Source(uri="pvc://shelf/a")
@@ -80,6 +80,7 @@ ARTIFACTS: st.SearchStrategy[list[dict[str, Any]]] = st.lists(
 )
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(ARTIFACTS, st.integers(1, 4))
 def test_never_more_than_fit_and_never_one_in_use(fields: list[dict[str, Any]], limit: int) -> None:
     everything = {str(number): artifact(str(number), **options) for number, options in enumerate(fields)}

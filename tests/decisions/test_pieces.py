@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import pytest
 from graft_runtime.api.pieces import Detokenizer, StopStrings
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 CHARACTERS = st.text(st.sampled_from("ab é€😀\n"), max_size=200)
@@ -35,6 +35,7 @@ def pieces(detokenizer: Detokenizer, ids: Sequence[int], size: int = 1) -> list[
     return [*found, detokenizer.finish()]
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(CHARACTERS, st.integers(1, 7))
 def test_characters_come_whole(text: str, size: int) -> None:
     got = pieces(Detokenizer(bytewise), text.encode(), size)
@@ -42,6 +43,7 @@ def test_characters_come_whole(text: str, size: int) -> None:
     assert not any("\ufffd" in piece for piece in got)
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.binary(max_size=60), st.integers(1, 7))
 def test_broken_characters_come_as_they_would_at_once(content: bytes, size: int) -> None:
     assert "".join(pieces(Detokenizer(bytewise), content, size)) == bytewise(content)
@@ -70,6 +72,7 @@ def test_the_work_for_a_token_does_not_grow_with_the_text() -> None:
     assert longest < 100
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.text("ab/", max_size=60), st.lists(st.text("ab/", min_size=1, max_size=4), max_size=3), st.integers(1, 5))
 def test_text_ends_before_the_stop_string_that_is_complete_first(text: str, stops: list[str], size: int) -> None:
     ends = [(place + len(stop), place) for stop in stops if (place := text.find(stop)) >= 0]

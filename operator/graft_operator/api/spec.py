@@ -178,7 +178,7 @@ class MergePartSpec(Ruled):
     rules = (
         Rule(
             "weight must not be 0: leave the adapter out of the merge",
-            "self.weight != 0.0",
+            "!has(self.weight) || self.weight != 0.0",
             lambda part: part.weight != 0,
         ),
     )
@@ -328,7 +328,8 @@ class AdapterDeploymentSpec(Ruled):
         Rule(
             "more adapters are pinned than engine.maxMountedAdapters holds: raise it or pin fewer",
             "!has(self.adapters)"
-            " || self.adapters.filter(adapter, adapter.pinned).size() <= self.engine.maxMountedAdapters",
+            " || self.adapters.filter(adapter, has(adapter.pinned) && adapter.pinned).size()"
+            " <= self.engine.maxMountedAdapters",
             lambda spec: sum(adapter.pinned for adapter in spec.adapters) <= spec.engine.max_mounted_adapters,
         ),
         Rule(

@@ -68,10 +68,13 @@ class Answer:
         """
         await self._news.wait()
         self._news.clear()
-        if self._fault is not None:
-            raise self._fault
         tokens, self._tokens = self._tokens, []
-        return tokens, self._finish
+        if self._fault is None:
+            return tokens, self._finish
+        if not tokens:
+            raise self._fault
+        self._news.set()  # the fault comes after what was there before it
+        return tokens, None
 
     def feed(self, generated: Generated) -> None:
         self._tokens.extend(generated.tokens)

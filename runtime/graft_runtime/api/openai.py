@@ -12,8 +12,9 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
+from graft_runtime.api.answers import Generation, Piece
 from graft_runtime.api.faults import error_body, http_status, read_body
-from graft_runtime.api.generation import Generation, Generator, Piece, unknown_model
+from graft_runtime.api.generation import Generator, unknown_model
 from graft_runtime.api.logs import EXTRA
 from graft_runtime.api.pod import Pod
 from graft_runtime.api.requests import ChatRequest, CompletionRequest, parse_request

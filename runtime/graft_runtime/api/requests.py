@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -56,6 +57,10 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "logits_processors": ([],),
 }
 """Known parameters that are not supported, and the values besides null that ask for nothing."""
+
+
+_SURROGATE = re.compile(rb"\\u[dD]")
+"""Half of a character may hide behind it, which is no text: it can't be tokenized or sent back."""
 
 
 class _Strict(BaseModel):
@@ -162,6 +167,8 @@ def parse_request(body: bytes, model: type[Request]) -> Request:
     """
     try:
         value = json.loads(body)
+        if _SURROGATE.search(body):
+            json.dumps(value, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
         raise GraftError(
             ErrorCode.INVALID_REQUEST,

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from graft_runtime.api.deadline import time_limit
 from graft_runtime.errors import ErrorCode, GraftError
 
 TOKENIZER_FILE = "tokenizer.json"
@@ -19,6 +20,8 @@ CHAT_TEMPLATE_FILE = "chat_template.jinja"
 COMPANIONS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", CHAT_TEMPLATE_FILE)
 MAX_TEMPLATE_CHARACTERS = 256 * 1024
 MAX_SMALL_FILE_BYTES = 8 << 20
+RENDER_SECONDS = 5.0
+"""A chat template comes from whoever made the adapter, and must not keep a thread for ever."""
 
 
 @dataclass(frozen=True)
@@ -69,16 +72,17 @@ class Tokenizer:
             GraftError: InvalidRequest, when the template refuses the messages.
         """
         try:
-            text = self._backend.apply_chat_template(
-                [dict(message) for message in messages],
-                chat_template=template,
-                tokenize=False,
-                add_generation_prompt=True,
-            )
+            with time_limit(RENDER_SECONDS):
+                text = self._backend.apply_chat_template(
+                    [dict(message) for message in messages],
+                    chat_template=template,
+                    tokenize=False,
+                    add_generation_prompt=True,
+                )
         except Exception as error:  # whatever a stranger's template raises
             raise GraftError(
                 ErrorCode.INVALID_REQUEST,
-                f"the chat template can't render `messages`: {error}",
+                f"the chat template can't render `messages`: {error or type(error).__name__}",
                 hint="use the roles and the order that the model was trained for",
                 field="messages",
             ) from error

@@ -255,19 +255,24 @@ class Residency:
             self._touched(artifact)
 
         name = artifact.name
-        cached = await self._fetches.fetch_until_there(artifact.source, "adapter", artifact.digest, name, failed)
-        if cached is None:
-            return
-        artifact.fault, artifact.cached, artifact.bytes = None, cached, cached.bytes
         try:
+            cached = await self._fetches.fetch_until_there(artifact.source, "adapter", artifact.digest, name, failed)
+            if cached is None:
+                return
+            artifact.fault, artifact.cached, artifact.bytes = None, cached, cached.bytes
             files = await asyncio.to_thread(read_adapter_files, cached.directory, name=name, max_rank=self._max_rank)
         except GraftError as error:
             logger.warning("%s", error)
             failed(error)
-            return
-        artifact.method, artifact.rank = files.method, files.rank
-        self._touched(artifact)
-        self._advance()
+        except Exception as error:
+            logger.exception("adapter `%s` can't be prepared", name)
+            failed(
+                GraftError(ErrorCode.INTERNAL, f"adapter `{name}` can't be prepared: {type(error).__name__}: {error}")
+            )
+        else:
+            artifact.method, artifact.rank = files.method, files.rank
+            self._touched(artifact)
+            self._advance()
 
     # mounting
 

@@ -83,6 +83,25 @@ def test_a_base_that_is_none_fails_with_a_reason(make_pod: Callable[..., Any], w
     assert pod.probe("/livez") == 200
 
 
+def test_a_base_without_a_tokenizer_json_is_served_all_the_same(make_pod: Callable[..., Any], tiny_base: Path) -> None:
+    """It has GPT-2's vocab.json and merges.txt; the engine process converts them."""
+    base = BaseModelConfig(name="tiny", source=Source(uri="pvc://shelf/slow"), dtype="float32")
+    pod = make_pod(base_model=base, adapter_startup_seconds=0)
+    pod.put("slow", tiny_base)
+    slow = pod.shelf / "slow"
+    vocabulary = json.loads((slow / "tokenizer.json").read_text())["model"]["vocab"]
+    (slow / "tokenizer.json").unlink()
+    (slow / "vocab.json").write_text(json.dumps(vocabulary))
+    (slow / "merges.txt").write_text("#version: 0.2\n")
+    config = json.loads((slow / "tokenizer_config.json").read_text())
+    (slow / "tokenizer_config.json").write_text(json.dumps(config | {"tokenizer_class": "GPT2Tokenizer"}))
+    pod.start()
+    pod.wait_ready()
+    assert pod.text("tiny", prompt="hello") == pod.text("tiny", prompt=[71, 68, 75, 75, 78])
+    chat = {"model": "tiny", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 2}
+    assert pod.post("/v1/chat/completions", chat).json["usage"]["prompt_tokens"] == 24
+
+
 def test_http_answers_within_100_ms_while_the_engine_is_stopped(pod: Any) -> None:
     """19 of 20 answers: on a busy machine a single one may wait for a core."""
     with pod.stream("tiny") as response:

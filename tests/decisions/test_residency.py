@@ -1,0 +1,195 @@
+"""Names, versions and leases against an engine that is played by hand."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from graft_runtime.contract import AdapterEntry, AdapterSet, AdapterState, Source
+from graft_runtime.errors import ErrorCode, GraftError
+from graft_runtime.messages import Command, EngineFault, Mount, Mounted, MountFailed, Unmount, Unmounted
+from graft_runtime.store import residency as residency_module
+from graft_runtime.store.cache import Cached
+from graft_runtime.store.residency import Residency
+
+
+class Files:
+    """What the header checks find in every adapter here."""
+
+    method, rank = "LORA", 4
+
+
+class Fetches:
+    """Everything is in the cache already."""
+
+    async def fetch_until_there(self, source: Source, kind: str, digest: str, name: str, failed: Any) -> Cached:
+        return Cached(digest, Path("/nowhere"), 1)
+
+
+class Played:
+    """A residency and the commands that it sent; `answer` plays the engine."""
+
+    def __init__(self, limit: int = 2) -> None:
+        self.sent: list[Command] = []
+        fetches: Any = Fetches()
+        self.residency = Residency(
+            fetches, self.sent.append, limit=limit, max_rank=8, drain_seconds=0.05, changed=lambda name: None
+        )
+        self.residency.base_loaded()
+        self._generation = 0
+
+    async def apply(self, **digests: str | None) -> None:
+        """Puts a set in force: `name="x"` is the digest of x's."""
+        self._generation += 1
+        entries = tuple(
+            AdapterEntry(name=name, source=Source(uri=f"pvc://shelf/{name}"), digest=digest and sha(digest))
+            for name, digest in digests.items()
+        )
+        adapter_set = AdapterSet(pool_uid="p", config_hash="c", generation=self._generation, adapters=entries)
+        self.residency.apply(adapter_set)
+        await self.settle()
+
+    async def settle(self) -> None:
+        """Until every task that can go on has gone on; nothing here waits for a clock."""
+        for _ in range(20):
+            await asyncio.sleep(0)
+
+    async def answer(self) -> list[Command]:
+        """The engine does all that it was told; what that was."""
+        told, self.sent[:] = list(self.sent), []
+        for command in told:
+            if isinstance(command, Mount):
+                self.residency.on_event(Mounted(command.digest, 4, 1, 1))
+            elif isinstance(command, Unmount):
+                self.residency.on_event(Unmounted(command.digest))
+        await self.settle()
+        return told
+
+    def state(self, name: str) -> AdapterState | None:
+        report = self.residency.report(name)
+        return report.state if report is not None else None
+
+
+def sha(digest: str) -> str:
+    return f"sha256:{digest * 64}"
+
+
+@pytest.fixture
+def play(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Played]:
+    async def at_once(function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+        return function(*arguments, **options)
+
+    monkeypatch.setattr(residency_module, "read_adapter_files", lambda *_, **__: Files)
+    monkeypatch.setattr(asyncio, "to_thread", at_once)
+    return Played
+
+
+async def test_two_names_of_the_same_bytes_share_a_mount(play: Any) -> None:
+    played = play()
+    await played.apply(a="1", b="1")
+    assert [type(command) for command in await played.answer()] == [Mount]
+    a, b = [await played.residency.acquire(name, 1) for name in ("a", "b")]
+    assert a.digest == b.digest
+    await played.apply(b="1")
+    a.release()
+    await played.settle()
+    assert played.sent == [], "b still needs it"
+
+
+async def test_a_request_waits_for_its_adapter_and_no_longer_than_it_may(play: Any) -> None:
+    played = play()
+    await played.apply(a="1")
+    with pytest.raises(GraftError, match="not mounted yet") as caught:
+        await played.residency.acquire("a", 0.01)
+    assert caught.value.code is ErrorCode.LOADING
+    waiting = asyncio.create_task(played.residency.acquire("a", 10))
+    await played.settle()
+    await played.answer()
+    assert (await waiting).digest == sha("1")
+
+
+async def test_who_waits_for_a_name_hears_when_it_fails_or_goes(play: Any) -> None:
+    played = play()
+    await played.apply(a="1", b="2")
+    failing, going = [asyncio.create_task(played.residency.acquire(name, 10)) for name in ("a", "b")]
+    await played.settle()
+    fault = EngineFault(ErrorCode.SHAPE_MISMATCH, "it does not fit")
+    played.residency.on_event(MountFailed(sha("1"), fault))
+    with pytest.raises(GraftError, match="does not fit"):
+        await failing
+    await played.apply(a="1")
+    await played.answer()
+    with pytest.raises(GraftError, match="not served here any more"):
+        await going
+
+
+async def test_an_adapter_in_use_is_not_displaced(play: Any) -> None:
+    played = play(limit=1)
+    await played.apply(a="1")
+    await played.answer()
+    lease = await played.residency.acquire("a", 1)
+    await played.apply(a="1", b="2")
+    waiting = asyncio.create_task(played.residency.acquire("b", 10))
+    await played.settle()
+    assert played.sent == []
+    lease.release()
+    lease.release()
+    await played.settle()
+    assert await played.answer() == [Unmount(sha("1"))]
+    await played.answer()
+    assert (await waiting).digest == sha("2")
+    assert played.state("a") is AdapterState.CACHED
+
+
+async def test_a_removed_adapter_drains_and_its_requests_are_revoked_in_the_end(play: Any) -> None:
+    played = play()
+    await played.apply(a="1")
+    await played.answer()
+    lease, revoked = await played.residency.acquire("a", 1), asyncio.Event()
+    lease.revoked = revoked.set
+    await played.apply()
+    assert played.state("a") is AdapterState.DRAINING
+    assert played.sent == []
+    await asyncio.wait_for(revoked.wait(), 5)
+    lease.release()
+    await played.settle()
+    assert await played.answer() == [Unmount(sha("1"))]
+    assert played.state("a") is None
+    assert played.residency.digests == frozenset()
+
+
+async def test_a_name_switches_when_its_new_version_is_ready_and_never_back(play: Any) -> None:
+    played = play()
+    await played.apply(a="1")
+    await played.answer()
+    old = await played.residency.acquire("a", 1)
+    await played.apply(a="2")
+    assert (await played.residency.acquire("a", 1)).digest == sha("1"), "until the new one is ready"
+    await played.answer()
+    new = await played.residency.acquire("a", 1)
+    assert (old.digest, new.digest) == (sha("1"), sha("2"))
+    assert played.sent == [], "requests still run on the old one"
+
+
+async def test_a_version_that_comes_back_while_it_leaves_is_mounted_again(play: Any) -> None:
+    played = play()
+    await played.apply(a="1")
+    await played.answer()
+    await played.apply()
+    await played.apply(a="1")
+    waiting = asyncio.create_task(played.residency.acquire("a", 10))
+    await played.settle()
+    assert await played.answer() == [Unmount(sha("1"))]
+    assert [type(command) for command in await played.answer()] == [Mount]
+    assert (await waiting).digest == sha("1")
+
+
+async def test_a_name_without_a_version_is_told_so(play: Any) -> None:
+    played = play()
+    await played.apply(a=None)
+    with pytest.raises(GraftError) as caught:
+        await played.residency.acquire("a", 1)
+    assert caught.value.code is ErrorCode.RESOLVING
