@@ -14,7 +14,7 @@ from pathlib import Path
 from graft_local import helm
 from graft_local.cache import cache_directory
 from graft_local.cluster import LocalCluster
-from graft_local.demo_client import complete, side_by_side, wait_until_routed
+from graft_local.demo_client import Answer, complete, side_by_side, wait_until_routed
 from graft_local.errors import LocalClusterError
 from graft_local.gemma import BASE_NAME, ensure_checkpoint
 from graft_local.progress import Progress
@@ -219,20 +219,19 @@ def _show_merge(cluster: LocalCluster, progress: Progress, address: str) -> None
     hot = _ask(address, (PART,))
     _apply(cluster, EXAMPLES / "changes" / "merged.yaml")
     _wait_until_ready(cluster, progress)
-    _wait_for_model(address, MERGED)
+    refused = [_wait_for_status(address, name, 404) for name in (PART, BASE_NAME)]
+    _wait_for_status(address, MERGED, 200)
     _say(side_by_side(hot | _ask(address, (MERGED,))))
-    for name in (PART, BASE_NAME):
-        answer = complete(address, name, PROMPT, max_tokens=1)
-        _expect(answer.status == 404, f"HTTP 404 for `{name}`, not {answer.status}: {answer.error}")
-    _say(f"HTTP {answer.status}: {answer.error}")
+    _say(f"HTTP {refused[-1].status}: {refused[-1].error}")
 
 
-def _wait_for_model(address: str, name: str) -> None:
+def _wait_for_status(address: str, name: str, status: int) -> Answer:
     """The Service hears of the new pods a moment after us, and may still lead to one that is going away."""
     deadline = time.monotonic() + _REMOVAL_SECONDS
-    while (answer := complete(address, name, PROMPT, max_tokens=1)).status != 200:
-        _expect(time.monotonic() < deadline, f"`{name}` to answer within {_REMOVAL_SECONDS:.0f} s: {answer.error}")
+    while (answer := complete(address, name, PROMPT, max_tokens=1)).status != status:
+        _expect(time.monotonic() < deadline, f"HTTP {status} for `{name}`, not {answer.status}: {answer.body}")
         time.sleep(0.2)
+    return answer
 
 
 def _expect_same_pods(cluster: LocalCluster, before: dict[str, int]) -> None:

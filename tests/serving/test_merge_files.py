@@ -143,6 +143,40 @@ def test_several_adapters_with_weights_by_the_command_line(
     assert [(adapter["name"], adapter["weight"]) for adapter in record["adapters"]] == [("first", 0.5), ("second", 1.0)]
 
 
+def test_a_merge_without_effect_leaves_nothing(tiny_base: Path, make_adapter: Any, tmp_path: Path) -> None:
+    base, adapter = saved(tiny_base, tmp_path / "base", torch.bfloat16), make_adapter("faint")
+    for _ in range(2):
+        with pytest.raises(GraftError) as caught:
+            merge_files(base, [AdapterPath(adapter, 1e-9)], tmp_path / "output")
+        assert caught.value.code is ErrorCode.NO_EFFECT
+        assert list((tmp_path / "output").iterdir()) == []
+
+
+def test_at_most_one_tensor_is_in_memory(tmp_path: Path, make_adapter: Any) -> None:
+    """The checkpoint is far larger than what the merge may hold."""
+    from transformers import AutoModelForCausalLM, LlamaConfig
+
+    sizes = {"hidden_size": 512, "intermediate_size": 1024, "num_hidden_layers": 12, "vocab_size": 320}
+    config = LlamaConfig(**sizes, num_attention_heads=8, num_key_value_heads=8, tie_word_embeddings=False)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "base", max_shard_size="30MB")
+    adapter = make_adapter("large", base=tmp_path / "base", target_modules=["down_proj", "q_proj"])
+    script = """
+import resource, sys
+from pathlib import Path
+from graft_runtime.merge import files
+base, adapter, output = map(Path, sys.argv[1:])
+files.empty_model(base, name="warm")
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+files.merge_files(base, [files.AdapterPath(adapter)], output)
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
+"""
+    paths = map(str, (tmp_path / "base", adapter, tmp_path / "output"))
+    ended = subprocess.run([sys.executable, "-c", script, *paths], capture_output=True, text=True, check=True)
+    size = sum(path.stat().st_size for path in (tmp_path / "output").glob("*.safetensors"))
+    assert size > 100 << 20
+    assert int(ended.stdout) < 32 << 20
+
+
 def test_faults_come_before_the_output(tiny_base: Path, make_adapter: Any, make_base: Any, tmp_path: Path) -> None:
     foreign = make_adapter("foreign", base=make_base("gpt2"))
     ended = subprocess.run(

@@ -94,7 +94,7 @@ def merge_files(
         _merge_file(base / file, output / file, {path: p for path, p in places.items() if p.file == file}, merged)
         tell(f"{file} is finished")
     if not skipped:
-        merged.check_effect()
+        _check_effect(merged, output, files)
     _copy_small_files(base, output)
 
 
@@ -157,6 +157,15 @@ def _merge_file(source: Path, target: Path, places: Mapping[str, _Place], merged
         new.flush()
         os.fsync(new.fileno())
     partial.replace(target)
+
+
+def _check_effect(merged: Sum, output: Path, files: Sequence[str]) -> None:
+    try:
+        merged.check_effect()
+    except GraftError:
+        for name in (*files, RECORD_FILE):  # the next run must not go on from here
+            (output / name).unlink()
+        raise
 
 
 def _record(base: Path, files: Sequence[str], adapters: Sequence[AdapterPath]) -> dict[str, Any]:

@@ -49,11 +49,11 @@ class Addend:
         addend._check_values()
         return addend
 
-    def delta(self, path: str) -> torch.Tensor:
-        """What this adapter adds to a module: [output features, input features] in float32."""
+    def delta(self, path: str, device: torch.device) -> torch.Tensor:
+        """What this adapter adds to a module: [output features, input features] in float32, on `device`."""
         plan = self.plans[path]
         with open_weights(self.files.directory, self.files.name) as file:
-            a, b = read_tensor(file, self.files, plan.a), read_tensor(file, self.files, plan.b)
+            a, b = (read_tensor(file, self.files, name).to(device) for name in (plan.a, plan.b))
         return (b @ a) * (plan.scale * self.weight)
 
     def _check_shared(self, shared: Collection[str]) -> None:
@@ -126,7 +126,7 @@ class Sum:
         total = weight.to(torch.promote_types(weight.dtype, torch.float32), copy=True)
         for addend in self._addends:
             if path in addend.plans:
-                delta = addend.delta(path).to(weight.device)
+                delta = addend.delta(path, weight.device)
                 total += delta.T if transposed else delta
         merged = total.to(weight.dtype)
         if not is_finite(merged) and is_finite(weight):
