@@ -152,10 +152,14 @@ class _Decision:
         )
 
     def _current_hash(self) -> str:
-        """The spec's own, or that of what runs where the spec's can't be made."""
+        """The spec's own, or that of what runs where the spec's can't be made.
+
+        A merge that can't be made leaves the set of what runs frozen: it names less than hot pods serve.
+        """
         own = self.observed.own("Deployment", self.pool.name)
-        if self.deployment is None and own is not None and own.rollout is not None and own.rollout.config_hash:
-            return own.rollout.config_hash
+        runs = None if own is None or own.rollout is None else own.rollout.config_hash
+        if self.deployment is None and runs and self.pool.spec.merge is None:
+            return runs
         return build_runtime_config(self.pool).config_hash()
 
     def _status(self) -> AdapterDeploymentStatus:

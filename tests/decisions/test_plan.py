@@ -576,7 +576,13 @@ def test_a_merge_waits_for_the_version_of_the_spec() -> None:
 
 def test_a_merge_of_what_may_not_be_read_is_not_rolled_out() -> None:
     stray = {**BILLING, "uri": "pvc://elsewhere/billing"}
-    observed = changed(running(BILLING), spec_of(stray, merge=MERGE))
+    observed = changed(running(BILLING, SQL), spec_of(stray, SQL, merge=MERGE))
     plan = plan_of(observed)
+    hot = max(stored_sets(carried_out(observed, plan)).values(), key=lambda found: len(found.adapters))
+    assert [(entry.name, entry.source.uri) for entry in hot.adapters] == [
+        ("billing", BILLING["uri"]),
+        ("sql", SQL["uri"]),
+    ], "hot pods go on with what they serve"
+    assert plan.pushes == ()
     assert plan.workload == ()
     assert told(plan)["Stalled"] == ("True", "SourceNotDeclared")
