@@ -59,8 +59,6 @@ class ErrorCode(StrEnum):
     POOL_IS_MERGED = "PoolIsMerged"
     """The pool serves its merge alone, and the adapter is no part of it."""
     # the adapter set
-    NAME_CLASH = "NameClash"
-    """Two adapters, or an adapter and the base model, want the same name."""
     RESOLVING = "Resolving"
     """The exact version of the source is not known yet."""
     LOADING = "Loading"

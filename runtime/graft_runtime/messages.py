@@ -66,7 +66,6 @@ class Mount(_Message, frozen=True, tag=True, array_like=True):
     directory: str
     name: str
     """For the text of errors only."""
-    pinned: bool = False
 
 
 class Unmount(_Message, frozen=True, tag=True, array_like=True):
