@@ -138,7 +138,7 @@ def test_what_never_fits_is_refused(engine: Any) -> None:
     submits = [ask("wide", SHORT, "a", "b", "c"), ask("runs", SHORT, "a"), ask("long", LONG, "a"), ask("after", SHORT)]
     for submit in submits:
         engine.handle(submit)
-    ends = {}
+    ends: dict[str, Any] = {}
     while engine.engine.busy:
         ends |= {event.request: event for event in engine.step() if isinstance(event, Generated) and event.finish}
     assert [name for name, event in ends.items() if event.fault] == ["wide", "long"]

@@ -146,7 +146,7 @@ def test_an_adapter_on_the_head(tiny_base: Path, make_adapter: Any, in_process: 
     assert isinstance(engine.mount("head", adapter), Mounted)
     rows: list[tuple[list[int], str | None]] = [(prompt, name) for prompt in PROMPTS for name in (None, "head")]
     expected = {(tuple(prompt), name): reference.answer(prompt, name) for prompt, name in rows}
-    events = []
+    events: list[Any] = []
     for index, (prompt, name) in enumerate(rows):
         adapters = (ServedAdapter(name, 1.0),) if name else ()
         engine.handle(Submit(str(index), prompt, NEW_TOKENS, adapters, Sampling(temperature=0)))
