@@ -124,8 +124,7 @@ def _plan_adapter(
         version = _Version(adapter.digest)
     if fault is None and version is not None:
         return AdapterPlan(adapter, _entry(adapter, source, version))
-    # Still declared: what was withdrawn on purpose must not live on under its old entry.
-    previous = served if served is not None and served.digest and is_declared(spec.sources, served.source.uri) else None
+    previous = _previous(spec, served)
     if fault is not None:
         return AdapterPlan(adapter, previous, fault)
     if previous is not None:
@@ -134,6 +133,17 @@ def _plan_adapter(
     written = served.fault if served is not None and served.source == source else None
     entry = _entry(adapter, source, None).model_copy(update={"fault": answers.faults.get(source, written)})
     return AdapterPlan(adapter, entry, unresolved=source)
+
+
+def _previous(spec: AdapterDeploymentSpec, served: AdapterEntry | None) -> AdapterEntry | None:
+    """What may be served until the spec's version can be had.
+
+    Still declared: what was withdrawn on purpose must not live on under its old entry. And hot: what is merged is not
+    exchanged later, so a merge waits for the spec's version.
+    """
+    if spec.merge is not None or served is None or not served.digest:
+        return None
+    return served if is_declared(spec.sources, served.source.uri) else None
 
 
 def _source(adapter: AdapterSpec) -> Source:

@@ -16,6 +16,7 @@ Float = Annotated[float, Strict()]
 Bool = Annotated[bool, Strict()]
 
 MAX_ADAPTERS = 256
+MAX_MERGED = 16
 QUANTITY_UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 QUANTITY_UNITS |= {"Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
 _LABEL = r"[a-z0-9]([-a-z0-9]*[a-z0-9])?"
@@ -240,6 +241,36 @@ class AdapterSpec(Ruled):
     rules = (REVISION_IS_OF_THE_HUB,)
 
 
+class MergePartSpec(Ruled):
+    """One adapter of a merge."""
+
+    name: ServedName
+    """An entry of `adapters`."""
+    weight: Float = Field(default=1.0, ge=-1000.0, le=1000.0, allow_inf_nan=False)
+    """How much of it; its `scale` counts besides."""
+
+    rules = (
+        Rule(
+            "weight must not be 0: leave the adapter out of the merge",
+            "!has(self.weight) || self.weight != 0.0",
+            lambda part: part.weight != 0,
+        ),
+    )
+
+
+class MergeSpec(Ruled):
+    """Merged mode: adapters folded into the base's weights when a pod starts, W' = W + Σ weight · scale · B·A."""
+
+    name: ServedName
+    """The one name that the pool serves; every other is 404, the base model's as well."""
+    adapters: Annotated[tuple[MergePartSpec, ...], AfterValidator(unique)] = Field(
+        min_length=1, max_length=MAX_MERGED, json_schema_extra=list_map("name")
+    )
+    """Which of `adapters`, and how much of each."""
+    method: Literal["linear"] = "linear"
+    """`linear`: the weighted sum of what the adapters add."""
+
+
 class EngineSpec(Ruled):
     """Limits of a pod's engine."""
 
@@ -331,7 +362,9 @@ class AdapterDeploymentSpec(Ruled):
     adapters: Annotated[tuple[AdapterSpec, ...], AfterValidator(unique)] = Field(
         default=(), max_length=MAX_ADAPTERS, json_schema_extra=list_map("name")
     )
-    """The adapters; a change touches no pod."""
+    """The adapters; a change touches no pod, but for those in `merge`."""
+    merge: MergeSpec | None = None
+    """Serves these adapters merged into the base, instead of each by its name; a change rolls the pods."""
     engine: EngineSpec = EngineSpec()
     """Limits of a pod's engine; a change rolls the pods."""
     accelerator: AcceleratorSpec = AcceleratorSpec()
@@ -378,4 +411,33 @@ class AdapterDeploymentSpec(Ruled):
             " <= self.engine.maxMountedAdapters",
             lambda spec: sum(adapter.pinned for adapter in spec.adapters) <= spec.engine.max_mounted_adapters,
         ),
+        Rule(
+            "merge.adapters must name entries of adapters: add the adapter there, or correct the name",
+            "!has(self.merge) || self.merge.adapters.all(part,"
+            " has(self.adapters) && self.adapters.exists(adapter, adapter.name == part.name))",
+            lambda spec: spec.merge is None or spec.merged_names <= {adapter.name for adapter in spec.adapters},
+        ),
+        Rule(
+            "merge.name must not be the name of the base model, which is baseModel.name or else the last part of"
+            " baseModel.uri: a merge is another model",
+            "!has(self.merge) || (has(self.baseModel.name)"
+            " ? self.merge.name != self.baseModel.name : !self.baseModel.uri.endsWith('/' + self.merge.name))",
+            lambda spec: spec.merge is None or spec.merge.name != spec.base_model.served_name,
+        ),
+        Rule(
+            "merge.name must not be the name of an adapter outside the merge: add that adapter to merge.adapters, or"
+            " choose another name",
+            "!has(self.merge) || !has(self.adapters)"
+            " || !self.adapters.exists(adapter, adapter.name == self.merge.name)"
+            " || self.merge.adapters.exists(part, part.name == self.merge.name)",
+            lambda spec: (
+                spec.merge is None
+                or spec.merge.name not in {adapter.name for adapter in spec.adapters} - spec.merged_names
+            ),
+        ),
     )
+
+    @property
+    def merged_names(self) -> frozenset[str]:
+        """The adapters in the merge; none in hot mode."""
+        return frozenset(part.name for part in self.merge.adapters) if self.merge is not None else frozenset()

@@ -131,7 +131,7 @@ def report(alias: Alias, artifact: Artifact | None, candidate: Artifact | None) 
     return AdapterReport(
         name=entry.name,
         digest=artifact.digest,
-        revision=entry.revision or entry.source.revision,
+        revision=entry.exact_source.revision,
         state=AdapterState.DRAINING if alias.removed else artifact.state,
         fault=_fault(artifact),
         method=artifact.method,
@@ -151,4 +151,4 @@ def is_settled(adapter: AdapterReport, *, pinned: bool) -> bool:
     """Whether readiness need not wait for this adapter any longer."""
     if adapter.fault is not None:
         return True
-    return adapter.state is AdapterState.MOUNTED if pinned else adapter.ready
+    return adapter.ready and not (pinned and adapter.state is AdapterState.CACHED)
