@@ -117,10 +117,10 @@ Uri = Annotated[str, Field(min_length=1, max_length=1024, json_schema_extra=vali
 ResourceName = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$", min_length=1, max_length=253)]
 Revision = Annotated[str, Field(pattern=_REVISION, min_length=1, max_length=255)]
 UriPrefix = Annotated[
-    str, Field(min_length=6, max_length=512, json_schema_extra=validations(PREFIX_RULES)), check(PREFIX_RULES)
+    str, Field(min_length=1, max_length=512, json_schema_extra=validations(PREFIX_RULES)), check(PREFIX_RULES)
 ]
 Endpoint = Annotated[
-    str, Field(min_length=8, max_length=512, json_schema_extra=validations(ENDPOINT_RULES)), check(ENDPOINT_RULES)
+    str, Field(min_length=1, max_length=512, json_schema_extra=validations(ENDPOINT_RULES)), check(ENDPOINT_RULES)
 ]
 MountPath = Annotated[
     str,

@@ -22,6 +22,7 @@ from graft_runtime.store.sources import Directory, Sources
 logger = logging.getLogger(__name__)
 
 CHUNK_BYTES = 1 << 20
+KEPT_COPIES = 4
 _NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
@@ -43,12 +44,22 @@ class _Arrival:
     directory: Path
     make_room: Callable[[int], None]
     taken: int = 0
+    records: dict[str, FileRecord] = field(default_factory=dict)
+    """The files that are whole."""
 
     def write(self, file: IO[bytes], piece: bytes) -> None:
         """Raises GraftError: NoCapacity; OSError."""
         self.make_room(len(piece))
         self.taken += len(piece)
         file.write(piece)
+
+    def sweep(self) -> int:
+        """Removes what is not whole; the bytes that this gives back."""
+        for path in self.directory.iterdir():
+            if path.name not in self.records:
+                path.unlink()
+        before, self.taken = self.taken, sum(record.size for record in self.records.values())
+        return before - self.taken
 
 
 @dataclass
@@ -91,6 +102,8 @@ class Cache:
         self._known: dict[str, str] = {}
         """Digests by kind and identity of their sources."""
         self._busy: dict[str, _Busy] = {}
+        self._kept: dict[str, _Arrival] = {}
+        """What is left of copies whose sources broke off, by kind and identity, the oldest first."""
 
     def find(self, digest: str) -> Cached | None:
         """The checkpoint of this digest, when it is here."""
@@ -122,17 +135,19 @@ class Cache:
                 key = f"{kind} {directory.identity}"
                 with self._alone(key):
                     known = self.find(self._known.get(key, ""))
-                    cached = known or self._copy(directory, kind)
+                    cached = known or self._copy(directory, kind, key)
                     self._known[key] = cached.digest
                 return replace(cached, revision=directory.revision)
         except OSError as error:
+            with self._lock:
+                self._forget_kept(0)
             raise _disk_fault(uri, error) from error
 
-    def _copy(self, directory: Directory, kind: Kind) -> Cached:
+    def _copy(self, directory: Directory, kind: Kind, key: str | None = None) -> Cached:
         names = directory.names()
         folders = [] if config_file(kind) in names else directory.folders_with(config_file(kind))
         selected = select_files(names, kind, directory.uri, folders)
-        with self._arrival(directory.uri) as arrival:
+        with self._arrival(directory.uri, key) as arrival:
             records = [_copy_file(directory, name, arrival) for name in selected]
             return self._publish(arrival.directory, digest_of(records), sum(record.size for record in records))
 
@@ -143,16 +158,36 @@ class Cache:
             yield _SpoolFile(file, arrival)
 
     @contextlib.contextmanager
-    def _arrival(self, uri: str) -> Iterator[_Arrival]:
-        partial = self._partial / str(next(self._numbers))
-        partial.mkdir()
-        arrival = _Arrival(partial, lambda size: self._make_room(size, uri))
+    def _arrival(self, uri: str, key: str | None = None) -> Iterator[_Arrival]:
+        """Where a copy arrives. What came whole before its source broke off is kept for the next try under its key."""
+        with self._lock:
+            arrival = self._kept.pop(key, None) if key is not None else None
+        if arrival is None:
+            partial = self._partial / str(next(self._numbers))
+            partial.mkdir()
+            arrival = _Arrival(partial, lambda size: self._make_room(size, uri))
+        keep = False
         try:
             yield arrival
+        except GraftError as error:
+            keep = error.code is ErrorCode.SOURCE_UNAVAILABLE and bool(arrival.records)
+            raise
         finally:
-            shutil.rmtree(partial, ignore_errors=True)
             with self._lock:
-                self._arriving -= arrival.taken
+                if keep and key is not None:
+                    self._arriving -= arrival.sweep()
+                    self._kept[key] = arrival
+                    self._forget_kept(KEPT_COPIES)
+                else:
+                    self._drop(arrival)
+
+    def _forget_kept(self, limit: int) -> None:
+        while len(self._kept) > limit:
+            self._drop(self._kept.pop(next(iter(self._kept))))
+
+    def _drop(self, arrival: _Arrival) -> None:
+        shutil.rmtree(arrival.directory, ignore_errors=True)
+        self._arriving -= arrival.taken
 
     @contextlib.contextmanager
     def _alone(self, key: str) -> Iterator[None]:
@@ -192,6 +227,9 @@ class Cache:
             self._arriving += size
 
     def _evict_one(self) -> bool:
+        if self._kept:
+            self._forget_kept(len(self._kept) - 1)
+            return True
         in_use = self._in_use()
         for name in self._sizes:
             if f"sha256:{name}" not in in_use:
@@ -203,6 +241,8 @@ class Cache:
 
 
 def _copy_file(directory: Directory, name: str, arrival: _Arrival) -> FileRecord:
+    if name in arrival.records:
+        return arrival.records[name]
     target = arrival.directory / name
     hasher, size = hashlib.sha256(), 0
     with directory.open_file(name) as source, target.open("xb", buffering=0) as file:
@@ -213,6 +253,7 @@ def _copy_file(directory: Directory, name: str, arrival: _Arrival) -> FileRecord
     target.chmod(0o444)
     record = FileRecord(name, size, hasher.hexdigest())
     directory.check(record, target)
+    arrival.records[name] = record
     return record
 
 

@@ -24,6 +24,7 @@ PUBLIC_ENDPOINT = "https://huggingface.co"
 DEFAULT_REVISION = "main"
 COMMIT_PATTERN = r"^[0-9a-f]{40}$"
 MAX_LISTING_BYTES = 32 << 20
+LISTING_TRIES = 3
 MAX_BLOB_BYTES = 64 << 20
 """Files above it are stored as large ones."""
 _GATED = "GatedRepo"
@@ -141,14 +142,15 @@ def open_directory(address: HubAddress, revision: str | None, client: httpx2.Cli
 
 def _read_listing(address: HubAddress, revision: str, client: httpx2.Client, pace: Pace) -> _Listing:
     url = f"{address.endpoint}/api/models/{quote(address.repository)}/revision/{quote(revision, safe='')}"
-    for failures in range(1, pace.tries + 1):
+    tries = min(pace.tries, LISTING_TRIES)
+    for failures in range(1, tries + 1):
         try:
             with client.stream("GET", url, params={"blobs": "true"}, headers=_headers(address)) as response:
                 if response.status_code == 200:
                     return _Listing.model_validate_json(_read_body(response, pace))
                 _refuse(address, revision, response)
         except httpx2.HTTPError as error:
-            if failures == pace.tries:
+            if failures == tries:
                 raise _unavailable(address, describe(error)) from error
             time.sleep(min(pace.first_pause_seconds * 2 ** (failures - 1), 8.0))
         except ValidationError as error:

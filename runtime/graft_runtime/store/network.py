@@ -35,7 +35,7 @@ class Pace:
     window_seconds: float = 60.0
     window_bytes: int = 1 << 20
     """The least in any window."""
-    tries: int = 5
+    tries: int = 8
     """Connections in a row that bring nothing before we give up; the whole download is then tried again, later."""
     first_pause_seconds: float = 0.5
 

@@ -143,13 +143,14 @@ class PodProcess:
 
     # its life
 
-    def start(self) -> None:
+    def start(self, *more: str) -> None:
+        """`more`: arguments beside the usual ones."""
         directories = ("config", "adapter-set", "keys", "cache", "state")
         arguments = [f"--{name}-directory={self.directory / name}" for name in directories]
         arguments += ["--bind-address", self.address, "--pod-uid", POD_UID, "--source-mount", "shelf", str(self.shelf)]
         with self._log.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "graft_runtime", "serve", *arguments],
+                [sys.executable, "-m", "graft_runtime", "serve", *arguments, *more],
                 stderr=log,
                 env={**os.environ, "OMP_NUM_THREADS": "1"},
             )
