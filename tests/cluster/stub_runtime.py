@@ -160,11 +160,15 @@ class StubRuntime:
         return answer(Accepted(boot_id=self.boot_id, adapter_set=self.version))
 
     async def resolve(self, request: web.Request) -> web.Response:
-        uri = ResolveRequest.model_validate_json(await request.read()).source.uri
+        source = ResolveRequest.model_validate_json(await request.read()).source
+        uri = source.uri
         if "missing" in uri and not (self.flags / "found").exists():
             fault = Fault(code=ErrorCode.NOT_FOUND, message=f"{uri} holds nothing\n\nhint: put the adapter there")
             return answer(Resolution(fault=fault))
-        return answer(Resolution(digest=digest_of(uri)))
+        if source.revision is None:
+            return answer(Resolution(digest=digest_of(uri)))
+        commit = hashlib.sha1(source.revision.encode(), usedforsecurity=False).hexdigest()
+        return answer(Resolution(digest=digest_of(f"{uri}@{commit}"), revision=commit))
 
     @web.middleware
     async def guard(self, request: web.Request, handler: Handler) -> web.StreamResponse:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -407,3 +408,24 @@ def test_the_operator_answers_probes_and_ends_fast(stage: Stage) -> None:
     assert time.monotonic() - started < 4
     assert process.returncode == 0
     assert "Traceback" not in stage.log
+
+
+def test_a_revision_becomes_a_commit_that_the_set_and_the_status_name(stage: Stage) -> None:
+    commits = {name: hashlib.sha1(name.encode()).hexdigest() for name in ("v1", "v2")}
+    sources = [
+        {"name": "shelf", "claimName": "shelf"},
+        {"name": "hub", "uriPrefixes": ["hf://acme/"], "secretName": "hub"},
+    ]
+    stage.apply({"name": "law", "uri": "hf://acme/law", "revision": "v1"}, sources=sources)
+    stage.wait_ready()  # without its Secret: pods start, and would tell what can't be read
+    told = stage.adapter("law")
+    assert (told["requestedRevision"], told["revision"]) == ("v1", commits["v1"])
+    assert stage.sets()[0].adapters[0].exact_source.revision == commits["v1"]
+    pods = stage.pods()
+
+    stage.kubectl("create", "secret", "generic", "hub", "--from-literal=token=hf_secret", "--from-literal=other=x")
+    stage.patch({"op": "replace", "path": "/spec/adapters/0/revision", "value": "v2"})
+    stage.until(lambda: stage.adapter("law").get("revision") == commits["v2"], "the other commit")
+    stage.wait_ready()
+    assert stage.pods() == pods
+    assert "hf_secret" not in stage.log
