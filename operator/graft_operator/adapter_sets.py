@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from graft_runtime.contract import AdapterEntry, AdapterSet, AdapterSetVersion, Fault, Source
 from graft_runtime.errors import ErrorCode, GraftError
 
-from graft_operator.api import AdapterDeploymentSpec, AdapterSpec, find_source
+from graft_operator.api import AdapterDeploymentSpec, AdapterSpec, is_declared
 from graft_operator.checks import TRANSIENT, adapter_fault
 from graft_operator.observed import Observed
 from graft_operator.settings import Settings
@@ -37,6 +37,7 @@ class _Answers:
 
     digests: Mapping[Source, str]
     faults: Mapping[Source, Fault]
+    revisions: Mapping[tuple[Source, str], str]
 
 
 def plan_adapters(
@@ -50,6 +51,7 @@ def plan_adapters(
     answers = _Answers(
         digests=_resolved_digests(observed) | _recorded_digests(observed, entries),
         faults=_resolution_faults(observed),
+        revisions=_exact_revisions(observed, entries),
     )
     served = {entry.name: entry for entry in entries}
     return tuple(_plan_adapter(spec, adapter, answers, served.get(adapter.name), settings) for adapter in spec.adapters)
@@ -58,7 +60,7 @@ def plan_adapters(
 def unrecorded_sources(spec: AdapterDeploymentSpec, observed: Observed, config_hash: str) -> frozenset[Source]:
     """The sources in the spec whose digests are written down nowhere yet: answers about others may be forgotten."""
     recorded = _recorded_digests(observed, _entries(stored_sets(observed), config_hash))
-    return frozenset({Source(uri=adapter.uri) for adapter in spec.adapters} - recorded.keys())
+    return frozenset({_source(adapter) for adapter in spec.adapters} - recorded.keys())
 
 
 def version_of(adapter_set: AdapterSet) -> AdapterSetVersion:
@@ -110,12 +112,12 @@ def _plan_adapter(
     settings: Settings,
 ) -> AdapterPlan:
     fault = adapter_fault(spec, adapter, settings)
-    source = Source(uri=adapter.uri)
+    source = _source(adapter)
     digest = adapter.digest or answers.digests.get(source)
     if fault is None and digest is not None:
-        return AdapterPlan(adapter, _entry(adapter, source, digest))
+        return AdapterPlan(adapter, _entry(adapter, source, digest, answers.revisions.get((source, digest))))
     # Still declared: what was withdrawn on purpose must not live on under its old entry.
-    previous = served if served is not None and served.digest and find_source(spec.sources, served.source.uri) else None
+    previous = served if served is not None and served.digest and is_declared(spec.sources, served.source.uri) else None
     if fault is not None:
         return AdapterPlan(adapter, previous, fault)
     if previous is not None:
@@ -126,8 +128,31 @@ def _plan_adapter(
     return AdapterPlan(adapter, entry, unresolved=source)
 
 
-def _entry(adapter: AdapterSpec, source: Source, digest: str | None) -> AdapterEntry:
-    return AdapterEntry(name=adapter.name, source=source, digest=digest, scale=adapter.scale, pinned=adapter.pinned)
+def _source(adapter: AdapterSpec) -> Source:
+    return Source(uri=adapter.uri, revision=adapter.revision)
+
+
+def _entry(adapter: AdapterSpec, source: Source, digest: str | None, revision: str | None = None) -> AdapterEntry:
+    return AdapterEntry(
+        name=adapter.name,
+        source=source,
+        digest=digest,
+        revision=revision,
+        scale=adapter.scale,
+        pinned=adapter.pinned,
+    )
+
+
+def _exact_revisions(observed: Observed, entries: Iterable[AdapterEntry]) -> dict[tuple[Source, str], str]:
+    """The exact revision behind each digest of a source; what was answered first stays."""
+    found = {
+        (source, answer.digest): answer.revision
+        for source, answer in observed.resolutions.items()
+        if answer.digest and answer.revision
+    }
+    return found | {
+        (entry.source, entry.digest): entry.revision for entry in entries if entry.digest and entry.revision
+    }
 
 
 def _resolution_faults(observed: Observed) -> dict[Source, Fault]:
@@ -145,7 +170,12 @@ def _resolved_digests(observed: Observed) -> dict[Source, str]:
 
 def _recorded_digests(observed: Observed, entries: Iterable[AdapterEntry]) -> dict[Source, str]:
     """What was resolved before is not resolved again, also by the next operator; the adapter sets speak last."""
-    recorded = {Source(uri=adapter.uri): adapter.digest for adapter in observed.pool.status.adapters if adapter.uri}
+    # The status doesn't say which revision was asked for, so for what has revisions the sets alone count.
+    recorded = {
+        Source(uri=adapter.uri): adapter.digest
+        for adapter in observed.pool.status.adapters
+        if adapter.uri and not adapter.uri.startswith("hf://")
+    }
     recorded |= {entry.source: entry.digest for entry in entries}
     disproved = _disproved_digests(observed)
     return {source: digest for source, digest in recorded.items() if digest and digest not in disproved}

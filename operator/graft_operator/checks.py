@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from graft_runtime.errors import ErrorCode, GraftError
 
-from graft_operator.api import AdapterDeploymentSpec, AdapterSpec, find_source, source_not_declared
+from graft_operator.api import AdapterDeploymentSpec, AdapterSpec, is_declared, source_not_declared
 from graft_operator.settings import Settings
 
 UriCheck = Callable[[AdapterDeploymentSpec, str, str, Settings], GraftError | None]
@@ -47,7 +47,7 @@ def _scheme_is_not_allowed(spec: AdapterDeploymentSpec, uri: str, field: str, se
 
 
 def _source_is_not_declared(spec: AdapterDeploymentSpec, uri: str, field: str, settings: Settings) -> GraftError | None:
-    return None if find_source(spec.sources, uri) else source_not_declared(uri, field)
+    return None if is_declared(spec.sources, uri) else source_not_declared(uri, field)
 
 
 _URI_CHECKS: tuple[UriCheck, ...] = (_scheme_is_not_allowed, _source_is_not_declared)

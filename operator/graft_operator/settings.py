@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import ipaddress
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-SCHEMES = ("pvc", "file")
+SCHEMES = ("hf", "pvc", "file")
+DEFAULT_SCHEMES = ("hf", "pvc")
 FIELD_MANAGER = "graft"
 
 
@@ -25,8 +27,10 @@ class Settings:
     health_port: int = 8080
     watch_namespaces: tuple[str, ...] = ()
     """Empty: the whole cluster."""
-    allowed_schemes: tuple[str, ...] = ("pvc",)
+    allowed_schemes: tuple[str, ...] = DEFAULT_SCHEMES
     """Schemes of URIs that the administrator lets pools use."""
+    allowed_networks: tuple[str, ...] = ()
+    """CIDRs that hubs may be in although they aren't public, also without TLS."""
     signing_key_secret: str = "graft-signing-key"  # noqa: S105 - the name of a Secret
     """The Secret in `namespace` with the key that signs tokens for the pods' control ports."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
@@ -36,7 +40,8 @@ def parse_settings(arguments: Sequence[str]) -> Settings:
     """The settings from the arguments after `graft-operator run`; ends the process with a message for bad ones."""
     parsed = vars(_parser().parse_args(arguments))
     parsed["watch_namespaces"] = tuple(parsed["watch_namespaces"])
-    parsed["allowed_schemes"] = tuple(parsed["allowed_schemes"]) or ("pvc",)
+    parsed["allowed_schemes"] = tuple(parsed["allowed_schemes"]) or DEFAULT_SCHEMES
+    parsed["allowed_networks"] = tuple(parsed["allowed_networks"])
     return Settings(**parsed)
 
 
@@ -45,6 +50,13 @@ def port(text: str) -> int:
     if not 1 <= port <= 65_535:
         raise argparse.ArgumentTypeError(f"{text} is no port: expected 1 to 65535")
     return port
+
+
+def network(text: str) -> str:
+    try:
+        return str(ipaddress.ip_network(text))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text} is no network: expected a CIDR such as 10.0.0.0/8") from error
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -59,6 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--health-port", type=port, default=8080)
     parser.add_argument("--watch-namespace", dest="watch_namespaces", action="append", default=[])
     parser.add_argument("--allowed-scheme", dest="allowed_schemes", action="append", choices=SCHEMES, default=[])
+    parser.add_argument("--allowed-network", dest="allowed_networks", type=network, action="append", default=[])
     parser.add_argument("--signing-key-secret", required=True)
     parser.add_argument("--log-level", choices=("debug", "info", "warning", "error"), default="info")
     return parser

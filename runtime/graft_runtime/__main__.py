@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import ipaddress
 import logging
 import os
 import sys
@@ -34,6 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         cache=options.cache_directory,
         state=options.state_directory,
         sources=sources,
+        allowed_networks=tuple(options.allowed_network),
     )
     try:
         status = asyncio.run(
@@ -67,6 +69,14 @@ def _parser() -> argparse.ArgumentParser:
         default=[],
         metavar=("NAME", "DIRECTORY"),
         help="where a declared source is mounted; may be repeated",
+    )
+    serving.add_argument(
+        "--allowed-network",
+        type=ipaddress.ip_network,
+        action="append",
+        default=[],
+        metavar="CIDR",
+        help="a network that hubs may be in although it isn't public, also without TLS; may be repeated",
     )
     return parser
 

@@ -100,9 +100,12 @@ class SourceMount(Wire):
     """A declared source (`spec.sources`) and its URIs. Its directory reaches the runtime as an argument."""
 
     name: str = Field(max_length=63)
-    kind: Literal["claim", "directory"]
-    """`claim`: `pvc://NAME/…`, a mounted PersistentVolumeClaim; `directory`: `file://…` below `uri_prefixes`."""
+    kind: Literal["claim", "directory", "hub"]
+    """`claim`: `pvc://NAME/…`, a mounted PersistentVolumeClaim; `directory`: `file://…` below `uri_prefixes`;
+    `hub`: `hf://…` below `uri_prefixes`, its directory holds the token."""
     uri_prefixes: tuple[str, ...] = Field(default=(), max_length=16)
+    endpoint: str | None = Field(default=None, max_length=1024)
+    """Of a hub: its URL; None: the public one."""
 
 
 class BaseModelConfig(Wire):
@@ -168,6 +171,8 @@ class AdapterEntry(Wire):
     """The exact bytes to serve. An entry without one is never mounted: it waits for its resolution."""
     fault: Fault | None = None
     """Why there is no digest: the source could not be resolved. Requests get this text, readiness waits no longer."""
+    revision: str | None = Field(default=None, max_length=256)
+    """The exact version behind `digest`, where the source has versions: what is fetched."""
     candidate: Digest | None = None
     """The bytes that are to follow `digest`: mounted and checked beside it, not served yet."""
     scale: float = Field(default=1.0, ge=-1000.0, le=1000.0, allow_inf_nan=False)
@@ -175,6 +180,11 @@ class AdapterEntry(Wire):
     """Mounted from the start and never displaced."""
     inline: bool = True
     """Listed in the pool's spec, so that readiness waits for it."""
+
+    @property
+    def exact_source(self) -> Source:
+        """The source at the exact version, where that is known."""
+        return self.source if self.revision is None else Source(uri=self.source.uri, revision=self.revision)
 
 
 class AdapterSet(Wire):

@@ -11,7 +11,7 @@
 
 from graft_operator.api.parsing import NAME_RULES, parse_manifest, parse_spec
 from graft_operator.api.rules import Rule
-from graft_operator.api.sources import find_source, mount_name, source_not_declared
+from graft_operator.api.sources import find_source, is_declared, mount_name, source_not_declared
 from graft_operator.api.spec import (
     AcceleratorSpec,
     AdapterDeploymentSpec,
@@ -66,6 +66,7 @@ __all__ = [
     "SourceSpec",
     "StrategySpec",
     "find_source",
+    "is_declared",
     "mount_name",
     "parse_manifest",
     "parse_spec",

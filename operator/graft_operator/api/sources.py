@@ -11,12 +11,21 @@ from graft_operator.api.spec import SourceSpec
 
 def find_source(sources: Iterable[SourceSpec], uri: str) -> SourceSpec | None:
     """The source that `uri` lies in; where directories nest, the deepest one."""
-    holding = [source for source in sources if uri.startswith(source.uri_prefix)]
-    return max(holding, key=lambda source: len(source.uri_prefix), default=None)
+    holding = [(len(prefix), source) for source in sources for prefix in source.prefixes if _lies_in(uri, prefix)]
+    return max(holding, key=lambda found: found[0], default=(0, None))[1]
+
+
+def is_declared(sources: Iterable[SourceSpec], uri: str) -> bool:
+    """Whether a URI may be read: it lies in a source, or on the public hub, which needs none."""
+    return uri.startswith("hf://") or find_source(sources, uri) is not None
+
+
+def _lies_in(uri: str, prefix: str) -> bool:
+    return f"{uri}/".startswith(prefix)
 
 
 def mount_name(source: SourceSpec) -> str:
-    """The name of the pod's volume for a source that is a claim."""
+    """The name of the pod's volume for a source that is a claim or has a Secret."""
     return f"source-{source.name}"
 
 

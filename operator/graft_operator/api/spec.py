@@ -20,7 +20,12 @@ QUANTITY_UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 QUANTITY_UNITS |= {"Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
 _LABEL = r"[a-z0-9]([-a-z0-9]*[a-z0-9])?"
 _SEGMENTS = r"(/[^/?#%\\ \t\r\n]+)+"
-_URI = rf"^(pvc://{_LABEL}|file://){_SEGMENTS}$"
+_HUB_PART = r"[A-Za-z0-9_][A-Za-z0-9._-]{0,95}"
+_URI = rf"^((pvc://{_LABEL}|file://){_SEGMENTS}|hf://{_HUB_PART}/{_HUB_PART}(/[^/?#%\\ \t\r\n]+)*)$"
+_HUB_PREFIX = rf"^hf://({_HUB_PART}/([^/?#%\\ \t\r\n]+/)*)?$"
+_ENDPOINT = r"^https?://[A-Za-z0-9.:\[\]-]+(/[A-Za-z0-9._~-]+)*$"
+_REVISION = r"^[A-Za-z0-9_][A-Za-z0-9._/+-]*$"
+_SCHEMES = ("hf://", "pvc://", "file://")
 _LAST_PART_IS_A_NAME = r"/[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?$"
 _DIRECTORY = r"^(/[A-Za-z0-9._-]+)+$"
 _DOT_SEGMENT = r"/\.{1,2}(/|$)"
@@ -37,23 +42,42 @@ def _matches(pattern: str, text: str) -> bool:
 
 URI_RULES = (
     Rule(
-        "must start with pvc:// or file://, the schemes that this version supports: pvc://SOURCE/PATH names a directory"
-        " in the claim of an entry of spec.sources, file:///PATH one below the mountPath of an entry",
-        "self.startsWith('pvc://') || self.startsWith('file://')",
-        lambda uri: uri.startswith(("pvc://", "file://")),
+        "must start with hf://, pvc:// or file://, the schemes that this version supports: hf://OWNER/NAME names a repository"
+        " of a Hugging Face Hub, pvc://SOURCE/PATH a directory in the claim of an entry of spec.sources,"
+        " file:///PATH one below the mountPath of an entry",
+        "self.startsWith('hf://') || self.startsWith('pvc://') || self.startsWith('file://')",
+        lambda uri: uri.startswith(_SCHEMES),
         text="self",
     ),
     Rule(
-        "must name a directory, as in pvc://SOURCE/PATH or file:///PATH: no empty part, no trailing slash,"
+        "must name a directory, as in hf://OWNER/NAME[/FOLDER], pvc://SOURCE/PATH or file:///PATH: no empty part, no trailing slash,"
         " none of ? # % \\ and no white space",
-        f"!(self.startsWith('pvc://') || self.startsWith('file://')) || self.matches({_cel(_URI)})",
-        lambda uri: not uri.startswith(("pvc://", "file://")) or _matches(_URI, uri),
+        "!(self.startsWith('hf://') || self.startsWith('pvc://') || self.startsWith('file://'))"
+        f" || self.matches({_cel(_URI)})",
+        lambda uri: not uri.startswith(_SCHEMES) or _matches(_URI, uri),
         text="self",
     ),
     Rule(
         "must not hold the parts . or ..: write the path out",
         f"!self.matches({_cel(_DOT_SEGMENT)})",
         lambda uri: not _matches(_DOT_SEGMENT, uri),
+        text="self",
+    ),
+)
+URI_PREFIX_RULES = (
+    Rule(
+        "must end with a slash after hf://, an owner, a repository or a folder, as in hf://acme/ or hf://acme/billing/",
+        f"self.matches({_cel(_HUB_PREFIX)}) && !self.matches({_cel(_DOT_SEGMENT)})",
+        lambda prefix: _matches(_HUB_PREFIX, prefix) and not _matches(_DOT_SEGMENT, prefix),
+        text="self",
+    ),
+)
+ENDPOINT_RULES = (
+    Rule(
+        "must be a URL such as https://hub.example.com, without a trailing slash, user, query or fragment"
+        " (http:// only inside a network that the administrator allows)",
+        f"self.matches({_cel(_ENDPOINT)})",
+        lambda endpoint: _matches(_ENDPOINT, endpoint),
         text="self",
     ),
 )
@@ -82,6 +106,17 @@ LABEL_RULES = (
 ServedName = Annotated[str, Field(pattern=ADAPTER_NAME_PATTERN, min_length=1, max_length=63)]
 DigestText = Annotated[str, Field(pattern=DIGEST_PATTERN, max_length=71)]
 Uri = Annotated[str, Field(min_length=1, max_length=1024, json_schema_extra=validations(URI_RULES)), check(URI_RULES)]
+UriPrefix = Annotated[
+    str,
+    Field(min_length=5, max_length=512, json_schema_extra=validations(URI_PREFIX_RULES)),
+    check(URI_PREFIX_RULES),
+]
+Endpoint = Annotated[
+    str,
+    Field(min_length=8, max_length=512, json_schema_extra=validations(ENDPOINT_RULES)),
+    check(ENDPOINT_RULES),
+]
+Revision = Annotated[str, Field(pattern=_REVISION, min_length=1, max_length=256)]
 ResourceName = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$", min_length=1, max_length=253)]
 MountPath = Annotated[
     str,
@@ -100,13 +135,22 @@ Annotations = Annotated[
 ]
 
 
+_REVISION_RULE = Rule(
+    "revision is for hf:// only: a directory of a volume has no revisions",
+    "!has(self.revision) || self.uri.startsWith('hf://')",
+    lambda model: model.revision is None or model.uri.startswith("hf://"),
+)
+
+
 class BaseModelSpec(Ruled):
     """The Hugging Face checkpoint that every pod loads once."""
 
     name: ServedName | None = None
     """Its name in requests; by default the last part of `uri`."""
     uri: Uri
-    """The checkpoint's directory: pvc://SOURCE/PATH or file:///PATH, inside an entry of `sources`."""
+    """The checkpoint: hf://OWNER/NAME[/FOLDER], or pvc://SOURCE/PATH or file:///PATH inside an entry of `sources`."""
+    revision: Revision | None = None
+    """Of hf://, a commit, branch or tag; by default `main`."""
     digest: DigestText | None = None
     """Its sha256 as Graft computes it; verified where given, reported in the status where not."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
@@ -119,6 +163,7 @@ class BaseModelSpec(Ruled):
             f"has(self.name) || self.uri.matches({_cel(_LAST_PART_IS_A_NAME)})",
             lambda base: base.name is not None or _matches(_LAST_PART_IS_A_NAME, base.uri),
         ),
+        _REVISION_RULE,
     )
 
     @property
@@ -136,19 +181,36 @@ class SourceSpec(Ruled):
     """A PersistentVolumeClaim of this namespace, mounted read-only."""
     mount_path: MountPath | None = None
     """A directory that `podTemplate` mounts into the container `runtime`; file:// URIs below it are allowed."""
+    uri_prefixes: Annotated[tuple[UriPrefix, ...], Field(min_length=1, max_length=16)] | None = None
+    """What hf:// URIs of this source start with, such as hf://acme/; the longest prefix of all sources decides."""
+    secret_name: ResourceName | None = None
+    """A Secret of this namespace whose key `token` holds the access token for `uriPrefixes`; read anew on each use."""
+    endpoint: Endpoint | None = None
+    """The URL of a hub that serves `uriPrefixes`; by default https://huggingface.co."""
 
     rules = (
         Rule(
-            "exactly one of claimName and mountPath must be set",
-            "has(self.claimName) != has(self.mountPath)",
-            lambda source: (source.claim_name is None) != (source.mount_path is None),
+            "exactly one of claimName, mountPath and uriPrefixes must be set",
+            "[has(self.claimName), has(self.mountPath), has(self.uriPrefixes)].filter(is_set, is_set).size() == 1",
+            lambda source: (
+                sum(kind is not None for kind in (source.claim_name, source.mount_path, source.uri_prefixes)) == 1
+            ),
+        ),
+        Rule(
+            "uriPrefixes needs secretName or endpoint, and these need uriPrefixes: the public hub needs no entry",
+            "has(self.uriPrefixes) == (has(self.secretName) || has(self.endpoint))",
+            lambda source: (
+                (source.uri_prefixes is not None) == (source.secret_name is not None or source.endpoint is not None)
+            ),
         ),
     )
 
     @property
-    def uri_prefix(self) -> str:
-        """What every URI of this source starts with."""
-        return f"file://{self.mount_path}/" if self.mount_path else f"pvc://{self.name}/"
+    def prefixes(self) -> tuple[str, ...]:
+        """What every URI of this source starts with, one of them."""
+        if self.uri_prefixes:
+            return self.uri_prefixes
+        return (f"file://{self.mount_path}/",) if self.mount_path else (f"pvc://{self.name}/",)
 
 
 class AdapterSpec(Ruled):
@@ -157,13 +219,17 @@ class AdapterSpec(Ruled):
     name: ServedName
     """Its name in requests (`model`)."""
     uri: Uri
-    """The PEFT checkpoint's directory: pvc://SOURCE/PATH or file:///PATH, inside an entry of `sources`."""
+    """The PEFT checkpoint: hf://OWNER/NAME[/FOLDER], or pvc://SOURCE/PATH or file:///PATH inside an entry of `sources`."""
+    revision: Revision | None = None
+    """Of hf://, a commit, branch or tag; by default `main`, looked up once."""
     digest: DigestText | None = None
     """Its sha256 as Graft computes it; verified where given, reported in the status where not."""
     scale: Float = Field(default=1.0, ge=-1000.0, le=1000.0, allow_inf_nan=False)
     """A factor on what the adapter adds to the base."""
     pinned: Bool = False
     """Mounted from the start and never displaced."""
+
+    rules = (_REVISION_RULE,)
 
 
 class EngineSpec(Ruled):
@@ -288,9 +354,13 @@ class AdapterDeploymentSpec(Ruled):
         Rule(
             "baseModel.uri must lie in an entry of sources: add {name: SOURCE, claimName: CLAIM} for pvc://SOURCE/PATH,"
             " {name: NAME, mountPath: /DIRECTORY} for file:///DIRECTORY/PATH",
-            "has(self.sources) && self.sources.exists(source, self.baseModel.uri.startsWith(has(source.mountPath)"
+            "self.baseModel.uri.startsWith('hf://')"
+            " || has(self.sources) && self.sources.exists(source, self.baseModel.uri.startsWith(has(source.mountPath)"
             " ? 'file://' + source.mountPath + '/' : 'pvc://' + source.name + '/'))",
-            lambda spec: any(spec.base_model.uri.startswith(source.uri_prefix) for source in spec.sources),
+            lambda spec: (
+                spec.base_model.uri.startswith("hf://")
+                or any(spec.base_model.uri.startswith(prefix) for source in spec.sources for prefix in source.prefixes)
+            ),
         ),
         Rule(
             "more adapters are pinned than engine.maxMountedAdapters holds: raise it or pin fewer",

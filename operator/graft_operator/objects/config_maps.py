@@ -41,7 +41,7 @@ def build_runtime_config(pool: Pool) -> RuntimeConfig:
         pool_uid=pool.uid,
         base_model=BaseModelConfig(
             name=spec.base_model.served_name,
-            source=Source(uri=spec.base_model.uri),
+            source=Source(uri=spec.base_model.uri, revision=spec.base_model.revision),
             digest=spec.base_model.digest,
             dtype=spec.base_model.dtype,
         ),
@@ -98,9 +98,11 @@ def _config_map(pool: Pool, name: str, config_hash: str) -> KubernetesObject:
 
 
 def _source_mount(source: SourceSpec) -> SourceMount:
-    if source.mount_path is None:
-        return SourceMount(name=source.name, kind="claim")
-    return SourceMount(name=source.name, kind="directory", uri_prefixes=(source.uri_prefix,))
+    if source.mount_path is not None:
+        return SourceMount(name=source.name, kind="directory", uri_prefixes=source.prefixes)
+    if source.uri_prefixes:
+        return SourceMount(name=source.name, kind="hub", uri_prefixes=source.prefixes, endpoint=source.endpoint)
+    return SourceMount(name=source.name, kind="claim")
 
 
 def _cache_bytes(size: int | None) -> int | None:

@@ -72,7 +72,10 @@ def _arguments(pool: Pool, settings: Settings) -> list[str]:
     arguments += ["--keys-directory", KEYS_DIRECTORY, "--cache-directory", CACHE_DIRECTORY]
     arguments += ["--state-directory", STATE_DIRECTORY, "--bind-address", bind_address, "--pod-uid", "$(POD_UID)"]
     for source in _sources(pool):
-        arguments += ["--source-mount", source.name, source.mount_path or _claim_directory(source)]
+        if source.mount_path or source.claim_name or source.secret_name:
+            arguments += ["--source-mount", source.name, source.mount_path or _directory(source)]
+    for network in sorted(settings.allowed_networks):
+        arguments += ["--allowed-network", network]
     return arguments
 
 
@@ -109,15 +112,18 @@ def _volumes(pool: Pool, config_hash: str) -> list[dict[str, Any]]:
         {"name": "cache", "emptyDir": {"sizeLimit": size} if size else {}},
         {"name": "state", "emptyDir": {}},
         {"name": "scratch", "emptyDir": {}},
-        *(
-            {
-                "name": mount_name(source),
-                "persistentVolumeClaim": {"claimName": source.claim_name, "readOnly": True},
-            }
-            for source in _sources(pool)
-            if source.claim_name
-        ),
+        *(_source_volume(source) for source in _sources(pool) if source.claim_name or source.secret_name),
     ]
+
+
+def _source_volume(source: SourceSpec) -> dict[str, Any]:
+    if source.claim_name:
+        return {
+            "name": mount_name(source),
+            "persistentVolumeClaim": {"claimName": source.claim_name, "readOnly": True},
+        }
+    # A Secret that is missing stops no pod: what needs it reports so, and it is read once it is there.
+    return {"name": mount_name(source), "secret": {"secretName": source.secret_name, "optional": True}}
 
 
 def _mounts(pool: Pool) -> list[dict[str, Any]]:
@@ -129,9 +135,9 @@ def _mounts(pool: Pool) -> list[dict[str, Any]]:
         {"name": "state", "mountPath": STATE_DIRECTORY},
         {"name": "scratch", "mountPath": SCRATCH_DIRECTORY},
         *(
-            {"name": mount_name(source), "mountPath": _claim_directory(source), "readOnly": True}
+            {"name": mount_name(source), "mountPath": _directory(source), "readOnly": True}
             for source in _sources(pool)
-            if source.claim_name
+            if source.claim_name or source.secret_name
         ),
     ]
 
@@ -141,5 +147,5 @@ def _sources(pool: Pool) -> list[SourceSpec]:
     return sorted(pool.spec.sources, key=lambda source: source.name)
 
 
-def _claim_directory(source: SourceSpec) -> str:
+def _directory(source: SourceSpec) -> str:
     return f"{SOURCES_DIRECTORY}/{source.name}"

@@ -60,7 +60,7 @@ async def _resolve(pod: Pod, asked: ResolveRequest) -> Resolution:
         return Resolution()
     except GraftError as error:
         return Resolution(fault=Fault.of(error))
-    return Resolution(digest=cached.digest, revision=asked.source.revision)
+    return Resolution(digest=cached.digest, revision=cached.revision)
 
 
 def _parse(model: type[Message], body: bytes) -> Message:

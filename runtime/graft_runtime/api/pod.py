@@ -29,6 +29,7 @@ from graft_runtime.messages import BaseFailed, BaseLoaded, Event, Mounted, Mount
 from graft_runtime.store.cache import Cache, Cached
 from graft_runtime.store.catalogue import is_settled
 from graft_runtime.store.fetches import TRANSIENT, Fetches
+from graft_runtime.store.hub_network import Network
 from graft_runtime.store.residency import Residency
 from graft_runtime.store.sources import Sources
 
@@ -48,6 +49,8 @@ class Places:
     cache: Path
     state: Path
     sources: Mapping[str, Path]
+    allowed_networks: tuple[Network, ...] = ()
+    """That hubs may be in although they aren't public."""
 
 
 @dataclass(frozen=True)
@@ -75,8 +78,9 @@ class Pod:
         self.metrics = Metrics()
         self.engine = EngineClient(self._heard)
         self._base_digest: str | None = None
+        self._base_revision = config.base_model.source.revision
         self._cache = Cache(places.cache, config.cache_bytes, self._digests_in_use)
-        self.fetches = Fetches(Sources(config.sources, places.sources), self._cache)
+        self.fetches = Fetches(Sources(config.sources, places.sources, places.allowed_networks), self._cache)
         self.adapters = Residency(
             self.fetches,
             self.engine.send,
@@ -116,7 +120,7 @@ class Pod:
         cached = await self.fetches.fetch_until_there(base.source, "model", base.digest, base.name, self._base_failed)
         if cached is None:
             return
-        self._base_digest = cached.digest
+        self._base_digest, self._base_revision = cached.digest, cached.revision or base.source.revision
         await self.engine.spawned.wait()
         self._set_base(BaseState.LOADING, None)
         engine = self.config.engine
@@ -257,7 +261,7 @@ class Pod:
                 name=self.config.base_model.name,
                 state=self._base_state,
                 digest=self._base_digest,
-                revision=self.config.base_model.source.revision,
+                revision=self._base_revision,
                 fault=Fault.of(fault) if fault is not None else None,
                 runner=self.base.loaded.runner if self.base is not None else None,
             ),

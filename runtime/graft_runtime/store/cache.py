@@ -9,12 +9,12 @@ import logging
 import shutil
 import threading
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from graft_runtime.errors import ErrorCode, GraftError
 from graft_runtime.store.checkpoints import FileRecord, Kind, config_file, digest_of, select_files
-from graft_runtime.store.sources import SourceDirectory, Sources
+from graft_runtime.store.sources import Directory, Sources
 
 logger = logging.getLogger(__name__)
 
@@ -29,6 +29,8 @@ class Cached:
     digest: str
     directory: Path
     bytes: int
+    revision: str | None = None
+    """The exact version that was copied, where its source has versions; not remembered."""
 
 
 @dataclass
@@ -68,23 +70,25 @@ class Cache:
             size = self._sizes[name] = self._sizes.pop(name)
         return Cached(digest, self._checkpoints / name, size)
 
-    def copy(self, sources: Sources, uri: str, kind: Kind) -> Cached:
+    def copy(self, sources: Sources, uri: str, kind: Kind, revision: str | None = None) -> Cached:
         """Copies a checkpoint in, hashing it on the way.
 
         Raises:
             GraftError: SourceNotDeclared, UnsafeFile, NotFound, SourceUnavailable, NotAnAdapter, NotAModel,
-                NoCapacity.
+                NoCapacity, Unauthorized, DigestMismatch.
         """
         partial = self._partial / str(next(self._numbers))
         partial.mkdir()
         arrival = _Arrival()
         try:
-            with sources.open(uri) as directory:
+            with sources.open(uri, revision) as directory:
                 names = directory.names()
                 folders = [] if config_file(kind) in names else directory.folders_with(config_file(kind))
                 selected = select_files(names, kind, uri, folders)
                 records = [self._copy_file(directory, name, partial / name, arrival) for name in selected]
-            return self._publish(partial, digest_of(records), sum(record.size for record in records))
+                exact = directory.revision
+            cached = self._publish(partial, digest_of(records), sum(record.size for record in records))
+            return replace(cached, revision=exact)
         except OSError as error:
             raise _disk_fault(uri, error) from error
         finally:
@@ -92,7 +96,7 @@ class Cache:
             with self._lock:
                 self._arriving -= arrival.bytes
 
-    def _copy_file(self, directory: SourceDirectory, name: str, target: Path, arrival: _Arrival) -> FileRecord:
+    def _copy_file(self, directory: Directory, name: str, target: Path, arrival: _Arrival) -> FileRecord:
         hasher, size = hashlib.sha256(), 0
         with directory.open_file(name) as source, target.open("xb", buffering=0) as file:
             while chunk := _read(source.read, directory.uri, name):

@@ -131,7 +131,7 @@ def report(alias: Alias, artifact: Artifact | None, candidate: Artifact | None) 
     return AdapterReport(
         name=entry.name,
         digest=artifact.digest,
-        revision=entry.source.revision,
+        revision=entry.exact_source.revision,
         state=AdapterState.DRAINING if alias.removed else artifact.state,
         fault=_fault(artifact),
         method=artifact.method,

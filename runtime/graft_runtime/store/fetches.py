@@ -29,6 +29,7 @@ SLOW = frozenset(
         ErrorCode.NOT_A_MODEL,
         ErrorCode.DIGEST_MISMATCH,
         ErrorCode.UNSAFE_FILE,
+        ErrorCode.UNAUTHORIZED,
     }
 )
 """A person must act on the source; it is looked at again, since files may appear or still be on their way."""
@@ -109,7 +110,9 @@ class Fetches:
 
     async def _copy(self, source: Source, kind: Kind) -> Cached:
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._threads, self._cache.copy, self._sources, source.uri, kind)
+        return await loop.run_in_executor(
+            self._threads, self._cache.copy, self._sources, source.uri, kind, source.revision
+        )
 
 
 def retry_seconds(code: ErrorCode, attempt: int) -> float | None:

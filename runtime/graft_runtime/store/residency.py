@@ -206,9 +206,9 @@ class Residency:
                 self._names.setdefault(str(digest), []).append(name)
         for digest, names in self._names.items():
             entries = [self._aliases[name].entry for name in names]
-            artifact = self._artifacts.get(digest) or self._add(digest, entries[0].source, entries[0].name)
-            if artifact.cached is None and artifact.source not in [entry.source for entry in entries]:
-                self._fetch_from(artifact, entries[0].source)
+            artifact = self._artifacts.get(digest) or self._add(digest, entries[0].exact_source, entries[0].name)
+            if artifact.cached is None and artifact.source not in [entry.exact_source for entry in entries]:
+                self._fetch_from(artifact, entries[0].exact_source)
             artifact.wanted = True
             artifact.pinned = any(entry.pinned and digest == entry.digest for entry in entries)
         for digest in [digest for digest in self._artifacts if digest not in self._names]:

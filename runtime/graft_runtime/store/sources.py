@@ -1,4 +1,4 @@
-"""Declared sources: from a URI to an open directory below a mount, through no link and never out of it."""
+"""Sources: from a URI to an open directory, of a hub or below a declared mount; through no link, never out of it."""
 
 from __future__ import annotations
 
@@ -8,29 +8,58 @@ import os
 import stat
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Protocol
 from urllib.parse import unquote
 
 from graft_runtime.contract import SourceMount
 from graft_runtime.errors import ErrorCode, GraftError
+from graft_runtime.store.hub import SCHEME, Hub
+from graft_runtime.store.hub_network import Network
 
 _DIRECTORY_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FILE_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
+class Readable(Protocol):
+    """A file that is read front to back."""
+
+    def read(self, size: int, /) -> bytes: ...
+
+
+class Directory(Protocol):
+    """An open directory of a source, whatever its kind."""
+
+    @property
+    def uri(self) -> str: ...
+
+    @property
+    def revision(self) -> str | None:
+        """The exact version, where the source has versions."""
+
+    def names(self) -> list[str]: ...
+
+    def folders_with(self, file: str) -> list[str]: ...
+
+    def open_file(self, name: str) -> contextlib.AbstractContextManager[Readable]: ...
+
+
 class Sources:
-    """The declared sources of a pool.
+    """The sources of a pool: the declared ones, and the public hub.
 
     Args:
         mounts: `spec.sources`.
-        directories: where each is mounted in this pod, by its name.
+        directories: where each is mounted in this pod, by its name; of a hub, where its Secret is.
+        allowed: networks that hubs may be in although they aren't public.
     """
 
-    def __init__(self, mounts: Sequence[SourceMount], directories: Mapping[str, Path]) -> None:
+    def __init__(
+        self, mounts: Sequence[SourceMount], directories: Mapping[str, Path], allowed: Sequence[Network] = ()
+    ) -> None:
+        self._hub = Hub([mount for mount in mounts if mount.kind == "hub"], directories, allowed)
         self._roots: dict[str, Path] = {}
         """By URI prefix, with a slash at its end."""
         for mount in mounts:
-            if mount.name not in directories:
+            if mount.kind == "hub" or mount.name not in directories:
                 continue
             prefixes = (f"pvc://{mount.name}/",) if mount.kind == "claim" else mount.uri_prefixes
             for prefix in prefixes:
@@ -60,12 +89,16 @@ class Sources:
         return self._roots[prefix], parts
 
     @contextlib.contextmanager
-    def open(self, uri: str) -> Iterator[SourceDirectory]:
-        """The directory that a URI names.
+    def open(self, uri: str, revision: str | None = None) -> Iterator[Directory]:
+        """The directory that a URI and a revision name.
 
         Raises:
-            GraftError: SourceNotDeclared, UnsafeFile, NotFound, SourceUnavailable.
+            GraftError: SourceNotDeclared, UnsafeFile, NotFound, Unauthorized, SourceUnavailable.
         """
+        if uri.startswith(SCHEME):
+            with self._hub.open(uri, revision) as directory:
+                yield directory
+            return
         root, parts = self.locate(uri)
         try:
             descriptor = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -87,6 +120,7 @@ class SourceDirectory:
     def __init__(self, descriptor: int, uri: str) -> None:
         self._descriptor = descriptor
         self.uri = uri
+        self.revision: str | None = None
 
     def names(self) -> list[str]:
         """What is in it, sorted. Raises GraftError: SourceUnavailable."""
