@@ -32,9 +32,11 @@ spec:
   sources:
     - {name: models, claimName: models}
     - {name: shelf, mountPath: /mnt/shelf}
+    - {name: hub, uriPrefixes: ["hf://acme/"], secretName: hub, endpoint: "https://hub.example.com/mirror"}
   adapters:
     - {name: billing, uri: pvc://models/billing, scale: 0.5, pinned: true}
     - {name: sql, uri: "file:///mnt/shelf/sql"}
+    - {name: legal, uri: hf://acme/loras/legal, revision: refs/pr/1}
   engine: {maxRank: 16}
   accelerator: {count: 0}
   cache: {size: 20Gi}

@@ -11,7 +11,7 @@ REQUIRED = ["--namespace", "graft-system", "--runtime-image", "runtime:1", "--si
 def test_what_is_not_said_has_the_documented_default() -> None:
     settings = parse_settings(REQUIRED)
     assert settings == Settings("graft-system", "runtime:1", signing_key_secret="key")
-    assert settings.allowed_schemes == ("pvc",)
+    assert settings.allowed_schemes == ("hf", "pvc")
     assert settings.watch_namespaces == ()
 
 
@@ -22,6 +22,7 @@ def test_what_is_not_said_has_the_documented_default() -> None:
         ([*REQUIRED, "--bind-address", "some"], "argument --bind-address: invalid choice: 'some'"),
         ([*REQUIRED, "--health-port", "0"], "argument --health-port: 0 is no port: expected 1 to 65535"),
         ([*REQUIRED, "--health-port", "web"], "argument --health-port: invalid port value: 'web'"),
+        ([*REQUIRED, "--allowed-network", "10.0.0.1/8"], "expected a CIDR such as 10.0.0.0/8"),
         ([*REQUIRED, "--allowed-scheme", "s3"], "argument --allowed-scheme: invalid choice: 's3'"),
         ([*REQUIRED, "--watch-name", "a"], "unrecognized arguments: --watch-name a"),
     ],

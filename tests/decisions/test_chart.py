@@ -69,7 +69,7 @@ def test_the_operator_reads_what_the_chart_writes() -> None:
         health_address="0.0.0.0",
         health_port=8080,
         watch_namespaces=(),
-        allowed_schemes=("pvc",),
+        allowed_schemes=("hf", "pvc"),
         signing_key_secret="graft-operator-signing-key",
         log_level="info",
     )
@@ -80,6 +80,7 @@ def test_every_value_reaches_the_operator() -> None:
         runtimeImage={"repository": "registry.example/runtime", "tag": "1.2", "pullPolicy": "Always"},
         watchNamespaces=["team-a", "team-b"],
         allowedSchemes=["pvc", "file"],
+        allowedNetworks=["10.0.0.0/8"],
         bindAddress="podIP",
         logging={"level": "debug"},
     )
@@ -87,6 +88,7 @@ def test_every_value_reaches_the_operator() -> None:
     assert settings.runtime_image_pull_policy == "Always"
     assert settings.watch_namespaces == ("team-a", "team-b")
     assert settings.allowed_schemes == ("pvc", "file")
+    assert settings.allowed_networks == ("10.0.0.0/8",)
     assert settings.bind_address == "podIP"
     assert settings.health_address == "10.0.0.7"
     assert settings.log_level == "debug"
@@ -218,7 +220,7 @@ def test_placement_reaches_the_pod() -> None:
     [
         ({"bindAddress": "some"}, "bindAddress"),
         ({"allowedSchemes": ["s3"]}, "allowedSchemes"),
-        ({"allowedSchemes": []}, "allowedSchemes"),
+        ({"allowedNetworks": ["all"]}, "allowedNetworks"),
         ({"watchNamespace": "team-a"}, "watchNamespace"),
         ({"watchNamespaces": ["Team A"]}, "watchNamespaces"),
         ({"watchNamespaces": ["a", "a"]}, "watchNamespaces"),

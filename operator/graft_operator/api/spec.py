@@ -42,16 +42,16 @@ def _matches(pattern: str, text: str) -> bool:
 
 URI_RULES = (
     Rule(
-        "must start with hf://, pvc:// or file://, the schemes that this version supports: hf://OWNER/NAME names a repository"
-        " of a Hugging Face Hub, pvc://SOURCE/PATH a directory in the claim of an entry of spec.sources,"
+        "must start with hf://, pvc:// or file://, the schemes that this version supports: hf://OWNER/NAME names a"
+        " repository of a Hugging Face Hub, pvc://SOURCE/PATH a directory in the claim of an entry of spec.sources,"
         " file:///PATH one below the mountPath of an entry",
         "self.startsWith('hf://') || self.startsWith('pvc://') || self.startsWith('file://')",
         lambda uri: uri.startswith(_SCHEMES),
         text="self",
     ),
     Rule(
-        "must name a directory, as in hf://OWNER/NAME[/FOLDER], pvc://SOURCE/PATH or file:///PATH: no empty part, no trailing slash,"
-        " none of ? # % \\ and no white space",
+        "must name a directory, as in hf://OWNER/NAME[/FOLDER], pvc://SOURCE/PATH or file:///PATH:"
+        " no empty part, no trailing slash, none of ? # % \\ and no white space",
         "!(self.startsWith('hf://') || self.startsWith('pvc://') || self.startsWith('file://'))"
         f" || self.matches({_cel(_URI)})",
         lambda uri: not uri.startswith(_SCHEMES) or _matches(_URI, uri),
@@ -219,7 +219,7 @@ class AdapterSpec(Ruled):
     name: ServedName
     """Its name in requests (`model`)."""
     uri: Uri
-    """The PEFT checkpoint: hf://OWNER/NAME[/FOLDER], or pvc://SOURCE/PATH or file:///PATH inside an entry of `sources`."""
+    """The PEFT checkpoint: hf://OWNER/NAME[/FOLDER], or pvc://SOURCE/PATH or file:///PATH in an entry of `sources`."""
     revision: Revision | None = None
     """Of hf://, a commit, branch or tag; by default `main`, looked up once."""
     digest: DigestText | None = None
@@ -355,7 +355,8 @@ class AdapterDeploymentSpec(Ruled):
             "baseModel.uri must lie in an entry of sources: add {name: SOURCE, claimName: CLAIM} for pvc://SOURCE/PATH,"
             " {name: NAME, mountPath: /DIRECTORY} for file:///DIRECTORY/PATH",
             "self.baseModel.uri.startsWith('hf://')"
-            " || has(self.sources) && self.sources.exists(source, self.baseModel.uri.startsWith(has(source.mountPath)"
+            " || has(self.sources) && self.sources.exists(source, !has(source.uriPrefixes)"
+            " && self.baseModel.uri.startsWith(has(source.mountPath)"
             " ? 'file://' + source.mountPath + '/' : 'pvc://' + source.name + '/'))",
             lambda spec: (
                 spec.base_model.uri.startswith("hf://")
