@@ -120,9 +120,9 @@ async def test_callers_at_the_same_time_share_one_copy(
     cache, copies = Cache(tmp_path / "cache", None, tuple), list[str]()
     copy_once = cache.copy
 
-    def counted(sources: Sources, uri: str, kind: Kind) -> Cached:
+    def counted(sources: Sources, uri: str, kind: Kind, revision: str | None) -> Cached:
         copies.append(uri)
-        return copy_once(sources, uri, kind)
+        return copy_once(sources, uri, kind, revision)
 
     monkeypatch.setattr(cache, "copy", counted)
     fetches = Fetches(sources, cache)
