@@ -14,7 +14,7 @@ from pathlib import Path
 from graft_local import helm
 from graft_local.cache import cache_directory
 from graft_local.cluster import LocalCluster
-from graft_local.demo_client import complete, side_by_side, wait_until_routed
+from graft_local.demo_client import Answer, complete, side_by_side, wait_until_routed
 from graft_local.errors import LocalClusterError
 from graft_local.gemma import BASE_NAME, ensure_checkpoint
 from graft_local.progress import Progress
@@ -30,6 +30,8 @@ PROMPT = "Question: What is the sea?\nAnswer:"
 FIRST = ("pirate", "haiku", "json")
 FOURTH = "emoji"
 REMOVED = "pirate"
+PART, MERGED = "haiku", "haiku-merged"
+"""An adapter, and the name that it has once it is merged into the base."""
 
 _REPOSITORY = Path(__file__).parents[2]
 CHART = _REPOSITORY / "charts" / "graft"
@@ -131,7 +133,7 @@ def _tour_with_diagnosis(cluster: LocalCluster, progress: Progress) -> None:
 
 
 def tour(cluster: LocalCluster, progress: Progress) -> None:
-    """Apply the examples, ask, add an adapter, remove one.
+    """Apply the examples, ask, add an adapter, remove one, merge one into the base.
 
     Raises:
         LocalClusterError: something was not as it should be.
@@ -158,6 +160,7 @@ def tour(cluster: LocalCluster, progress: Progress) -> None:
     _wait_until_ready(cluster, progress)
     _show_removal(address)
     _expect_same_pods(cluster, before)
+    _show_merge(cluster, progress, address)
 
 
 def service_address(cluster: LocalCluster, namespace: str, pool: str) -> str:
@@ -209,6 +212,26 @@ def _show_removal(address: str) -> None:
         time.sleep(0.2)
     _expect(answer.status == 404, f"HTTP 404 for `{REMOVED}`, not {answer.status}: {answer.error}")
     _say(f"HTTP {answer.status}: {answer.error}")
+
+
+def _show_merge(cluster: LocalCluster, progress: Progress, address: str) -> None:
+    _say(f"\nMerged mode: `{PART}` folded into the base's weights, as `{MERGED}`:")
+    hot = _ask(address, (PART,))
+    _apply(cluster, EXAMPLES / "changes" / "merged.yaml")
+    _wait_until_ready(cluster, progress)
+    refused = [_wait_for_status(address, name, 404) for name in (PART, BASE_NAME)]
+    _wait_for_status(address, MERGED, 200)
+    _say(side_by_side(hot | _ask(address, (MERGED,))))
+    _say(f"HTTP {refused[-1].status}: {refused[-1].error}")
+
+
+def _wait_for_status(address: str, name: str, status: int) -> Answer:
+    """The Service hears of the new pods a moment after us, and may still lead to one that is going away."""
+    deadline = time.monotonic() + _REMOVAL_SECONDS
+    while (answer := complete(address, name, PROMPT, max_tokens=1)).status != status:
+        _expect(time.monotonic() < deadline, f"HTTP {status} for `{name}`, not {answer.status}: {answer.body}")
+        time.sleep(0.2)
+    return answer
 
 
 def _expect_same_pods(cluster: LocalCluster, before: dict[str, int]) -> None:

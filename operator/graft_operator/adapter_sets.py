@@ -116,8 +116,7 @@ def _plan_adapter(
     digest = adapter.digest or answers.digests.get(source)
     if fault is None and digest is not None:
         return AdapterPlan(adapter, _entry(adapter, source, digest, answers.revisions.get((source, digest))))
-    # Still declared: what was withdrawn on purpose must not live on under its old entry.
-    previous = served if served is not None and served.digest and is_declared(spec.sources, served.source.uri) else None
+    previous = _previous(spec, served)
     if fault is not None:
         return AdapterPlan(adapter, previous, fault)
     if previous is not None:
@@ -153,6 +152,17 @@ def _exact_revisions(observed: Observed, entries: Iterable[AdapterEntry]) -> dic
     return found | {
         (entry.source, entry.digest): entry.revision for entry in entries if entry.digest and entry.revision
     }
+
+
+def _previous(spec: AdapterDeploymentSpec, served: AdapterEntry | None) -> AdapterEntry | None:
+    """What may be served until the spec's version can be had.
+
+    Still declared: what was withdrawn on purpose must not live on under its old entry. And hot: what is merged is not
+    exchanged later, so a merge waits for the spec's version.
+    """
+    if spec.merge is not None or served is None or not served.digest:
+        return None
+    return served if is_declared(spec.sources, served.source.uri) else None
 
 
 def _resolution_faults(observed: Observed) -> dict[Source, Fault]:

@@ -22,7 +22,12 @@ def is_ready(adapter: AdapterStatus) -> bool:
 
 def is_failed(adapter: AdapterStatus) -> bool:
     """It has a fault that does not go away by itself."""
-    return adapter.reason is not None and adapter.reason not in TRANSIENT
+    return adapter.reason is not None and adapter.reason not in TRANSIENT and counts(adapter)
+
+
+def counts(adapter: AdapterStatus) -> bool:
+    """The pool is to serve it; one outside the merge of a merged pool is not."""
+    return adapter.reason != ErrorCode.POOL_IS_MERGED
 
 
 def told_of(adapter: AdapterStatus) -> str:
@@ -65,7 +70,7 @@ def adapter_status(
         name=plan.spec.name,
         uri=entry.source.uri if entry is not None else None,
         ready_replicas=len(ready),
-        desired_replicas=pool.spec.replicas,
+        desired_replicas=pool.spec.replicas if fault is None or fault.code is not ErrorCode.POOL_IS_MERGED else 0,
         digest=entry.digest if entry is not None else None,
         revision=shown.revision if shown is not None else None,
         method=shown.method if shown is not None else None,

@@ -29,8 +29,21 @@ def base_fault(spec: AdapterDeploymentSpec, settings: Settings) -> GraftError | 
     return _first(spec, spec.base_model.uri, "spec.baseModel.uri", settings)
 
 
+def merge_fault(spec: AdapterDeploymentSpec, settings: Settings) -> GraftError | None:
+    """Why what is to be merged may not be."""
+    merged = (adapter for adapter in spec.adapters if adapter.name in spec.merged_names)
+    faults = (_first(spec, adapter.uri, f"adapter `{adapter.name}`: uri", settings) for adapter in merged)
+    return next((fault for fault in faults if fault is not None), None)
+
+
 def adapter_fault(spec: AdapterDeploymentSpec, adapter: AdapterSpec, settings: Settings) -> GraftError | None:
     """Why this adapter may not be served."""
+    if spec.merge is not None and adapter.name not in spec.merged_names:
+        return GraftError(
+            ErrorCode.POOL_IS_MERGED,
+            f"adapter `{adapter.name}` is not served: the pool is merged, and serves `{spec.merge.name}` alone",
+            hint="add it to spec.merge.adapters, or remove spec.merge to serve adapters by name",
+        )
     return _first(spec, adapter.uri, f"adapter `{adapter.name}`: uri", settings)
 
 

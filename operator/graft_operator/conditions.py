@@ -17,7 +17,7 @@ class ConditionType(StrEnum):
     """What is said of a pool."""
 
     AVAILABLE = "Available"
-    """At least one Ready pod serves the base model."""
+    """At least one Ready pod serves the base model; of a merged pool, the merge."""
     READY = "Ready"
     """Everything in this spec is true on all desired pods."""
     RECONCILING = "Reconciling"
@@ -29,6 +29,8 @@ class ConditionType(StrEnum):
 class Reason(StrEnum):
     """Why a condition is as it is."""
 
+    MERGE_SERVED = "MergeServed"
+    """A Ready pod reports that it serves the merge."""
     BASE_SERVED = "BaseServed"
     """A Ready pod reports that it serves the base model."""
     ALL_READY = "AllReady"

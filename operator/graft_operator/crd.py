@@ -143,6 +143,8 @@ def _structural(schema: Mapping[str, Any], definitions: Mapping[str, Any], with_
         elif name in {"items", "additionalProperties"} and isinstance(value, Mapping):
             # A default inside a list would make every second `kubectl apply` write the list again.
             structural[name] = _structural(value, definitions, with_defaults and name != "items")
+        elif name == "const":  # no word of Kubernetes'
+            structural["enum"] = [value]
         elif name == "default":
             structural |= _default(value) if with_defaults else {}
         elif name not in _DROPPED and name != "additionalProperties":

@@ -18,7 +18,7 @@ from graft_operator.adapter_sets import (
     version_of,
 )
 from graft_operator.api import AdapterDeploymentSpec, AdapterDeploymentStatus, parse_spec
-from graft_operator.checks import base_fault
+from graft_operator.checks import base_fault, merge_fault
 from graft_operator.conditions import Reason
 from graft_operator.events import Transition
 from graft_operator.objects import (
@@ -152,10 +152,14 @@ class _Decision:
         )
 
     def _current_hash(self) -> str:
-        """The spec's own, or that of what runs where the spec's can't be made."""
+        """The spec's own, or that of what runs where the spec's can't be made.
+
+        A merge that can't be made leaves the set of what runs frozen: it names less than hot pods serve.
+        """
         own = self.observed.own("Deployment", self.pool.name)
-        if self.deployment is None and own is not None and own.rollout is not None and own.rollout.config_hash:
-            return own.rollout.config_hash
+        runs = None if own is None or own.rollout is None else own.rollout.config_hash
+        if self.deployment is None and runs and self.pool.spec.merge is None:
+            return runs
         return build_runtime_config(self.pool).config_hash()
 
     def _status(self) -> AdapterDeploymentStatus:
@@ -293,7 +297,7 @@ def _decide_deployment(
     """The Deployment, or None and why there can't be one; what runs goes on then."""
     if observed.failure is not None:
         return None, observed.failure
-    fault = base_fault(pool.spec, settings)
+    fault = base_fault(pool.spec, settings) or merge_fault(pool.spec, settings)
     if fault is not None:
         return None, Failure(fault.code.value, fault.message)
     try:

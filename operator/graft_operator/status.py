@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from graft_runtime.contract import AdapterSet, AdapterSetVersion
+from graft_runtime.contract import AdapterSet, AdapterSetVersion, BaseReport
 
 from graft_operator.adapter_sets import AdapterPlan, version_of
-from graft_operator.adapter_status import adapter_status, is_failed, is_ready, reports_by_name
+from graft_operator.adapter_status import adapter_status, counts, is_failed, is_ready, reports_by_name
 from graft_operator.api import (
     AdapterCounts,
     AdapterDeploymentStatus,
     AdapterSetStatus,
     BaseModelStatus,
+    MergedAdapterStatus,
+    MergeStatus,
 )
 from graft_operator.conditions import dated
 from graft_operator.objects import Pool, selector_of, url_of
@@ -58,9 +60,10 @@ def make_status(
         and rollout.desired == pool.spec.replicas,
         versions=versions,
         current=current,
-        adapters=statuses,
+        adapters=tuple(status for status in statuses if counts(status)),
         pods=pods,
     )
+    base = _base_report(facts)
     return AdapterDeploymentStatus(
         observed_generation=pool.generation,
         conditions=dated(verdicts_of(facts), observed.pool.status.conditions, pool.generation, now),
@@ -69,11 +72,12 @@ def make_status(
         ready_replicas=len(facts.ready_pods),
         selector=",".join(f"{key}={value}" for key, value in sorted(selector_of(pool).items())),
         url=url_of(pool),
-        base_model=_base_status(facts),
+        base_model=_base_status(base),
+        merge=_merge_status(base),
         adapter_counts=AdapterCounts(
-            desired=len(statuses),
-            ready=sum(is_ready(adapter) for adapter in statuses),
-            failed=sum(is_failed(adapter) for adapter in statuses),
+            desired=len(facts.adapters),
+            ready=sum(is_ready(adapter) for adapter in facts.adapters),
+            failed=sum(is_failed(adapter) for adapter in facts.adapters),
         ),
         adapters=statuses,
     )
@@ -104,10 +108,24 @@ def _set_statuses(versions: Mapping[str, AdapterSetVersion], current: str) -> tu
     )
 
 
-def _base_status(facts: Facts) -> BaseModelStatus | None:
+def _base_report(facts: Facts) -> BaseReport | None:
+    """Of a pod that serves, one of the current spec where there is one."""
     statuses = [status for pod in facts.pods if (status := facts.report(pod))]
     current = [status for status in statuses if status.config_hash == facts.current]
-    base = next((status.base for status in (*current, *statuses) if serves(status)), None)
+    return next((status.base for status in (*current, *statuses) if serves(status)), None)
+
+
+def _merge_status(base: BaseReport | None) -> MergeStatus | None:
+    merge = None if base is None else base.merge
+    if merge is None:
+        return None
+    parts = tuple(
+        MergedAdapterStatus(name=part.name, weight=part.weight, digest=part.digest) for part in merge.adapters
+    )
+    return MergeStatus(name=merge.name, method=merge.method, adapters=parts)
+
+
+def _base_status(base: BaseReport | None) -> BaseModelStatus | None:
     if base is None:
         return None
     return BaseModelStatus(name=base.name, digest=base.digest, revision=base.revision, runner=base.runner)

@@ -44,8 +44,21 @@ class Facts:
     def ready_pods(self) -> tuple[PodView, ...]:
         return tuple(pod for pod in self.pods if pod.ready)
 
+    @property
+    def merge_name(self) -> str | None:
+        """The one name that a merged pool serves."""
+        merge = self.pool.spec.merge
+        return None if merge is None else merge.name
+
     def report(self, pod: PodView) -> RuntimeStatus | None:
         return self.observed.report(pod)
+
+    def serves(self, pod: PodView) -> bool:
+        """The pod answers in the mode that the spec asks for: under the merge's name, or the base's."""
+        status = self.report(pod)
+        if status is None or not serves(status):
+            return False
+        return self.merge_name == (None if status.base.merge is None else status.base.merge.name)
 
 
 def verdicts_of(facts: Facts) -> Verdicts:
@@ -75,15 +88,17 @@ def verdicts_of_failure(failure: Failure, *, served: bool) -> Verdicts:
 
 
 def serves(status: RuntimeStatus | None) -> bool:
-    """The pod that says this answers requests for its base model."""
+    """The pod that says this answers requests, in whichever mode."""
     return status is not None and status.base.state is BaseState.SERVING
 
 
 def _available(facts: Facts) -> Verdict:
     if facts.pool.spec.replicas == 0:
         return _scaled_to_zero()
+    if any(facts.serves(pod) for pod in facts.ready_pods):
+        return _served(facts.merge_name)
     if any(serves(facts.report(pod)) for pod in facts.ready_pods):
-        return _served()
+        return _base_failed(facts) or _other_mode(facts)
     if facts.ready_pods:
         return _unreachable(facts)
     return _base_failed(facts) or _pods_not_ready(facts) or _unreachable(facts)
@@ -93,7 +108,9 @@ def _ready(facts: Facts) -> Verdict:
     """The one place that decides whether a pool is Ready: the first obstacle, or none."""
     obstacles = (found for check in _OBSTACLES if (found := check(facts)) is not None)
     return next(obstacles, None) or Verdict(
-        True, Reason.ALL_READY, f"{_count(len(facts.pods), 'pod')}, {_count(len(facts.adapters), 'adapter')}"
+        True,
+        Reason.ALL_READY,
+        f"{_count(len(facts.pods), 'pod')}, {_count(len(facts.adapters), 'adapter')}{_as(facts)}",
     )
 
 
@@ -224,8 +241,19 @@ def _scaled_to_zero() -> Verdict:
     return Verdict(False, Reason.SCALED_TO_ZERO, "spec.replicas is 0")
 
 
-def _served() -> Verdict:
+def _served(merge_name: str | None = None) -> Verdict:
+    if merge_name is not None:
+        return Verdict(True, Reason.MERGE_SERVED, f"the merge `{merge_name}` is served")
     return Verdict(True, Reason.BASE_SERVED, "the base model is served")
+
+
+def _other_mode(facts: Facts) -> Verdict:
+    wanted = "hot mode" if facts.merge_name is None else f"the merge `{facts.merge_name}`"
+    return Verdict(False, Reason.ROLLING_OUT, f"the pods that are Ready do not serve {wanted} yet{_troubles(facts)}")
+
+
+def _as(facts: Facts) -> str:
+    return "" if facts.merge_name is None else f" merged as `{facts.merge_name}`"
 
 
 def _unreachable(facts: Facts) -> Verdict:

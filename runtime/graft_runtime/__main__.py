@@ -1,4 +1,4 @@
-"""`graft-runtime serve …`: the API process of a pod; it spawns the engine process."""
+"""`graft-runtime serve …`: the API process of a pod; it spawns the engine process. `graft-runtime merge …`: files."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import ipaddress
 import logging
+import math
 import os
 import sys
 from collections.abc import Sequence
@@ -26,6 +27,27 @@ _OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
 def main(arguments: Sequence[str] | None = None) -> None:
     """The console script. Ends the process."""
     options = _parser().parse_args(arguments)
+    if options.command == "merge":
+        sys.exit(_merge(options))
+    _serve(options)
+
+
+def _merge(options: argparse.Namespace) -> int:
+    from graft_runtime.merge.files import AdapterPath, merge_files  # noqa: PLC0415 - `serve` holds no torch
+
+    def tell(line: str) -> None:
+        sys.stderr.write(line + "\n")
+
+    try:
+        adapters = [AdapterPath(directory, weight) for directory, weight in options.adapter]
+        merge_files(options.base.resolve(), adapters, options.output, tell=tell)
+    except (GraftError, OSError) as error:
+        tell(str(error))
+        return EXIT_USAGE
+    return 0
+
+
+def _serve(options: argparse.Namespace) -> None:
     configure_logs()
     os.environ.update(_OFFLINE)
     sources = {name: Path(directory) for name, directory in options.source_mount}
@@ -51,7 +73,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="graft-runtime")
-    serving = parser.add_subparsers(required=True, metavar="COMMAND").add_parser("serve", help="serve a pool's pod")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
+    _add_merge(commands.add_parser("merge", help="write a checkpoint with adapters folded into their base"))
+    serving = commands.add_parser("serve", help="serve a pool's pod")
     for name, text in (
         ("config", "the pod's RuntimeConfig"),
         ("adapter-set", "the adapter set, where there is one"),
@@ -79,6 +103,32 @@ def _parser() -> argparse.ArgumentParser:
         help="a network that hubs may be in although it isn't public, also without TLS; may be repeated",
     )
     return parser
+
+
+def _add_merge(merging: argparse.ArgumentParser) -> None:
+    merging.add_argument("--base", type=Path, required=True, metavar="DIR", help="a checkpoint in safetensors")
+    merging.add_argument(
+        "--adapter",
+        type=_adapter,
+        action="append",
+        required=True,
+        metavar="DIR[=WEIGHT]",
+        help="an adapter as PEFT saves it, and how much of it (default 1); may be repeated",
+    )
+    merging.add_argument(
+        "--output", type=Path, required=True, metavar="DIR", help="new, or left by an interrupted run of the same"
+    )
+
+
+def _adapter(text: str) -> tuple[Path, float]:
+    directory, equals, weight = text.rpartition("=")
+    try:
+        number = float(weight) if equals else 1.0
+    except ValueError:
+        directory, number = text, 1.0  # the `=` is part of the path
+    if not math.isfinite(number):
+        raise argparse.ArgumentTypeError(f"the weight {weight} of {directory} is not a finite number")
+    return Path(directory if equals else text).resolve(), number
 
 
 if __name__ == "__main__":

@@ -130,6 +130,27 @@ class EngineConfig(Wire):
     """The highest rank of any module of an adapter."""
 
 
+class MergePart(Wire):
+    """One adapter of a merge. The digest comes with the adapter set, unless the spec names one."""
+
+    name: AdapterName
+    source: Source
+    digest: Digest | None = None
+    """Declared in the spec, so that changing it rolls the pods."""
+    weight: float = Field(default=1.0, ge=-1_000_000.0, le=1_000_000.0, allow_inf_nan=False)
+    """How much of it, the adapter's scale included: W' = W + weight · B·A."""
+
+
+class MergeConfig(Wire):
+    """Merged mode: adapters folded into the base's weights at start, served under one name."""
+
+    name: AdapterName
+    method: Literal["linear"] = "linear"
+    """`linear`: the weighted sum of what the adapters add."""
+    adapters: tuple[MergePart, ...] = Field(min_length=1, max_length=16)
+    """In the order of the sum, and each once."""
+
+
 class RuntimeConfig(Wire):
     """What a pod is born with. A change rolls the pods."""
 
@@ -144,6 +165,13 @@ class RuntimeConfig(Wire):
     """How long running requests may go on after SIGTERM."""
     cache_bytes: int | None = Field(default=None, ge=1)
     """The most that the cache may hold; None: what the disk holds."""
+    merge: MergeConfig | None = None
+    """None: hot mode."""
+
+    @property
+    def served_name(self) -> str:
+        """What requests call the model itself: the merge, or else the base."""
+        return self.merge.name if self.merge is not None else self.base_model.name
 
     def config_hash(self) -> str:
         """The first ten hex digits of the content hash: part of the names of a pool's ConfigMaps."""
@@ -226,11 +254,12 @@ class AdapterState(StrEnum):
     CHECKING = "Checking"  # header checks and the trial mount
     CACHED = "Cached"  # ready; its weights are on disk or in host memory
     MOUNTED = "Mounted"  # ready; its weights are in the memory of the model's device
+    MERGED = "Merged"  # ready; it is part of the base's weights
     DRAINING = "Draining"  # removed from the set, requests still run on it
     FAILED = "Failed"
 
 
-READY_STATES = frozenset({AdapterState.CACHED, AdapterState.MOUNTED})
+READY_STATES = frozenset({AdapterState.CACHED, AdapterState.MOUNTED, AdapterState.MERGED})
 
 
 class AdapterReport(Wire):
@@ -265,6 +294,23 @@ class BaseState(StrEnum):
     FAILED = "Failed"
 
 
+class MergedPart(Wire):
+    """One adapter in the weights of a pod's base."""
+
+    name: AdapterName
+    digest: Digest
+    weight: float
+
+
+class MergeReport(Wire):
+    """What a pod has folded into its base model."""
+
+    name: AdapterName
+    """The one that it serves."""
+    method: str
+    adapters: tuple[MergedPart, ...]
+
+
 class BaseReport(Wire):
     """The base model on one pod."""
 
@@ -274,7 +320,9 @@ class BaseReport(Wire):
     revision: str | None = None
     fault: Fault | None = None
     runner: str | None = None
-    """`padded`: the route that requests of this model take."""
+    """`decoder` or `padded`: the route that requests of this model take."""
+    merge: MergeReport | None = None
+    """Set once it serves with adapters merged in."""
 
 
 class RuntimeStatus(Wire):

@@ -54,9 +54,11 @@ class ErrorCode(StrEnum):
     """The adapter was trained for another base model: nothing of it fits."""
     NO_EFFECT = "NoEffect"
     """The adapter changes nothing: every delta is zero."""
+    MERGE_OUTDATED = "MergeOutdated"
+    """The pod has merged another version of the adapter than its set names by now: the pod must be replaced."""
+    POOL_IS_MERGED = "PoolIsMerged"
+    """The pool serves its merge alone, and the adapter is no part of it."""
     # the adapter set
-    NAME_CLASH = "NameClash"
-    """Two adapters, or an adapter and the base model, want the same name."""
     RESOLVING = "Resolving"
     """The exact version of the source is not known yet."""
     LOADING = "Loading"

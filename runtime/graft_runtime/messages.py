@@ -36,6 +36,15 @@ class EngineFault(msgspec.Struct, frozen=True, array_like=True):
 # API process → engine process
 
 
+class MergeSource(msgspec.Struct, frozen=True, array_like=True):
+    """One adapter to fold into the base: W' = W + weight · B·A, alpha/r being part of B."""
+
+    directory: str
+    name: str
+    """For the text of errors only."""
+    weight: float
+
+
 class Start(_Message, frozen=True, tag=True, array_like=True):
     """The first message: load this base model. Answered by BaseLoaded or BaseFailed."""
 
@@ -46,6 +55,8 @@ class Start(_Message, frozen=True, tag=True, array_like=True):
     max_sequence_length: int
     max_mounted_adapters: int
     max_rank: int
+    merge: tuple[MergeSource, ...] = ()
+    """Folded into the base before it serves; a bad one fails the base."""
 
 
 class Mount(_Message, frozen=True, tag=True, array_like=True):
@@ -55,7 +66,6 @@ class Mount(_Message, frozen=True, tag=True, array_like=True):
     directory: str
     name: str
     """For the text of errors only."""
-    pinned: bool = False
 
 
 class Unmount(_Message, frozen=True, tag=True, array_like=True):

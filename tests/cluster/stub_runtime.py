@@ -40,6 +40,8 @@ from graft_runtime.contract import (
     BaseReport,
     BaseState,
     Fault,
+    MergedPart,
+    MergeReport,
     Resolution,
     ResolveRequest,
     RuntimeConfig,
@@ -93,9 +95,23 @@ class StubRuntime:
         self.adapter_set = adapter_set
         self.version = AdapterSetVersion(generation=adapter_set.generation, hash=adapter_set.content_hash())
 
+    def merged(self) -> MergeReport | None:
+        """Once the set names all digests; the real one serves no earlier."""
+        merge, digests = self.config.merge, {entry.name: entry.digest for entry in self.adapter_set.adapters}
+        if merge is None:
+            return None
+        parts = [(part, digests.get(part.name)) for part in merge.adapters]
+        found = tuple(MergedPart(name=part.name, digest=digest, weight=part.weight) for part, digest in parts if digest)
+        return MergeReport(name=merge.name, method=merge.method, adapters=found) if len(found) == len(parts) else None
+
+    @property
+    def state(self) -> BaseState:
+        if self.broken:
+            return BaseState.FAILED
+        return BaseState.FETCHING if self.config.merge is not None and self.merged() is None else BaseState.SERVING
+
     def status(self, since: int) -> RuntimeStatus:
         fault = Fault(code=ErrorCode.NOT_A_MODEL, message="it holds no model\n\nhint: point spec.baseModel.uri at one")
-        state = BaseState.FAILED if self.broken else BaseState.SERVING
         changed = [report_of(entry) for entry in self.adapter_set.adapters if self.changed_at[entry.name] > since]
         gone = [
             AdapterReport(name=name, state=AdapterState.DRAINING, removed=True)
@@ -107,13 +123,14 @@ class StubRuntime:
             sequence=self.sequence,
             pool_uid=self.config.pool_uid,
             config_hash=self.config.config_hash(),
-            ready=not self.broken,
+            ready=self.state is BaseState.SERVING,
             base=BaseReport(
                 name=self.config.base_model.name,
-                state=state,
+                state=self.state,
                 fault=fault if self.broken else None,
                 digest=digest_of(self.config.base_model.source.uri),
                 runner="stub",
+                merge=self.merged(),
             ),
             adapter_set=self.version,
             adapters=(*changed, *gone),
@@ -190,7 +207,7 @@ async def serve(arguments: argparse.Namespace) -> None:
         return web.Response(text="ok")
 
     async def ready(_: web.Request) -> web.Response:
-        return web.Response(status=503 if runtime.broken else 200)
+        return web.Response(status=200 if runtime.state is BaseState.SERVING else 503)
 
     control = web.Application(middlewares=[runtime.guard])
     control.router.add_get("/status", runtime.get_status)

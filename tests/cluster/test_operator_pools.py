@@ -316,6 +316,29 @@ def test_a_change_of_configuration_rolls_behind_readiness_and_cleans_up(stage: S
     assert before.items() <= stage.pods().items()
 
 
+def test_to_merged_mode_and_back(stage: Stage) -> None:
+    stage.apply(BILLING, SQL)
+    stage.wait_ready()
+    hot = stage.pods()
+    merge = {"name": "both", "adapters": [{"name": "billing", "weight": 0.5}, {"name": "new"}]}
+    stage.apply({**BILLING, "scale": 3.0}, SQL, {"name": "new", "uri": "pvc://shelf/new"}, merge=merge)
+    stage.wait_ready()
+    status = stage.status()
+    assert stage.conditions()["Available"] == ("True", "MergeServed")
+    assert [(part["name"], part["weight"]) for part in status["merge"]["adapters"]] == [("billing", 1.5), ("new", 1)]
+    assert status["adapterCounts"] == {"desired": 2, "ready": 2, "failed": 0}
+    assert stage.adapter("sql")["reason"] == "PoolIsMerged"
+    stage.until(lambda: [len(found.adapters) for found in stage.sets()] == [2], "the hot set to be gone")
+    merged = stage.pods()
+    assert not merged.keys() & hot.keys()
+    stage.apply(BILLING, SQL)
+    stage.wait_ready()
+    assert stage.conditions()["Available"] == ("True", "BaseServed")
+    assert "merge" not in stage.status()
+    assert stage.status()["adapterCounts"] == {"desired": 2, "ready": 2, "failed": 0}
+    stage.until(lambda: len(stage.pods()) == 1 and not stage.pods().keys() & merged.keys(), "the hot pod to be alone")
+
+
 def test_a_pod_template_that_can_t_be_is_refused_and_adapters_stay_hot(stage: Stage) -> None:
     stage.apply(BILLING)
     stage.wait_ready()

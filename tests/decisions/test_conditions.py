@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from graft_operator.adapter_sets import AdapterPlan
-from graft_operator.api import AdapterDeploymentStatus, Condition, parse_spec
+from graft_operator.api import AdapterDeploymentStatus, Condition, MergedAdapterStatus, MergeStatus, parse_spec
 from graft_operator.conditions import ConditionType, Reason, Verdict, dated, timestamp
 from graft_operator.events import transitions
 from graft_operator.objects import Pool
@@ -22,6 +22,8 @@ from graft_runtime.contract import (
     BaseReport,
     BaseState,
     Fault,
+    MergedPart,
+    MergeReport,
     RuntimeStatus,
     Source,
 )
@@ -84,6 +86,14 @@ REPORT = RuntimeStatus(
 )
 NOT_A_MODEL = Fault(code=ErrorCode.NOT_A_MODEL, message="no model there")
 BROKEN = REPORT.model_copy(update={"base": BaseReport(name="base", state=BaseState.FAILED, fault=NOT_A_MODEL)})
+SUM = MergeReport(name="both", method="linear", adapters=(MergedPart(name="billing", digest=DIGEST, weight=0.5),))
+MERGED = REPORT.model_copy(
+    update={
+        "base": BaseReport(name="base", state=BaseState.SERVING, merge=SUM),
+        "adapters": (AdapterReport(name="billing", digest=DIGEST, state=AdapterState.MERGED),),
+    }
+)
+MERGE = {"merge": {"name": "both", "adapters": [{"name": "billing", "weight": 0.5}]}}
 LOADING = REPORT.model_copy(update={"base": BaseReport(name="base", state=BaseState.LOADING)})
 
 
@@ -267,6 +277,63 @@ CASES = {
         "-Settled",
         "-NoFault",
     ),
+    "the-merge-is-served": (
+        World(spec=MERGE, reports=(MERGED, MERGED)),
+        "+MergeServed",
+        "+AllReady",
+        "-Settled",
+        "-NoFault",
+    ),
+    "hot-pods-go-on-until-the-merge-is-there": (
+        World(
+            spec=MERGE, rollout=replace(ROLLOUT, replicas=3, updated=1), reports=(REPORT, LOADING), ready=(True, False)
+        ),
+        "-RollingOut",
+        "-RollingOut",
+        "+RollingOut",
+        "-NoFault",
+    ),
+    "the-first-merged-pod-serves": (
+        World(spec=MERGE, rollout=replace(ROLLOUT, replicas=3, updated=1), reports=(REPORT, MERGED)),
+        "+MergeServed",
+        "-RollingOut",
+        "+RollingOut",
+        "-NoFault",
+    ),
+    "merged-pods-go-on-until-hot-ones-are-there": (
+        World(rollout=replace(ROLLOUT, replicas=3, updated=1), reports=(MERGED, LOADING), ready=(True, False)),
+        "-RollingOut",
+        "-RollingOut",
+        "+RollingOut",
+        "-NoFault",
+    ),
+    "the-merge-fails-beside-hot-pods": (
+        World(
+            spec=MERGE,
+            rollout=replace(ROLLOUT, replicas=3, updated=1),
+            reports=(REPORT, BROKEN),
+            ready=(True, False),
+        ),
+        "-NotAModel",
+        "-NotAModel",
+        "+RollingOut",
+        "+NotAModel",
+    ),
+    "a-pod-has-merged-another-version": (
+        World(
+            spec=MERGE,
+            reports=(
+                MERGED,
+                MERGED.model_copy(
+                    update={"adapters": with_adapter(AdapterState.FAILED, ErrorCode.MERGE_OUTDATED).adapters}
+                ),
+            ),
+        ),
+        "+MergeServed",
+        "-AdaptersFailed",
+        "-Settled",
+        "+AdaptersFailed",
+    ),
     "it-is-suspended": (
         World(spec={"suspend": True}),
         "+BaseServed",
@@ -297,6 +364,18 @@ def test_counts_and_details() -> None:
     assert (status.replicas, status.ready_replicas) == (2, 2)
     assert (status.selector, status.url) == ("graft.dev/deployment=support", "http://support.team.svc:8000/v1")
     assert [(found.config_hash, found.generation) for found in status.adapter_sets] == [("current", 3)]
+
+
+def test_what_is_merged_is_told() -> None:
+    status = World(spec=MERGE, reports=(MERGED, MERGED)).status()
+    assert status.merge == MergeStatus(
+        name="both", method="linear", adapters=(MergedAdapterStatus(name="billing", weight=0.5, digest=DIGEST),)
+    )
+    assert [condition.message for condition in status.conditions[:2]] == [
+        "the merge `both` is served",
+        "2 pods, 1 adapter merged as `both`",
+    ]
+    assert World().status().merge is None
 
 
 def test_the_trouble_of_a_pod_is_quoted() -> None:

@@ -61,10 +61,12 @@ def test_lists_of_named_things_merge_by_name() -> None:
     maps = {path: node["x-kubernetes-list-map-keys"] for path, node in OURS if "x-kubernetes-list-map-keys" in node}
     assert maps == {
         ".spec.adapters": ["name"],
+        ".spec.merge.adapters": ["name"],
         ".spec.sources": ["name"],
         ".status.adapterSets": ["configHash"],
         ".status.adapters": ["name"],
         ".status.conditions": ["type"],
+        ".status.merge.adapters": ["name"],
     }
 
 

@@ -70,6 +70,12 @@ def _configs() -> dict[str, Callable[[], Any]]:
         "gemma3": lambda: hf.Gemma3TextConfig(
             **llama_like, head_dim=8, sliding_window=8, layer_types=["sliding_attention", "full_attention"]
         ),
+        "gemma2": lambda: hf.Gemma2Config(  # softcaps, of attention as well
+            **llama_like, head_dim=8, sliding_window=8, attn_logit_softcapping=3.0, final_logit_softcapping=30.0
+        ),
+        "gpt_oss": lambda: hf.GptOssConfig(  # attention sinks, experts
+            **llama_like, head_dim=8, sliding_window=8, num_local_experts=4, num_experts_per_tok=2
+        ),
         "gpt2": lambda: hf.GPT2Config(
             vocab_size=MODEL_VOCABULARY, n_embd=32, n_layer=2, n_head=4, n_positions=256, **tokens
         ),

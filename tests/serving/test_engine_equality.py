@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 import torch
-from graft_runtime.messages import Generated, Sampling, ServedAdapter, Submit
+from graft_runtime.messages import Generated, Mounted, Sampling, ServedAdapter, Submit
+from safetensors.torch import load_file, save_file
 
 NEAR_TIE = 1e-4
 """A difference passes only where the reference's best two logits are closer than this."""
@@ -26,11 +27,17 @@ PATTERNS: dict[str, tuple[dict[str, int], dict[str, float]]] = {
     "llama": ({r"layers\.0\.self_attn\.q_proj": 2, "q_proj": 3, "down_proj": 6}, {"v_proj": 3, "layers.1.mlp.*": 1.5}),
     "qwen3": ({"q_proj": 3, "down_proj": 6}, {"v_proj": 3, "o_proj": 1.5}),
     "gemma3": ({"q_proj": 3, "down_proj": 6}, {"v_proj": 3, "o_proj": 1.5}),
+    "gemma2": ({"q_proj": 3, "down_proj": 6}, {"v_proj": 3, "o_proj": 1.5}),
+    "gpt_oss": ({"q_proj": 3, "k_proj": 6}, {"v_proj": 3, "o_proj": 1.5}),
     "mistral": ({"q_proj": 3, "down_proj": 6}, {"v_proj": 3, "o_proj": 1.5}),
     "opt": ({"q_proj": 3, "fc1": 6}, {"v_proj": 3, "fc2": 1.5}),
     "gpt2": ({"c_attn": 3, "mlp.c_proj": 6}, {"c_fc": 3, r"h\.1\.attn\.c_proj": 1.5}),
     "bloom": ({"query_key_value": 3}, {"dense": 3}),
     "mamba": ({"in_proj": 3}, {"x_proj": 3}),
+}
+RUNNERS = dict.fromkeys(PATTERNS, "decoder") | {
+    "bloom": "padded",  # attention with ALiBi of its own, never through Transformers' interface
+    "mamba": "padded",  # a state, no attention
 }
 TARGETS = {"mamba": ["in_proj", "x_proj"]}
 
@@ -101,6 +108,7 @@ def test_greedy_equals_peft(family: str, make_base: Any, make_adapter: Any, in_p
     options = ADAPTERS | {"patterned": ADAPTERS["patterned"] | {"rank_pattern": ranks, "alpha_pattern": alphas}}
     targets = {"target_modules": TARGETS[family]} if family in TARGETS else {}
     reference, engine = Reference(base), in_process(base)
+    assert engine.started[0].runner == RUNNERS[family]
     for name, lora in options.items():
         adapter = make_adapter(name, base=base, **targets, **lora)
         engine.mount(name, adapter)
@@ -125,6 +133,24 @@ def test_greedy_equals_peft(family: str, make_base: Any, make_adapter: Any, in_p
     for index in order:
         engine.handle(submit(str(index), *rows[index]))
         events += [event for _ in range(2) for event in engine.step()]
+    assert_all_same(engine.collect(events), rows, expected)
+
+
+def test_an_adapter_on_the_head(tiny_base: Path, make_adapter: Any, in_process: Any) -> None:
+    """The head computes only the last token of each row."""
+    adapter = make_adapter("head", target_modules=["lm_head", "q_proj"], r=4)
+    weights = adapter / "adapter_model.safetensors"  # peft saves the base's head beside
+    save_file({name: tensor for name, tensor in load_file(weights).items() if "lora_" in name}, weights)
+    reference, engine = Reference(tiny_base), in_process(tiny_base)
+    reference.load(adapter)
+    assert isinstance(engine.mount("head", adapter), Mounted)
+    rows: list[tuple[list[int], str | None]] = [(prompt, name) for prompt in PROMPTS for name in (None, "head")]
+    expected = {(tuple(prompt), name): reference.answer(prompt, name) for prompt, name in rows}
+    events: list[Any] = []
+    for index, (prompt, name) in enumerate(rows):
+        adapters = (ServedAdapter(name, 1.0),) if name else ()
+        engine.handle(Submit(str(index), prompt, NEW_TOKENS, adapters, Sampling(temperature=0)))
+        events += engine.step() if index % 3 == 0 else []
     assert_all_same(engine.collect(events), rows, expected)
 
 

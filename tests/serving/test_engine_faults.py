@@ -299,9 +299,21 @@ def test_no_more_than_max_sequences_run(in_process: Any, tiny_base: Path) -> Non
     assert max(steps) <= 3
 
 
-def test_batches_become_one_and_shrink_again(engine: Any) -> None:
+@pytest.fixture
+def padded(in_process: Any, make_base: Any, make_adapter: Any) -> Any:
+    """An engine whose base the decoder runner refuses."""
+    base = make_base("bloom")
+    engine = in_process(base)
+    assert engine.started[0].runner == "padded"
+    assert isinstance(engine.mount("good", make_adapter("good-bloom", base=base)), Mounted)
+    return engine
+
+
+def test_batches_become_one_and_shrink_again(padded: Any) -> None:
+    engine = padded
+
     def batches() -> list[Any]:
-        return engine.engine._serving.scheduler.batches  # type: ignore[no-any-return]
+        return engine.engine._serving.scheduler.flow.batches  # type: ignore[no-any-return]
 
     long = [256, *range(60)]
     expected = engine.answers([ask("long", tokens=4, prompt=long)]) | engine.answers([ask("short", "good", tokens=12)])
@@ -318,9 +330,11 @@ def test_batches_become_one_and_shrink_again(engine: Any) -> None:
     assert engine.collect(events) == expected
 
 
-def test_a_long_request_is_not_joined_by_many_short_ones(engine: Any) -> None:
+def test_a_long_request_is_not_joined_by_many_short_ones(padded: Any) -> None:
     """Their padding would cost more than the batch of its own."""
-    from graft_runtime.engine import scheduler
+    from graft_runtime.engine import batches
+
+    engine = padded
 
     engine.handle(ask("long", tokens=3, prompt=[1] * 250))
     engine.step()
@@ -328,8 +342,8 @@ def test_a_long_request_is_not_joined_by_many_short_ones(engine: Any) -> None:
         engine.handle(ask(str(index), tokens=3, prompt=[1]))
     engine.step()
     events = engine.step()
-    assert [len(batch.requests) for batch in engine.engine._serving.scheduler.batches] == [60]
-    assert scheduler.PADDING_ALLOWED < 60 * 250
+    assert [len(batch.requests) for batch in engine.engine._serving.scheduler.flow.batches] == [60]
+    assert batches.PADDING_ALLOWED < 60 * 250
     assert sum(isinstance(event, Generated) for event in events) == 61
 
 

@@ -92,7 +92,7 @@ def test_the_process_serves_over_its_socket(child: Child, tiny_base: Path, make_
     )
     loaded = child.next(BaseLoaded)
     assert (loaded.runner, loaded.context_length, loaded.vocabulary_size, loaded.dtype) == (
-        "padded",
+        "decoder",
         128,
         320,
         "float32",

@@ -18,7 +18,7 @@ def test_the_demo_ends_well_and_leaves_nothing(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "graft_local", "demo", "--state", str(state)]
     done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=840)
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
-    for name in (BASE_NAME, *demo.FIRST, demo.FOURTH):
+    for name in (BASE_NAME, *demo.FIRST, demo.FOURTH, demo.MERGED):
         assert f"| {name} " in done.stdout
     assert "HTTP 404" in done.stdout
     assert list(state.iterdir()) == []

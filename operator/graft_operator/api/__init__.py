@@ -19,6 +19,8 @@ from graft_operator.api.spec import (
     BaseModelSpec,
     CacheSpec,
     EngineSpec,
+    MergePartSpec,
+    MergeSpec,
     PodTemplateMetadata,
     PodTemplateSpec,
     SourceSpec,
@@ -32,6 +34,8 @@ from graft_operator.api.status import (
     BaseModelStatus,
     Condition,
     ConditionStatus,
+    MergedAdapterStatus,
+    MergeStatus,
 )
 
 GROUP = "graft.dev"
@@ -60,6 +64,10 @@ __all__ = [
     "Condition",
     "ConditionStatus",
     "EngineSpec",
+    "MergePartSpec",
+    "MergeSpec",
+    "MergeStatus",
+    "MergedAdapterStatus",
     "PodTemplateMetadata",
     "PodTemplateSpec",
     "Rule",

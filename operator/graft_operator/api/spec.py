@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
-import re
 from typing import Annotated, Any, ClassVar, Literal
 
-from graft_runtime.contract import ADAPTER_NAME_PATTERN, DIGEST_PATTERN
 from pydantic import AfterValidator, Field, Strict
 
-from graft_operator.api.rules import Rule, Ruled, check, list_map, unique, validations
+from graft_operator.api.rules import Rule, Ruled, list_map, unique
+from graft_operator.api.texts import (
+    LABEL,
+    LAST_PART_IS_A_NAME,
+    Annotations,
+    DigestText,
+    Endpoint,
+    Labels,
+    MountPath,
+    ResourceName,
+    Revision,
+    ServedName,
+    Uri,
+    UriPrefix,
+    cel,
+    matches,
+)
 
 # The API server tells 1 from "1" and true from "yes"; so do we.
 Int = Annotated[int, Strict()]
@@ -16,123 +30,9 @@ Float = Annotated[float, Strict()]
 Bool = Annotated[bool, Strict()]
 
 MAX_ADAPTERS = 256
+MAX_MERGED = 16
 QUANTITY_UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 QUANTITY_UNITS |= {"Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
-_LABEL = r"[a-z0-9]([-a-z0-9]*[a-z0-9])?"
-_SEGMENTS = r"(/[^/?#%\\ \t\r\n]+)+"
-_HUB_PART = r"[A-Za-z0-9_][A-Za-z0-9._-]{0,95}"
-_URI = rf"^((pvc://{_LABEL}|file://){_SEGMENTS}|hf://{_HUB_PART}/{_HUB_PART}(/[^/?#%\\ \t\r\n]+)*)$"
-_HUB_PREFIX = rf"^hf://({_HUB_PART}/([^/?#%\\ \t\r\n]+/)*)?$"
-_ENDPOINT = r"^https?://[A-Za-z0-9.:\[\]-]+(/[A-Za-z0-9._~-]+)*$"
-_REVISION = r"^[A-Za-z0-9_][A-Za-z0-9._/+-]*$"
-_SCHEMES = ("hf://", "pvc://", "file://")
-_LAST_PART_IS_A_NAME = r"/[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?$"
-_DIRECTORY = r"^(/[A-Za-z0-9._-]+)+$"
-_DOT_SEGMENT = r"/\.{1,2}(/|$)"
-
-
-def _cel(pattern: str) -> str:
-    return "'" + pattern.replace("\\", "\\\\") + "'"
-
-
-def _matches(pattern: str, text: str) -> bool:
-    # Python's $ also matches before a last line feed, that of CEL doesn't.
-    return re.search(pattern.replace("$", r"\Z"), text) is not None
-
-
-URI_RULES = (
-    Rule(
-        "must start with hf://, pvc:// or file://, the schemes that this version supports: hf://OWNER/NAME names a"
-        " repository of a Hugging Face Hub, pvc://SOURCE/PATH a directory in the claim of an entry of spec.sources,"
-        " file:///PATH one below the mountPath of an entry",
-        "self.startsWith('hf://') || self.startsWith('pvc://') || self.startsWith('file://')",
-        lambda uri: uri.startswith(_SCHEMES),
-        text="self",
-    ),
-    Rule(
-        "must name a directory, as in hf://OWNER/NAME[/FOLDER], pvc://SOURCE/PATH or file:///PATH:"
-        " no empty part, no trailing slash, none of ? # % \\ and no white space",
-        "!(self.startsWith('hf://') || self.startsWith('pvc://') || self.startsWith('file://'))"
-        f" || self.matches({_cel(_URI)})",
-        lambda uri: not uri.startswith(_SCHEMES) or _matches(_URI, uri),
-        text="self",
-    ),
-    Rule(
-        "must not hold the parts . or ..: write the path out",
-        f"!self.matches({_cel(_DOT_SEGMENT)})",
-        lambda uri: not _matches(_DOT_SEGMENT, uri),
-        text="self",
-    ),
-)
-URI_PREFIX_RULES = (
-    Rule(
-        "must end with a slash after hf://, an owner, a repository or a folder, as in hf://acme/ or hf://acme/billing/",
-        f"self.matches({_cel(_HUB_PREFIX)}) && !self.matches({_cel(_DOT_SEGMENT)})",
-        lambda prefix: _matches(_HUB_PREFIX, prefix) and not _matches(_DOT_SEGMENT, prefix),
-        text="self",
-    ),
-)
-ENDPOINT_RULES = (
-    Rule(
-        "must be a URL such as https://hub.example.com, without a trailing slash, user, query or fragment"
-        " (http:// only inside a network that the administrator allows)",
-        f"self.matches({_cel(_ENDPOINT)})",
-        lambda endpoint: _matches(_ENDPOINT, endpoint),
-        text="self",
-    ),
-)
-MOUNT_PATH_RULES = (
-    Rule(
-        "must be an absolute directory without the parts . and .. and without a trailing slash, such as /mnt/adapters",
-        f"self.matches({_cel(_DIRECTORY)}) && !self.matches({_cel(_DOT_SEGMENT)})",
-        lambda path: _matches(_DIRECTORY, path) and not _matches(_DOT_SEGMENT, path),
-        text="self",
-    ),
-    Rule(
-        "must lie outside /graft, which Graft uses itself",
-        "self != '/graft' && !self.startsWith('/graft/')",
-        lambda path: path != "/graft" and not path.startswith("/graft/"),
-        text="self",
-    ),
-)
-LABEL_RULES = (
-    Rule(
-        "must not hold keys that start with graft.dev/: Graft sets those itself",
-        "!self.exists(key, key.startsWith('graft.dev/'))",
-        lambda labels: not any(key.startswith("graft.dev/") for key in labels),
-    ),
-)
-
-ServedName = Annotated[str, Field(pattern=ADAPTER_NAME_PATTERN, min_length=1, max_length=63)]
-DigestText = Annotated[str, Field(pattern=DIGEST_PATTERN, max_length=71)]
-Uri = Annotated[str, Field(min_length=1, max_length=1024, json_schema_extra=validations(URI_RULES)), check(URI_RULES)]
-UriPrefix = Annotated[
-    str,
-    Field(min_length=5, max_length=512, json_schema_extra=validations(URI_PREFIX_RULES)),
-    check(URI_PREFIX_RULES),
-]
-Endpoint = Annotated[
-    str,
-    Field(min_length=8, max_length=512, json_schema_extra=validations(ENDPOINT_RULES)),
-    check(ENDPOINT_RULES),
-]
-Revision = Annotated[str, Field(pattern=_REVISION, min_length=1, max_length=256)]
-ResourceName = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$", min_length=1, max_length=253)]
-MountPath = Annotated[
-    str,
-    Field(min_length=2, max_length=512, json_schema_extra=validations(MOUNT_PATH_RULES)),
-    check(MOUNT_PATH_RULES),
-]
-Labels = Annotated[
-    dict[Annotated[str, Field(max_length=317)], Annotated[str, Field(max_length=63)]],
-    Field(max_length=64, json_schema_extra=validations(LABEL_RULES)),
-    check(LABEL_RULES),
-]
-Annotations = Annotated[
-    dict[Annotated[str, Field(max_length=317)], Annotated[str, Field(max_length=4096)]],
-    Field(max_length=64, json_schema_extra=validations(LABEL_RULES)),
-    check(LABEL_RULES),
-]
 
 
 _REVISION_RULE = Rule(
@@ -160,8 +60,8 @@ class BaseModelSpec(Ruled):
         Rule(
             "name must be set where the last part of uri can't serve as one"
             " (letters, digits, . _ and -, at most 63, ends alphanumeric)",
-            f"has(self.name) || self.uri.matches({_cel(_LAST_PART_IS_A_NAME)})",
-            lambda base: base.name is not None or _matches(_LAST_PART_IS_A_NAME, base.uri),
+            f"has(self.name) || self.uri.matches({cel(LAST_PART_IS_A_NAME)})",
+            lambda base: base.name is not None or matches(LAST_PART_IS_A_NAME, base.uri),
         ),
         _REVISION_RULE,
     )
@@ -175,13 +75,13 @@ class BaseModelSpec(Ruled):
 class SourceSpec(Ruled):
     """A place that checkpoints are read from. What isn't declared is never mounted."""
 
-    name: Annotated[str, Field(pattern=rf"^{_LABEL}$", min_length=1, max_length=50)]
+    name: Annotated[str, Field(pattern=rf"^{LABEL}$", min_length=1, max_length=50)]
     """Its name, the first part of pvc://NAME/PATH."""
     claim_name: ResourceName | None = None
     """A PersistentVolumeClaim of this namespace, mounted read-only."""
     mount_path: MountPath | None = None
     """A directory that `podTemplate` mounts into the container `runtime`; file:// URIs below it are allowed."""
-    uri_prefixes: Annotated[tuple[UriPrefix, ...], Field(min_length=1, max_length=16)] | None = None
+    uri_prefixes: tuple[UriPrefix, ...] = Field(default=(), max_length=16)
     """What hf:// URIs of this source start with, such as hf://acme/; the longest prefix of all sources decides."""
     secret_name: ResourceName | None = None
     """A Secret of this namespace whose key `token` holds the access token for `uriPrefixes`; read anew on each use."""
@@ -191,17 +91,14 @@ class SourceSpec(Ruled):
     rules = (
         Rule(
             "exactly one of claimName, mountPath and uriPrefixes must be set",
-            "[has(self.claimName), has(self.mountPath), has(self.uriPrefixes)].filter(is_set, is_set).size() == 1",
-            lambda source: (
-                sum(kind is not None for kind in (source.claim_name, source.mount_path, source.uri_prefixes)) == 1
-            ),
+            "[has(self.claimName), has(self.mountPath), has(self.uriPrefixes) && self.uriPrefixes.size() > 0]"
+            ".filter(is_set, is_set).size() == 1",
+            lambda source: sum(map(bool, (source.claim_name, source.mount_path, source.uri_prefixes))) == 1,
         ),
         Rule(
             "uriPrefixes needs secretName or endpoint, and these need uriPrefixes: the public hub needs no entry",
-            "has(self.uriPrefixes) == (has(self.secretName) || has(self.endpoint))",
-            lambda source: (
-                (source.uri_prefixes is not None) == (source.secret_name is not None or source.endpoint is not None)
-            ),
+            "(has(self.uriPrefixes) && self.uriPrefixes.size() > 0) == (has(self.secretName) || has(self.endpoint))",
+            lambda source: bool(source.uri_prefixes) == (source.secret_name is not None or source.endpoint is not None),
         ),
     )
 
@@ -230,6 +127,36 @@ class AdapterSpec(Ruled):
     """Mounted from the start and never displaced."""
 
     rules = (_REVISION_RULE,)
+
+
+class MergePartSpec(Ruled):
+    """One adapter of a merge."""
+
+    name: ServedName
+    """An entry of `adapters`."""
+    weight: Float = Field(default=1.0, ge=-1000.0, le=1000.0, allow_inf_nan=False)
+    """How much of it; its `scale` counts besides."""
+
+    rules = (
+        Rule(
+            "weight must not be 0: leave the adapter out of the merge",
+            "!has(self.weight) || self.weight != 0.0",
+            lambda part: part.weight != 0,
+        ),
+    )
+
+
+class MergeSpec(Ruled):
+    """Merged mode: adapters folded into the base's weights when a pod starts, W' = W + Σ weight · scale · B·A."""
+
+    name: ServedName
+    """The one name that the pool serves; every other is 404, the base model's as well."""
+    adapters: Annotated[tuple[MergePartSpec, ...], AfterValidator(unique)] = Field(
+        min_length=1, max_length=MAX_MERGED, json_schema_extra=list_map("name")
+    )
+    """Which of `adapters`, and how much of each."""
+    method: Literal["linear"] = "linear"
+    """`linear`: the weighted sum of what the adapters add."""
 
 
 class EngineSpec(Ruled):
@@ -323,7 +250,9 @@ class AdapterDeploymentSpec(Ruled):
     adapters: Annotated[tuple[AdapterSpec, ...], AfterValidator(unique)] = Field(
         default=(), max_length=MAX_ADAPTERS, json_schema_extra=list_map("name")
     )
-    """The adapters; a change touches no pod."""
+    """The adapters; a change touches no pod, but for those in `merge`."""
+    merge: MergeSpec | None = None
+    """Serves these adapters merged into the base, instead of each by its name; a change rolls the pods."""
     engine: EngineSpec = EngineSpec()
     """Limits of a pod's engine; a change rolls the pods."""
     accelerator: AcceleratorSpec = AcceleratorSpec()
@@ -370,4 +299,33 @@ class AdapterDeploymentSpec(Ruled):
             " <= self.engine.maxMountedAdapters",
             lambda spec: sum(adapter.pinned for adapter in spec.adapters) <= spec.engine.max_mounted_adapters,
         ),
+        Rule(
+            "merge.adapters must name entries of adapters: add the adapter there, or correct the name",
+            "!has(self.merge) || self.merge.adapters.all(part,"
+            " has(self.adapters) && self.adapters.exists(adapter, adapter.name == part.name))",
+            lambda spec: spec.merge is None or spec.merged_names <= {adapter.name for adapter in spec.adapters},
+        ),
+        Rule(
+            "merge.name must not be the name of the base model, which is baseModel.name or else the last part of"
+            " baseModel.uri: a merge is another model",
+            "!has(self.merge) || (has(self.baseModel.name)"
+            " ? self.merge.name != self.baseModel.name : !self.baseModel.uri.endsWith('/' + self.merge.name))",
+            lambda spec: spec.merge is None or spec.merge.name != spec.base_model.served_name,
+        ),
+        Rule(
+            "merge.name must not be the name of an adapter outside the merge: add that adapter to merge.adapters, or"
+            " choose another name",
+            "!has(self.merge) || !has(self.adapters)"
+            " || !self.adapters.exists(adapter, adapter.name == self.merge.name)"
+            " || self.merge.adapters.exists(part, part.name == self.merge.name)",
+            lambda spec: (
+                spec.merge is None
+                or spec.merge.name not in {adapter.name for adapter in spec.adapters} - spec.merged_names
+            ),
+        ),
     )
+
+    @property
+    def merged_names(self) -> frozenset[str]:
+        """The adapters in the merge; none in hot mode."""
+        return frozenset(part.name for part in self.merge.adapters) if self.merge is not None else frozenset()

@@ -67,7 +67,7 @@ class AdapterCounts(Reported):
     """Adapters of the pool by how far they are."""
 
     desired: Count = 0
-    """Listed in the spec."""
+    """Listed in the spec; of a merged pool, those in the merge."""
     ready: Count = 0
     """Ready on every desired pod."""
     failed: Count = 0
@@ -85,6 +85,28 @@ class BaseModelStatus(Reported):
     """The exact revision of the source, where it has one."""
     runner: str | None = Field(default=None, max_length=64)
     """The route that its requests take in the runtime."""
+
+
+class MergedAdapterStatus(Reported):
+    """One adapter in the weights that are served."""
+
+    name: str = Field(max_length=63)
+    """Its entry in `spec.adapters`."""
+    weight: float = Field(default=1.0, ge=-1_000_000.0, le=1_000_000.0)
+    """How much of it, its scale included."""
+    digest: str | None = Field(default=None, max_length=128)
+    """The sha256 of what was merged."""
+
+
+class MergeStatus(Reported):
+    """The merge as the pods report it."""
+
+    name: str = Field(max_length=63)
+    """Its name in requests, the only one."""
+    method: str = Field(default="linear", max_length=64)
+    """How the adapters were merged."""
+    adapters: tuple[MergedAdapterStatus, ...] = Field(default=(), max_length=16, json_schema_extra=list_map("name"))
+    """What was merged into the base model."""
 
 
 class AdapterStatus(Reported):
@@ -133,6 +155,8 @@ class AdapterDeploymentStatus(Reported):
     """Where clients inside the cluster reach the OpenAI-style API."""
     base_model: BaseModelStatus | None = None
     """The base model as served."""
+    merge: MergeStatus | None = None
+    """What is merged into it, where it is served so."""
     adapter_counts: AdapterCounts = AdapterCounts()
     """How many adapters there are, and how many are ready."""
     adapters: tuple[AdapterStatus, ...] = Field(default=(), max_length=256, json_schema_extra=list_map("name"))

@@ -14,12 +14,14 @@ from graft_runtime.contract import (
     AdapterSet,
     BaseModelConfig,
     EngineConfig,
+    MergeConfig,
+    MergePart,
     RuntimeConfig,
     Source,
     SourceMount,
 )
 
-from graft_operator.api import SourceSpec
+from graft_operator.api import AdapterDeploymentSpec, SourceSpec
 from graft_operator.objects.pool import (
     CONFIG_HASH_LABEL,
     KubernetesObject,
@@ -50,6 +52,7 @@ def build_runtime_config(pool: Pool) -> RuntimeConfig:
         adapter_startup_seconds=spec.adapter_startup_seconds,
         drain_seconds=spec.termination_grace_period_seconds - SECONDS_TO_END,
         cache_bytes=_cache_bytes(spec.cache.size_bytes),
+        merge=_merge(spec),
     )
 
 
@@ -95,6 +98,27 @@ def _config_map(pool: Pool, name: str, config_hash: str) -> KubernetesObject:
     metadata = metadata_of(pool, name)
     metadata["labels"] = {**metadata["labels"], CONFIG_HASH_LABEL: config_hash}
     return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata}
+
+
+def _merge(spec: AdapterDeploymentSpec) -> MergeConfig | None:
+    """All that the spec says of the merge, so that a change of any of it rolls the pods."""
+    if spec.merge is None:
+        return None
+    adapters = {adapter.name: adapter for adapter in spec.adapters}
+    parts = [(part, adapters[part.name]) for part in spec.merge.adapters]
+    return MergeConfig(
+        name=spec.merge.name,
+        method=spec.merge.method,
+        adapters=tuple(
+            MergePart(
+                name=part.name,
+                source=Source(uri=adapter.uri, revision=adapter.revision),
+                digest=adapter.digest,
+                weight=part.weight * adapter.scale,
+            )
+            for part, adapter in parts
+        ),
+    )
 
 
 def _source_mount(source: SourceSpec) -> SourceMount:

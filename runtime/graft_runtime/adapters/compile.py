@@ -14,7 +14,7 @@ from graft_runtime.adapters.methods import lora
 from graft_runtime.adapters.tensors import TensorSpan
 from graft_runtime.errors import ErrorCode, GraftError, shown
 
-_DTYPES = {
+TORCH_DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
     "F16": torch.float16,
@@ -47,40 +47,59 @@ def compile_adapter(
     faults: list[str] = []
     with open_weights(files.directory, files.name) as file:
         for step in plans:
-            a = _read(file, files, step.a)
-            b = _read(file, files, step.b)
+            a = read_tensor(file, files, step.a)
+            b = read_tensor(file, files, step.b)
             faults += [
-                f"{name}: values that are not finite" for name, t in ((step.a, a), (step.b, b)) if not _finite(t)
+                f"{name}: values that are not finite" for name, t in ((step.a, a), (step.b, b)) if not is_finite(t)
             ]
             delta = LowRank(a.to(dtype), (b * step.scale).T.contiguous().to(dtype))
-            if not faults and not (_finite(delta.a) and _finite(delta.b)):
+            if not faults and not (is_finite(delta.a) and is_finite(delta.b)):
                 faults.append(f"{step.path}: values too large for {dtype} once its scale {step.scale:g} is folded in")
             deltas[step.path] = delta
-    if faults:
-        raise GraftError(
-            ErrorCode.CORRUPT,
-            f"adapter `{files.name}` holds values that can't be computed with",
-            details=shown(faults),
-            hint="its training diverged, or the file is damaged; train or copy it again",
-        )
-    if not any(delta.a.any() and delta.b.any() for delta in deltas.values()):
-        raise GraftError(
-            ErrorCode.NO_EFFECT,
-            f"adapter `{files.name}` changes nothing: A or B of every module is zero",
-            hint="it was saved before it was trained, or lora_alpha is 0",
-        )
+    check_values(files.name, faults, any(delta.a.any() and delta.b.any() for delta in deltas.values()))
     moved = {path: LowRank(delta.a.to(device), delta.b.to(device)) for path, delta in deltas.items()}
     return CompiledAdapter(files.method, files.rank, moved)
 
 
-def _finite(tensor: torch.Tensor) -> bool:
+def check_values(name: str, faults: list[str], changes: bool) -> None:
+    """That an adapter's values can be computed with and do something.
+
+    Args:
+        name: how errors call the adapter.
+        faults: what can't be computed with.
+        changes: some module gains something.
+
+    Raises:
+        GraftError: Corrupt, NoEffect.
+    """
+    if faults:
+        raise GraftError(
+            ErrorCode.CORRUPT,
+            f"adapter `{name}` holds values that can't be computed with",
+            details=shown(faults),
+            hint="its training diverged, or the file is damaged; train or copy it again",
+        )
+    if not changes:
+        raise GraftError(
+            ErrorCode.NO_EFFECT,
+            f"adapter `{name}` changes nothing: A or B of every module is zero",
+            hint="it was saved before it was trained, or lora_alpha is 0",
+        )
+
+
+def is_finite(tensor: torch.Tensor) -> bool:
+    """Whether every value is a number."""
     return bool(torch.isfinite(tensor).all())
 
 
-def _read(file: BinaryIO, files: AdapterFiles, name: str) -> torch.Tensor:
-    """One tensor in float32, in memory of its own: never a map of a file that others could truncate."""
+def read_tensor(file: BinaryIO, files: AdapterFiles, name: str) -> torch.Tensor:
+    """One tensor in float32, in memory of its own: never a map of a file that others could truncate.
+
+    Raises:
+        GraftError: Corrupt.
+    """
     span: TensorSpan = files.tensors[name]
     data = bytearray(os.pread(file.fileno(), span.end - span.begin, span.begin))
     if len(data) != span.end - span.begin:
         raise GraftError(ErrorCode.CORRUPT, f"the weights of adapter `{files.name}` were cut while they were read")
-    return torch.frombuffer(data, dtype=_DTYPES[span.dtype]).reshape(span.shape).to(torch.float32)
+    return torch.frombuffer(data, dtype=TORCH_DTYPES[span.dtype]).reshape(span.shape).to(torch.float32)

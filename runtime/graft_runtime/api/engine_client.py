@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import logging
 import socket
@@ -28,6 +29,8 @@ from graft_runtime.messages import (
 
 logger = logging.getLogger(__name__)
 
+ENDING_SECONDS = 5.0
+"""From the end of the engine's messages to the end of its process."""
 STALL_SECONDS = 60.0
 STALL_STEPS = 10
 """No step for this many times the slowest one, and at least STALL_SECONDS, while work is pending: a stall."""
@@ -135,6 +138,10 @@ class EngineClient:
         self.spawned.set()
         try:
             await self._listen(reader)
+            # Not killed at once: `kill` reaps a process that has just ended, and its status would be lost.
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(ENDING_SECONDS):
+                    await self._process.wait()
         finally:
             self._writer.close()
             if self._process.returncode is None:

@@ -58,7 +58,7 @@ class Generator:
         lease: Lease | None = None
         try:
             base = self._pod.serving_base()
-            if model != self._pod.config.base_model.name:
+            if model != self._pod.config.served_name:
                 lease = await self._pod.adapters.acquire(model, ADAPTER_WAIT_SECONDS)
             manner = await self._pod.manner(lease.digest if lease is not None else None)
             prompts = await self._tokenize(request, base, manner)
@@ -68,19 +68,22 @@ class Generator:
             if lease is not None:
                 lease.release()
             raise
-        return _generation(model, lease, prompts, choices, release)
+        merged = self._pod.merge.digest if self._pod.merge is not None else None
+        return _generation(model, lease, merged=merged, prompts=prompts, choices=choices, release=release)
 
     def _known_model(self, name: str | None) -> str:
-        base = self._pod.config.base_model.name
+        served = self._pod.config.served_name
+        if name is None and self._pod.merge is not None:
+            return served
         if name is None:
             raise GraftError(
                 ErrorCode.INVALID_REQUEST,
                 "`model` is missing",
-                hint=f"name an adapter, or `{base}` for the base model; GET /v1/models lists them",
+                hint=f"name an adapter, or `{served}` for the base model; GET /v1/models lists them",
                 field="model",
             )
-        if name != base and self._pod.adapters.entry(name) is None:
-            raise unknown_model(name)
+        if name != served and self._pod.adapters.entry(name) is None:
+            raise unknown_model(name, merged_as=served if self._pod.merge is not None else None)
         return name
 
     def _admit(self, count: int) -> Callable[[], None]:
@@ -136,24 +139,34 @@ class Generator:
         return choices
 
 
-def unknown_model(name: str) -> GraftError:
+def unknown_model(name: str, *, merged_as: str | None) -> GraftError:
+    """404. `merged_as`: the one name of a merged pool."""
+    hint = "GET /v1/models lists what is; add it to spec.adapters to serve it"
+    if merged_as is not None:
+        hint = f"this pool serves its merge alone, as `{merged_as}`; remove spec.merge to serve adapters by name"
     return GraftError(
         ErrorCode.UNKNOWN_MODEL,
         f"`model` is {name!r}, which is not served here",
-        hint="GET /v1/models lists what is; add it to spec.adapters to serve it",
+        hint=hint,
         field="model",
     )
 
 
 def _generation(
-    model: str, lease: Lease | None, prompts: list[list[int]], choices: list[Choice], release: Callable[[], None]
+    model: str,
+    lease: Lease | None,
+    *,
+    merged: str | None,
+    prompts: list[list[int]],
+    choices: list[Choice],
+    release: Callable[[], None],
 ) -> Generation:
     def closed() -> None:
         release()
         if lease is not None:
             lease.release()
 
-    digest = lease.digest if lease is not None else None
+    digest = lease.digest if lease is not None else merged
     generation = Generation(model, digest, sum(map(len, prompts)), choices, closed)
     if lease is not None:
         removed = GraftError(

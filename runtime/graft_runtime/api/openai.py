@@ -99,16 +99,16 @@ class OpenAIRoutes:
     # what there is
 
     async def _models(self) -> Response:
-        names = [name for name in self._pod.adapters.names() if name != self._base]
-        return JSONResponse({"object": "list", "data": [self._card(name) for name in (self._base, *names)]})
+        names = [name for name in self._pod.adapters.names() if name != self._served]
+        return JSONResponse({"object": "list", "data": [self._card(name) for name in (self._served, *names)]})
 
     async def _model(self, name: str) -> Response:
-        if name != self._base and self._pod.adapters.entry(name) is None:
-            raise unknown_model(name)
+        if not self._is_known(name):
+            raise unknown_model(name, merged_as=self._served if self._pod.merge is not None else None)
         return JSONResponse(self._card(name))
 
     async def _adapters(self) -> Response:
-        reports = [self._pod.adapters.report(name) for name in self._pod.adapters.names()]
+        reports = [self._pod.report(name) for name in self._pod.adapter_names()]
         data = [
             {
                 "name": report.name,
@@ -125,11 +125,14 @@ class OpenAIRoutes:
         return JSONResponse({"object": "list", "data": data})
 
     @property
-    def _base(self) -> str:
-        return self._pod.config.base_model.name
+    def _served(self) -> str:
+        return self._pod.config.served_name
+
+    def _is_known(self, name: str) -> bool:
+        return name == self._served or self._pod.adapters.entry(name) is not None
 
     def _card(self, name: str) -> dict[str, Any]:
-        parent = None if name == self._base else self._base
+        parent = None if name == self._served else self._served
         card = {"id": name, "object": "model", "created": self._created, "owned_by": "graft"}
         return card | {"root": name, "parent": parent}
 
@@ -196,10 +199,10 @@ class OpenAIRoutes:
 
     def _ended(self, record: _Record) -> None:
         generation, metrics = record.generation, self._pod.metrics
-        known = record.name == self._base or self._pod.adapters.entry(record.name or "") is not None
-        label = metrics.label(record.name, known=known)
+        name = generation.model if generation is not None else record.name  # a merged pool needs none
+        label = metrics.label(name, known=self._is_known(name or ""))
         metrics.requests.labels(label, record.route, str(record.status)).inc()
-        told: dict[str, Any] = {"route": record.route, "model": record.name, "status": record.status}
+        told: dict[str, Any] = {"route": record.route, "model": name, "status": record.status}
         told["seconds"] = round(time.monotonic() - record.arrived, 4)
         if generation is not None:
             generation.close()

@@ -6,16 +6,18 @@ import asyncio
 import logging
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from graft_runtime.api.adapter_sets import AdapterSets
 from graft_runtime.api.engine_client import EngineClient
+from graft_runtime.api.merging import Merge
 from graft_runtime.api.metrics import Metrics
 from graft_runtime.api.status import StatusBoard
 from graft_runtime.api.tokenizing import TOKENIZER_FILE, Manner, Tokenizer, over, prepare_conversion, read_manner
 from graft_runtime.contract import (
+    AdapterReport,
     AdapterSet,
     AdapterSetVersion,
     BaseReport,
@@ -36,6 +38,8 @@ from graft_runtime.store.sources import Sources
 logger = logging.getLogger(__name__)
 
 FOLLOW_MOUNTED_SECONDS = 10.0
+UNDER_WAY = TRANSIENT | {ErrorCode.RESOLVING}
+"""Faults with which the base is still on its way."""
 MAX_MANNERS = 1024
 """So many adapters' templates and defaults are kept in memory."""
 
@@ -89,6 +93,8 @@ class Pod:
             drain_seconds=config.drain_seconds,
             changed=self._changed,
         )
+        self.merge = Merge(config.merge, self.fetches, config.engine.max_rank, self._changed) if config.merge else None
+        """None: hot mode. Else the adapters of the set are in the base's weights, and `adapters` stays empty."""
         self._sets = AdapterSets(config.pool_uid, self.config_hash, places.adapter_set, places.state)
         self._sets_lock = asyncio.Lock()
         self.base: LoadedBase | None = None
@@ -103,7 +109,7 @@ class Pod:
         """SIGTERM came: unready, but still serving."""
         self.refusing = False
         """New requests are turned away."""
-        self.board = StatusBoard(self._head, self.adapters.report)
+        self.board = StatusBoard(self._head, self.report)
 
     # life
 
@@ -121,6 +127,7 @@ class Pod:
         if cached is None:
             return
         self._base_digest, self._base_revision = cached.digest, cached.revision or base.source.revision
+        merge = await self.merge.ready(self._base_failed) if self.merge is not None else ()
         await self.engine.spawned.wait()
         self._set_base(BaseState.LOADING, None)
         engine = self.config.engine
@@ -133,6 +140,7 @@ class Pod:
                 max_sequence_length=engine.max_sequence_length,
                 max_mounted_adapters=engine.max_mounted_adapters,
                 max_rank=engine.max_rank,
+                merge=merge,
             )
         )
         try:
@@ -141,11 +149,15 @@ class Pod:
         except GraftError as error:
             logger.critical("%s", error)
             self._set_base(BaseState.FAILED, error)
+            if self.merge is not None:
+                self.merge.failed(error)
             return
         self.base = LoadedBase(loaded, tokenizer, manner)
         self._serving_since = time.monotonic()
-        logger.info("`%s` serves: %d parameters in %s", base.name, loaded.parameter_count, loaded.dtype)
+        logger.info("`%s` serves: %d parameters in %s", self.config.served_name, loaded.parameter_count, loaded.dtype)
         self.adapters.base_loaded()
+        if self.merge is not None:
+            self.merge.done()
         self._set_base(BaseState.SERVING, None)
         asyncio.get_running_loop().call_later(self.config.adapter_startup_seconds + 0.01, self.board.touch_head)
 
@@ -157,10 +169,13 @@ class Pod:
                 await asyncio.to_thread(prepare_conversion, cached.directory, directory)
                 await self.engine.convert_tokenizer(str(cached.directory), str(directory / TOKENIZER_FILE))
         tokenizer = await asyncio.to_thread(Tokenizer.load, directory)
-        return tokenizer, await asyncio.to_thread(tokenizer.manner, cached.directory)
+        manner = await asyncio.to_thread(tokenizer.manner, cached.directory)
+        for merged in reversed(self.merge.directories if self.merge is not None else ()):
+            manner = over(await asyncio.to_thread(read_manner, merged, tokenizer.token_id), manner)
+        return tokenizer, manner
 
     def _base_failed(self, error: GraftError) -> None:
-        self._set_base(BaseState.FETCHING if error.code in TRANSIENT else BaseState.FAILED, error)
+        self._set_base(BaseState.FETCHING if error.code in UNDER_WAY else BaseState.FAILED, error)
 
     def _set_base(self, state: BaseState, fault: GraftError | None) -> None:
         self._base_state, self._base_fault = state, fault
@@ -200,7 +215,7 @@ class Pod:
 
     def _put_in_force(self, adapter_set: AdapterSet) -> None:
         logger.info("adapter set %d with %d adapters", adapter_set.generation, len(adapter_set.adapters))
-        self.adapters.apply(adapter_set)
+        (self.adapters if self.merge is None else self.merge).apply(adapter_set)
         self.board.touch_head()
 
     # what requests need
@@ -227,6 +242,14 @@ class Pod:
 
     # what is true
 
+    def report(self, name: str) -> AdapterReport | None:
+        """What is true of an adapter; None where there is none of this name."""
+        return (self.adapters if self.merge is None else self.merge).report(name)
+
+    def adapter_names(self) -> Iterator[str]:
+        """Of the adapters that this pod knows, in the order of the catalogue or the merge."""
+        return (self.adapters if self.merge is None else self.merge).names()
+
     @property
     def ready(self) -> bool:
         """Whether this pod takes requests. Once it did, only its end takes that away."""
@@ -241,7 +264,7 @@ class Pod:
         current = self._sets.current
         if current is None:
             return False
-        reports = ((entry, self.adapters.report(entry.name)) for entry in current.adapters if entry.inline)
+        reports = ((entry, self.report(entry.name)) for entry in current.adapters if entry.inline)
         return all(report is not None and is_settled(report, pinned=entry.pinned) for entry, report in reports)
 
     @property
@@ -264,6 +287,7 @@ class Pod:
                 revision=self._base_revision,
                 fault=Fault.of(fault) if fault is not None else None,
                 runner=self.base.loaded.runner if self.base is not None else None,
+                merge=self.merge.merged if self.merge is not None else None,
             ),
             adapter_set=self._sets.version,
         )
@@ -281,7 +305,8 @@ class Pod:
         self.board.touch_head()
 
     def _digests_in_use(self) -> frozenset[str]:
-        return self.adapters.digests | ({self._base_digest} if self._base_digest else set())
+        merged = self.merge.digests if self.merge is not None else frozenset()
+        return self.adapters.digests | merged | ({self._base_digest} if self._base_digest else set())
 
     def _heard(self, event: Event) -> None:
         match event:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from graft_runtime.errors import ErrorCode, GraftError
 from graft_runtime.messages import Sampling, Submit
+from graft_runtime.model.bank import Bank, RowAdapter
 from graft_runtime.model.load import BaseModel
 
 
-def check_request(submit: Submit, base: BaseModel) -> None:
+def check_request(submit: Submit, base: BaseModel, context_length: int) -> None:
     """Raises GraftError: ContextTooLong, InvalidRequest."""
-    if len(submit.prompt) >= base.context_length:
-        what = f"the prompt has {len(submit.prompt)} tokens, expected less than the context of {base.context_length}"
+    if len(submit.prompt) >= context_length:
+        what = f"the prompt has {len(submit.prompt)} tokens, expected less than the context of {context_length}"
         raise GraftError(ErrorCode.CONTEXT_TOO_LONG, what)
     strange = [token for token in submit.prompt if not 0 <= token < base.vocabulary_size]
     if strange:
@@ -21,6 +23,13 @@ def check_request(submit: Submit, base: BaseModel) -> None:
     weights = [served.weight for served in submit.adapters]
     if not (submit.prompt and submit.max_tokens > 0 and _sane(submit.sampling) and all(map(math.isfinite, weights))):
         raise GraftError(ErrorCode.INVALID_REQUEST, "an empty prompt, or a value that has no meaning")
+
+
+def check_columns(adapters: Sequence[RowAdapter], bank: Bank) -> None:
+    """Raises GraftError: NoCapacity when the bank could not hold these adapters even for this request alone."""
+    if not bank.can_ever_hold(adapters):
+        what = f"the request's {len(adapters)} adapters have more columns together than the active bank"
+        raise GraftError(ErrorCode.NO_CAPACITY, what, hint="name fewer adapters in one request, or lower ranks")
 
 
 def _sane(sampling: Sampling) -> bool:

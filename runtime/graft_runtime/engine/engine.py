@@ -8,11 +8,14 @@ from collections.abc import Callable
 
 import torch
 
-from graft_runtime.engine.checks import check_request
+from graft_runtime.engine.batches import BatchFlow
+from graft_runtime.engine.checks import check_columns, check_request
 from graft_runtime.engine.loader import AdapterReady, BaseReady, Job, Outcome, fault_of
 from graft_runtime.engine.mounts import Mounts
+from graft_runtime.engine.packed import PackedFlow
+from graft_runtime.engine.requests import Flow, Request, Turn
 from graft_runtime.engine.sampling import Draws, choose
-from graft_runtime.engine.scheduler import Batch, Request, Scheduler
+from graft_runtime.engine.scheduler import Scheduler
 from graft_runtime.errors import ErrorCode, GraftError
 from graft_runtime.messages import (
     BaseFailed,
@@ -32,9 +35,10 @@ from graft_runtime.messages import (
     Unmount,
     Unmounted,
 )
-from graft_runtime.model.deltas import RowAdapter
+from graft_runtime.model.bank import RowAdapter
 from graft_runtime.model.load import BaseModel
-from graft_runtime.runners.padded import PaddedRunner
+from graft_runtime.runners.decoder import DecoderRunner
+from graft_runtime.runners.route import Runner, choose_runner
 
 logger = logging.getLogger(__name__)
 
@@ -51,8 +55,14 @@ class _Serving:
 
     def __init__(self, base: BaseModel, start: Start) -> None:
         self.base = base
-        self.runner = PaddedRunner(base)
-        self.scheduler = Scheduler(start.max_sequences, pads=self.runner.pads, joins=self.runner.joins)
+        self.runner = choose_runner(base, max_rank=start.max_rank)
+        self.scheduler = Scheduler(_flow(self.runner, start.max_sequences))
+
+
+def _flow(runner: Runner, max_sequences: int) -> Flow:
+    if isinstance(runner, DecoderRunner):
+        return PackedFlow(runner, max_sequences)
+    return BatchFlow(runner, max_sequences)
 
 
 class Engine:
@@ -75,18 +85,19 @@ class Engine:
         """Whether a step would do something."""
         return bool(self._events) or (self._serving is not None and self._serving.scheduler.busy)
 
+    @torch.inference_mode()
     def step(self) -> list[Event]:
-        """Admits what fits, takes every batch one token further, and tells what came of it.
+        """Admits what fits, takes all that run through the model once, and tells what came of it.
 
         Raises:
             EngineBrokenError: after an accelerator's error, or three failed steps in a row.
         """
         if self._serving is not None and self._serving.scheduler.busy:
             started, scheduler = time.perf_counter(), self._serving.scheduler
-            self._join(self._serving)
-            scheduler.admit()
-            results = [self._advance(self._serving, batch) for batch in list(scheduler.batches)]
-            self._count(results)
+            turns = scheduler.turns()
+            if (stuck := scheduler.stuck()) is not None:
+                self._refuse(stuck)
+            self._count([self._advance(scheduler, turn) for turn in turns])
             self._tell(StepDone(time.perf_counter() - started, scheduler.running, scheduler.waiting))
         events, self._events = self._events, []
         return events
@@ -140,7 +151,7 @@ class Engine:
         self._tell(
             BaseLoaded(
                 runner=self._serving.runner.name,
-                context_length=base.context_length,
+                context_length=self._serving.runner.context_length,
                 vocabulary_size=base.vocabulary_size,
                 parameter_count=sum(parameter.numel() for parameter in base.model.parameters()),
                 dtype=str(base.dtype).removeprefix("torch."),
@@ -184,17 +195,18 @@ class Engine:
         held: list[str] = []
         try:
             serving = self._ready()
-            check_request(submit, serving.base)
+            check_request(submit, serving.base, serving.runner.context_length)
             adapters = []
             for served in submit.adapters:
                 adapters.append(RowAdapter(self._mounts.hold(served.digest), served.weight))
                 held.append(served.digest)
+            check_columns(adapters, serving.runner.bank)
         except GraftError as error:
             for digest in held:
                 self._release(digest)
             self._tell(Generated(submit.request, [], "error", EngineFault.of(error)))
             return
-        room = serving.base.context_length - len(submit.prompt)
+        room = serving.runner.context_length - len(submit.prompt)
         serving.scheduler.add(
             Request(submit, tuple(adapters), Draws(submit.sampling), max_tokens=min(submit.max_tokens, room))
         )
@@ -204,6 +216,7 @@ class Engine:
             raise GraftError(ErrorCode.NOT_READY, "the base model is not loaded")
         return self._serving
 
+    @torch.inference_mode()
     def _cancel(self, cancel: Cancel) -> None:
         request = self._serving.scheduler.drop(cancel.request) if self._serving is not None else None
         if request is not None:
@@ -219,34 +232,17 @@ class Engine:
 
     # steps
 
-    def _join(self, serving: _Serving) -> None:
-        for first, second in serving.scheduler.pairs():
-            try:
-                with torch.inference_mode():
-                    first.join(second)
-            except Exception as error:
-                self._failed(serving, first, error)
-
-    def _advance(self, serving: _Serving, batch: Batch) -> bool:
-        """One token for each row of a batch. False when it failed."""
+    def _advance(self, scheduler: Scheduler, turn: Turn) -> bool:
+        """One pass through the model. False when it failed."""
         try:
-            with torch.inference_mode():
-                self._forward(serving, batch)
+            requests, logits = turn.forward()
+            tokens = choose(logits, [request.draws for request in requests])
+            going = [self._goes_on(request, token) for request, token in zip(requests, tokens, strict=True)]
+            turn.settle([request for request, goes_on in zip(requests, going, strict=True) if not goes_on])
         except Exception as error:
-            self._failed(serving, batch, error)
+            self._failed(scheduler, turn, error)
             return False
         return True
-
-    def _forward(self, serving: _Serving, batch: Batch) -> None:
-        if batch.state is None:
-            requests = batch.requests
-            batch.state = serving.runner.start([r.so_far for r in requests], [r.adapters for r in requests])
-        logits = serving.runner.forward(batch.state)
-        tokens = choose(logits, [request.draws for request in batch.requests])
-        going = [row for row, token in enumerate(tokens) if self._goes_on(batch.requests[row], token)]
-        serving.scheduler.keep(batch, going)
-        if going:
-            batch.state.extend([batch.requests[row].tokens[-1] for row in range(len(going))])
 
     def _goes_on(self, request: Request, token: int | None) -> bool:
         """Delivers a row's token; False when that was its last."""
@@ -268,22 +264,28 @@ class Engine:
         self._tell(last)
         self._ended(request)
 
-    def _failed(self, serving: _Serving, batch: Batch, error: Exception) -> None:
+    def _failed(self, scheduler: Scheduler, turn: Turn, error: Exception) -> None:
         """One row: it fails. Several: each runs again by itself, from where it was, and only the culprit fails."""
-        logger.error("a step of %d rows failed", len(batch.requests), exc_info=error)
+        logger.error("a step of %d rows failed", len(turn.requests), exc_info=error)
         if _is_fatal(error):
             raise EngineBrokenError("the accelerator failed") from error
-        if len(batch.requests) > 1:
-            serving.scheduler.again(batch)
+        if len(turn.requests) > 1:
+            scheduler.again(turn)
             return
-        request = batch.requests[0]
-        serving.scheduler.batches.remove(batch)
+        request = turn.requests[0]
+        scheduler.flow.leave(request)
         code = ErrorCode.NO_CAPACITY if isinstance(error, torch.OutOfMemoryError) else ErrorCode.INTERNAL
         fault = EngineFault(code, f"the engine failed on this request: {type(error).__name__}: {error}")
         self._finish(request, Generated(request.submit.request, [], "error", fault))
 
+    def _refuse(self, request: Request) -> None:
+        fault = EngineFault(
+            ErrorCode.NO_CAPACITY, "this request does not fit into the memory, though nothing else runs"
+        )
+        self._finish(request, Generated(request.submit.request, [], "error", fault))
+
     def _count(self, results: list[bool]) -> None:
-        self._failed_steps = 0 if any(results) else self._failed_steps + 1
+        self._failed_steps = 0 if any(results) or not results else self._failed_steps + 1
         if self._failed_steps >= FAILED_STEPS:
             raise EngineBrokenError(f"{FAILED_STEPS} steps in a row failed")
 

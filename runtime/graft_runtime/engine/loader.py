@@ -16,6 +16,7 @@ from graft_runtime.adapters.compile import compile_adapter
 from graft_runtime.adapters.deltas import CompiledAdapter
 from graft_runtime.adapters.files import read_adapter_files
 from graft_runtime.errors import ErrorCode, GraftError
+from graft_runtime.merge.memory import merge_into
 from graft_runtime.messages import (
     BaseFailed,
     ConvertTokenizer,
@@ -70,15 +71,18 @@ class Loader:
     def _load_base(self, start: Start) -> BaseReady | BaseFailed:
         try:
             self._max_rank = start.max_rank
-            self._base = load_base(
+            base = load_base(
                 Path(start.directory),
                 name=start.name,
                 dtype=start.dtype,
                 max_sequence_length=start.max_sequence_length,
             )
+            if start.merge:
+                merge_into(base, start.merge, max_rank=start.max_rank)
+            self._base = base
         except Exception as error:
             return BaseFailed(fault_of(error, f"base model `{start.name}`"))
-        return BaseReady(self._base)
+        return BaseReady(base)
 
     def _load_adapter(self, mount: Mount) -> AdapterReady | MountFailed:
         if self._base is None:

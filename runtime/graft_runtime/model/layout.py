@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
@@ -19,6 +21,18 @@ def layout_of(model: nn.Module, name: str) -> BaseLayout:
         else:
             linear[path] = shape
     return BaseLayout(name, linear, other)
+
+
+def shared_weights(model: nn.Module) -> frozenset[str]:
+    """The paths of modules whose weight is another module's as well, as a head tied to the embedding."""
+    modules = model.named_modules(remove_duplicate=False)
+    found = [
+        (path, id(module.weight))
+        for path, module in modules
+        if isinstance(getattr(module, "weight", None), nn.Parameter)
+    ]
+    holders = Counter(weight for _, weight in found)
+    return frozenset(path for path, weight in found if holders[weight] > 1)
 
 
 def linear_shape(module: nn.Module) -> LinearShape | None:

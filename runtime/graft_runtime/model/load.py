@@ -61,7 +61,7 @@ def load_base(directory: Path, *, name: str, dtype: str, max_sequence_length: in
     Raises:
         GraftError: NotAModel with the reason, UnsafeFile for pickles and for models that need their own code.
     """
-    _check_directory(directory, name)
+    check_directory(directory, name)
     _be_quiet()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -92,7 +92,37 @@ def load_base(directory: Path, *, name: str, dtype: str, max_sequence_length: in
     )
 
 
-def _check_directory(directory: Path, name: str) -> None:
+def empty_model(directory: Path, *, name: str) -> Any:
+    """The model without its weights (on the device `meta`): its modules, shapes and ties.
+
+    Args:
+        directory: config.json and safetensors.
+        name: how errors call the model.
+
+    Raises:
+        GraftError: as `load_base` does.
+    """
+    check_directory(directory, name)
+    _be_quiet()
+    try:
+        config = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+        _check_config(config, name)
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+        model.tie_weights()
+    except GraftError:
+        raise
+    except Exception as error:
+        raise _not_a_model(name, f"Transformers can't make it: {type(error).__name__}: {error}") from error
+    return model
+
+
+def check_directory(directory: Path, name: str) -> None:
+    """That a directory holds what could be loaded, before Transformers looks at it.
+
+    Raises:
+        GraftError: NotAModel, UnsafeFile.
+    """
     try:
         with (directory / "config.json").open("rb") as file:
             text = file.read(MAX_CONFIG_BYTES + 1)

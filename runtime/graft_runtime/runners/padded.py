@@ -17,25 +17,28 @@ from transformers import DynamicCache
 
 from graft_runtime.adapters.deltas import CompiledAdapter
 from graft_runtime.errors import ErrorCode, GraftError
-from graft_runtime.model.deltas import AdapterBatch, AdapterModules, RowAdapter
+from graft_runtime.model.bank import RowAdapter
+from graft_runtime.model.deltas import AdapterModules
 from graft_runtime.model.load import BaseModel
 from graft_runtime.runners.caches import can_join, cut_left, join, keeps_state
+from graft_runtime.runners.trial import try_adapter
 
 NAME = "padded"
-TRIAL_PROMPT = (3, 1, 2, 5)
-"""Any tokens will do."""
 CACHE_ARGUMENTS = {"past_key_values", "cache_params"}
 
 
 class PaddedBatch:
     """Rows that go through the model together, one token a forward pass after the first."""
 
-    def __init__(self, ids: torch.Tensor, mask: torch.Tensor, adapters: AdapterBatch, cache: Any) -> None:
+    def __init__(
+        self, ids: torch.Tensor, mask: torch.Tensor, adapters: Sequence[tuple[RowAdapter, ...]], cache: Any
+    ) -> None:
         self.ids = ids
         """[rows, tokens]: the input of the next forward pass."""
         self.mask = mask
         """[rows, all tokens so far and the next input]."""
-        self.adapters = adapters
+        self.adapters = list(adapters)
+        """Of each row."""
         self.cache = cache
 
     @property
@@ -48,25 +51,20 @@ class PaddedBatch:
         index = torch.tensor(rows, device=self.ids.device)
         self.ids = self.ids[index]
         self.mask = self.mask[index]
-        self.adapters = self.adapters.keep(index)
+        self.adapters = [self.adapters[row] for row in rows]
         self.cache.reorder_cache(index)
         padding = int(self.mask.argmax(dim=1).min())  # before the first token of the longest row
         if padding:
             cut_left(self.cache, padding)
             self.mask = self.mask[:, padding:]
 
-    def join(self, other: PaddedBatch, adapters: Sequence[Sequence[RowAdapter]]) -> None:
-        """Takes in the rows of another batch, after its own; both have been through the model.
-
-        Args:
-            other: not to be used any more.
-            adapters: of each row, the other batch's after its own.
-        """
+    def join(self, other: PaddedBatch) -> None:
+        """Takes in the rows of another batch, after its own; both have been through the model. The other is spent."""
         length = max(self.length, other.length)
         self.mask = torch.cat([functional.pad(batch.mask, (length - batch.length, 0)) for batch in (self, other)])
         self.ids = torch.cat([self.ids, other.ids])
         join(self.cache, other.cache)
-        self.adapters = AdapterBatch.build(adapters)
+        self.adapters += other.adapters
 
     def extend(self, tokens: Sequence[int]) -> None:
         """The next input: one token for each row."""
@@ -79,8 +77,10 @@ class PaddedRunner:
 
     name = NAME
 
-    def __init__(self, base: BaseModel) -> None:
+    def __init__(self, base: BaseModel, modules: AdapterModules) -> None:
         self._base = base
+        self._modules = modules
+        self.bank = modules.bank
         self._parameters = set(inspect.signature(base.model.forward).parameters)
         if not self._parameters & CACHE_ARGUMENTS:
             raise GraftError(
@@ -88,14 +88,18 @@ class PaddedRunner:
                 f"base model `{base.name}` can't be served: {type(base.model).__name__} takes no cache",
                 hint="use a model of a family that generates with a cache",
             )
-        self._modules = AdapterModules(base.model)
         self._padding_token = _padding_token(base)
         self.pads = "attention_mask" in self._parameters and not keeps_state(self._new_cache())
         """Whether rows of unequal length may share a batch."""
         self.joins = self.pads and can_join(self._new_cache())
         """Whether a batch can take in the rows of another."""
 
-    def start(self, prompts: Sequence[Sequence[int]], adapters: Sequence[Sequence[RowAdapter]]) -> PaddedBatch:
+    @property
+    def context_length(self) -> int:
+        """Tokens of the longest sequence that can run."""
+        return self._base.context_length
+
+    def start(self, prompts: Sequence[Sequence[int]], adapters: Sequence[tuple[RowAdapter, ...]]) -> PaddedBatch:
         """A new batch; computes nothing yet.
 
         Args:
@@ -110,46 +114,20 @@ class PaddedRunner:
         return PaddedBatch(
             torch.tensor(ids, device=device),
             torch.tensor(mask, device=device),
-            AdapterBatch.build(adapters),
+            adapters,
             self._new_cache(),
         )
 
     def forward(self, batch: PaddedBatch) -> torch.Tensor:
         """The logits after each row's last token, [rows, vocabulary]. `batch.cache` has grown by the input."""
-        with self._modules.active(batch.adapters):
+        rows, tokens = batch.ids.shape
+        last = torch.arange(1, rows + 1, device=batch.ids.device) * tokens - 1
+        with self._modules.active(batch.adapters, [tokens] * rows, last):
             return self._base.model(**self._inputs(batch)).logits[:, -1]  # type: ignore[no-any-return]
 
     def trial(self, adapter: CompiledAdapter, name: str) -> None:
-        """One forward pass of this adapter beside the base's.
-
-        Raises:
-            GraftError: NoEffect when the model calls none of its modules, Corrupt when it overflows where the base does
-                not, UnsupportedMethod when the model does not keep the rows of a batch in order.
-        """
-        reached: set[str] = set()
-        handles = [
-            self._base.model.get_submodule(path).register_forward_hook(lambda *_, path=path: reached.add(path))
-            for path in adapter.low_rank
-        ]
-        prompt = [token % self._base.vocabulary_size for token in TRIAL_PROMPT]
-        try:
-            logits = self.forward(self.start([prompt, prompt], [[RowAdapter(adapter, 1.0)], []]))
-        finally:
-            for handle in handles:
-                handle.remove()
-        if not reached:
-            raise GraftError(
-                ErrorCode.NO_EFFECT,
-                f"adapter `{name}` changes nothing: the model calls none of its {len(adapter.low_rank)} modules",
-                hint="train it on modules that take part in generating text",
-            )
-        adapted, base = torch.isfinite(logits).all(dim=-1).tolist()
-        if base and not adapted:
-            raise GraftError(
-                ErrorCode.CORRUPT,
-                f"adapter `{name}` computes values that are not finite",
-                hint="its weights overflow the dtype of the model; use a wider spec.baseModel.dtype, or train it again",
-            )
+        """One forward pass of this adapter beside the base's. Raises GraftError, as `try_adapter` says."""
+        try_adapter(self._base, self.bank, adapter, name, lambda *rows: self.forward(self.start(*rows)))
 
     def _inputs(self, batch: PaddedBatch) -> dict[str, Any]:
         positions = (batch.mask.cumsum(-1) - 1).clamp(min=0)

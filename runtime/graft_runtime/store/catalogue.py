@@ -151,4 +151,4 @@ def is_settled(adapter: AdapterReport, *, pinned: bool) -> bool:
     """Whether readiness need not wait for this adapter any longer."""
     if adapter.fault is not None:
         return True
-    return adapter.state is AdapterState.MOUNTED if pinned else adapter.ready
+    return adapter.ready and not (pinned and adapter.state is AdapterState.CACHED)

@@ -289,7 +289,7 @@ class Residency:
             if step.action == "mount":
                 assert artifact.cached is not None
                 artifact.residence = Residence.MOUNTING
-                self._send(Mount(artifact.digest, str(artifact.cached.directory), artifact.name, artifact.pinned))
+                self._send(Mount(artifact.digest, str(artifact.cached.directory), artifact.name))
             elif step.action == "unmount":
                 artifact.residence = Residence.UNMOUNTING
                 self._send(Unmount(artifact.digest))

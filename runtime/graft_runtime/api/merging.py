@@ -1,0 +1,244 @@
+"""The merge of a merged pool: waits for the set to name its digests, fetches and checks them, tells how far they are.
+
+What a pod has merged stays until it ends. A set that names other digests later changes nothing but the reports.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from graft_runtime.adapters.files import AdapterFiles, read_adapter_files
+from graft_runtime.contract import (
+    AdapterEntry,
+    AdapterReport,
+    AdapterSet,
+    AdapterState,
+    Fault,
+    MergeConfig,
+    MergedPart,
+    MergePart,
+    MergeReport,
+)
+from graft_runtime.errors import ErrorCode, GraftError
+from graft_runtime.messages import MergeSource
+from graft_runtime.store.fetches import Fetches
+
+logger = logging.getLogger(__name__)
+
+Digests = Mapping[str, str]
+"""By the name of the adapter."""
+
+
+@dataclass(frozen=True)
+class _Fetched:
+    """One adapter in the cache, its config and header checked."""
+
+    directory: Path
+    files: AdapterFiles
+
+
+class Merge:
+    """The adapters of a merge on this pod.
+
+    Args:
+        config: what is to be merged.
+        fetches: bring the adapters into the cache.
+        max_rank: of the pool.
+        changed: called with a name whenever its report may differ.
+    """
+
+    def __init__(self, config: MergeConfig, fetches: Fetches, max_rank: int, changed: Callable[[str], None]) -> None:
+        self._config, self._fetches, self._max_rank, self._changed = config, fetches, max_rank, changed
+        self._parts = {part.name: part for part in config.adapters}
+        self._entries: dict[str, AdapterEntry] = {}
+        self._fetched: dict[str, _Fetched] = {}
+        self._faults: dict[str, GraftError] = {}
+        self._news = asyncio.Event()
+        self._used: Digests = {}
+        """What goes into the base, or went; empty while it may still change."""
+        self._done = False
+        self.digests: frozenset[str] = frozenset()
+        """All that the cache must keep. Read by other threads."""
+
+    def apply(self, adapter_set: AdapterSet) -> None:
+        """Puts an adapter set in force; entries of other adapters, or of other sources, are none of this merge."""
+        self._entries = {
+            entry.name: entry
+            for entry in adapter_set.adapters
+            if entry.name in self._parts and entry.source == self._parts[entry.name].source
+        }
+        self.digests = frozenset({*self._used.values(), *(e.digest for e in self._entries.values() if e.digest)})
+        self._news.set()
+        self._tell()
+
+    async def ready(self, failed: Callable[[GraftError], None]) -> tuple[MergeSource, ...]:
+        """What to merge, in the cache and checked as far as files can be. Waits for the set, and for sources.
+
+        Args:
+            failed: told each reason why not yet; a later set may bring a way out.
+        """
+        while True:
+            self._news.clear()
+            digests = self._wanted(failed)
+            if digests is not None and await self._fetch_unless_news(digests, failed):
+                self._used = digests
+                return tuple(self._source(part) for part in self._config.adapters)
+            await self._news.wait()
+
+    def done(self) -> None:
+        """The base serves with all of it merged in."""
+        self._done = True
+        self._tell()
+
+    def failed(self, error: GraftError) -> None:
+        """The base can't be served with it."""
+        self._faults = dict.fromkeys(self._parts, error)
+        self._tell()
+
+    @property
+    def directories(self) -> tuple[Path, ...]:
+        """Of the adapters in the cache, in the order of the merge."""
+        return tuple(self._fetched[name].directory for name in self._parts if name in self._fetched)
+
+    @property
+    def digest(self) -> str:
+        """Of the adapters in the base, in the order of the merge."""
+        return ", ".join(self._used[name] for name in self._parts)
+
+    @property
+    def merged(self) -> MergeReport | None:
+        """What is in the base; None before it serves."""
+        if not self._done:
+            return None
+        parts = [
+            MergedPart(name=part.name, digest=self._used[part.name], weight=part.weight)
+            for part in self._config.adapters
+        ]
+        return MergeReport(name=self._config.name, method=self._config.method, adapters=tuple(parts))
+
+    def names(self) -> Iterator[str]:
+        """Of the adapters in the set that are part of the merge, in its order."""
+        return (name for name in self._parts if name in self._entries)
+
+    def report(self, name: str) -> AdapterReport | None:
+        """What is true of an adapter of the merge; None for any other."""
+        entry = self._entries.get(name)
+        if entry is None:
+            return None
+        fault = self._fault(entry)
+        files = self._fetched[name].files if name in self._fetched else None
+        return AdapterReport(
+            name=name,
+            digest=entry.digest,
+            revision=entry.exact_source.revision,
+            state=AdapterState.FAILED if fault is not None else self._state(entry),
+            fault=fault,
+            method=files.method if files is not None else None,
+            rank=files.rank if files is not None else None,
+            bytes=files.bytes if files is not None else None,
+        )
+
+    def _state(self, entry: AdapterEntry) -> AdapterState:
+        if entry.digest is None:
+            return AdapterState.UNRESOLVED
+        if self._done:
+            return AdapterState.MERGED
+        return AdapterState.CHECKING if entry.name in self._fetched else AdapterState.FETCHING
+
+    def _fault(self, entry: AdapterEntry) -> Fault | None:
+        used = self._used.get(entry.name)
+        if used is not None and entry.digest is not None and entry.digest != used:
+            return Fault.of(_outdated(entry, used))
+        fault = self._faults.get(entry.name)
+        return Fault.of(fault) if fault is not None else entry.fault if not self._used else None
+
+    # on the way to the base
+
+    def _wanted(self, failed: Callable[[GraftError], None]) -> Digests | None:
+        """The digests, or None and why."""
+        for part in self._config.adapters:
+            entry = self._entries.get(part.name)
+            if entry is not None and entry.fault is not None and entry.digest is None:
+                failed(GraftError(entry.fault.code, f"`{part.name}` can't be merged: {entry.fault.message}"))
+                return None
+        found = {part.name: self._digest(part) for part in self._config.adapters}
+        unknown = [name for name, digest in found.items() if digest is None]
+        if unknown:
+            names = ", ".join(f"`{name}`" for name in unknown)
+            failed(GraftError(ErrorCode.RESOLVING, f"the adapter set names no digest yet of {names}, to be merged"))
+            return None
+        return {name: digest for name, digest in found.items() if digest is not None}
+
+    def _digest(self, part: MergePart) -> str | None:
+        entry = self._entries.get(part.name)
+        return entry.digest if entry is not None else None
+
+    async def _fetch_unless_news(self, digests: Digests, failed: Callable[[GraftError], None]) -> bool:
+        """Fetches all; False when that is no use, or another set came first."""
+        fetching = asyncio.create_task(self._fetch(digests, failed))
+        news = asyncio.create_task(self._other_digests(digests))
+        try:
+            await asyncio.wait({fetching, news}, return_when=asyncio.FIRST_COMPLETED)
+            return not news.done() and fetching.result()
+        finally:
+            for task in (fetching, news):
+                task.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await task
+
+    async def _other_digests(self, digests: Digests) -> None:
+        while {part.name: self._digest(part) for part in self._config.adapters} == digests:
+            self._news.clear()
+            await self._news.wait()
+        self._news.set()
+
+    async def _fetch(self, digests: Digests, failed: Callable[[GraftError], None]) -> bool:
+        self._fetched, self._faults = {}, {}
+        found = await asyncio.gather(
+            *(self._fetch_one(part, digests[part.name], failed) for part in self._parts.values())
+        )
+        return all(found)
+
+    async def _fetch_one(self, part: MergePart, digest: str, failed: Callable[[GraftError], None]) -> bool:
+        def told(error: GraftError) -> None:
+            self._faults[part.name] = error
+            self._changed(part.name)
+            failed(error)
+
+        entry = self._entries.get(part.name)
+        source = entry.exact_source if entry is not None else part.source
+        cached = await self._fetches.fetch_until_there(source, "adapter", digest, part.name, told)
+        if cached is None:
+            return False
+        try:
+            files = await asyncio.to_thread(
+                read_adapter_files, cached.directory, name=part.name, max_rank=self._max_rank
+            )
+        except GraftError as error:
+            logger.warning("%s", error)
+            told(error)
+            return False
+        self._faults.pop(part.name, None)
+        self._fetched[part.name] = _Fetched(cached.directory, files)
+        self._changed(part.name)
+        return True
+
+    def _source(self, part: MergePart) -> MergeSource:
+        return MergeSource(str(self._fetched[part.name].directory), part.name, part.weight)
+
+    def _tell(self) -> None:
+        for name in self._parts:
+            self._changed(name)
+
+
+def _outdated(entry: AdapterEntry, used: str) -> GraftError:
+    return GraftError(
+        ErrorCode.MERGE_OUTDATED,
+        f"adapter `{entry.name}` is merged as {used}, and the adapter set names {entry.digest} by now",
+        hint="what is merged can't be changed in place: delete the pod, and the next one merges the new version",
+    )

@@ -1,0 +1,133 @@
+"""Requests on the padded runner: they start in batches, which join and shrink."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+
+import torch
+
+from graft_runtime.engine.requests import Request
+from graft_runtime.runners.padded import PaddedBatch, PaddedRunner
+
+MAX_BATCHES = 8
+"""Batches that run side by side: a request that comes while others decode starts one, and joins another later."""
+PADDING_ALLOWED = 4096
+"""Tokens of padding that joining two batches may cost, beside as many again as both hold."""
+PREFILL_TOKENS = 16_384
+"""Of one batch, padding included; a longer prompt runs in a batch of its own."""
+
+
+class Batch:
+    """Requests that run together; the state of the runner exists from the first step on."""
+
+    def __init__(self, flow: BatchFlow, requests: list[Request]) -> None:
+        self._flow = flow
+        self._joining: list[PaddedBatch] = []
+        self.requests = requests
+        self.state: PaddedBatch | None = None
+
+    def forward(self) -> tuple[list[Request], torch.Tensor]:
+        """Every request gets its next token, from [requests, vocabulary]."""
+        if self.state is None:
+            prompts = [request.ids(0, request.length) for request in self.requests]
+            self.state = self._flow.runner.start(prompts, [request.adapters for request in self.requests])
+        while self._joining:
+            self.state.join(self._joining.pop())
+        return self.requests, self._flow.runner.forward(self.state)
+
+    def settle(self, ended: Sequence[Request]) -> None:
+        """The others have their token; these leave."""
+        for request in ended:
+            self._flow.leave(request)
+        if self.requests and self.state is not None:
+            self.state.extend([request.tokens[-1] for request in self.requests])
+
+    def take_in(self, other: Batch) -> None:
+        """Takes in the other's rows, with the next step."""
+        assert other.state is not None
+        self._joining.append(other.state)
+        self.requests = self.requests + other.requests
+
+    def drop(self, request: Request) -> None:
+        """This row leaves."""
+        rows = [row for row, other in enumerate(self.requests) if other is not request]
+        self.requests = [self.requests[row] for row in rows]
+        if self.state is not None and rows and not self._joining:
+            self.state.keep(rows)
+
+    @property
+    def fits_others(self) -> bool:
+        """Whether it runs already and none of its rows must be alone, or is about to take in another."""
+        return self.state is not None and not self._joining and not any(request.alone for request in self.requests)
+
+    def cheap_with(self, other: Batch) -> bool:
+        """Whether taking the other in does not cost too much padding."""
+        assert self.state is not None
+        assert other.state is not None
+        lengths, rows = (self.state.length, other.state.length), (len(self.requests), len(other.requests))
+        held = sum(length * count for length, count in zip(lengths, rows, strict=True))
+        return sum(rows) * max(lengths) <= 2 * held + PADDING_ALLOWED
+
+
+class BatchFlow:
+    """First come, first served, up to `max_sequences` rows in up to MAX_BATCHES batches, while the bank has room."""
+
+    def __init__(self, runner: PaddedRunner, max_sequences: int) -> None:
+        self.runner = runner
+        self._max_sequences = max_sequences
+        self.batches: list[Batch] = []
+
+    @property
+    def requests(self) -> list[Request]:
+        return [request for batch in self.batches for request in batch.requests]
+
+    def admit(self, waiting: deque[Request]) -> None:
+        while waiting and len(self.batches) < MAX_BATCHES and len(self.requests) < self._max_sequences:
+            if not self._hold(waiting[0]):
+                return
+            self.batches.append(Batch(self, self._next(waiting, self._max_sequences - len(self.requests))))
+
+    def turns(self) -> list[Batch]:
+        if self.runner.joins:
+            self._join()
+        return list(self.batches)
+
+    def leave(self, request: Request) -> None:
+        batch = next(batch for batch in self.batches if request in batch.requests)
+        batch.drop(request)
+        if not batch.requests:
+            self.batches.remove(batch)
+        self.runner.bank.release(request.adapters)
+
+    def _hold(self, request: Request) -> bool:
+        return self.runner.bank.hold(request.adapters)
+
+    def _join(self) -> None:
+        """Batches that had better run as one become one, two at a time."""
+        for first in list(self.batches):
+            for second in list(self.batches):
+                both = first in self.batches and first is not second and first.fits_others and second.fits_others
+                if both and first.cheap_with(second):
+                    self.batches.remove(second)
+                    first.take_in(second)
+
+    def _next(self, waiting: deque[Request], room: int) -> list[Request]:
+        first = waiting.popleft()
+        if first.alone:
+            return [first]
+        pads = self.runner.pads
+        taken, longest = [first], first.length
+        for request in list(waiting):
+            longest_then = max(longest, request.length)
+            full = len(taken) == room or longest_then * (len(taken) + 1) > PREFILL_TOKENS
+            if full or (pads and request.alone):
+                break
+            if request.alone or not (pads or request.length == longest):
+                continue
+            if not self._hold(request):
+                break
+            waiting.remove(request)
+            taken.append(request)
+            longest = longest_then
+        return taken

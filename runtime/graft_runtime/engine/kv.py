@@ -1,0 +1,186 @@
+"""Keys and values of the sequences that run: one contiguous extent a sequence, zeroed when it is reserved.
+
+Extents of one size lie side by side in a slab, without gaps, so that the rows of a step are one view of it. Sizes are
+powers of two; a sequence that outgrows its extent moves to the next size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+SMALLEST_EXTENT = 64
+"""Tokens."""
+
+
+@dataclass(frozen=True)
+class LayerShape:
+    """What attention keeps of one token in one layer."""
+
+    heads: int
+    key_features: int
+    value_features: int
+
+    @property
+    def features(self) -> int:
+        """Numbers a token."""
+        return self.heads * (self.key_features + self.value_features)
+
+
+@dataclass(eq=False)
+class Extent:
+    """The place of one sequence. It moves when others leave: read `slab` and `slot` anew for each step."""
+
+    slab: Slab
+    slot: int
+
+    @property
+    def capacity(self) -> int:
+        """Tokens."""
+        return self.slab.capacity
+
+
+@dataclass(eq=False)
+class Slab:
+    """Extents of one size, on every layer.
+
+    Attributes:
+        keys: of each layer, [slots, heads, capacity, key features].
+        values: of each layer, [slots, heads, capacity, value features].
+    """
+
+    capacity: int
+    keys: list[torch.Tensor]
+    values: list[torch.Tensor]
+    extents: list[Extent] = field(default_factory=list)
+    """By slot; slots beyond are free."""
+
+    @property
+    def slots(self) -> int:
+        return int(self.keys[0].shape[0])
+
+    def resize(self, slots: int) -> None:
+        """Keeps the extents that are there. One layer at a time, so that no more than one is held twice.
+
+        Raises:
+            torch.OutOfMemoryError: the slab is as it was; `slots` tells of the tensor that is resized last.
+        """
+        for tensors in (self.values, self.keys):
+            for layer in reversed(range(len(tensors))):
+                old = tensors[layer]
+                new = old.new_empty(slots, *old.shape[1:])
+                new[: len(self.extents)] = old[: len(self.extents)]
+                tensors[layer] = new
+
+    def take(self) -> Extent:
+        """A free slot, with zeros in it: what is masked is still multiplied, and 0 · NaN is NaN."""
+        extent = Extent(self, len(self.extents))
+        self.extents.append(extent)
+        for tensor in (*self.keys, *self.values):
+            tensor[extent.slot].zero_()
+        return extent
+
+    def free(self, extent: Extent) -> None:
+        """The last extent moves into the place of this one."""
+        last = self.extents.pop()
+        if last is not extent:
+            for tensor in (*self.keys, *self.values):
+                tensor[extent.slot] = tensor[last.slot]
+            last.slot = extent.slot
+            self.extents[extent.slot] = last
+
+
+class KeyValueStore:
+    """All extents. What it holds never exceeds `tokens`, free slots included.
+
+    Args:
+        layers: of the model, in order.
+        tokens: that may be held in all.
+        longest: tokens of the longest sequence.
+        dtype: of keys and values.
+        device: of keys and values.
+    """
+
+    def __init__(
+        self, layers: Sequence[LayerShape], *, tokens: int, longest: int, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        self._layers = layers
+        self.longest = longest
+        self._dtype = dtype
+        self._device = device
+        self._slabs: dict[int, Slab] = {}
+        self.tokens = tokens
+
+    @property
+    def held(self) -> int:
+        """Tokens of all slots, free ones included."""
+        return sum(slab.capacity * slab.slots for slab in self._slabs.values())
+
+    @property
+    def extents(self) -> int:
+        """How many are reserved."""
+        return sum(len(slab.extents) for slab in self._slabs.values())
+
+    def reserve(self, tokens: int) -> Extent | None:
+        """An extent for so many tokens or more, all zeros; None when there is no room."""
+        capacity = self._capacity(tokens)
+        slab = self._slabs.get(capacity) or self._new_slab(capacity)
+        if len(slab.extents) == slab.slots and not self._widen(slab):
+            return None
+        self._slabs[capacity] = slab
+        return slab.take()
+
+    def grow(self, extent: Extent, tokens: int, used: int) -> Extent | None:
+        """A larger extent with the first `used` tokens of this one, which is freed; None when there is no room."""
+        larger = self.reserve(tokens)
+        if larger is None:
+            return None
+        for to, source in ((larger.slab.keys, extent.slab.keys), (larger.slab.values, extent.slab.values)):
+            for layer in range(len(self._layers)):
+                to[layer][larger.slot, :, :used] = source[layer][extent.slot, :, :used]
+        self.release(extent)
+        return larger
+
+    def release(self, extent: Extent) -> None:
+        """Frees its memory, or keeps it for the next of this size."""
+        slab = extent.slab
+        slab.free(extent)
+        if not slab.extents:
+            del self._slabs[slab.capacity]
+        elif len(slab.extents) * 4 <= slab.slots:
+            slab.resize(len(slab.extents) * 2)
+
+    def _capacity(self, tokens: int) -> int:
+        capacity = SMALLEST_EXTENT
+        while capacity < tokens:
+            capacity *= 2
+        return max(tokens, min(capacity, self.longest))
+
+    def _new_slab(self, capacity: int) -> Slab:
+        def empty(heads: int, features: int) -> torch.Tensor:
+            return torch.empty(0, heads, capacity, features, dtype=self._dtype, device=self._device)
+
+        keys = [empty(layer.heads, layer.key_features) for layer in self._layers]
+        values = [empty(layer.heads, layer.value_features) for layer in self._layers]
+        return Slab(capacity, keys, values)
+
+    def _widen(self, slab: Slab) -> bool:
+        """Twice the slots, or as many as there is room for."""
+        room = (self.tokens - self.held) // slab.capacity
+        if room < 1:
+            self._trim()
+            room = (self.tokens - self.held) // slab.capacity
+        if room < 1:
+            return False
+        try:
+            slab.resize(slab.slots + min(room, max(1, slab.slots)))
+        except torch.OutOfMemoryError:  # the ledger promised more than there is: who needs it waits
+            return False
+        return True
+
+    def _trim(self) -> None:
+        for slab in self._slabs.values():
+            if slab.slots > len(slab.extents):
+                slab.resize(len(slab.extents))

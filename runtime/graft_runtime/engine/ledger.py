@@ -1,0 +1,98 @@
+"""What the memory of the device is spent on, fixed at boot."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from graft_runtime.engine.kv import LayerShape
+from graft_runtime.errors import ErrorCode, GraftError
+
+logger = logging.getLogger(__name__)
+
+CPU_CAP = 4 << 30
+"""Bytes of keys and values on a CPU, or a quarter of what is free if that is less."""
+ACCELERATOR_SHARE = 0.9
+"""Of what is free: the rest is for activations."""
+MOVING = 2
+"""A sequence that grows holds its old extent and the new one for a moment."""
+_MEBIBYTE = 1 << 20
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """Bytes, but for `tokens`."""
+
+    free: int
+    bank: int
+    """The active bank at its widest."""
+    packs: int
+    """Mounted adapters, a guess: as many columns as the bank has at its widest."""
+    keys_and_values: int
+    tokens: int
+    """That fit into `keys_and_values`."""
+
+    def longest(self, context_length: int) -> int:
+        """Tokens of the longest sequence that can run: the context, or what fits. Raises GraftError: NoCapacity."""
+        longest = min(context_length, self.tokens // MOVING)
+        if longest < 2:
+            raise GraftError(
+                ErrorCode.NO_CAPACITY,
+                f"{self.free // _MEBIBYTE} MiB of free memory have no room for keys and values",
+                hint="give the pod more memory",
+            )
+        return longest
+
+
+def open_ledger(layers: Sequence[LayerShape], *, bank: int, dtype: torch.dtype, device: torch.device) -> Ledger:
+    """Shares out what is free once the base model is loaded, and says so in the log.
+
+    Args:
+        layers: what attention keeps of a token.
+        bank: bytes of the active bank at its widest.
+        dtype: of keys and values.
+        device: whose memory it is.
+    """
+    token = sum(layer.features for layer in layers) * dtype.itemsize
+    if device.type == "cpu":
+        free, packs = free_memory(), 0
+        room = min(CPU_CAP, free // 4)
+    else:
+        free, packs = torch.cuda.mem_get_info(device)[0], bank
+        room = int(free * ACCELERATOR_SHARE) - bank - packs
+    ledger = Ledger(free, bank, packs, room, max(0, room) // token)
+    logger.info(
+        "memory: %d MiB free; active bank up to %d MiB, packs %d MiB, keys and values %d MiB = %d tokens of %d bytes",
+        free // _MEBIBYTE,
+        bank // _MEBIBYTE,
+        packs // _MEBIBYTE,
+        room // _MEBIBYTE,
+        ledger.tokens,
+        token,
+    )
+    return ledger
+
+
+def free_memory(proc: Path = Path("/proc/meminfo"), cgroup: Path = Path("/sys/fs/cgroup")) -> int:
+    """Bytes that this process may still take: of the machine, and of its cgroup where that has a limit.
+
+    Args:
+        proc: the machine's.
+        cgroup: a directory of cgroup v2. Its files' pages that nobody has used lately count as free.
+    """
+    free = _numbers(proc, ":")["MemAvailable"] << 10
+    try:
+        limit = int((cgroup / "memory.max").read_text())  # or `max`
+        used = int((cgroup / "memory.current").read_text()) - _numbers(cgroup / "memory.stat", " ")["inactive_file"]
+    except (OSError, ValueError, KeyError):
+        return free
+    return max(0, min(free, limit - used))
+
+
+def _numbers(file: Path, separator: str) -> dict[str, int]:
+    pairs = (line.split(separator, 1) for line in file.read_text().splitlines())
+    return {name: int(value.split()[0]) for name, value in pairs}

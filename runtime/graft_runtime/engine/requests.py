@@ -1,0 +1,74 @@
+"""A request on its way through the engine, and what every way of running requests has in common."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+
+from graft_runtime.engine.sampling import Draws
+from graft_runtime.messages import Submit
+from graft_runtime.model.bank import RowAdapter
+
+
+@dataclass(eq=False)
+class Request:
+    """One request, from its arrival to its last token."""
+
+    submit: Submit
+    adapters: tuple[RowAdapter, ...]
+    draws: Draws
+    max_tokens: int
+    """As asked, and no more than the context has room for."""
+    tokens: list[int] = field(default_factory=list)
+    alone: bool = False
+    """It was in a step that failed: it is tried again by itself, so that only the culprit fails."""
+
+    @property
+    def length(self) -> int:
+        """Tokens of prompt and answer."""
+        return len(self.submit.prompt) + len(self.tokens)
+
+    def ids(self, start: int, end: int) -> list[int]:
+        """Tokens of prompt and answer, `start` … `end`."""
+        prompt = len(self.submit.prompt)
+        return self.submit.prompt[start:end] + self.tokens[max(0, start - prompt) : max(0, end - prompt)]
+
+
+class Turn(Protocol):
+    """Requests that go through the model together, once."""
+
+    @property
+    def requests(self) -> Sequence[Request]: ...
+
+    def forward(self) -> tuple[Sequence[Request], torch.Tensor]:
+        """The requests that get their next token, and the logits it is chosen from, [requests, vocabulary]."""
+        ...
+
+    def settle(self, ended: Sequence[Request]) -> None:
+        """The others have their token in `Request.tokens`; these leave."""
+        ...
+
+
+class Flow(Protocol):
+    """How requests run on one of the runners: which are in, and which go through the model together."""
+
+    @property
+    def requests(self) -> Sequence[Request]:
+        """Those that run, the oldest first."""
+        ...
+
+    def admit(self, waiting: deque[Request]) -> None:
+        """Takes from the front of the queue what there is room for; may put back at the front what there is not."""
+        ...
+
+    def turns(self) -> Sequence[Turn]:
+        """Of one step: each request is in one of them at most."""
+        ...
+
+    def leave(self, request: Request) -> None:
+        """A request that runs does so no longer, and what it held is free."""
+        ...

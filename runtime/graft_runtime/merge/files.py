@@ -1,0 +1,233 @@
+"""From checkpoint to checkpoint, tensor by tensor: at most one tensor in memory, and what is finished stays finished.
+
+Shapes and types do not change. So each file of weights is copied as it is, and the changed tensors are written over
+their place in it; a finished file gets its name at once. `config.json` comes last: before it, nothing loads the output.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers.pytorch_utils import Conv1D
+
+from graft_runtime.adapters.compile import TORCH_DTYPES
+from graft_runtime.adapters.files import CONFIG_FILE, WEIGHTS_FILE
+from graft_runtime.adapters.strict_json import parse_object
+from graft_runtime.adapters.tensors import TensorSpan, read_header
+from graft_runtime.contract import MODEL_FILE_PATTERNS
+from graft_runtime.errors import ErrorCode, GraftError, shown
+from graft_runtime.merge.sums import Addend, Sum
+from graft_runtime.model.layout import layout_of, shared_weights
+from graft_runtime.model.load import empty_model
+
+SINGLE_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+RECORD_FILE = "graft_merge.json"
+"""What was merged, beside the output's weights."""
+MAX_RANK = 1024
+MAX_INDEX_BYTES = 64 << 20
+
+
+@dataclass(frozen=True)
+class AdapterPath:
+    """One adapter of a merge, and how much of it."""
+
+    directory: Path
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where the weight of a module lies in a file."""
+
+    file: str
+    span: TensorSpan
+    transposed: bool
+
+
+def merge_files(
+    base: Path, adapters: Sequence[AdapterPath], output: Path, *, tell: Callable[[str], None] = lambda _: None
+) -> None:
+    """Writes W' = W + Σ weight · B·A as a checkpoint of its own. Goes on where an interrupted run of the same stopped.
+
+    Args:
+        base: a checkpoint of a causal language model in safetensors.
+        adapters: in the order of the sum.
+        output: an empty or missing directory, or one that a run with the same inputs left.
+        tell: given a line for each file that is finished.
+
+    Raises:
+        GraftError: what a mount of one of the adapters raises; InvalidRequest when `output` holds something else.
+        OSError: reading or writing failed.
+    """
+    model = empty_model(base, name=base.name)
+    layout, shared = layout_of(model, base.name), shared_weights(model)
+    merged = Sum(
+        [
+            Addend.read(
+                adapter.directory,
+                name=adapter.directory.name,
+                weight=adapter.weight,
+                max_rank=MAX_RANK,
+                layout=layout,
+                shared=shared,
+            )
+            for adapter in adapters
+        ]
+    )
+    files = _weight_files(base)
+    places = _places(base, files, merged.paths, model)
+    skipped = _begin(output, _record(base, files, adapters), files)
+    for file in files:
+        if file in skipped:
+            tell(f"{file} is finished already")
+            continue
+        _merge_file(base / file, output / file, {path: p for path, p in places.items() if p.file == file}, merged)
+        tell(f"{file} is finished")
+    if not skipped:
+        _check_effect(merged, output, files)
+    _copy_small_files(base, output)
+
+
+def _weight_files(base: Path) -> list[str]:
+    """The safetensors files of the checkpoint, as Transformers picks them."""
+    if (base / SINGLE_FILE).exists():
+        return [SINGLE_FILE]
+    text = (base / INDEX_FILE).read_bytes()[:MAX_INDEX_BYTES]
+    index = parse_object(text, f"{INDEX_FILE} of base model `{base.name}`", ErrorCode.NOT_A_MODEL)
+    names = index.get("weight_map")
+    found = sorted({str(name) for name in names.values()}) if isinstance(names, dict) else []
+    if not found or any(Path(name).name != name for name in found):
+        raise GraftError(ErrorCode.NOT_A_MODEL, f"{INDEX_FILE} of base model `{base.name}` names no files beside it")
+    return found
+
+
+def _places(base: Path, files: Sequence[str], paths: Sequence[str], model: Any) -> dict[str, _Place]:
+    spans: dict[str, tuple[str, TensorSpan]] = {}
+    for name in files:
+        with (base / name).open("rb") as file:
+            header = read_header(file, f"{name} of base model `{base.name}`")
+        spans |= {tensor: (name, span) for tensor, span in header.items()}
+    places: dict[str, _Place] = {}
+    faults = []
+    for path in paths:
+        module = model.get_submodule(path)
+        found = next((spans[name] for name in _tensor_names(path, model.base_model_prefix) if name in spans), None)
+        if found is None:
+            faults.append(f"{path}: the checkpoint has no tensor of this name")
+        elif found[1].shape != tuple(module.weight.shape) or found[1].dtype not in TORCH_DTYPES:
+            faults.append(f"{path}: {found[1].dtype} {found[1].shape}, the model has {tuple(module.weight.shape)}")
+        else:
+            places[path] = _Place(*found, transposed=isinstance(module, Conv1D))
+    if faults:
+        raise GraftError(
+            ErrorCode.UNSUPPORTED_METHOD,
+            f"`{base.name}` keeps {len(faults)} of the modules to be merged in another layout than the model's own",
+            details=shown(faults),
+            hint="load it with Transformers, save it again with save_pretrained(), and merge into that",
+        )
+    return places
+
+
+def _tensor_names(path: str, prefix: str) -> tuple[str, ...]:
+    """What a module's weight may be called: a checkpoint of the bare model lacks the prefix of the task's model."""
+    return (f"{path}.weight", f"{path.removeprefix(prefix + '.')}.weight")
+
+
+def _merge_file(source: Path, target: Path, places: Mapping[str, _Place], merged: Sum) -> None:
+    partial = target.with_name(target.name + ".partial")
+    shutil.copyfile(source, partial)
+    with source.open("rb") as old, partial.open("r+b") as new:
+        for path, place in places.items():
+            span, dtype = place.span, TORCH_DTYPES[place.span.dtype]
+            data = bytearray(os.pread(old.fileno(), span.end - span.begin, span.begin))
+            weight = torch.frombuffer(data, dtype=dtype).reshape(span.shape)
+            changed = merged.onto(path, weight, transposed=place.transposed).contiguous()
+            new.seek(span.begin)
+            new.write(changed.view(torch.uint8).numpy().tobytes())
+        new.flush()
+        os.fsync(new.fileno())
+    partial.replace(target)
+
+
+def _check_effect(merged: Sum, output: Path, files: Sequence[str]) -> None:
+    try:
+        merged.check_effect()
+    except GraftError:
+        for name in (*files, RECORD_FILE):  # the next run must not go on from here
+            (output / name).unlink()
+        raise
+
+
+def _record(base: Path, files: Sequence[str], adapters: Sequence[AdapterPath]) -> dict[str, Any]:
+    """What is merged: two runs with the same record write the same bytes."""
+    return {
+        "method": "linear",
+        "base": {
+            "name": base.name,
+            "config": _sha256(base / "config.json"),
+            "weights": {name: [(base / name).stat().st_size, (base / name).stat().st_mtime_ns] for name in files},
+        },
+        "adapters": [
+            {
+                "name": adapter.directory.name,
+                "weight": adapter.weight,
+                "config": _sha256(adapter.directory / CONFIG_FILE),
+                "weights": _sha256(adapter.directory / WEIGHTS_FILE),
+            }
+            for adapter in adapters
+        ],
+    }
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _begin(output: Path, record: Mapping[str, Any], files: Sequence[str]) -> set[str]:
+    """Makes the output directory, or goes on in it; the files that are finished."""
+    output.mkdir(parents=True, exist_ok=True)
+    present = {path.name for path in output.iterdir()}
+    if present and not _is_of(output / RECORD_FILE, record):
+        raise GraftError(
+            ErrorCode.INVALID_REQUEST,
+            f"`{output}` is not empty, and does not hold this merge",
+            hint="name another directory for the output, or remove that one",
+        )
+    if not present:
+        _write(output / RECORD_FILE, json.dumps(record, indent=2).encode() + b"\n")
+    return present.intersection(files)
+
+
+def _is_of(path: Path, record: Mapping[str, Any]) -> bool:
+    try:
+        return bool(json.loads(path.read_bytes()) == record)
+    except (OSError, ValueError):
+        return False
+
+
+def _copy_small_files(base: Path, output: Path) -> None:
+    patterns = [pattern for pattern in MODEL_FILE_PATTERNS if pattern not in ("config.json", "*.safetensors")]
+    names = [path.name for path in base.iterdir() if any(fnmatchcase(path.name, pattern) for pattern in patterns)]
+    single = (output / SINGLE_FILE).exists()  # an index beside it is of something else
+    for name in [*sorted(name for name in names if not (single and name == INDEX_FILE)), "config.json"]:
+        _write(output / name, (base / name).read_bytes())
+
+
+def _write(path: Path, content: bytes) -> None:
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)

@@ -1,0 +1,82 @@
+"""Folds adapters into a loaded base, module by module; nothing of the adapters stays in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from transformers.pytorch_utils import Conv1D
+
+from graft_runtime.errors import ErrorCode, GraftError
+from graft_runtime.merge.sums import Addend, Sum
+from graft_runtime.messages import MergeSource
+from graft_runtime.model.layout import shared_weights
+from graft_runtime.model.load import BaseModel
+
+TRIAL_PROMPT = (3, 1, 2, 5)
+"""Any tokens will do."""
+
+
+def merge_into(base: BaseModel, sources: Sequence[MergeSource], *, max_rank: int) -> None:
+    """Changes the weights of `base`. After an error they are half changed, and must not be served.
+
+    Args:
+        base: loaded, on its device.
+        sources: the adapters, in the order of the sum.
+        max_rank: the highest rank of a module.
+
+    Raises:
+        GraftError: what a mount of one of the adapters raises, and see `Addend.read` and `Sum`.
+    """
+    shared = shared_weights(base.model)
+    merged = Sum(
+        [
+            Addend.read(
+                Path(source.directory),
+                name=source.name,
+                weight=source.weight,
+                max_rank=max_rank,
+                layout=base.layout,
+                shared=shared,
+            )
+            for source in sources
+        ]
+    )
+    was_finite = _trial(base, merged)
+    with torch.no_grad():
+        for path in merged.paths:
+            module = base.model.get_submodule(path)
+            module.weight.copy_(merged.onto(path, module.weight, transposed=isinstance(module, Conv1D)))
+    merged.check_effect()
+    if was_finite and not _trial(base, merged):
+        raise GraftError(
+            ErrorCode.CORRUPT,
+            f"with {merged.names} merged in, the model computes values that are not finite",
+            hint="lower the weights, use a wider spec.baseModel.dtype, or train again",
+        )
+
+
+def _trial(base: BaseModel, merged: Sum) -> bool:
+    """One forward pass: whether its logits are finite. Raises GraftError: NoEffect for modules that take no part."""
+    reached: set[str] = set()
+    handles = [
+        base.model.get_submodule(path).register_forward_hook(lambda *_, path=path: reached.add(path))
+        for path in merged.paths
+    ]
+    prompt = [token % base.vocabulary_size for token in TRIAL_PROMPT]
+    try:
+        with torch.inference_mode():
+            logits = base.model(input_ids=torch.tensor([prompt], device=base.device), use_cache=False).logits
+    finally:
+        for handle in handles:
+            handle.remove()
+    for addend in merged.addends:
+        if not reached & addend.plans.keys():
+            raise GraftError(
+                ErrorCode.NO_EFFECT,
+                f"adapter `{addend.files.name}` changes nothing: the model calls none of its "
+                f"{len(addend.plans)} modules",
+                hint="train it on modules that take part in generating text",
+            )
+    return bool(torch.isfinite(logits).all())

@@ -1,0 +1,227 @@
+"""Attention over packed rows: each writes its keys and values to its own extent and reads nothing else.
+
+A step is one row of tokens: first those of the sequences that decode, one each and ordered by slab and slot, so that a
+slab's rows go through attention in one call; then spans of prompts, one call each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch.nn import functional
+from transformers import AttentionInterface
+
+from graft_runtime.engine.kv import Extent, Slab
+
+IMPLEMENTATION = "graft"
+
+Attend = Callable[..., torch.Tensor]
+_attend: ContextVar[Attend] = ContextVar("attend")
+
+
+def _attention(
+    module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: Any, **options: Any
+) -> tuple[torch.Tensor, None]:
+    """What Transformers' models call: [1, heads, tokens, features] each; returns [1, tokens, heads, features]."""
+    return _attend.get()(module, query, key, value, mask, **options)[None], None
+
+
+AttentionInterface.register(IMPLEMENTATION, _attention)
+
+
+@contextmanager
+def attending(attend: Attend) -> Iterator[None]:
+    """Inside, the layers of a model that is set to IMPLEMENTATION call this. It returns [tokens, heads, features]."""
+    token = _attend.set(attend)
+    try:
+        yield
+    finally:
+        _attend.reset(token)
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Some tokens of one sequence, `start` … `start + tokens`; all before are in its extent already."""
+
+    extent: Extent
+    start: int
+    tokens: int
+
+    @property
+    def end(self) -> int:
+        return self.start + self.tokens
+
+
+@dataclass(frozen=True)
+class Score:
+    """How a layer turns products into weights: what its attention call asks for."""
+
+    scale: float | None
+    softcap: float | None
+    sinks: torch.Tensor | None
+    """[heads]."""
+
+
+@dataclass
+class _Reads:
+    """The part of an extent that is read, and what of it is hidden."""
+
+    low: int
+    high: int
+    mask: torch.Tensor | None
+
+
+@dataclass(eq=False)
+class _Decoding:
+    """Rows of one slab, one token each."""
+
+    slab: Slab
+    first: int
+    """Where they begin in the step."""
+    positions: list[int]
+    slots: torch.Tensor
+    at: torch.Tensor
+    _reads: dict[int | None, _Reads] = field(default_factory=dict)
+
+    @property
+    def last(self) -> int:
+        return self.first + len(self.positions)
+
+    def attend(self, q: torch.Tensor, layer: int, window: int | None, score: Score) -> torch.Tensor:
+        """[rows, heads, features] of queries and of the result."""
+        keys, values = self.slab.keys[layer], self.slab.values[layer]
+        slots = len(self.slab.extents)
+        reads = self._reads.get(window) or self._read(window)
+        self._reads[window] = reads
+        k, v = keys[:slots, :, reads.low : reads.high], values[:slots, :, reads.low : reads.high]
+        if slots != len(self.positions):  # some sequences of the slab are not decoding in this step
+            k, v = k[self.slots], v[self.slots]
+        heads = k.shape[1]
+        grouped = q.view(q.shape[0], heads, -1, q.shape[-1])  # the queries that share a key stand in for time
+        return _weighted(grouped, k, v, reads.mask, score).reshape(*q.shape[:2], v.shape[-1])
+
+    def write(self, k: torch.Tensor, v: torch.Tensor, layer: int) -> None:
+        """[rows, heads, features] each."""
+        self.slab.keys[layer][self.slots, :, self.at] = k
+        self.slab.values[layer][self.slots, :, self.at] = v
+
+    def _read(self, window: int | None) -> _Reads:
+        high = max(self.positions) + 1
+        low = 0 if window is None else max(0, min(self.positions) - window + 1)
+        even = min(self.positions) + 1 == high
+        if even:
+            return _Reads(low, high, None)
+        index = torch.arange(low, high, device=self.at.device)[None]
+        seen = index <= self.at[:, None]
+        if window is not None:
+            seen &= index > self.at[:, None] - window
+        return _Reads(low, high, seen[:, None, None])
+
+
+@dataclass(eq=False)
+class _Span:
+    """Tokens of one prompt."""
+
+    piece: Piece
+    first: int
+    _reads: dict[int | None, _Reads] = field(default_factory=dict)
+
+    @property
+    def last(self) -> int:
+        return self.first + self.piece.tokens
+
+    def attend(self, q: torch.Tensor, layer: int, window: int | None, score: Score) -> torch.Tensor:
+        """[tokens, heads, features] of queries and of the result."""
+        slab, slot = self.piece.extent.slab, self.piece.extent.slot
+        reads = self._reads.get(window) or self._read(window, q.device)
+        self._reads[window] = reads
+        k = slab.keys[layer][slot : slot + 1, :, reads.low : reads.high]
+        v = slab.values[layer][slot : slot + 1, :, reads.low : reads.high]
+        groups = q.shape[1] // k.shape[1]
+        tokens, features = q.shape[0], q.shape[2]
+        grouped = q.transpose(0, 1).reshape(1, k.shape[1], groups * tokens, features)
+        mask = None if reads.mask is None else reads.mask.repeat(groups, 1)[None, None]
+        made = _weighted(grouped, k, v, mask, score, group=tokens)
+        return made.view(-1, tokens, v.shape[-1]).transpose(0, 1)
+
+    def write(self, k: torch.Tensor, v: torch.Tensor, layer: int) -> None:
+        """[tokens, heads, features] each."""
+        extent = self.piece.extent
+        extent.slab.keys[layer][extent.slot, :, self.piece.start : self.piece.end] = k.transpose(0, 1)
+        extent.slab.values[layer][extent.slot, :, self.piece.start : self.piece.end] = v.transpose(0, 1)
+
+    def _read(self, window: int | None, device: torch.device) -> _Reads:
+        low = 0 if window is None else max(0, self.piece.start - window + 1)
+        keys = torch.arange(low, self.piece.end, device=device)[None]
+        tokens = torch.arange(self.piece.start, self.piece.end, device=device)[:, None]
+        seen = keys <= tokens
+        if window is not None:
+            seen &= keys > tokens - window
+        return _Reads(low, self.piece.end, seen)
+
+
+def _weighted(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None, score: Score, *, group: int = 1
+) -> torch.Tensor:
+    """softmax(q·kᵀ)·v. [rows, key heads, queries, features]; `group` queries in a row are of one head."""
+    if score.softcap is None and score.sinks is None:
+        return functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=score.scale)
+    scores = (q @ k.transpose(-1, -2)) * (score.scale if score.scale is not None else q.shape[-1] ** -0.5)
+    if score.softcap is not None:
+        scores = torch.tanh(scores / score.softcap) * score.softcap
+    if mask is not None:
+        scores = scores.masked_fill(~mask, float("-inf"))
+    if score.sinks is not None:
+        sinks = score.sinks.view(1, k.shape[1], -1, 1).repeat_interleave(group, dim=2).to(scores.dtype)
+        scores = torch.cat([scores, sinks.expand(q.shape[0], -1, -1, -1)], dim=-1)
+    weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(v.dtype)
+    return weights[..., : k.shape[2]] @ v
+
+
+class Layout:
+    """Where the tokens of a step stand and what they read. Positions and extents are fixed until the step is done.
+
+    Args:
+        decoding: pieces of one token, ordered by slab and slot.
+        spans: the other pieces; their tokens follow.
+        windows: of each layer, in tokens; None where all is read.
+        device: of the model.
+    """
+
+    def __init__(
+        self, decoding: Sequence[Piece], spans: Sequence[Piece], windows: Sequence[int | None], device: torch.device
+    ) -> None:
+        self._windows = windows
+        self._parts: list[_Decoding | _Span] = []
+        self.tokens = 0
+        slabs: dict[int, list[Piece]] = {}
+        for piece in decoding:
+            slabs.setdefault(id(piece.extent.slab), []).append(piece)
+        for pieces in slabs.values():
+            positions = [piece.start for piece in pieces]
+            slots = torch.tensor([piece.extent.slot for piece in pieces], device=device)
+            at = torch.tensor(positions, device=device)
+            self._parts.append(_Decoding(pieces[0].extent.slab, self.tokens, positions, slots, at))
+            self.tokens += len(pieces)
+        for piece in spans:
+            self._parts.append(_Span(piece, self.tokens))
+            self.tokens += piece.tokens
+
+    def attend(
+        self, module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: Any, **options: Any
+    ) -> torch.Tensor:
+        """One layer of the step. The probe has seen to it that no option is lost here."""
+        layer = module.layer_idx
+        score = Score(options.get("scaling"), options.get("softcap"), options.get("s_aux"))
+        q, k, v = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
+        made = []
+        for part in self._parts:
+            rows = slice(part.first, part.last)
+            part.write(k[rows], v[rows], layer)
+            made.append(part.attend(q[rows], layer, self._windows[layer], score))
+        return made[0] if len(made) == 1 else torch.cat(made)

@@ -1,0 +1,184 @@
+"""Whether a loaded model may be served by the `decoder` runner: it calls our attention as we understand it, and what it
+computes from packed rows is what it computes by itself. What is refused goes to the padded runner.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from graft_runtime.engine.kv import KeyValueStore, LayerShape
+from graft_runtime.model.deltas import AdapterModules
+from graft_runtime.model.load import BaseModel
+from graft_runtime.runners.attention import IMPLEMENTATION, Piece, attending
+from graft_runtime.runners.decoder import DecoderRunner, Family, PackedRow, scratch
+
+HANDLED = {"scaling", "dropout", "sliding_window", "softcap", "s_aux", "is_causal"}
+"""What our attention does as it is asked, or what is checked here."""
+NEUTRAL = {
+    "position_ids", "cache_position", "use_cache", "return_dict", "output_attentions", "output_hidden_states",
+    "output_router_logits", "logits_to_keep", "past_key_values", "position_embeddings",
+}  # fmt: skip
+"""Handed through by models, and without meaning for attention."""
+KINDS = {"full_attention", "sliding_attention"}
+TOLERANCES = {torch.float32: 5e-4, torch.float16: 2e-2, torch.bfloat16: 6e-2}
+"""Of the largest logit. A mask or a scale that is wrong is off by far more."""
+SHORT, LONG = 10, 28
+"""Tokens of the two sequences that are compared."""
+WINDOW_TRIED = 1024
+"""Tokens; a longer window is trusted."""
+
+
+class RefusedError(Exception):
+    """Why the model can't be served by the decoder runner."""
+
+
+@dataclass(frozen=True)
+class _Call:
+    """What one layer handed to attention."""
+
+    layer: Any
+    causal: bool
+    shape: LayerShape
+    masked: bool
+    options: dict[str, Any]
+
+
+def probe(base: BaseModel, modules: AdapterModules) -> Family:
+    """Sets the model to our attention, or leaves it as it was.
+
+    Raises:
+        RefusedError: with the reason.
+    """
+    stock = base.model.config._attn_implementation
+    try:
+        _check_arguments(base)
+        lengths = _lengths(base)
+        expected = [_stock_logits(base, length) for length in lengths]
+        base.model.set_attn_implementation(IMPLEMENTATION)
+        family = _family(base)
+        _compare(base, modules, family, lengths, expected)
+    except Exception as error:
+        base.model.set_attn_implementation(stock)
+        if isinstance(error, RefusedError | torch.AcceleratorError):
+            raise
+        raise RefusedError(f"trying it failed: {type(error).__name__}: {error}") from error
+    return family
+
+
+def _check_arguments(base: BaseModel) -> None:
+    missing = {"position_ids", "use_cache"} - set(inspect.signature(base.model.forward).parameters)
+    if missing:
+        raise RefusedError(f"its forward takes no {' and no '.join(sorted(missing))}")
+
+
+def _text_config(base: BaseModel) -> Any:
+    return base.model.config.get_text_config(decoder=True)
+
+
+def _lengths(base: BaseModel) -> list[int]:
+    """Of the sequences that are compared: one of them leaves the window, where there is a small one."""
+    window = getattr(_text_config(base), "sliding_window", None)
+    long = max(LONG, window + 8) if isinstance(window, int) and window <= WINDOW_TRIED else LONG
+    return [min(length, base.context_length) for length in (SHORT, long)]
+
+
+def _prompt(base: BaseModel, length: int) -> list[int]:
+    return [(index * index * 7 + index * 13 + length) % base.vocabulary_size for index in range(length)]
+
+
+def _answers(length: int) -> list[int]:
+    """The tokens of a sequence whose logits are compared: after a span, after another, and while it decodes."""
+    return [at for at in (length * 2 // 3, length - 3, length - 2, length - 1) if at >= 0]
+
+
+def _stock_logits(base: BaseModel, length: int) -> torch.Tensor:
+    kept = torch.tensor(_answers(length), device=base.device)
+    limited = "logits_to_keep" in inspect.signature(base.model.forward).parameters
+    ids = torch.tensor([_prompt(base, length)], device=base.device)
+    options = {"logits_to_keep": kept} if limited else {}
+    logits: torch.Tensor = base.model(input_ids=ids, use_cache=False, return_dict=True, **options).logits[0]
+    return logits if limited else logits[kept]
+
+
+def _family(base: BaseModel) -> Family:
+    """Runs the model once and reads off what its layers ask of attention."""
+    calls: list[_Call] = []
+
+    def record(module: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: Any, **options: Any) -> Any:
+        shape = LayerShape(k.shape[1], k.shape[-1], v.shape[-1])
+        causal = getattr(module, "is_causal", True) is not False and options.get("is_causal") is not False
+        calls.append(_Call(getattr(module, "layer_idx", None), causal, shape, mask is not None, options))
+        return q.new_zeros(q.shape[2], q.shape[1], v.shape[-1])
+
+    ids = torch.tensor([_prompt(base, 3)], device=base.device)
+    with attending(record):
+        base.model(input_ids=ids, position_ids=torch.arange(3, device=base.device)[None], use_cache=False)
+    config = _text_config(base)
+    layers = [call.layer for call in calls]
+    if layers != list(range(config.num_hidden_layers)):
+        said = f"layers {layers}" if calls else "none of its layers"
+        raise RefusedError(f"{said} of {config.num_hidden_layers} call the attention interface, expected each once")
+    return Family(
+        tuple(call.shape for call in calls), tuple(_window(call, config, index) for index, call in enumerate(calls))
+    )
+
+
+def _window(call: _Call, config: Any, layer: int) -> int | None:
+    """How many tokens the layer sees. Refuses what our attention would not do."""
+    given = {name for name, value in call.options.items() if value is not None and value is not False}
+    unknown = given - HANDLED - NEUTRAL
+    if unknown:
+        raise RefusedError(f"its attention is called with {', '.join(sorted(unknown))}")
+    if call.masked or not call.causal or call.options.get("dropout"):
+        raise RefusedError("its attention is called with a mask of the model's, with dropout, or is not causal")
+    kinds = getattr(config, "layer_types", None)
+    declared = getattr(config, "sliding_window", None)
+    if kinds is not None:
+        if kinds[layer] not in KINDS:
+            raise RefusedError(f"layer {layer} is of type {kinds[layer]}, expected one of {', '.join(sorted(KINDS))}")
+        declared = declared if kinds[layer] == "sliding_attention" else None
+    asked = call.options.get("sliding_window", declared if kinds is not None else None)
+    if asked != declared:
+        raise RefusedError(f"layer {layer} asks for a window of {asked} tokens, its config says {declared}")
+    return declared
+
+
+def _compare(
+    base: BaseModel, modules: AdapterModules, family: Family, lengths: Sequence[int], expected: Sequence[torch.Tensor]
+) -> None:
+    """Two sequences beside each other, in spans and token by token."""
+    kv = scratch(base, family, lengths)
+    runner = DecoderRunner(base, modules, family, kv)
+    got = _packed_logits(base, runner, kv, lengths)
+    for made, stock in zip(got, expected, strict=True):
+        largest = max(1.0, float(stock.abs().max()))
+        off = float((made.float() - stock.float()).abs().max())
+        if not off <= TOLERANCES[base.dtype] * largest:
+            raise RefusedError(f"packed logits differ from the model's own by {off:.3g}, the largest is {largest:.3g}")
+
+
+def _packed_logits(
+    base: BaseModel, runner: DecoderRunner, kv: KeyValueStore, lengths: Sequence[int]
+) -> list[torch.Tensor]:
+    extents = [kv.reserve(length) for length in lengths]
+    starts = [0 for _ in lengths]
+    answers = [_answers(length) for length in lengths]
+    found: list[list[torch.Tensor]] = [[] for _ in lengths]
+    for step in range(max(map(len, answers))):
+        rows = {}
+        for index, (extent, length) in enumerate(zip(extents, lengths, strict=True)):
+            if step < len(answers[index]):
+                assert extent is not None
+                end = answers[index][step] + 1
+                ids = _prompt(base, length)[starts[index] : end]
+                rows[index] = PackedRow(Piece(extent, starts[index], len(ids)), ids, (), answers=True)
+                starts[index] = end
+        packed = runner.pack(list(rows.values()))
+        for row, logits in zip(packed.answering, runner.forward(packed), strict=True):
+            found[next(index for index in rows if rows[index] is row)].append(logits)
+    return [torch.stack(logits) for logits in found]

@@ -1,0 +1,46 @@
+"""Which runner serves a loaded model."""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+
+from graft_runtime.engine.kv import KeyValueStore
+from graft_runtime.engine.ledger import open_ledger
+from graft_runtime.model.bank import Bank
+from graft_runtime.model.deltas import AdapterModules
+from graft_runtime.model.load import BaseModel
+from graft_runtime.runners.decoder import DecoderRunner
+from graft_runtime.runners.padded import PaddedRunner
+from graft_runtime.runners.probe import RefusedError, probe
+
+logger = logging.getLogger(__name__)
+
+Runner = DecoderRunner | PaddedRunner
+
+
+def choose_runner(base: BaseModel, *, max_rank: int) -> Runner:
+    """The decoder runner where the probe lets it, else the padded one; the log says why.
+
+    Raises:
+        GraftError: NotAModel when no runner can serve it, NoCapacity when the memory has no room for a request.
+    """
+    bank = Bank(base.layout.linear, max_rank=max_rank, dtype=base.dtype, device=base.device)
+    modules = AdapterModules(base.model, bank)
+    try:
+        with torch.inference_mode():
+            family = probe(base, modules)
+    except RefusedError as refused:
+        logger.warning("base model `%s` is served by the padded runner: %s", base.name, refused)
+        return PaddedRunner(base, modules)
+    ledger = open_ledger(family.layers, bank=bank.bytes_at_most, dtype=base.dtype, device=base.device)
+    kv = KeyValueStore(
+        family.layers,
+        tokens=ledger.tokens,
+        longest=ledger.longest(base.context_length),
+        dtype=base.dtype,
+        device=base.device,
+    )
+    logger.info("base model `%s` is served by the decoder runner", base.name)
+    return DecoderRunner(base, modules, family, kv)

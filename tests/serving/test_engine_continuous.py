@@ -1,0 +1,227 @@
+"""Continuous batching: requests come, wait, grow, go and are pushed back while others decode, and no answer changes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from graft_runtime.engine.kv import SMALLEST_EXTENT, KeyValueStore, LayerShape
+from graft_runtime.errors import ErrorCode
+from graft_runtime.messages import Cancel, Generated, Sampling, ServedAdapter, Submit
+
+GREEDY = Sampling(temperature=0)
+LONG = [256, *[(index * 37 + 11) % 256 for index in range(150)]]
+SHORT = [256, 10, 20, 30]
+
+
+def ask(name: str, prompt: list[int], *adapters: str, tokens: int = 8) -> Submit:
+    return Submit(name, prompt, tokens, tuple(ServedAdapter(adapter, 1.0) for adapter in adapters), GREEDY)
+
+
+def flow_of(engine: Any) -> Any:
+    return engine.engine._serving.scheduler.flow
+
+
+def said(events: list[Any]) -> set[str]:
+    return {event.request for event in events if isinstance(event, Generated) and event.tokens}
+
+
+@pytest.fixture(scope="module")
+def adapters(make_adapter: Any) -> dict[str, Path]:
+    return {name: make_adapter(name) for name in "abc"}
+
+
+@pytest.fixture
+def engine(in_process: Any, tiny_base: Path, adapters: dict[str, Path]) -> Any:
+    engine = in_process(tiny_base)
+    assert engine.started[0].runner == "decoder"
+    for name, directory in adapters.items():
+        engine.mount(name, directory)
+    return engine
+
+
+def alone(engine: Any, *submits: Submit) -> dict[str, list[int]]:
+    answers: dict[str, list[int]] = {}
+    for submit in submits:
+        answers |= engine.answers([submit])
+    return answers
+
+
+def test_a_short_request_starts_while_a_long_prompt_is_on_its_way(engine: Any) -> None:
+    submits = [ask("decodes", SHORT, "a", tokens=40), ask("long", LONG, "b"), ask("short", SHORT, "c")]
+    expected = alone(engine, *submits)
+    flow_of(engine)._prompt_tokens = 16  # the long prompt takes ten steps and more
+    engine.handle(submits[0])
+    events = engine.step()
+    engine.handle(submits[1])
+    events += engine.step()
+    engine.handle(submits[2])
+    soon = [engine.step(), engine.step()]
+    assert all("decodes" in said(step) for step in soon), "those that decode never wait"
+    assert "short" in said(soon[0] + soon[1])
+    assert "long" not in said(soon[0] + soon[1])
+    assert engine.collect(events + soon[0] + soon[1]) == expected
+
+
+def test_a_long_prompt_gets_on_while_short_ones_keep_coming(engine: Any) -> None:
+    flow_of(engine)._prompt_tokens = 16
+    engine.handle(ask("long", LONG))
+    steps = 0
+    while "long" not in said(engine.step()):
+        for index in range(4):
+            engine.handle(ask(f"{steps}-{index}", SHORT, tokens=1))
+        steps += 1
+        assert steps < 20, "half of each step is the oldest prompt's"
+
+
+def test_cancelling_frees_keys_and_values_at_once(engine: Any) -> None:
+    expected = alone(engine, ask("stays", SHORT, "a", tokens=20))
+    for command in (ask("goes", LONG, "b", tokens=50), ask("stays", SHORT, "a", tokens=20)):
+        engine.handle(command)
+    events = engine.step()
+    runner = flow_of(engine).runner
+    assert (runner.kv.extents, runner.bank.active) == (2, 2)
+    engine.handle(Cancel("goes"))
+    assert (runner.kv.extents, runner.bank.active) == (1, 1)
+    assert runner.kv.held <= 2 * SMALLEST_EXTENT
+    assert engine.collect(events)["stays"] == expected["stays"]
+    assert (runner.kv.extents, runner.kv.held, runner.bank.active) == (0, 0, 0)
+
+
+def test_memory_for_two_serves_many(engine: Any) -> None:
+    """Sequences outgrow what there is: the youngest are pushed back and start again from where they were."""
+    submits = [ask(str(index), SHORT + [index] * 9 * index, "abc"[index % 3], tokens=100) for index in range(6)]
+    expected = alone(engine, *submits)
+    flow, held = flow_of(engine), []
+    flow.runner.kv.tokens = 2 * 256
+    pushed_back = 0
+    leave = flow.leave
+
+    def count(request: Any) -> None:
+        nonlocal pushed_back
+        pushed_back += len(request.tokens) < request.max_tokens
+        leave(request)
+
+    flow.leave = count
+    for submit in submits:
+        engine.handle(submit)
+    events = []
+    while engine.engine.busy:
+        events += engine.step()
+        held.append(flow.runner.kv.held)
+    assert max(held) <= 2 * 256
+    assert pushed_back > 0
+    assert engine.collect(events) == expected
+
+
+def test_what_does_not_fit_into_the_bank_waits(engine: Any) -> None:
+    submits = [ask(str(index), SHORT, "abc"[index % 3], tokens=10) for index in range(6)]
+    expected = alone(engine, *submits)
+    bank = flow_of(engine).runner.bank
+    bank._limit = 8  # two adapters of rank 4
+    for submit in submits:
+        engine.handle(submit)
+    events, most = [], 0
+    while engine.engine.busy:
+        events += engine.step()
+        most = max(most, bank.active)
+    assert most == 2
+    assert engine.collect(events) == expected
+
+
+def test_what_never_fits_is_refused(engine: Any) -> None:
+    flow = flow_of(engine)
+    flow.runner.bank._limit = 8
+    flow.runner.kv.tokens = 100  # as if the memory had gone elsewhere
+    submits = [ask("wide", SHORT, "a", "b", "c"), ask("runs", SHORT, "a"), ask("long", LONG, "a"), ask("after", SHORT)]
+    for submit in submits:
+        engine.handle(submit)
+    ends: dict[str, Any] = {}
+    while engine.engine.busy:
+        ends |= {event.request: event for event in engine.step() if isinstance(event, Generated) and event.finish}
+    assert [name for name, event in ends.items() if event.fault] == ["wide", "long"]
+    assert {event.fault.code for event in ends.values() if event.fault} == {ErrorCode.NO_CAPACITY}
+
+
+def test_columns_are_zeroed_when_they_are_released(engine: Any) -> None:
+    bank = flow_of(engine).runner.bank
+    engine.handle(ask("runs", SHORT, "a", tokens=3))
+    engine.step()
+    assert bank.width == 64
+    assert any(module.b.any() for module in bank.modules.values())
+    engine.collect([])
+    assert bank.width == 0
+    assert not any(tensor.any() for module in bank.modules.values() for tensor in (module.a, module.b))
+
+
+def test_a_step_of_the_base_alone_touches_no_adapter(engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from graft_runtime.model.deltas import AdapterModules
+
+    def fail(*_: object) -> None:
+        raise AssertionError("a hook was made")
+
+    monkeypatch.setattr(AdapterModules, "_hook", fail)
+    assert len(engine.answers([ask("base", SHORT)])["base"]) == 8
+
+
+# the store of keys and values
+
+
+def store(tokens: int = 1024) -> KeyValueStore:
+    layers = [LayerShape(1, 2, 3), LayerShape(2, 4, 4)]
+    return KeyValueStore(layers, tokens=tokens, longest=300, dtype=torch.float32, device=torch.device("cpu"))
+
+
+def everything(extent: Any) -> list[torch.Tensor]:
+    return [tensor[extent.slot] for tensor in (*extent.slab.keys, *extent.slab.values)]
+
+
+def test_an_extent_is_zeroed_when_it_is_reserved() -> None:
+    kv = store()
+    stays, goes = kv.reserve(10), kv.reserve(10)
+    for tensor in everything(goes):
+        tensor.fill_(float("nan"))
+    slab = goes.slab  # type: ignore[union-attr]
+    kv.release(goes)  # type: ignore[arg-type]
+    again = kv.reserve(10)
+    assert again is not None
+    assert again.slab is slab, "the same memory"
+    assert not any(tensor.any() for tensor in everything(again))
+    assert stays is not None
+    assert stays.slot != again.slot
+
+
+def test_extents_keep_their_contents_when_others_come_and_go() -> None:
+    kv, extents = store(), {}
+    for index in range(1, 9):
+        extents[index] = kv.reserve(10)
+        for tensor in everything(extents[index]):
+            tensor.fill_(index)
+    for index in (1, 8, 4, 5, 2):
+        kv.release(extents.pop(index))  # type: ignore[arg-type]
+        for other, extent in extents.items():
+            assert all((tensor == other).all() for tensor in everything(extent))
+            assert extent is not None
+            assert extent.slot < len(extents)
+    larger = kv.grow(extents[3], 100, used=7)  # type: ignore[arg-type]
+    assert larger is not None
+    assert larger.capacity == 128
+    for tensor in everything(larger):
+        assert (tensor[:, :7] == 3).all()
+        assert not tensor[:, 7:].any()
+
+
+def test_the_store_never_holds_more_than_it_may() -> None:
+    kv = store(tokens=300)
+    taken = [kv.reserve(10) for _ in range(4)]
+    assert all(taken)
+    assert kv.reserve(10) is None
+    assert kv.held == 256
+    kv.release(taken[0])  # type: ignore[arg-type]
+    kv.release(taken[1])  # type: ignore[arg-type]
+    larger = kv.reserve(100)
+    assert larger is not None, "free slots of another size make room"
+    assert kv.held <= 300
+    assert kv.reserve(300) is None
