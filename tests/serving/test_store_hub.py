@@ -187,7 +187,7 @@ def test_a_repository_becomes_plain_files_under_its_commit(reader: Reader) -> No
 def test_the_stand_in_speaks_as_the_library_expects(server: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     from huggingface_hub import HfApi
-    from huggingface_hub.utils import close_session
+    from huggingface_hub.utils._http import close_session
 
     info = HfApi(endpoint=server.url, token=False).model_info("acme/lora", revision="main", files_metadata=True)
     close_session()
