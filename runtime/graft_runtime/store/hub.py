@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from graft_runtime.store.network import Pace
 PUBLIC_ENDPOINT = "https://huggingface.co"
 DEFAULT_REVISION = "main"
 COMMIT_PATTERN = r"^[0-9a-f]{40}$"
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 MAX_LISTING_BYTES = 32 << 20
 LISTING_TRIES = 3
 MAX_BLOB_BYTES = 64 << 20
@@ -130,6 +132,11 @@ def open_directory(address: HubAddress, revision: str | None, client: httpx2.Cli
     except HFValidationError as error:
         raise GraftError(ErrorCode.NOT_FOUND, f"`{address.uri}` names no repository: {error}") from error
     listing = _read_listing(address, revision or DEFAULT_REVISION, client, pace)
+    if _COMMIT.fullmatch(revision or "") and listing.sha != revision:
+        raise GraftError(
+            ErrorCode.DIGEST_MISMATCH,
+            f"`{address.uri}`: the Hub answers with {listing.sha}, expected commit {revision}",
+        )
     directory = HubDirectory(address, listing.sha, listing.siblings, client, pace)
     if not directory.names() and not any(path.startswith(f"{address.folder}/") for path in directory._files):
         raise GraftError(

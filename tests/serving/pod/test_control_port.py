@@ -205,7 +205,8 @@ def test_resolving_gives_a_digest_or_a_fault(pod: Any, adapters: dict[str, Path]
         ("pvc://shelf/../../etc", "UnsafeFile"),
         ("pvc://elsewhere/a", "SourceNotDeclared"),
         ("file:///etc", "SourceNotDeclared"),
-        ("hf://someone/something", "SourceNotDeclared"),
+        ("s3://someone/something", "SourceNotDeclared"),
+        ("hf://someone", "NotFound"),
     ):
         resolution = resolve(uri)
         assert resolution.digest is None

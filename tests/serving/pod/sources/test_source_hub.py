@@ -303,6 +303,12 @@ def test_a_redirect_elsewhere_is_refused(hub: Any, sources: Sources, cache: Cach
     assert list(cache.unfinished) == []
 
 
+def test_another_commit_than_asked_for_is_refused(hub: Any, sources: Sources, cache: Cache) -> None:
+    listing = hub.info_path("acme/sql", hub.commit)
+    hub.files[listing] = hub.files[hub.info_path("acme/sql", "main")]
+    assert refusal(cache, sources, revision=hub.commit).code == "DigestMismatch"
+
+
 def test_redirects_in_circles_end(hub: Any, sources: Sources, cache: Cache) -> None:
     path = CONFIG_PATH.format(hub.commit)
     hub.redirects[path] = hub.url + path
