@@ -1,6 +1,7 @@
 """The API `graft.dev/v1alpha1`: what a user may write, and what we tell back.
 
     spec     the models of `spec`, with the rules that the CRD carries as CEL
+    texts    the texts and numbers in their fields
     status   the models of `status`
     rules    a rule that is checked in two places: here in Python, in the API server as CEL
     parsing  from JSON to models, with every fault told

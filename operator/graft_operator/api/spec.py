@@ -2,141 +2,36 @@
 
 from __future__ import annotations
 
-import re
 from typing import Annotated, Any, ClassVar, Literal
 
-from graft_runtime.contract import ADAPTER_NAME_PATTERN, DIGEST_PATTERN
-from pydantic import AfterValidator, Field, Strict
+from pydantic import AfterValidator, Field
 
-from graft_operator.api.rules import Rule, Ruled, check, list_map, unique, validations
-
-# The API server tells 1 from "1" and true from "yes"; so do we.
-Int = Annotated[int, Strict()]
-Float = Annotated[float, Strict()]
-Bool = Annotated[bool, Strict()]
+from graft_operator.api.rules import Rule, Ruled, list_map, unique
+from graft_operator.api.texts import (
+    LABEL,
+    LAST_PART_IS_A_NAME,
+    REVISION_IS_OF_THE_HUB,
+    Annotations,
+    Bool,
+    DigestText,
+    Endpoint,
+    Float,
+    Int,
+    Labels,
+    MountPath,
+    ResourceName,
+    Revision,
+    ServedName,
+    Uri,
+    UriPrefix,
+    cel,
+    matches,
+)
 
 MAX_ADAPTERS = 256
 MAX_MERGED = 16
 QUANTITY_UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 QUANTITY_UNITS |= {"Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
-_LABEL = r"[a-z0-9]([-a-z0-9]*[a-z0-9])?"
-_SEGMENTS = r"(/[^/?#%\\ \t\r\n]+)+"
-_OWNER = r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}"
-_HOST = r"[A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?(:[0-9]{1,5})?"
-_ARCHIVE = rf"https://{_HOST}{_SEGMENTS}\.(tar\.gz|zip)"
-_URI = rf"^((pvc://{_LABEL}|file://){_SEGMENTS}|hf://{_OWNER}/{_OWNER}({_SEGMENTS})?|{_ARCHIVE})$"
-_PREFIX = rf"^(hf://{_OWNER}|https://{_HOST})({_SEGMENTS})?/$"
-_ENDPOINT = rf"^https?://{_HOST}({_SEGMENTS})?$"
-_REVISION = r"^[A-Za-z0-9]([A-Za-z0-9._/-]{0,253}[A-Za-z0-9])?$"
-_SCHEMES = ("hf://", "pvc://", "file://", "https://")
-_HAS_SCHEME = " || ".join(f"self.startsWith('{scheme}')" for scheme in _SCHEMES)
-_LAST_PART_IS_A_NAME = r"/[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?$"
-_DIRECTORY = r"^(/[A-Za-z0-9._-]+)+$"
-_DOT_SEGMENT = r"/\.{1,2}(/|$)"
-
-
-def _cel(pattern: str) -> str:
-    return "'" + pattern.replace("\\", "\\\\") + "'"
-
-
-def _matches(pattern: str, text: str) -> bool:
-    # Python's $ also matches before a last line feed, that of CEL doesn't.
-    return re.search(pattern.replace("$", r"\Z"), text) is not None
-
-
-URI_RULES = (
-    Rule(
-        "must start with hf://, pvc://, file:// or https://, the schemes that this version supports: hf://OWNER/NAME is"
-        " a repository of the Hub, pvc://SOURCE/PATH a directory in the claim of an entry of spec.sources, file:///PATH"
-        " one below the mountPath of an entry, https://HOST/PATH.tar.gz an archive",
-        _HAS_SCHEME,
-        lambda uri: uri.startswith(_SCHEMES),
-        text="self",
-    ),
-    Rule(
-        "must name a directory or an archive, as in hf://OWNER/NAME, hf://OWNER/NAME/FOLDER, pvc://SOURCE/PATH,"
-        " file:///PATH or https://HOST/PATH.tar.gz (or .zip): no empty part, no trailing slash, none of ? # % \\ and no"
-        " white space",
-        f"!({_HAS_SCHEME}) || self.matches({_cel(_URI)})",
-        lambda uri: not uri.startswith(_SCHEMES) or _matches(_URI, uri),
-        text="self",
-    ),
-    Rule(
-        "must not hold the parts . or ..: write the path out",
-        f"!self.matches({_cel(_DOT_SEGMENT)})",
-        lambda uri: not _matches(_DOT_SEGMENT, uri),
-        text="self",
-    ),
-)
-PREFIX_RULES = (
-    Rule(
-        "must end with a slash and start with hf://OWNER/ or https://HOST/",
-        f"self.matches({_cel(_PREFIX)}) && !self.matches({_cel(_DOT_SEGMENT)})",
-        lambda prefix: _matches(_PREFIX, prefix) and not _matches(_DOT_SEGMENT, prefix),
-        text="self",
-    ),
-)
-ENDPOINT_RULES = (
-    Rule(
-        "must be https://HOST, without a trailing slash; http:// is for networks that the administrator allows",
-        f"self.matches({_cel(_ENDPOINT)}) && !self.matches({_cel(_DOT_SEGMENT)})",
-        lambda endpoint: _matches(_ENDPOINT, endpoint) and not _matches(_DOT_SEGMENT, endpoint),
-        text="self",
-    ),
-)
-REVISION_IS_OF_THE_HUB = Rule(
-    "revision is for hf:// only: no other source has revisions",
-    "!has(self.revision) || self.uri.startsWith('hf://')",
-    lambda checkpoint: checkpoint.revision is None or checkpoint.uri.startswith("hf://"),
-)
-MOUNT_PATH_RULES = (
-    Rule(
-        "must be an absolute directory without the parts . and .. and without a trailing slash, such as /mnt/adapters",
-        f"self.matches({_cel(_DIRECTORY)}) && !self.matches({_cel(_DOT_SEGMENT)})",
-        lambda path: _matches(_DIRECTORY, path) and not _matches(_DOT_SEGMENT, path),
-        text="self",
-    ),
-    Rule(
-        "must lie outside /graft, which Graft uses itself",
-        "self != '/graft' && !self.startsWith('/graft/')",
-        lambda path: path != "/graft" and not path.startswith("/graft/"),
-        text="self",
-    ),
-)
-LABEL_RULES = (
-    Rule(
-        "must not hold keys that start with graft.dev/: Graft sets those itself",
-        "!self.exists(key, key.startsWith('graft.dev/'))",
-        lambda labels: not any(key.startswith("graft.dev/") for key in labels),
-    ),
-)
-
-ServedName = Annotated[str, Field(pattern=ADAPTER_NAME_PATTERN, min_length=1, max_length=63)]
-DigestText = Annotated[str, Field(pattern=DIGEST_PATTERN, max_length=71)]
-Uri = Annotated[str, Field(min_length=1, max_length=1024, json_schema_extra=validations(URI_RULES)), check(URI_RULES)]
-ResourceName = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$", min_length=1, max_length=253)]
-Revision = Annotated[str, Field(pattern=_REVISION, min_length=1, max_length=255)]
-UriPrefix = Annotated[
-    str, Field(min_length=1, max_length=512, json_schema_extra=validations(PREFIX_RULES)), check(PREFIX_RULES)
-]
-Endpoint = Annotated[
-    str, Field(min_length=1, max_length=512, json_schema_extra=validations(ENDPOINT_RULES)), check(ENDPOINT_RULES)
-]
-MountPath = Annotated[
-    str,
-    Field(min_length=2, max_length=512, json_schema_extra=validations(MOUNT_PATH_RULES)),
-    check(MOUNT_PATH_RULES),
-]
-Labels = Annotated[
-    dict[Annotated[str, Field(max_length=317)], Annotated[str, Field(max_length=63)]],
-    Field(max_length=64, json_schema_extra=validations(LABEL_RULES)),
-    check(LABEL_RULES),
-]
-Annotations = Annotated[
-    dict[Annotated[str, Field(max_length=317)], Annotated[str, Field(max_length=4096)]],
-    Field(max_length=64, json_schema_extra=validations(LABEL_RULES)),
-    check(LABEL_RULES),
-]
 
 
 class BaseModelSpec(Ruled):
@@ -157,8 +52,8 @@ class BaseModelSpec(Ruled):
         Rule(
             "name must be set where the last part of uri can't serve as one"
             " (letters, digits, . _ and -, at most 63, ends alphanumeric)",
-            f"has(self.name) || self.uri.matches({_cel(_LAST_PART_IS_A_NAME)})",
-            lambda base: base.name is not None or _matches(_LAST_PART_IS_A_NAME, base.uri),
+            f"has(self.name) || self.uri.matches({cel(LAST_PART_IS_A_NAME)})",
+            lambda base: base.name is not None or matches(LAST_PART_IS_A_NAME, base.uri),
         ),
         REVISION_IS_OF_THE_HUB,
         Rule(
@@ -177,7 +72,7 @@ class BaseModelSpec(Ruled):
 class SourceSpec(Ruled):
     """A place that checkpoints are read from. What is public on the Hub needs no entry."""
 
-    name: Annotated[str, Field(pattern=rf"^{_LABEL}$", min_length=1, max_length=50)]
+    name: Annotated[str, Field(pattern=rf"^{LABEL}$", min_length=1, max_length=50)]
     """Its name, the first part of pvc://NAME/PATH."""
     claim_name: ResourceName | None = None
     """A PersistentVolumeClaim of this namespace, mounted read-only."""

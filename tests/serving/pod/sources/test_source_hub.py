@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import json
 import logging
+import resource
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
@@ -174,6 +175,17 @@ def test_a_server_that_ignores_ranges_is_read_on_from_its_start(hub: Any, source
     hub.cdn.faults[path] = [hub.cut(hub.weights, 100_000), hub.cut(hub.weights, len(hub.weights))]
     cached = cache.copy(sources, URI, "adapter", "v1")
     assert (cached.directory / "adapter_model.safetensors").read_bytes() == hub.weights
+
+
+def test_a_full_disk_is_no_capacity_and_leaves_nothing(hub: Any, sources: Sources, cache: Cache) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))  # writes end as on a disk that is full
+    try:
+        fault = refusal(cache, sources)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert fault.code == "NoCapacity"
+    assert cache.unfinished == []
 
 
 def test_a_later_try_keeps_the_files_that_came_whole(hub: Any, sources: Sources, tmp_path: Path) -> None:
