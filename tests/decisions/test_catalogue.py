@@ -63,6 +63,10 @@ def test_pinned_come_first_then_awaited_then_new() -> None:
 def test_where_pinned_ones_hold_every_place_the_rest_is_refused() -> None:
     held = [mounted("a", pinned=True), mounted("b", pinned=True)]
     assert plan_mounts([*held, artifact("c")], 2) == [Step("refuse", "c")]
+    tried_before = artifact("c", proven=True)
+    assert plan_mounts([*held, tried_before], 2) == [Step("refuse", "c")]
+    tried_before.fault = GraftError(ErrorCode.NO_CAPACITY, "pinned adapters hold all 2 places")
+    assert tried_before.state is AdapterState.FAILED
 
 
 ARTIFACTS: st.SearchStrategy[list[dict[str, Any]]] = st.lists(

@@ -53,8 +53,10 @@ class Artifact:
             return AdapterState.FAILED
         if self.cached is None:
             return AdapterState.FETCHING
+        if self.fault is not None and self.residence is not Residence.MOUNTED:
+            return AdapterState.FAILED
         if not self.proven:
-            return AdapterState.FAILED if self.fault is not None else AdapterState.CHECKING
+            return AdapterState.CHECKING
         return AdapterState.MOUNTED if self.residence is Residence.MOUNTED else AdapterState.CACHED
 
     @property
@@ -107,8 +109,8 @@ def plan_mounts(artifacts: Iterable[Artifact], limit: int) -> list[Step]:
     waiting = wants[free:]
     victims = sorted((a for a in held if a.wanted and a.displaceable), key=lambda a: a.last_used)
     steps += [Step("unmount", a.digest) for a in victims[: max(len(waiting) - leaving, 0)]]
-    if sum(a.pinned and a.wanted for a in held) >= limit:
-        steps += [Step("refuse", a.digest) for a in waiting]
+    if sum(a.pinned and a.wanted for a in held) >= limit:  # also those that were tried before the places went
+        steps += [Step("refuse", a.digest) for a in candidates]
     return steps
 
 
