@@ -173,11 +173,6 @@ class EngineClient:
         self.send(ConvertTokenizer(directory, output))
         await future
 
-    def fail_all(self, error: GraftError) -> None:
-        """Ends every request with this error."""
-        for answer in list(self._answers.values()):
-            answer.fail(error)
-
     async def _listen(self, reader: asyncio.StreamReader) -> None:
         try:
             while True:
