@@ -109,6 +109,22 @@ class SourceMount(Wire):
     """Of `hf://`: another server that speaks the Hub's API."""
 
 
+class Task(StrEnum):
+    """What a base model is loaded for, by PEFT's names (`task_type` of an adapter)."""
+
+    CAUSAL_LM = "CAUSAL_LM"
+    SEQ_2_SEQ_LM = "SEQ_2_SEQ_LM"
+    SEQ_CLS = "SEQ_CLS"
+    TOKEN_CLS = "TOKEN_CLS"  # noqa: S105 - no password
+    QUESTION_ANS = "QUESTION_ANS"
+    FEATURE_EXTRACTION = "FEATURE_EXTRACTION"
+
+    @property
+    def generates(self) -> bool:
+        """Whether such a model answers with text."""
+        return self in (Task.CAUSAL_LM, Task.SEQ_2_SEQ_LM)
+
+
 class BaseModelConfig(Wire):
     """The base model of a pool."""
 
@@ -116,6 +132,8 @@ class BaseModelConfig(Wire):
     source: Source
     digest: Digest | None = None
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    task: Task | None = None
+    """None: what the checkpoint's own config.json says."""
 
 
 class EngineConfig(Wire):
@@ -321,7 +339,7 @@ class BaseReport(Wire):
     revision: str | None = None
     fault: Fault | None = None
     runner: str | None = None
-    """`decoder` or `padded`: the route that requests of this model take."""
+    """`decoder`, `padded` or `encoder`: the route that requests of this model take."""
     merge: MergeReport | None = None
     """Set once it serves with adapters merged in."""
 

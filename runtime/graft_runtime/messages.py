@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import msgspec
 
+from graft_runtime.contract import Task
 from graft_runtime.errors import ErrorCode, GraftError
 
 
@@ -57,6 +58,8 @@ class Start(_Message, frozen=True, tag=True, array_like=True):
     max_rank: int
     merge: tuple[MergeSource, ...] = ()
     """Folded into the base before it serves; a bad one fails the base."""
+    task: Task | None = None
+    """None: what the checkpoint's own config.json says."""
 
 
 class Mount(_Message, frozen=True, tag=True, array_like=True):
@@ -128,10 +131,16 @@ class BaseLoaded(_Message, frozen=True, tag=True, array_like=True):
 
     runner: str
     context_length: int
-    """Tokens: the smaller of the model's own and `max_sequence_length`."""
+    """Tokens: the smaller of the model's own and `max_sequence_length`. Of prompt and answer together, or of each where
+    the prompt has an encoder of its own."""
     vocabulary_size: int
     parameter_count: int
     dtype: str
+    task: Task
+
+    def room_after(self, prompt: int) -> int:
+        """Tokens that can follow a prompt of this many."""
+        return self.context_length - (prompt if self.task is Task.CAUSAL_LM else 1)
 
 
 class BaseFailed(_Message, frozen=True, tag=True, array_like=True):

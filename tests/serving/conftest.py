@@ -63,6 +63,37 @@ def _configs() -> dict[str, Callable[[], Any]]:
         "tie_word_embeddings": False,  # a tied random model repeats its last token
     }
     tokens: dict[str, Any] = {"bos_token_id": 256, "eos_token_id": 257, "tie_word_embeddings": False}
+    t5: dict[str, Any] = {
+        "vocab_size": MODEL_VOCABULARY,
+        "d_model": 32,
+        "d_kv": 8,
+        "d_ff": 48,
+        "num_layers": 2,
+        "num_heads": 4,
+        "relative_attention_num_buckets": 8,
+        "relative_attention_max_distance": 16,
+        "decoder_start_token_id": 258,
+        "eos_token_id": 257,
+        "pad_token_id": 258,
+        "tie_word_embeddings": False,
+    }
+    bart: dict[str, Any] = {
+        "vocab_size": MODEL_VOCABULARY,
+        "d_model": 32,
+        "encoder_layers": 2,
+        "decoder_layers": 2,
+        "encoder_attention_heads": 4,
+        "decoder_attention_heads": 4,
+        "encoder_ffn_dim": 48,
+        "decoder_ffn_dim": 48,
+        "max_position_embeddings": 128,
+        "decoder_start_token_id": 257,
+        "forced_eos_token_id": None,
+        "pad_token_id": 258,
+        "tie_word_embeddings": False,
+        "bos_token_id": 256,
+        "eos_token_id": 257,
+    }
     return {
         "llama": lambda: hf.LlamaConfig(**llama_like),
         "mistral": lambda: hf.MistralConfig(**llama_like, sliding_window=8),
@@ -90,6 +121,8 @@ def _configs() -> dict[str, Callable[[], Any]]:
             pad_token_id=258,
             **tokens,
         ),
+        "t5": lambda: hf.T5Config(**t5),
+        "bart": lambda: hf.BartConfig(**bart),
         "bloom": lambda: hf.BloomConfig(vocab_size=MODEL_VOCABULARY, hidden_size=32, n_layer=2, n_head=4, **tokens),
         "mamba": lambda: hf.MambaConfig(
             vocab_size=MODEL_VOCABULARY, hidden_size=32, state_size=8, num_hidden_layers=2, pad_token_id=258, **tokens
@@ -97,53 +130,67 @@ def _configs() -> dict[str, Callable[[], Any]]:
     }
 
 
-def build_base(directory: Path, family: str = "llama", seed: int = 0) -> Path:
+def auto_class(task: str) -> Any:
+    """The class of Transformers that loads a model for this task of PEFT's."""
+    import transformers as hf
+
+    return {
+        "CAUSAL_LM": hf.AutoModelForCausalLM,
+        "SEQ_2_SEQ_LM": hf.AutoModelForSeq2SeqLM,
+        "SEQ_CLS": hf.AutoModelForSequenceClassification,
+        "TOKEN_CLS": hf.AutoModelForTokenClassification,
+        "QUESTION_ANS": hf.AutoModelForQuestionAnswering,
+        "FEATURE_EXTRACTION": hf.AutoModel,
+    }[task]
+
+
+def build_base(directory: Path, family: str = "llama", seed: int = 0, task: str = "CAUSAL_LM") -> Path:
     """Saves a tiny random model of this family, in float32, with a tokenizer and a chat template."""
     import torch
-    from transformers import AutoModelForCausalLM
 
     torch_on_one_thread()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.manual_seed(seed)
-        model = AutoModelForCausalLM.from_config(_configs()[family]())
+        model = auto_class(task).from_config(_configs()[family]())
         # Larger weights than a fresh model's: random logits must not tie, and adapters must show.
         with torch.no_grad():
             for parameter in model.parameters():
                 if parameter.dim() > 1:
                     parameter.normal_(0.0, 0.3)
+        if family == "bart":
+            model.generation_config.forced_bos_token_id = 256
         model.save_pretrained(directory)
     save_tokenizer(directory)
     return directory
 
 
-def build_adapter(base: Path, directory: Path, seed: int = 1, **lora: Any) -> Path:
+def build_adapter(base: Path, directory: Path, seed: int = 1, task: str = "CAUSAL_LM", **lora: Any) -> Path:
     """Saves a random LoRA adapter for `base` with peft itself; `lora` goes to LoraConfig.
 
     Without `target_modules` every linear module is a target.
     """
     import torch
     from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM
 
     options: dict[str, Any] = {"r": 4, "lora_alpha": 8, "target_modules": "all-linear", "init_lora_weights": False}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        model = AutoModelForCausalLM.from_pretrained(base)
+        model = auto_class(task).from_pretrained(base)
         torch.manual_seed(seed)
-        get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **(options | lora))).save_pretrained(directory)
+        get_peft_model(model, LoraConfig(task_type=task, **(options | lora))).save_pretrained(directory)
     return directory
 
 
 @pytest.fixture(scope="session")
 def make_base(tmp_path_factory: pytest.TempPathFactory) -> BaseFactory:
-    """`make_base(family)`: the directory of a tiny random model; one a family and run."""
-    built: dict[str, Path] = {}
+    """`make_base(family, task="CAUSAL_LM")`: the directory of a tiny random model; one a family, task and run."""
+    built: dict[tuple[str, str], Path] = {}
 
-    def make(family: str = "llama") -> Path:
-        if family not in built:
-            built[family] = build_base(tmp_path_factory.mktemp(family) / "base", family)
-        return built[family]
+    def make(family: str = "llama", task: str = "CAUSAL_LM") -> Path:
+        if (family, task) not in built:
+            built[family, task] = build_base(tmp_path_factory.mktemp(family) / "base", family, task=task)
+        return built[family, task]
 
     return make
 
@@ -217,4 +264,10 @@ class InProcessEngine:
 @pytest.fixture
 def in_process() -> Callable[..., InProcessEngine]:
     """`in_process(base, **start)`: an engine with this base loaded, without a process of its own."""
+    return InProcessEngine
+
+
+@pytest.fixture(scope="session")
+def make_engine() -> Callable[..., InProcessEngine]:
+    """As `in_process`, for fixtures that outlive a test."""
     return InProcessEngine

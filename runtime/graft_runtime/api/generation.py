@@ -11,6 +11,7 @@ from graft_runtime.api.pieces import Detokenizer, StopStrings
 from graft_runtime.api.pod import LoadedBase, Pod
 from graft_runtime.api.requests import ChatRequest, CompletionRequest, GenerationRequest
 from graft_runtime.api.tokenizing import Manner
+from graft_runtime.contract import Task
 from graft_runtime.errors import ErrorCode, GraftError
 from graft_runtime.messages import Sampling, Submit
 from graft_runtime.store.residency import Lease
@@ -129,12 +130,12 @@ class Generator:
         stop_tokens = tuple(sorted(manner.stop_tokens))
         choices = []
         for index, prompt in enumerate(prompts):
-            limit = _token_limit(request, manner, base.loaded.context_length - len(prompt))
+            limit = _token_limit(request, manner, base.loaded.room_after(len(prompt)))
 
             def make(name: str, prompt: list[int] = prompt, limit: int = limit) -> Submit:
                 return Submit(name, prompt, limit, adapters, sampling, stop_tokens)
 
-            text = Detokenizer(base.tokenizer.decode, prompt)
+            text = Detokenizer(base.tokenizer.decode, prompt if base.loaded.task is Task.CAUSAL_LM else ())
             choices.append(Choice(index, self._pod.engine.submit(make), text, StopStrings(request.stops)))
         return choices
 
@@ -218,12 +219,13 @@ def _check_prompt(request: GenerationRequest, prompt: list[int], index: int, bas
             field="prompt",
         )
     context, asked = base.loaded.context_length, request.token_limit
-    if len(prompt) + (asked or 1) > context:
+    if len(prompt) >= context or (asked or 1) > base.loaded.room_after(len(prompt)):
         tokens = f"`{parameter}` has {len(prompt)} tokens"
         what = f"{tokens} and up to {asked} are to follow" if asked else tokens
+        apart = base.loaded.task is not Task.CAUSAL_LM
         raise GraftError(
             ErrorCode.CONTEXT_TOO_LONG,
-            f"{what}; the context holds {context} with the answer",
+            f"{what}; the context holds {context} {'of each' if apart else 'with the answer'}",
             hint="shorten the prompt or lower max_tokens; spec.engine.maxSequenceLength may allow more",
             field=parameter,
         )

@@ -143,6 +143,7 @@ class Pod:
                 max_mounted_adapters=engine.max_mounted_adapters,
                 max_rank=engine.max_rank,
                 merge=merge,
+                task=base.task,
             )
         )
         try:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import torch
 
+from graft_runtime.contract import Task
 from graft_runtime.engine.batches import BatchFlow
 from graft_runtime.engine.checks import check_columns, check_request
 from graft_runtime.engine.loader import AdapterReady, BaseReady, Job, Outcome, fault_of
@@ -155,6 +156,7 @@ class Engine:
                 vocabulary_size=base.vocabulary_size,
                 parameter_count=sum(parameter.numel() for parameter in base.model.parameters()),
                 dtype=str(base.dtype).removeprefix("torch."),
+                task=base.task,
             )
         )
 
@@ -206,7 +208,8 @@ class Engine:
                 self._release(digest)
             self._tell(Generated(submit.request, [], "error", EngineFault.of(error)))
             return
-        room = serving.runner.context_length - len(submit.prompt)
+        context, prompt = serving.runner.context_length, len(submit.prompt)
+        room = context - (prompt if serving.base.task is Task.CAUSAL_LM else 1)
         serving.scheduler.add(
             Request(submit, tuple(adapters), Draws(submit.sampling), max_tokens=min(submit.max_tokens, room))
         )

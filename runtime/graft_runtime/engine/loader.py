@@ -76,6 +76,7 @@ class Loader:
                 name=start.name,
                 dtype=start.dtype,
                 max_sequence_length=start.max_sequence_length,
+                task=start.task,
             )
             if start.merge:
                 merge_into(base, start.merge, max_rank=start.max_rank)

@@ -27,6 +27,7 @@ class _Step:
 
     all: Columns
     last: Columns
+    rows: Columns
 
     def of(self, tokens: int, *, head: bool) -> Columns:
         """The columns of a module's input. Raises GraftError: UnsupportedMethod when the model mixes tokens up."""
@@ -34,6 +35,9 @@ class _Step:
             return self.last
         if tokens == self.all.weight.shape[0]:
             return self.all
+        rows = self.rows.weight.shape[0]
+        if tokens % rows == 0:  # as many of each row: what the encoder made of the prompts, one a row
+            return self.rows.of(torch.arange(rows, device=self.rows.weight.device).repeat_interleave(tokens // rows))
         raise GraftError(
             ErrorCode.UNSUPPORTED_METHOD,
             f"the model hands one of its modules {tokens} tokens of {self.all.weight.shape[0]}",
@@ -68,7 +72,8 @@ class AdapterModules:
         if columns is None:
             yield
             return
-        self._step = _Step(columns, columns.of(last))
+        ends = torch.tensor(tokens, device=columns.weight.device).cumsum(0) - 1
+        self._step = _Step(columns, columns.of(last), columns.of(ends))
         hooks = [
             self._modules[path].register_forward_hook(self._hook(path))
             for path, module in self.bank.modules.items()

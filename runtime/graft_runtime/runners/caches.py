@@ -1,4 +1,5 @@
-"""Key-value caches of Transformers, widened, narrowed and joined: padding on the left, which the mask hides.
+"""Key-value caches of Transformers, widened, narrowed and joined: with padding that the mask hides, on the left where
+tokens follow, on the right for the prompts of an encoder.
 
 Padding is written as zeros: what is masked is still multiplied, and 0 · NaN is NaN.
 """
@@ -35,6 +36,26 @@ def join(cache: DynamicCache, other: DynamicCache) -> None:
         if _holds(layer):
             layer.keys = torch.cat([layer.keys, added.keys])
             layer.values = torch.cat([layer.values, added.values])
+
+
+def join_right(cache: DynamicCache, other: DynamicCache) -> None:
+    """Adds the rows of the other cache, padded to the longer on the right."""
+    for layer, added in zip(cache.layers, other.layers, strict=True):
+        if _holds(layer):
+            longest = max(layer.keys.shape[-2], added.keys.shape[-2])
+            layer.keys = torch.cat([_padded_right(keys, longest) for keys in (layer.keys, added.keys)])
+            layer.values = torch.cat([_padded_right(values, longest) for values in (layer.values, added.values)])
+
+
+def cut_right(cache: DynamicCache, length: int) -> None:
+    """Keeps the first `length` columns."""
+    for layer in cache.layers:
+        if _holds(layer):
+            layer.keys, layer.values = layer.keys[:, :, :length], layer.values[:, :, :length]
+
+
+def _padded_right(tensor: torch.Tensor, length: int) -> torch.Tensor:
+    return functional.pad(tensor, (0, 0, 0, length - tensor.shape[-2]))
 
 
 def pad_left(cache: DynamicCache, columns: int) -> None:

@@ -88,7 +88,7 @@ class PaddedRunner:
                 f"base model `{base.name}` can't be served: {type(base.model).__name__} takes no cache",
                 hint="use a model of a family that generates with a cache",
             )
-        self._padding_token = _padding_token(base)
+        self._padding_token = padding_token(base)
         self.pads = "attention_mask" in self._parameters and not keeps_state(self._new_cache())
         """Whether rows of unequal length may share a batch."""
         self.joins = self.pads and can_join(self._new_cache())
@@ -99,16 +99,23 @@ class PaddedRunner:
         """Tokens of the longest sequence that can run."""
         return self._base.context_length
 
-    def start(self, prompts: Sequence[Sequence[int]], adapters: Sequence[tuple[RowAdapter, ...]]) -> PaddedBatch:
+    def start(
+        self,
+        prompts: Sequence[Sequence[int]],
+        answers: Sequence[Sequence[int]],
+        adapters: Sequence[tuple[RowAdapter, ...]],
+    ) -> PaddedBatch:
         """A new batch; computes nothing yet.
 
         Args:
-            prompts: token ids of each row; of one length unless `pads`.
+            prompts: token ids of each row.
+            answers: what each row has been answered already; with the prompts of one length unless `pads`.
             adapters: of each row.
         """
-        longest = max(len(prompt) for prompt in prompts)
-        padding = [longest - len(prompt) for prompt in prompts]
-        ids = [[self._padding_token] * pad + list(prompt) for pad, prompt in zip(padding, prompts, strict=True)]
+        rows = [[*prompt, *answer] for prompt, answer in zip(prompts, answers, strict=True)]
+        longest = max(map(len, rows))
+        padding = [longest - len(row) for row in rows]
+        ids = [[self._padding_token] * pad + row for pad, row in zip(padding, rows, strict=True)]
         mask = [[0] * pad + [1] * (longest - pad) for pad in padding]
         device = self._base.device
         return PaddedBatch(
@@ -127,7 +134,11 @@ class PaddedRunner:
 
     def trial(self, adapter: CompiledAdapter, name: str) -> None:
         """One forward pass of this adapter beside the base's. Raises GraftError, as `try_adapter` says."""
-        try_adapter(self._base, self.bank, adapter, name, lambda *rows: self.forward(self.start(*rows)))
+
+        def forward(prompts: Sequence[list[int]], adapters: Sequence[tuple[RowAdapter, ...]]) -> torch.Tensor:
+            return self.forward(self.start(prompts, [[] for _ in prompts], adapters))
+
+        try_adapter(self._base, self.bank, adapter, name, forward)
 
     def _inputs(self, batch: PaddedBatch) -> dict[str, Any]:
         positions = (batch.mask.cumsum(-1) - 1).clamp(min=0)
@@ -147,7 +158,7 @@ class PaddedRunner:
         return DynamicCache(config=self._base.model.config)
 
 
-def _padding_token(base: BaseModel) -> int:
+def padding_token(base: BaseModel) -> int:
     """Any token that the embedding has: what it computes is masked away."""
     declared = getattr(base.model.config.get_text_config(decoder=True), "pad_token_id", None)
     return declared if isinstance(declared, int) and 0 <= declared < base.vocabulary_size else 0
