@@ -94,7 +94,33 @@ def _configs() -> dict[str, Callable[[], Any]]:
         "bos_token_id": 256,
         "eos_token_id": 257,
     }
+    bert: dict[str, Any] = {
+        "vocab_size": MODEL_VOCABULARY,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 128,
+        "num_labels": 3,
+    }
     return {
+        "bert": lambda: hf.BertConfig(**bert, pad_token_id=258),
+        "roberta": lambda: hf.RobertaConfig(**bert, pad_token_id=1),
+        "deberta": lambda: hf.DebertaV2Config(  # as microsoft/deberta-v3-base
+            **bert,
+            pad_token_id=258,
+            relative_attention=True,
+            position_buckets=8,
+            max_relative_positions=-1,
+            pos_att_type=["p2c", "c2p"],
+            share_att_key=True,
+            norm_rel_ebd="layer_norm",
+            position_biased_input=False,
+            type_vocab_size=0,
+        ),
+        "xlnet": lambda: hf.XLNetConfig(
+            vocab_size=MODEL_VOCABULARY, d_model=32, n_layer=2, n_head=4, d_inner=48, num_labels=3, pad_token_id=258
+        ),
         "llama": lambda: hf.LlamaConfig(**llama_like),
         "mistral": lambda: hf.MistralConfig(**llama_like, sliding_window=8),
         "qwen3": lambda: hf.Qwen3Config(**llama_like, head_dim=8),
@@ -152,13 +178,16 @@ def build_base(directory: Path, family: str = "llama", seed: int = 0, task: str 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.manual_seed(seed)
-        model = auto_class(task).from_config(_configs()[family]())
+        config = _configs()[family]()
+        if task == "QUESTION_ANS":
+            config.num_labels = 2
+        model = auto_class(task).from_config(config)
         # Larger weights than a fresh model's: random logits must not tie, and adapters must show.
         with torch.no_grad():
             for parameter in model.parameters():
                 if parameter.dim() > 1:
                     parameter.normal_(0.0, 0.3)
-        if family == "bart":
+        if family == "bart" and task == "SEQ_2_SEQ_LM":
             model.generation_config.forced_bos_token_id = 256
         model.save_pretrained(directory)
     save_tokenizer(directory)
@@ -173,12 +202,18 @@ def build_adapter(base: Path, directory: Path, seed: int = 1, task: str = "CAUSA
     import torch
     from peft import LoraConfig, get_peft_model
 
-    options: dict[str, Any] = {"r": 4, "lora_alpha": 8, "target_modules": "all-linear", "init_lora_weights": False}
+    options: dict[str, Any] = {
+        "task_type": task,
+        "r": 4,
+        "lora_alpha": 8,
+        "target_modules": "all-linear",
+        "init_lora_weights": False,
+    }
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model = auto_class(task).from_pretrained(base)
         torch.manual_seed(seed)
-        get_peft_model(model, LoraConfig(task_type=task, **(options | lora))).save_pretrained(directory)
+        get_peft_model(model, LoraConfig(**(options | lora))).save_pretrained(directory)
     return directory
 
 

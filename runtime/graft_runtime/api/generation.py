@@ -50,8 +50,8 @@ class Generator:
         """Checks a request against what is served, waits for its adapter and hands it to the engine.
 
         Raises:
-            GraftError: InvalidRequest, UnknownModel, ContextTooLong, NoChatTemplate, NotReady, Overloaded,
-                ShuttingDown, or the fault of the adapter.
+            GraftError: InvalidRequest, UnknownModel, NotGenerative, ContextTooLong, NoChatTemplate, NotReady,
+                Overloaded, ShuttingDown, or the fault of the adapter.
         """
         model = self._known_model(request.model)
         count = len(request.prompts) if isinstance(request, CompletionRequest) else 1
@@ -59,6 +59,7 @@ class Generator:
         lease: Lease | None = None
         try:
             base = self._pod.serving_base()
+            _check_generates(base, model)
             if model != self._pod.config.served_name:
                 lease = await self._pod.adapters.acquire(model, ADAPTER_WAIT_SECONDS)
             manner = await self._pod.manner(lease.digest if lease is not None else None)
@@ -198,6 +199,16 @@ def _prompts(request: GenerationRequest, base: LoadedBase, manner: Manner) -> li
         )
     messages = [message.rendered() for message in request.messages]
     return [base.tokenizer.encode_chat(messages, manner.chat_template)]
+
+
+def _check_generates(base: LoadedBase, model: str) -> None:
+    if not base.loaded.task.generates:
+        raise GraftError(
+            ErrorCode.NOT_GENERATIVE,
+            f"`{model}` makes no text: its base model is loaded for {base.loaded.task}",
+            hint="send this request to a pool with a model that generates",
+            field="model",
+        )
 
 
 def _check_prompt(request: GenerationRequest, prompt: list[int], index: int, base: LoadedBase) -> None:

@@ -12,7 +12,9 @@ from graft_runtime.model.load import BaseModel
 
 
 def check_request(submit: Submit, base: BaseModel, context_length: int) -> None:
-    """Raises GraftError: ContextTooLong, InvalidRequest."""
+    """Raises GraftError: NotGenerative, ContextTooLong, InvalidRequest."""
+    if not base.task.generates:
+        raise GraftError(ErrorCode.NOT_GENERATIVE, f"the base model is loaded for {base.task} and makes no text")
     if len(submit.prompt) >= context_length:
         what = f"the prompt has {len(submit.prompt)} tokens, expected less than the context of {context_length}"
         raise GraftError(ErrorCode.CONTEXT_TOO_LONG, what)

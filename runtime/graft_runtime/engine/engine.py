@@ -39,6 +39,7 @@ from graft_runtime.messages import (
 from graft_runtime.model.bank import RowAdapter
 from graft_runtime.model.load import BaseModel
 from graft_runtime.runners.decoder import DecoderRunner
+from graft_runtime.runners.encoder import EncoderRunner
 from graft_runtime.runners.route import Runner, choose_runner
 
 logger = logging.getLogger(__name__)
@@ -57,10 +58,14 @@ class _Serving:
     def __init__(self, base: BaseModel, start: Start) -> None:
         self.base = base
         self.runner = choose_runner(base, max_rank=start.max_rank)
-        self.scheduler = Scheduler(_flow(self.runner, start.max_sequences))
+        flow = _flow(self.runner, start.max_sequences)
+        self.scheduler = Scheduler(flow) if flow is not None else None
 
 
-def _flow(runner: Runner, max_sequences: int) -> Flow:
+def _flow(runner: Runner, max_sequences: int) -> Flow | None:
+    """How requests for text run; None on a model that makes none."""
+    if isinstance(runner, EncoderRunner):
+        return None
     if isinstance(runner, DecoderRunner):
         return PackedFlow(runner, max_sequences)
     return BatchFlow(runner, max_sequences)
@@ -84,7 +89,11 @@ class Engine:
     @property
     def busy(self) -> bool:
         """Whether a step would do something."""
-        return bool(self._events) or (self._serving is not None and self._serving.scheduler.busy)
+        return bool(self._events) or (self._scheduler is not None and self._scheduler.busy)
+
+    @property
+    def _scheduler(self) -> Scheduler | None:
+        return self._serving.scheduler if self._serving is not None else None
 
     @torch.inference_mode()
     def step(self) -> list[Event]:
@@ -93,8 +102,9 @@ class Engine:
         Raises:
             EngineBrokenError: after an accelerator's error, or three failed steps in a row.
         """
-        if self._serving is not None and self._serving.scheduler.busy:
-            started, scheduler = time.perf_counter(), self._serving.scheduler
+        scheduler = self._scheduler
+        if scheduler is not None and scheduler.busy:
+            started = time.perf_counter()
             turns = scheduler.turns()
             if (stuck := scheduler.stuck()) is not None:
                 self._refuse(stuck)
@@ -210,6 +220,7 @@ class Engine:
             return
         context, prompt = serving.runner.context_length, len(submit.prompt)
         room = context - (prompt if serving.base.task is Task.CAUSAL_LM else 1)
+        assert serving.scheduler is not None, "such a request was refused"
         serving.scheduler.add(
             Request(submit, tuple(adapters), Draws(submit.sampling), max_tokens=min(submit.max_tokens, room))
         )
@@ -221,7 +232,7 @@ class Engine:
 
     @torch.inference_mode()
     def _cancel(self, cancel: Cancel) -> None:
-        request = self._serving.scheduler.drop(cancel.request) if self._serving is not None else None
+        request = self._scheduler.drop(cancel.request) if self._scheduler is not None else None
         if request is not None:
             self._ended(request)
 

@@ -13,13 +13,14 @@ from graft_runtime.model.bank import Bank
 from graft_runtime.model.deltas import AdapterModules
 from graft_runtime.model.load import BaseModel
 from graft_runtime.runners.decoder import DecoderRunner
+from graft_runtime.runners.encoder import EncoderRunner
 from graft_runtime.runners.padded import PaddedRunner
 from graft_runtime.runners.probe import RefusedError, probe
 from graft_runtime.runners.seq2seq import Seq2SeqRunner
 
 logger = logging.getLogger(__name__)
 
-Runner = DecoderRunner | PaddedRunner | Seq2SeqRunner
+Runner = DecoderRunner | PaddedRunner | Seq2SeqRunner | EncoderRunner
 
 
 def choose_runner(base: BaseModel, *, max_rank: int) -> Runner:
@@ -33,6 +34,8 @@ def choose_runner(base: BaseModel, *, max_rank: int) -> Runner:
     modules = AdapterModules(base.model, bank)
     if base.task is Task.SEQ_2_SEQ_LM:
         return Seq2SeqRunner(base, modules)
+    if not base.task.generates:
+        return EncoderRunner(base, modules)
     try:
         with torch.inference_mode():
             family = probe(base, modules)
