@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import BinaryIO
 
@@ -52,7 +52,7 @@ def compile_adapter(
     values = Values(files.name)
     deltas: dict[str, ModuleDelta] = {}
     fitted = fit(files.parts, layout, name=files.name, base_model=files.recipe.base_model)
-    for path, delta in compile_parts(files, fitted, modules, device, values):
+    for path, delta in compile_parts(files, files.parts, fitted, modules, device=device, values=values):
         cast = values.cast(path, delta, dtype)
         deltas[path] = _both(files.name, path, deltas[path], cast) if path in deltas else cast
     values.check(any(delta.changes for delta in deltas.values()))
@@ -60,19 +60,26 @@ def compile_adapter(
 
 
 def compile_parts(
-    files: AdapterFiles, layout: BaseLayout, modules: BaseModules, device: torch.device, values: Values
+    files: AdapterFiles,
+    parts: Sequence[Part],
+    layout: BaseLayout,
+    modules: BaseModules,
+    *,
+    device: torch.device,
+    values: Values,
 ) -> Iterator[tuple[str, ModuleDelta]]:
     """What each part does to a module, in float32, part by part: only one is in memory at a time.
 
     Args:
         files: checked config and header.
+        parts: of the adapter, or some of them.
         layout: as `fit` returns it.
         modules: of the base model.
         device: of the deltas.
         values: takes note of what is not finite.
     """
     with open_weights(files.directory, files.name) as file:
-        for part in files.parts:
+        for part in parts:
             source = _Source(part, layout, modules, file, files, device, values)
             yield from part.compile(source).items()
 
