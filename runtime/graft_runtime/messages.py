@@ -1,6 +1,6 @@
 """The typed messages between the API process and the engine process: MessagePack over one socket pair.
 
-    API process ── Start Mount Unmount Submit Cancel ConvertTokenizer ──► engine process
+    API process ── Start Mount Unmount Submit Cancel ConvertTokenizer Inspect ──► engine process
     API process ◄── Events: one batch a step ────────────────────────── engine process
 
 The engine knows token ids and served identities (digests and scales), not names and not HTTP.
@@ -117,7 +117,15 @@ class ConvertTokenizer(_Message, frozen=True, tag=True, array_like=True):
     """The file to write; its directory exists."""
 
 
-Command = Start | Mount | Unmount | Submit | Cancel | ConvertTokenizer
+class Inspect(_Message, frozen=True, tag=True, array_like=True):
+    """Do all that comes before a mount, and forget it. Answered by Inspected."""
+
+    directory: str
+    name: str
+    """How errors call the adapter."""
+
+
+Command = Start | Mount | Unmount | Submit | Cancel | ConvertTokenizer | Inspect
 
 
 # engine process → API process
@@ -191,7 +199,16 @@ class TokenizerConverted(_Message, frozen=True, tag=True, array_like=True):
     fault: EngineFault | None = None
 
 
-Event = BaseLoaded | BaseFailed | Mounted | MountFailed | Unmounted | Generated | StepDone | TokenizerConverted
+class Inspected(_Message, frozen=True, tag=True, array_like=True):
+    """The answer to Inspect: why the adapter would be refused, if it would."""
+
+    directory: str
+    fault: EngineFault | None = None
+
+
+Event = (
+    BaseLoaded | BaseFailed | Mounted | MountFailed | Unmounted | Generated | StepDone | TokenizerConverted | Inspected
+)
 
 
 _encoder = msgspec.msgpack.Encoder()

@@ -17,6 +17,7 @@ from graft_runtime.api.metrics import Metrics
 from graft_runtime.api.status import StatusBoard
 from graft_runtime.api.tokenizing import TOKENIZER_FILE, Manner, Tokenizer, over, prepare_conversion, read_manner
 from graft_runtime.contract import (
+    AdapterInspection,
     AdapterReport,
     AdapterSet,
     AdapterSetVersion,
@@ -25,8 +26,10 @@ from graft_runtime.contract import (
     Fault,
     RuntimeConfig,
     RuntimeStatus,
+    Source,
 )
 from graft_runtime.errors import ErrorCode, GraftError
+from graft_runtime.inspection import inspect_adapter
 from graft_runtime.messages import BaseFailed, BaseLoaded, Event, Mounted, MountFailed, Start, StepDone, Unmounted
 from graft_runtime.store.cache import Cache, Cached
 from graft_runtime.store.catalogue import is_settled
@@ -241,6 +244,25 @@ class Pod:
             own = await asyncio.to_thread(read_manner, cached.directory, base.tokenizer.token_id)
             return self._manners.setdefault(cached.digest, over(own, base.manner))
         return self._manners[cached.digest]
+
+    async def inspect(self, source: Source) -> AdapterInspection:
+        """A dry run: fetches an adapter and does all that comes before a mount.
+
+        Raises:
+            GraftError: what `Fetches.resolve` raises.
+        """
+        cached = await self.fetches.resolve(source, "adapter")
+        found = await asyncio.to_thread(
+            inspect_adapter, cached.directory, name=source.uri, max_rank=self.config.engine.max_rank
+        )
+        if found.fault is not None:
+            return found
+        await self.engine.spawned.wait()
+        try:
+            await self.engine.inspect(str(cached.directory), source.uri)
+        except GraftError as error:
+            return found.model_copy(update={"fault": Fault.of(error)})
+        return found
 
     # what is true
 

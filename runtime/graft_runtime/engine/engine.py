@@ -26,6 +26,7 @@ from graft_runtime.messages import (
     EngineFault,
     Event,
     Generated,
+    Inspect,
     Mount,
     Mounted,
     MountFailed,
@@ -117,7 +118,7 @@ class Engine:
             case Start() if self._start is None:
                 self._start, self._mounts = message, Mounts(message.max_mounted_adapters)
                 self._load(message)
-            case ConvertTokenizer():
+            case ConvertTokenizer() | Inspect():
                 self._load(message)
             case Start():
                 logger.error("a second Start is ignored")
