@@ -16,6 +16,7 @@ from pathlib import Path
 from graft_runtime.api.logs import configure_logs
 from graft_runtime.api.pod import Places
 from graft_runtime.api.server import read_config, serve
+from graft_runtime.contract import Fault
 from graft_runtime.errors import GraftError
 from graft_runtime.inspection import HIGHEST_RANK, for_people, inspect_adapter
 from graft_runtime.store.network import parse_network
@@ -55,12 +56,14 @@ def _merge(options: argparse.Namespace) -> int:
 
 def _inspect(options: argparse.Namespace) -> int:
     directory, name = options.directory.resolve(), options.directory.resolve().name
-    if options.base is None:
-        found = inspect_adapter(directory, name=name, max_rank=options.max_rank)
-    else:
-        from graft_runtime.model.inspection import inspect_on_base  # noqa: PLC0415 - it needs torch
+    found = inspect_adapter(directory, name=name, max_rank=options.max_rank)
+    if options.base is not None and found.fault is None:
+        from graft_runtime.model.stored import check_fit  # noqa: PLC0415 - it needs torch
 
-        found = inspect_on_base(directory, options.base.resolve(), name=name, max_rank=options.max_rank)
+        try:
+            check_fit(directory, options.base.resolve(), name=name, max_rank=options.max_rank)
+        except GraftError as error:
+            found = found.model_copy(update={"fault": Fault.of(error)})
     text = found.model_dump_json(by_alias=True, indent=2) if options.output == "json" else for_people(found, name)
     sys.stdout.write(text + "\n")
     return EXIT_REFUSED if found.fault is not None else 0
