@@ -9,11 +9,12 @@ from typing import BinaryIO
 
 import torch
 
-from graft_runtime.adapters.deltas import CompiledAdapter, ModuleDelta
+from graft_runtime.adapters.deltas import CompiledAdapter, ModuleDelta, Prefix
 from graft_runtime.adapters.files import AdapterFiles, open_weights
 from graft_runtime.adapters.fit import fit
 from graft_runtime.adapters.layout import BaseLayout
 from graft_runtime.adapters.parts.part import BaseModule, Part
+from graft_runtime.adapters.parts.virtual import KeysAndValues
 from graft_runtime.adapters.tensors import TensorSpan
 from graft_runtime.errors import ErrorCode, GraftError, shown
 
@@ -55,8 +56,13 @@ def compile_adapter(
     for path, delta in compile_parts(files, files.parts, fitted, modules, device=device, values=values):
         cast = values.cast(path, delta, dtype)
         deltas[path] = _both(files.name, path, deltas[path], cast) if path in deltas else cast
-    values.check(any(delta.changes for delta in deltas.values()))
-    return CompiledAdapter(files.method, files.rank, deltas, files.recipe.invocation, _vocabulary(fitted, layout))
+    prefix = _prefix(files, fitted, modules, device, values)
+    if prefix is not None:
+        prefix = prefix.map(lambda tensor: tensor.to(dtype))
+    values.check(prefix is not None or any(delta.changes for delta in deltas.values()))
+    return CompiledAdapter(
+        files.method, files.rank, deltas, files.recipe.invocation, _vocabulary(fitted, layout), prefix
+    )
 
 
 def compile_parts(
@@ -82,6 +88,16 @@ def compile_parts(
         for part in parts:
             source = _Source(part, layout, modules, file, files, device, values)
             yield from part.compile(source).items()
+
+
+def _prefix(
+    files: AdapterFiles, layout: BaseLayout, modules: BaseModules, device: torch.device, values: Values
+) -> Prefix | None:
+    part = next((part for part in files.parts if isinstance(part, KeysAndValues)), None)
+    if part is None:
+        return None
+    with open_weights(files.directory, files.name) as file:
+        return part.prefix(_Source(part, layout, modules, file, files, device, values))
 
 
 @dataclass(frozen=True)

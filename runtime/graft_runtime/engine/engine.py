@@ -9,7 +9,7 @@ from collections.abc import Callable
 import torch
 
 from graft_runtime.engine.batches import BatchFlow
-from graft_runtime.engine.checks import check_columns, check_request
+from graft_runtime.engine.checks import check_columns, check_length, check_request
 from graft_runtime.engine.loader import AdapterReady, BaseReady, Job, Outcome, fault_of
 from graft_runtime.engine.mounts import Mounts
 from graft_runtime.engine.packed import PackedFlow
@@ -37,7 +37,7 @@ from graft_runtime.messages import (
     Unmounted,
 )
 from graft_runtime.model.load import BaseModel
-from graft_runtime.model.rows import RowAdapter
+from graft_runtime.model.rows import RowAdapter, virtual_tokens
 from graft_runtime.runners.decoder import DecoderRunner
 from graft_runtime.runners.route import Runner, choose_runner
 
@@ -203,14 +203,16 @@ class Engine:
                 held.append(served.digest)
                 adapters.append(RowAdapter(adapter, served.weight, first_position(submit.prompt, adapter.invocation)))
             check_columns(adapters, serving.runner.bank)
+            virtual = virtual_tokens(adapters)
+            check_length(len(submit.prompt) + virtual, serving.runner.context_length)
         except GraftError as error:
             for digest in held:
                 self._release(digest)
             self._tell(Generated(submit.request, [], "error", EngineFault.of(error)))
             return
-        room = serving.runner.context_length - len(submit.prompt)
+        room = serving.runner.context_length - len(submit.prompt) - virtual
         serving.scheduler.add(
-            Request(submit, tuple(adapters), Draws(submit.sampling), max_tokens=min(submit.max_tokens, room))
+            Request(submit, tuple(adapters), Draws(submit.sampling), virtual, min(submit.max_tokens, room))
         )
 
     def _ready(self) -> _Serving:

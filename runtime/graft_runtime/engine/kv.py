@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 
 import torch
 
+from graft_runtime.adapters.deltas import Prefix
+
 SMALLEST_EXTENT = 64
 """Tokens."""
 
@@ -184,3 +186,10 @@ class KeyValueStore:
         for slab in self._slabs.values():
             if slab.slots > len(slab.extents):
                 slab.resize(len(slab.extents))
+
+
+def fill(extent: Extent, prefix: Prefix) -> None:
+    """Writes the first positions of an extent."""
+    for layer, (keys, values) in enumerate(zip(prefix.keys, prefix.values, strict=True)):
+        extent.slab.keys[layer][extent.slot, :, : prefix.tokens] = keys
+        extent.slab.values[layer][extent.slot, :, : prefix.tokens] = values

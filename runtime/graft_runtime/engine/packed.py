@@ -124,7 +124,7 @@ class PackedFlow:
         if extent is None:
             self.runner.bank.release(request.adapters)
             return False
-        self._running.append(_Running(request, extent))
+        self._running.append(_Running(request, extent, self.runner.begin(extent, request.adapters)))
         return True
 
     def _grow(self, waiting: deque[Request]) -> None:

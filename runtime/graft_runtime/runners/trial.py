@@ -35,12 +35,12 @@ def try_adapter(base: BaseModel, bank: Bank, adapter: CompiledAdapter, name: str
     adapters = (RowAdapter(adapter, 1.0),)
     bank.hold_for_trial(adapter)
     try:
-        logits = forward([prompt, prompt], [adapters, ()])
+        logits = forward([[prompt[0]] * adapter.virtual_tokens + prompt, prompt], [adapters, ()])
     finally:
         bank.release(adapters)
         for handle in handles:
             handle.remove()
-    if not reached:
+    if not reached and adapter.prefix is None:
         raise GraftError(
             ErrorCode.NO_EFFECT,
             f"adapter `{name}` changes nothing: the model calls none of its {len(adapter.modules)} modules",
