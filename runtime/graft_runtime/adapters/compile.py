@@ -59,6 +59,7 @@ def compile_adapter(
     prefix = _prefix(files, fitted, modules, device, values)
     if prefix is not None:
         prefix = prefix.map(lambda tensor: tensor.to(dtype))
+        values.note_cast("prefix", (prefix.keys, prefix.values), dtype)
     values.check(prefix is not None or any(delta.changes for delta in deltas.values()))
     return CompiledAdapter(
         files.method, files.rank, deltas, files.recipe.invocation, _vocabulary(fitted, layout), prefix
@@ -137,9 +138,13 @@ class Values:
     def cast(self, path: str, delta: ModuleDelta, dtype: torch.dtype) -> ModuleDelta:
         """The delta in the model's dtype; takes a fault down when that or its scale is too much for its values."""
         made = delta.map(lambda tensor: tensor.to(dtype))
-        if not self._faults and not all(is_finite(tensor) for tensor in made.tensors):
-            self._faults.append(f"{path}: values too large for {dtype} once its scale is folded in")
+        self.note_cast(path, made.tensors, dtype)
         return made
+
+    def note_cast(self, what: str, tensors: Sequence[torch.Tensor], dtype: torch.dtype) -> None:
+        """Takes a fault down when tensors that are of the model's dtype now are not finite any more."""
+        if not self._faults and not all(is_finite(tensor) for tensor in tensors):
+            self._faults.append(f"{what}: values too large for {dtype} once its scale is folded in")
 
     def check(self, changes: bool) -> None:
         """Raises GraftError: Corrupt with the faults, NoEffect when nothing changes."""

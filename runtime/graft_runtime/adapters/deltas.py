@@ -76,10 +76,8 @@ class ModuleDelta:
     @property
     def additive(self) -> bool:
         """Whether it is ΔW·x + Δc: it can be weighted, and added to others."""
-        return (
-            all(value is None for value in (self.gain, self.shift, self.input_gain, self.rows, self.prompt))
-            and not self.parameters
-        )
+        others = (self.gain, self.shift, self.input_gain, self.rows, self.prompt)
+        return all(other is None for other in others) and not self.parameters
 
     @property
     def tensors(self) -> list[torch.Tensor]:

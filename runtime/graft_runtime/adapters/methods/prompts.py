@@ -1,4 +1,4 @@
-"""Prompt tuning, P-tuning and prefix tuning: virtual tokens before each prompt. What made them is folded in at saving."""
+"""Prompt tuning, P-tuning and prefix tuning: virtual tokens before each prompt, as PEFT folds them at saving."""
 
 from __future__ import annotations
 

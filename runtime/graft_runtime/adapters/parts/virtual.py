@@ -29,7 +29,7 @@ class VirtualTokens(Part):
 
 @dataclass(frozen=True)
 class Prompt(VirtualTokens):
-    """Embeddings (https://arxiv.org/abs/2104.08691). A scaled embedding does not scale them: PEFT hands them in beside."""
+    """Embeddings (https://arxiv.org/abs/2104.08691). What scales an embedding does not scale them."""
 
     kinds: ClassVar = (INPUT_EMBEDDING,)
 
