@@ -77,8 +77,8 @@ def test_mixed_with_others(
         for name, prompt in cases
     ]
     expected = {}
-    for name, prompt in cases:
-        expected[f"{name} {len(prompt)}"] = greedy(base, adapters[name] if name else None, prompt, 6)
+    for whose, prompt in cases:
+        expected[f"{whose} {len(prompt)}"] = greedy(base, adapters[whose] if whose else None, prompt, 6)
     for adapter in adapters:
         assert any(expected[f"{adapter} {len(prompt)}"] != expected[f"None {len(prompt)}"] for prompt in PROMPTS)
     assert engine.answers(submits) == expected
