@@ -130,6 +130,8 @@ class Reconciler:
             plan = make_plan(observed, self._settings, time.time())
         self._resolutions.keep(key, plan.unrecorded)
         await self._tell(key, view, plan, memory)
+        if plan.status is not None:
+            metrics.tell_pool(key.namespace, key.name, plan.status)
         self._queue.mark(key, plan.requeue_after)
 
     def _forget(self, key: PoolKey) -> None:
@@ -247,7 +249,6 @@ class Reconciler:
             raise
         memory.status = status
         self._store.put(KIND, answer)
-        metrics.tell_pool(key.namespace, key.name, status)
         for transition in plan.transitions:
             await self._tell_event(key, view, transition)
 
