@@ -43,6 +43,8 @@ CREATE_AT_ONCE = 16
 POLL_SECONDS = 0.25
 DEADLINE_SECONDS = 600.0
 SAMPLE = re.compile(r"^(?P<name>\w+)(?:\{(?P<labels>.*)\})? (?P<value>\S+)$", re.MULTILINE)
+_COMPILED = {"PYTHONDONTWRITEBYTECODE": ""}
+"""Modules are compiled by the first operator, for the second: an image holds them compiled."""
 Versions = Mapping[tuple[str, str], str]
 
 
@@ -87,7 +89,7 @@ class OperatorProcess:
                     *("--signing-key-secret", "signing-key", "--health-address", "127.0.0.1"),
                     *("--health-port", str(port)),
                 ],
-                env={**os.environ, "KUBECONFIG": str(kubeconfig)},
+                env={**os.environ, "KUBECONFIG": str(kubeconfig), **_COMPILED, "PYTHONPYCACHEPREFIX": str(log.parent)},
                 stdout=output,
                 stderr=output,
             )

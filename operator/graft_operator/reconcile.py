@@ -14,7 +14,7 @@ from graft_operator.conditions import Reason, timestamp
 from graft_operator.events import Transition
 from graft_operator.followers import PodFollowers
 from graft_operator.objects import TEMPLATE_HASH_ANNOTATION, KubernetesObject
-from graft_operator.observed import Applied, Failure, Observed, PoolView, read_child
+from graft_operator.observed import Applied, Failure, Observed, PoolView, applied_hash, read_child
 from graft_operator.plan import Apply, Plan, make_plan
 from graft_operator.queue import WorkQueue
 from graft_operator.resolutions import Resolutions
@@ -123,6 +123,7 @@ class Reconciler:
         plan = make_plan(self._observe(key, view, memory), self._settings, time.time())
         if not await self._template_is_valid(plan, memory):
             plan = make_plan(self._observe(key, view, memory), self._settings, time.time())
+        memory.applied = dict(plan.applied)
         try:
             await self._carry_out(key, plan, memory)
         except EffectFailedError as error:
@@ -230,8 +231,12 @@ class Reconciler:
         self._store.put(kind, found)
 
     async def _tell(self, key: PoolKey, view: PoolView, plan: Plan, memory: PoolMemory) -> None:
+        if plan.status is None:
+            return
         status = plan.status
-        if status is None or status == (memory.status or view.status):
+        if memory.applied:
+            status = status.model_copy(update={"applied_hash": applied_hash(memory.applied)})
+        if status == (memory.status or view.status):
             return
         body = {
             "apiVersion": API_VERSION,
@@ -248,7 +253,7 @@ class Reconciler:
                 return
             raise
         memory.status = status
-        self._store.put(KIND, answer)
+        self._store.put(KIND, answer, mark=False)
         for transition in plan.transitions:
             await self._tell_event(key, view, transition)
 
