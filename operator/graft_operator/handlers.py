@@ -19,6 +19,7 @@ SERVER_TIMEOUT_SECONDS = 240  # an int: it goes into the URL
 CLIENT_TIMEOUT_SECONDS = 300.0
 CONNECT_TIMEOUT_SECONDS = 10.0
 REQUEST_TIMEOUT_SECONDS = 30.0
+WORKER_IDLE_SECONDS = 0.2  # kopf has a task for each object that told something lately: thousands at a start
 ERROR_BACKOFFS = (0.2, 0.5, 1.0, 2.0, 3.0)
 
 # Kind → group, version, plural.
@@ -76,6 +77,7 @@ def _settings() -> kopf.OperatorSettings:
     settings.watching.client_timeout = CLIENT_TIMEOUT_SECONDS
     settings.watching.connect_timeout = CONNECT_TIMEOUT_SECONDS
     settings.queueing.exit_timeout = 0.5
+    settings.queueing.idle_timeout = WORKER_IDLE_SECONDS
     for kind in WATCHED_KINDS:
         selector = selector_for(kind)
         if selector is not None:

@@ -20,6 +20,11 @@ REQUESTS = Counter(
     ["method", "status"],
     registry=REGISTRY,
 )
+OBSERVED = Gauge(
+    "graft_operator_observed_timestamp_seconds",
+    "Unix time at which a pass had ended over each pool that was there at the start; 0: not yet",
+    registry=REGISTRY,
+)
 CONDITIONS = Gauge(
     "graft_pool_condition", "1 where the condition is True", ["namespace", "name", "condition"], registry=REGISTRY
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 
 from graft_operator import metrics
@@ -79,6 +79,13 @@ class Reconciler:
         self._keys = keys
         self._settings = settings
         self._memories: dict[PoolKey, PoolMemory] = {}
+        self._unobserved: set[PoolKey] = set()
+
+    def expect(self, keys: Collection[PoolKey]) -> None:
+        """Tell in the log and the metrics when a pass has ended over each of these pools."""
+        self._unobserved = set(keys)
+        if not keys:
+            metrics.OBSERVED.set_to_current_time()
 
     async def work(self) -> None:
         """Take keys from the queue for ever."""
@@ -133,9 +140,18 @@ class Reconciler:
         await self._tell(key, view, plan, memory)
         if plan.status is not None:
             metrics.tell_pool(key.namespace, key.name, plan.status)
+            self._is_observed(key)
         self._queue.mark(key, plan.requeue_after)
 
+    def _is_observed(self, key: PoolKey) -> None:
+        if key in self._unobserved:
+            self._unobserved.discard(key)
+            if not self._unobserved:
+                metrics.OBSERVED.set_to_current_time()
+                logger.info("a pass has ended over each pool that was there at the start")
+
     def _forget(self, key: PoolKey) -> None:
+        self._is_observed(key)
         self._memories.pop(key, None)
         self._followers.follow(key, ())
         self._resolutions.keep(key, ())
