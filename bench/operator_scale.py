@@ -155,9 +155,9 @@ async def measure(kubeconfig: Path, namespace: str, pools: int, log: Path, profi
             await _create(cluster, namespace, pools)
             await _until(lambda: _observed(first, pools), "a pass over every pool")
             create = await first.usage()
+            await _until(lambda: _is_settled(cluster, namespace, pools), "the pools to settle")
             await _until(lambda: _is_idle(first), "the operator to be idle")
             created = await first.usage()
-        await _until(lambda: _has_status(cluster, namespace, pools), "a status of every pool")
         before = await _versions(cluster, namespace)
         with OperatorProcess(kubeconfig, namespace, log, profile=profile) as second:
             await _until(lambda: _has_observed(second), "a pass over every pool")
@@ -226,12 +226,11 @@ async def _is_idle(operator: OperatorProcess) -> bool:
     return (await operator.usage()).passes == before
 
 
-async def _has_status(cluster: Cluster, namespace: str, pools: int) -> bool:
-    found = await cluster.list(KIND, namespace, None)
-    told = [
-        body for body in found if body.get("status", {}).get("observedGeneration") == body["metadata"]["generation"]
-    ]
-    return len(told) == pools
+async def _is_settled(cluster: Cluster, namespace: str, pools: int) -> bool:
+    """The controllers have said all that they will, and each status tells so."""
+    statuses = [body.get("status", {}) for body in await cluster.list(KIND, namespace, None)]
+    conditions = [{found["type"]: found["status"] for found in status.get("conditions", ())} for status in statuses]
+    return [found.get("Reconciling") for found in conditions] == ["False"] * pools
 
 
 async def _until(holds: Callable[[], Awaitable[bool]], what: str) -> None:

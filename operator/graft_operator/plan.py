@@ -228,11 +228,10 @@ class _Decision:
         known = self.observed.applied
         if known:
             return {found.key: known[found.key] for found in wanted if found.key in known}
-        children = {found.key: self.observed.own(*found.key) for found in wanted}
         supposed = {
             found.key: Applied(found.desired, child.fingerprint)
             for found in wanted
-            if (child := children[found.key]) is not None
+            if (child := self.observed.own(*found.key)) is not None
         }
         return supposed if applied_hash(supposed) == self.observed.pool.status.applied_hash else {}
 
