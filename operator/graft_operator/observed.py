@@ -127,6 +127,11 @@ class Applied:
     fingerprint: str
 
 
+def applied_hash(applied: Mapping[tuple[str, str], Applied]) -> str:
+    """One hash for all objects of a pool: what was wanted of each, and what came of it."""
+    return digest_of(sorted((*key, last.desired, last.fingerprint) for key, last in applied.items()))
+
+
 @dataclass(frozen=True)
 class Failure:
     """Why the effects of a plan stopped; a person must look."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -21,6 +22,7 @@ from graft_operator.observed import (
     PoolView,
     ResolvedSource,
     Rollout,
+    applied_hash,
     digest_of,
     read_child,
 )
@@ -237,6 +239,52 @@ def test_drift_is_repaired(kind: str) -> None:
     plan = plan_of(replace(observed, children=touched))
     assert [apply.body["kind"] for apply in plan.workload] == [kind]
     assert plan.workload[0].uid is not None
+
+
+def restarted(observed: Observed) -> Observed:
+    """What the next operator sees: the status tells of the last applies, and nothing is remembered."""
+    status = observed.pool.status.model_copy(update={"applied_hash": applied_hash(observed.applied)})
+    return replace(observed, pool=replace(observed.pool, status=status), applied={})
+
+
+def test_the_next_operator_writes_nothing_where_all_is_as_the_status_vouches() -> None:
+    observed = running(BILLING)
+    plan = plan_of(restarted(observed))
+    assert (plan.mounts, plan.workload, plan.deletes) == ((), (), ())
+    assert plan.applied == observed.applied
+    assert plan.status == restarted(observed).pool.status
+
+
+@pytest.mark.parametrize(
+    "touch",
+    [
+        pytest.param(lambda child: replace(child, fingerprint="other"), id="edited"),
+        pytest.param(lambda child: None, id="deleted"),
+        pytest.param(lambda child: replace(child, owner_uid="other"), id="another owner's"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["Service", "Deployment", "NetworkPolicy", "ConfigMap"])
+def test_the_next_operator_repairs_what_drifted_while_none_ran(
+    kind: str, touch: Callable[[Child], Child | None]
+) -> None:
+    observed = restarted(running(BILLING))
+    first = next(child for child in observed.children if child.kind == kind)
+    others = [child for child in observed.children if child is not first]
+    touched = touch(first)
+    plan = plan_of(replace(observed, children=(*others, *([] if touched is None else [touched]))))
+    assert (first.kind, first.name) in [apply.key for apply in (*plan.mounts, *plan.workload)]
+    assert not plan.applied
+
+
+def test_the_next_operator_applies_what_another_version_wants_otherwise() -> None:
+    observed = restarted(running(BILLING))
+    plan = make_plan(observed, replace(SETTINGS, runtime_image="runtime:2"), NOW)
+    assert ("Deployment", "support") in [apply.key for apply in plan.workload]
+
+
+def test_a_status_without_a_hash_vouches_for_nothing() -> None:
+    plan = plan_of(replace(running(BILLING), applied={}))
+    assert len(plan.mounts) + len(plan.workload) == 7
 
 
 def test_an_object_of_another_owner_is_no_child_of_ours() -> None:
