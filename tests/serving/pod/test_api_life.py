@@ -135,6 +135,24 @@ def test_when_the_engine_dies_the_pod_ends_and_says_so(doomed_pod: Any) -> None:
     assert "the engine process ended with status -9" in doomed_pod.log
 
 
+def test_when_the_engine_dies_whoever_is_no_generation_yet_is_told_as_well(
+    doomed_pod: Any, make_adapter: Callable[..., Path]
+) -> None:
+    """Two wait for an adapter to be mounted, the third has not sent all of its request."""
+    os.kill(doomed_pod.engine_pid, signal.SIGSTOP)
+    assert doomed_pod.push(doomed_pod.set_of(1, doomed_pod.entry("late", make_adapter("late")))).status == 200
+    slow = http.client.HTTPConnection(doomed_pod.address, 8000, timeout=60)
+    with ThreadPoolExecutor(2) as threads, contextlib.closing(slow):
+        waiting = [threads.submit(doomed_pod.complete, "late", stream=streamed) for streamed in (False, True)]
+        slow.request("POST", "/v1/completions", b"{", {"Content-Length": "100"})
+        threading.Event().wait(0.5)  # the requests are on their way: no one could see them arrive
+        os.kill(doomed_pod.engine_pid, signal.SIGKILL)
+        response = slow.getresponse()
+        answers = [(response.status, json.load(response))]
+        answers += [(answer.result().status, answer.result().json) for answer in waiting]
+    assert [(status, body["error"]["code"]) for status, body in answers] == [(503, "ShuttingDown")] * 3
+
+
 def test_when_the_pod_dies_the_engine_ends(doomed_pod: Any, wait_until: Callable[..., Any]) -> None:
     engine = doomed_pod.engine_pid
     doomed_pod.kill()
