@@ -20,6 +20,7 @@ from graft_runtime.messages import (
     ConvertTokenizer,
     Event,
     Generated,
+    Occupancy,
     StepDone,
     Submit,
     TokenizerConverted,
@@ -40,8 +41,6 @@ STALL_STEPS = 10
 class Progress:
     """How the step loop is doing."""
 
-    running: int = 0
-    waiting: int = 0
     last_change: float = 0.0
     """When a step ended or work came after none; seconds of the monotonic clock."""
     slowest: float = 0.0
@@ -113,6 +112,7 @@ class EngineClient:
         self._conversions: dict[str, asyncio.Future[None]] = {}
         self._numbers = itertools.count(1)
         self.progress = Progress()
+        self.occupancy = Occupancy()
         self.spawned = asyncio.Event()
 
     @property
@@ -192,10 +192,11 @@ class EngineClient:
                         del self._answers[event.request]
             case StepDone():
                 progress = self.progress
-                progress.running, progress.waiting = event.running, event.waiting
                 progress.last_change = time.monotonic()
                 progress.slowest = max(progress.slowest, event.seconds)
                 self._heard(event)
+            case Occupancy():
+                self.occupancy = event
             case TokenizerConverted():
                 self._converted(event)
             case _:
