@@ -154,7 +154,7 @@ def _is_scaled_to_zero(facts: Facts) -> Verdict | None:
 
 
 def _base_failed(facts: Facts) -> Verdict | None:
-    for pod in facts.pods:
+    for pod in sorted(facts.observed.newest_pods, key=lambda pod: pod.name):
         status = facts.report(pod)
         if status is not None and status.config_hash == facts.current and status.base.state is BaseState.FAILED:
             fault = status.base.fault or Fault(
