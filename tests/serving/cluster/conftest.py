@@ -54,6 +54,11 @@ class Pool:
         ready = next(one for one in found["status"]["conditions"] if one["type"] == "Ready")
         return bool(ready["status"] == "True" and ready["observedGeneration"] == found["metadata"]["generation"])
 
+    def ready_replicas(self) -> tuple[int, set[int]]:
+        """On how many pods the status counts the pool as ready, and on how many its adapters."""
+        status = self.get()["status"]
+        return status["readyReplicas"], {adapter["readyReplicas"] for adapter in status["adapters"]}
+
     def restarts(self) -> dict[str, int]:
         """Of the container of each pod, by the pod's UID; -1 while it is not ready."""
         return self._restarts(NAMESPACE)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from tests.serving.cluster.conftest import Pool
 
 PROMPTS = ("hello", "1, 2, 3,")
-CLIENT_SECONDS = 30.0
+CLIENT_SECONDS = 60.0
 PAUSE_SECONDS = 0.2
 LEAD = 1e-4
 """Of each token of the expected answers over the next best: what else is in a batch must not decide."""

@@ -21,12 +21,15 @@ if TYPE_CHECKING:
     from tests.serving.cluster.kills.conftest import Load, Result
 
 logger = logging.getLogger(__name__)
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
 
 # Seconds from the kill to all Ready.
 OPERATOR_BOUND = 30.0
 RUNTIME_BOUND = 60.0
 CONTROL_PLANE_BOUND = 30.0
+
+HANG_BOUND = 25.0
+"""Seconds until the status counts a pod that hangs no longer, nor what it last said."""
 
 ROUTED_AWAY = 5.0
 """Seconds from the kill after which the Service leads nobody to the dead pod any more."""
@@ -83,6 +86,26 @@ def test_nobody_notices_a_killed_part_of_the_control_plane(pool: Pool, load: Loa
     until_ready(pool, lambda: pool.cluster.process(victim) != process, killed + CONTROL_PLANE_BOUND)
     assert told(load, killed).keys() == {RIGHT}
     assert pool.restarts() == pods
+
+
+def test_the_status_tells_of_a_pod_that_hangs_and_it_goes_on_where_it_was(pool: Pool, load: Load) -> None:
+    """It hangs for less than its liveness probe allows; clients wait meanwhile, or are led to the other pod."""
+    before = pool.restarts()
+    process = pool.process("graft-runtime", min(before))
+    both = (process, pool.process("graft_runtime.engine", below=process))
+    hung = time.monotonic()
+    for one in both:
+        os.kill(one, signal.SIGSTOP)
+    try:
+        pool.eventually(lambda: pool.ready_replicas() == (1, {1}), "the pod no longer counts", hung + HANG_BOUND)
+        assert not pool.is_ready()
+    finally:
+        for one in both:
+            os.kill(one, signal.SIGCONT)
+    pool.eventually(lambda: pool.ready_replicas() == (2, {2}), "the pod counts again", hung + RUNTIME_BOUND)
+    pool.eventually(pool.is_ready, "the pool is Ready", hung + RUNTIME_BOUND)
+    assert told(load, hung).keys() == {RIGHT}
+    assert pool.restarts() == before
 
 
 def kill(process: int) -> float:

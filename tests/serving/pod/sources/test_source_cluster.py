@@ -18,7 +18,7 @@ from graft_local import demo, helm
 from graft_local.cluster import LocalCluster
 from graft_local.demo_client import complete, wait_until_routed
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
 
 NAMESPACE, SYSTEM, POOL = "team-a", "graft-system", "private"
 OPENED = {"allowedNetworks": ["127.0.0.0/8"], "allowedSchemes": ["hf", "https"]}
@@ -146,7 +146,7 @@ def test_from_a_forbidden_address_by_a_wrong_token_to_an_answer(
 
     # The Secret is corrected: that is all.
     stage.put_token(TOKEN)
-    stage.kubectl("wait", "--for=condition=Ready", f"ad/{POOL}", f"--timeout={SECONDS:.0f}s")
+    stage.kubectl("wait", "--for=condition=Ready", f"ad/{POOL}", "--timeout=120s", timeout=130.0)
     assert stage.restarts()[pod] == 0
     assert stage.restarts().keys() <= {pod, *older}
     tuned, packed = stage.status()["adapters"]
