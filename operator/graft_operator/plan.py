@@ -291,13 +291,14 @@ class _Decision:
         return tuple(Resolve(pod, source) for source in sources if self._retry_at(source) <= self.now)
 
     def _pod_to_ask(self) -> PodView | None:
-        """One that answers and has the sources of the current spec; a Ready one where there is one."""
+        """One that answers and has the sources of the current spec; of the newest a Ready one, where there is one."""
+        newest = {pod.uid for pod in self.observed.newest_pods}
         able = [
             pod
             for pod in self.observed.pods
             if pod.counts and (status := self.observed.report(pod)) and status.config_hash == self.current
         ]
-        return min(able, key=lambda pod: (not pod.ready, pod.name), default=None)
+        return min(able, key=lambda pod: (pod.uid not in newest, not pod.ready, pod.name), default=None)
 
     def _retry_at(self, source: Source) -> float:
         found = self.observed.resolutions.get(source)

@@ -188,8 +188,15 @@ class StepDone(_Message, frozen=True, tag=True, array_like=True):
     """After each step of the engine."""
 
     seconds: float
-    running: int
-    waiting: int
+
+
+class Occupancy(_Message, frozen=True, tag=True, array_like=True):
+    """How full the engine is, whenever that has changed."""
+
+    running: int = 0
+    waiting: int = 0
+    reserved: int = 0
+    """Tokens for which keys and values are reserved."""
 
 
 class TokenizerConverted(_Message, frozen=True, tag=True, array_like=True):
@@ -207,7 +214,16 @@ class Inspected(_Message, frozen=True, tag=True, array_like=True):
 
 
 Event = (
-    BaseLoaded | BaseFailed | Mounted | MountFailed | Unmounted | Generated | StepDone | TokenizerConverted | Inspected
+    BaseLoaded
+    | BaseFailed
+    | Mounted
+    | MountFailed
+    | Unmounted
+    | Generated
+    | StepDone
+    | Occupancy
+    | TokenizerConverted
+    | Inspected
 )
 
 

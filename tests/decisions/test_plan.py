@@ -114,7 +114,14 @@ def with_pods(observed: Observed, *, ready: bool = True, **report: Any) -> Obser
         replace(child, rollout=rollout) if child.kind == "Deployment" else child for child in observed.children
     )
     pods = tuple(
-        PodView(f"support-{number}", f"pod-{number}", f"10.0.0.{number}", rollout.config_hash, ready)
+        PodView(
+            f"support-{number}",
+            f"pod-{number}",
+            f"10.0.0.{number}",
+            rollout.config_hash,
+            ready,
+            rollout.pod_template_hash,
+        )
         for number in range(rollout.desired)
     )
     adapter_set = stored_sets(observed)[rollout.config_hash]
@@ -331,6 +338,14 @@ def test_an_unknown_digest_is_asked_of_one_pod_and_the_entry_waits_for_it() -> N
     assert stored_sets(observed)[next(iter(stored_sets(observed)))].adapters[0].digest is None
     assert adapter(plan, "billing").reason == "Resolving"
     assert told(plan)["Stalled"] == ("False", "NoFault")
+
+
+def test_a_pod_of_the_current_template_is_asked_before_others() -> None:
+    """It alone has the networks, mounts and variables of today."""
+    observed = with_pods(carried_out(fresh(spec_of(BILLING)), plan_of(fresh(spec_of(BILLING)))))
+    old, new = observed.pods
+    mixed = replace(observed, pods=(replace(old, template_hash="before"), replace(new, ready=False)))
+    assert [resolve.pod.name for resolve in plan_of(mixed).resolves] == [new.name]
 
 
 def test_a_source_that_can_t_be_resolved_tells_the_pods_why_so_that_none_waits_for_it() -> None:

@@ -19,6 +19,7 @@ from graft_runtime.messages import (
     Generated,
     Mount,
     Mounted,
+    Occupancy,
     Sampling,
     ServedAdapter,
     StepDone,
@@ -171,7 +172,7 @@ class World:
             elif isinstance(event, Unmounted):
                 self.mounted.discard(event.digest)
             else:
-                assert isinstance(event, StepDone), event
+                assert isinstance(event, StepDone | Occupancy), event
 
     def check(self, asked: Asked) -> None:
         expected, margins = self.oracle.answer(asked.prompt, asked.digest, asked.scale)

@@ -22,6 +22,7 @@ from graft_runtime.messages import (
     Generated,
     Inspect,
     Inspected,
+    Occupancy,
     StepDone,
     Submit,
     TokenizerConverted,
@@ -42,8 +43,6 @@ STALL_STEPS = 10
 class Progress:
     """How the step loop is doing."""
 
-    running: int = 0
-    waiting: int = 0
     last_change: float = 0.0
     """When a step ended or work came after none; seconds of the monotonic clock."""
     slowest: float = 0.0
@@ -116,6 +115,7 @@ class EngineClient:
         """By the kind of the answer and the directory that it is about."""
         self._numbers = itertools.count(1)
         self.progress = Progress()
+        self.occupancy = Occupancy()
         self.spawned = asyncio.Event()
 
     @property
@@ -205,10 +205,11 @@ class EngineClient:
                         del self._answers[event.request]
             case StepDone():
                 progress = self.progress
-                progress.running, progress.waiting = event.running, event.waiting
                 progress.last_change = time.monotonic()
                 progress.slowest = max(progress.slowest, event.seconds)
                 self._heard(event)
+            case Occupancy():
+                self.occupancy = event
             case TokenizerConverted() | Inspected():
                 self._answered(event)
             case _:

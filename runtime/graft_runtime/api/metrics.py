@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from graft_runtime.contract import AdapterReport
+from graft_runtime.messages import Occupancy
 
 MAX_NAMES = 200
 OTHER = "other"
@@ -35,6 +36,7 @@ class Metrics:
         )
         self._running = self._gauge("running_sequences", "Sequences in the running batch.")
         self._waiting = self._gauge("waiting_sequences", "Sequences that wait for a place in it.")
+        self._reserved = self._gauge("reserved_tokens", "Tokens for which keys and values are reserved.")
         self._adapters = Gauge("graft_adapters", "Adapters of the catalogue.", ["state"], registry=self.registry)
 
     def _counter(self, name: str, text: str, labels: list[str]) -> Counter:
@@ -52,10 +54,11 @@ class Metrics:
         self._names.add(name)
         return name
 
-    def render(self, reports: Iterable[AdapterReport], *, running: int, waiting: int) -> bytes:
+    def render(self, reports: Iterable[AdapterReport], occupancy: Occupancy) -> bytes:
         """The text that Prometheus scrapes."""
-        self._running.set(running)
-        self._waiting.set(waiting)
+        self._running.set(occupancy.running)
+        self._waiting.set(occupancy.waiting)
+        self._reserved.set(occupancy.reserved)
         self._adapters.clear()
         for state, count in CountOf(report.state.value for report in reports).items():
             self._adapters.labels(state).set(count)

@@ -30,6 +30,7 @@ from graft_runtime.messages import (
     Mount,
     Mounted,
     MountFailed,
+    Occupancy,
     Start,
     StepDone,
     Submit,
@@ -80,6 +81,7 @@ class Engine:
         self._mounts = Mounts(0)
         self._events: list[Event] = []
         self._failed_steps = 0
+        self._occupancy = Occupancy()
 
     @property
     def busy(self) -> bool:
@@ -99,7 +101,8 @@ class Engine:
             if (stuck := scheduler.stuck()) is not None:
                 self._refuse(stuck)
             self._count([self._advance(scheduler, turn) for turn in turns])
-            self._tell(StepDone(time.perf_counter() - started, scheduler.running, scheduler.waiting))
+            self._tell(StepDone(time.perf_counter() - started))
+            self._tell_occupancy(scheduler)
         events, self._events = self._events, []
         return events
 
@@ -127,6 +130,12 @@ class Engine:
 
     def _tell(self, event: Event) -> None:
         self._events.append(event)
+
+    def _tell_occupancy(self, scheduler: Scheduler) -> None:
+        now = Occupancy(scheduler.running, scheduler.waiting, scheduler.flow.reserved)
+        if now != self._occupancy:
+            self._occupancy = now
+            self._tell(now)
 
     # what the loader brings
 
@@ -222,9 +231,12 @@ class Engine:
 
     @torch.inference_mode()
     def _cancel(self, cancel: Cancel) -> None:
-        request = self._serving.scheduler.drop(cancel.request) if self._serving is not None else None
+        if self._serving is None:
+            return
+        request = self._serving.scheduler.drop(cancel.request)
         if request is not None:
             self._ended(request)
+            self._tell_occupancy(self._serving.scheduler)  # there may be no step after this
 
     def _ended(self, request: Request) -> None:
         for served in request.submit.adapters:

@@ -125,6 +125,11 @@ class KeyValueStore:
         """How many are reserved."""
         return sum(len(slab.extents) for slab in self._slabs.values())
 
+    @property
+    def reserved(self) -> int:
+        """Tokens of all extents that are reserved."""
+        return sum(slab.capacity * len(slab.extents) for slab in self._slabs.values())
+
     def reserve(self, tokens: int) -> Extent | None:
         """An extent for so many tokens or more, all zeros; None when there is no room."""
         capacity = self._capacity(tokens)

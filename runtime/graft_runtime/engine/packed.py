@@ -82,6 +82,10 @@ class PackedFlow:
     def requests(self) -> list[Request]:
         return [running.request for running in self._running]
 
+    @property
+    def reserved(self) -> int:
+        return self.runner.kv.reserved
+
     def admit(self, waiting: deque[Request]) -> None:
         self._grow(waiting)
         while waiting and len(self._running) < self._max_sequences and self._start(waiting[0]):

@@ -69,6 +69,11 @@ class Flow(Protocol):
         """Those that run, the oldest first."""
         ...
 
+    @property
+    def reserved(self) -> int:
+        """Tokens for which there are keys and values, or room for them."""
+        ...
+
     def admit(self, waiting: deque[Request]) -> None:
         """Takes from the front of the queue what there is room for; may put back at the front what there is not."""
         ...
