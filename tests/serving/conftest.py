@@ -78,6 +78,16 @@ def _configs() -> dict[str, Callable[[], Any]]:
         "gpt_oss": lambda: hf.GptOssConfig(  # attention sinks, experts
             **llama_like, head_dim=8, sliding_window=8, num_local_experts=4, num_experts_per_tok=2
         ),
+        "phi3": lambda: hf.Phi3Config(**llama_like),
+        "gpt_neox": lambda: hf.GPTNeoXConfig(
+            vocab_size=MODEL_VOCABULARY,
+            hidden_size=32,
+            intermediate_size=48,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            max_position_embeddings=256,
+            **tokens,
+        ),
         "gpt2": lambda: hf.GPT2Config(
             vocab_size=MODEL_VOCABULARY, n_embd=32, n_layer=2, n_head=4, n_positions=256, **tokens
         ),
