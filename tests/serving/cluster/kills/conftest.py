@@ -81,7 +81,7 @@ class Received:
         if self.status == 0 or (self.status != 200 and not self.whole):
             return Outcome.CUT, self.why
         if self.status != 200:
-            return _judged_error(self.status, self.content)
+            return _judged_error(self.status, self.content, self.headers)
         if self.headers.get("x-graft-adapter-digest") != asked.digest:
             return Outcome.WRONG, f"digest {self.headers.get('x-graft-adapter-digest')}, expected {asked.digest}"
         if asked.streamed:
@@ -116,15 +116,16 @@ def _judged_text(asked: Asked, model: str, text: str, content: bytes) -> tuple[O
     return Outcome.WRONG, f"{content[:300]!r}, expected {asked.text!r}"
 
 
-def _judged_error(status: int, content: bytes) -> tuple[Outcome, str]:
-    """A name that is served is never refused for good: 5xx, which clients try again."""
+def _judged_error(status: int, content: bytes, headers: Mapping[str, str] | None = None) -> tuple[Outcome, str]:
+    """A name that is served is never refused for good: 5xx, which clients try again; 503 says when."""
     try:
         error = json.loads(content)["error"]
         told = f"{status} {error['code']}: {error['message']}"
         shaped = {"message", "type", "param", "code"} <= error.keys()
     except (ValueError, TypeError, KeyError):
         return Outcome.WRONG, f"{status}, no error in OpenAI's shape: {content[:300]!r}"
-    return (Outcome.ERROR if shaped and status in {500, 503} else Outcome.WRONG), told
+    retried = status == 500 or (status == 503 and "retry-after" in (headers or {}))
+    return (Outcome.ERROR if shaped and retried else Outcome.WRONG), told
 
 
 class Client:
@@ -176,6 +177,7 @@ class Load:
     """Clients who ask all the time, each for every name in turn."""
 
     def __init__(self, address: str, kinds: Mapping[str, Sequence[Asked]]) -> None:
+        self.names = {one.name for asked in kinds.values() for one in asked}
         self._stop = threading.Event()
         self._lock = threading.Lock()
         self._results: list[Result] = []

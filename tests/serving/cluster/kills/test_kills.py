@@ -34,8 +34,8 @@ HANG_BOUND = 25.0
 ROUTED_AWAY = 5.0
 """Seconds from the kill after which the Service leads nobody to the dead pod any more."""
 HELD, HELD_SECONDS = 2, 0.5
-CALM_SECONDS = 1.0
-"""Of load after all is Ready again, before the next kill."""
+ROUND_SECONDS = 20.0
+"""In which the clients have asked for every name."""
 
 RIGHT, ERROR, CUT = "right", "error in OpenAI's shape", "connection refused or cut"
 
@@ -128,8 +128,11 @@ def until_ready(pool: Pool, is_back: Callable[[], bool], deadline: float) -> Non
 
 
 def told(load: Load, since: float) -> Counter[str]:
-    """How many requests ended in which way since then, and a moment longer; none was wrong, and each name answered."""
-    time.sleep(CALM_SECONDS)
+    """How many requests ended in which way since then; none was wrong, and by now each name answers."""
+    now = time.monotonic()
+    while {result.asked.name for result in load.results(now) if right_and_begun(result, now)} != load.names:
+        assert time.monotonic() < now + ROUND_SECONDS, "not every name answers"
+        time.sleep(0.05)
     results = load.results(since)
     wrong = [describe(result, since) for result in results if result.outcome == "wrong"]
     assert not wrong, "\n".join(wrong)
@@ -137,6 +140,10 @@ def told(load: Load, since: float) -> Counter[str]:
     for line in (str(dict(counts)), *(describe(result, since) for result in results if result.outcome != RIGHT)):
         logger.info(line)
     return counts
+
+
+def right_and_begun(result: Result, since: float) -> bool:
+    return result.outcome == RIGHT and result.began >= since
 
 
 def describe(result: Result, since: float) -> str:
