@@ -57,8 +57,7 @@ def compile_adapter(
                 faults.append(f"{step.path}: values too large for {dtype} once its scale {step.scale:g} is folded in")
             deltas[step.path] = delta
     check_values(files.name, faults, any(delta.a.any() and delta.b.any() for delta in deltas.values()))
-    moved = {path: LowRank(delta.a.to(device), delta.b.to(device)) for path, delta in deltas.items()}
-    return CompiledAdapter(files.method, files.rank, moved)
+    return CompiledAdapter(files.method, files.rank, deltas).to(device)
 
 
 def check_values(name: str, faults: list[str], changes: bool) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -23,7 +23,7 @@ class LowRank:
 
 @dataclass(frozen=True, eq=False)
 class CompiledAdapter:
-    """An adapter in the memory of the model's device, checked against the base it was compiled for."""
+    """An adapter in the memory of one device, checked against the base it was compiled for."""
 
     method: str
     rank: int
@@ -34,3 +34,8 @@ class CompiledAdapter:
     def bytes(self) -> int:
         """In the memory of the device."""
         return sum(tensor.nbytes for delta in self.low_rank.values() for tensor in (delta.a, delta.b))
+
+    def to(self, device: torch.device) -> CompiledAdapter:
+        """The same in the memory of this device: a copy, unless it is there already."""
+        moved = {path: LowRank(delta.a.to(device), delta.b.to(device)) for path, delta in self.low_rank.items()}
+        return replace(self, low_rank=moved)
