@@ -175,11 +175,19 @@ class InProcessEngine:
         from graft_runtime.messages import Start
 
         torch_on_one_thread()
-        loader = Loader()
-        self.engine = Engine(lambda job: self.engine.handle(loader.do(job)))
+        self.loader = Loader()
+        self.load_later: list[Any] | None = None
+        """Where jobs of the loader are put instead of being done, once it is a list."""
+        self.engine = Engine(self._load)
         options = {"max_sequences": 64, "max_sequence_length": 4096, "max_mounted_adapters": 8, "max_rank": 16}
         self.handle(Start(str(base), "tiny", start.pop("dtype", "float32"), **(options | start)))
         self.started = self.step()
+
+    def _load(self, job: Any) -> None:
+        if self.load_later is None:
+            self.engine.handle(self.loader.do(job))
+        else:
+            self.load_later.append(job)
 
     def handle(self, command: Any) -> None:
         self.engine.handle(command)
