@@ -339,7 +339,7 @@ class Residency:
                 artifact.residence, artifact.turn = Residence.MOUNTING, self._turns
                 self._send(Mount(artifact.digest, str(artifact.cached.directory), artifact.name))
             case "unmount":
-                artifact.residence = Residence.UNMOUNTING
+                artifact.residence, artifact.in_host = Residence.UNMOUNTING, artifact.wanted
                 self._send(Unmount(artifact.digest, keep=artifact.wanted))
             case "yield" | "stay":
                 artifact.yielding = step.action == "yield"
