@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import resource
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,14 @@ def sources(tmp_path: Path) -> Sources:
     for name in ("a", "b", "c"):
         write_adapter(tmp_path / "shelf" / name, name)
     return Sources((MOUNT,), {"shelf": tmp_path / "shelf"})
+
+
+@pytest.fixture
+def file_size_limit() -> Iterator[Callable[[int], None]]:
+    """`file_size_limit(bytes)`: no file of this process may grow past it from then on."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def write_adapter(directory: Path, content: str) -> None:
@@ -104,6 +114,19 @@ def test_a_full_disk_is_told_and_leaves_nothing(
         copy(cache, sources, "a")
     assert caught.value.code == "NoCapacity"
     assert list((tmp_path / "cache" / "partial").iterdir()) == []
+
+
+def test_a_disk_that_takes_only_part_of_a_write_is_full(
+    tmp_path: Path, sources: Sources, file_size_limit: Callable[[int], None]
+) -> None:
+    """The kernel writes what still fits and says so; only the next write is refused."""
+    cache = Cache(tmp_path / "cache", None, tuple)
+    file_size_limit(WEIGHTS_BYTES - 1)
+    with pytest.raises(GraftError) as caught:
+        copy(cache, sources, "a")
+    assert caught.value.code == "NoCapacity"
+    assert cache.unfinished == []
+    assert list((tmp_path / "cache" / "sha256").iterdir()) == []
 
 
 def test_what_was_half_copied_before_a_kill_is_swept(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import errno
 import hashlib
 import itertools
 import logging
+import os
 import shutil
 import threading
 from collections.abc import Callable, Collection, Iterator
@@ -51,7 +52,9 @@ class _Arrival:
         """Raises GraftError: NoCapacity; OSError."""
         self.make_room(len(piece))
         self.taken += len(piece)
-        file.write(piece)
+        rest = memoryview(piece)
+        while rest:  # a disk that fills takes a part, and refuses the next
+            rest = rest[file.write(rest) :]
 
     def sweep(self) -> int:
         """Removes what is not whole; the bytes that this gives back."""
@@ -250,6 +253,7 @@ def _copy_file(directory: Directory, name: str, arrival: _Arrival) -> FileRecord
             arrival.write(file, chunk)
             hasher.update(chunk)
             size += len(chunk)
+        os.fsync(file.fileno())  # its name must not outlive its bytes when the node loses power
     target.chmod(0o444)
     record = FileRecord(name, size, hasher.hexdigest())
     directory.check(record, target)
