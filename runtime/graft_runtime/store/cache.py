@@ -6,6 +6,7 @@ import contextlib
 import errno
 import hashlib
 import itertools
+import json
 import logging
 import os
 import shutil
@@ -102,8 +103,9 @@ class Cache:
         self._sizes = {path.name: _size(path) for path in self._checkpoints.iterdir()}
         """Bytes by hex digest, least recently used first."""
         self._arriving = 0
-        self._known: dict[str, str] = {}
-        """Digests by kind and identity of their sources."""
+        self._known_models = directory / "models.json"
+        self._known = self._read_known()
+        """Digests by kind and identity of their sources. Those of models outlive a restart."""
         self._busy: dict[str, _Busy] = {}
         self._kept: dict[str, _Arrival] = {}
         """What is left of copies whose sources broke off, by kind and identity, the oldest first."""
@@ -139,12 +141,31 @@ class Cache:
                 with self._alone(key):
                     known = self.find(self._known.get(key, ""))
                     cached = known or self._copy(directory, kind, key)
-                    self._known[key] = cached.digest
+                    if known is None:
+                        self._remember(key, cached.digest)
                 return replace(cached, revision=directory.revision)
         except OSError as error:
             with self._lock:
                 self._forget_kept(0)
             raise _disk_fault(uri, error) from error
+
+    def _remember(self, key: str, digest: str) -> None:
+        with self._lock:
+            self._known[key] = digest
+            models = {key: digest for key, digest in self._known.items() if key.startswith("model ")}
+            if key in models:
+                partial = self._known_models.with_suffix(".partial")
+                partial.write_text(json.dumps(models))
+                partial.replace(self._known_models)
+
+    def _read_known(self) -> dict[str, str]:
+        """What an earlier start remembered, as far as it is still here."""
+        try:
+            found = json.loads(self._known_models.read_text())
+        except (OSError, ValueError):
+            return {}
+        here = {f"sha256:{name}" for name in self._sizes}
+        return {key: digest for key, digest in found.items() if digest in here} if isinstance(found, dict) else {}
 
     def _copy(self, directory: Directory, kind: Kind, key: str | None = None) -> Cached:
         names = directory.names()
