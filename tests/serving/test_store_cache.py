@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import io
 import os
 import resource
 from collections.abc import Callable, Iterator
@@ -218,6 +219,40 @@ def test_a_disk_that_takes_only_part_of_a_write_is_full(
     assert caught.value.code == "NoCapacity"
     assert cache.unfinished == []
     assert list((tmp_path / "cache" / "sha256").iterdir()) == []
+
+
+class SmallDisk(io.FileIO):
+    """A file on a disk with room for two adapters below `cache`: it takes what fits, and refuses the next byte."""
+
+    root: Path
+
+    def write(self, piece: Any, /) -> int:
+        taken = sum(path.stat().st_size for path in self.root.rglob("adapter_*"))
+        room = 2 * ADAPTER_BYTES - taken
+        if room <= 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return super().write(memoryview(piece)[:room])
+
+
+def test_on_a_full_disk_what_nobody_uses_goes_first(
+    tmp_path: Path, sources: Sources, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used: set[str] = set()
+    cache = Cache(tmp_path / "cache", None, lambda: used)
+    monkeypatch.setattr(SmallDisk, "root", tmp_path / "cache", raising=False)
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "open", lambda path, mode, buffering: SmallDisk(path, mode))
+        a, b = copy(cache, sources, "a"), copy(cache, sources, "b")
+        used.add(a.digest)
+        c = copy(cache, sources, "c")
+        used.add(c.digest)
+        with pytest.raises(GraftError) as caught:
+            copy(cache, sources, "b")
+    assert caught.value.code == "NoCapacity"
+    assert (c.directory / "adapter_model.safetensors").read_bytes() == b"c" * WEIGHTS_BYTES
+    assert cache.find(b.digest) is None
+    assert cache.find(a.digest)
+    assert cache.unfinished == []
 
 
 def test_what_was_half_copied_before_a_kill_is_swept(tmp_path: Path) -> None:

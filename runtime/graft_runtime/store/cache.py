@@ -25,7 +25,8 @@ logger = logging.getLogger(__name__)
 
 CHUNK_BYTES = 1 << 20
 KEPT_COPIES = 4
-_NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+_DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+_NO_ROOM = _DISK_FULL | {errno.EFBIG}
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,7 @@ class _Arrival:
 
     directory: Path
     make_room: Callable[[int], None]
+    evict: Callable[[], bool]
     taken: int = 0
     records: dict[str, FileRecord] = field(default_factory=dict)
     """The files that are whole."""
@@ -55,7 +57,11 @@ class _Arrival:
         self.taken += len(piece)
         rest = memoryview(piece)
         while rest:  # a disk that fills takes a part, and refuses the next
-            rest = rest[file.write(rest) :]
+            try:
+                rest = rest[file.write(rest) :]
+            except OSError as error:
+                if error.errno not in _DISK_FULL or not self.evict():
+                    raise
 
     def sweep(self) -> int:
         """Removes what is not whole; the bytes that this gives back."""
@@ -178,7 +184,7 @@ class Cache:
     @contextlib.contextmanager
     def _spool(self, uri: str) -> Iterator[Spool]:
         """A file that is gone afterwards; meanwhile it takes room as everything else does."""
-        with self._arrival(uri) as arrival, (arrival.directory / "archive").open("w+b") as file:
+        with self._arrival(uri) as arrival, (arrival.directory / "archive").open("w+b", buffering=0) as file:
             yield _SpoolFile(file, arrival)
 
     @contextlib.contextmanager
@@ -189,7 +195,7 @@ class Cache:
         if arrival is None:
             partial = self._partial / str(next(self._numbers))
             partial.mkdir()
-            arrival = _Arrival(partial, lambda size: self._make_room(size, uri))
+            arrival = _Arrival(partial, lambda size: self._make_room(size, uri), self._give_up_one)
         keep = False
         try:
             yield arrival
@@ -249,6 +255,11 @@ class Cache:
                         hint="give the cache more bytes, or list fewer adapters",
                     )
             self._arriving += size
+
+    def _give_up_one(self) -> bool:
+        """The disk is full, of what others keep there as well. False when nothing here can go."""
+        with self._lock:
+            return self._evict_one()
 
     def _evict_one(self) -> bool:
         if self._kept:
