@@ -33,7 +33,8 @@ from graft_runtime.messages import (
 )
 from graft_runtime.store import catalogue as catalogue_module
 from graft_runtime.store.cache import Cached
-from graft_runtime.store.residency import Lease, Residency
+from graft_runtime.store.leases import Lease
+from graft_runtime.store.residency import Residency
 
 TOKENS = 14
 OPERATIONS = 150

@@ -15,7 +15,6 @@ from graft_runtime.messages import (
     Mount,
     Mounted,
     MountFailed,
-    ServedAdapter,
     Tier,
     Unmount,
     Unmounted,
@@ -23,32 +22,11 @@ from graft_runtime.messages import (
 from graft_runtime.store.cache import Cached
 from graft_runtime.store.catalogue import PATIENCE_SECONDS, Alias, Artifact, Residence, Step, plan_mounts, report
 from graft_runtime.store.fetches import TRANSIENT, Fetches
+from graft_runtime.store.leases import Lease
 
 logger = logging.getLogger(__name__)
 
 RETRY_MOUNT_SECONDS = 30.0
-
-
-class Lease:
-    """One request's hold on one version of an adapter, until `release`."""
-
-    def __init__(self, alias: Alias, artifact: Artifact, found: Tier | None, ended: Callable[[Lease], None]) -> None:
-        self.digest = artifact.digest
-        self.served = ServedAdapter(artifact.digest, alias.entry.scale)
-        self.alias = alias
-        self.artifact = artifact
-        self.found = found
-        """Where the adapter was when it was asked for; None: in no tier yet."""
-        self.revoked: Callable[[], None] | None = None
-        """Called when the adapter's time to drain is over."""
-        self._ended = ended
-        self._released = False
-
-    def release(self) -> None:
-        """Once or more often."""
-        if not self._released:
-            self._released = True
-            self._ended(self)
 
 
 class Residency:

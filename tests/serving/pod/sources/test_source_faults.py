@@ -113,10 +113,10 @@ def test_sources_that_fail_and_a_pod_that_goes_on(shop: Shop, files: Callable[[s
     assert (reply.status, reply.json["error"]["code"]) == (503, "NoCapacity")
     shop.cancel("huge")
 
-    # slow: the others do not wait for it
+    # slow: the others do not wait for them
     def drip(handler: BaseHTTPRequestHandler) -> None:
         handler.send_response(200)
-        handler.send_header("Content-Length", str(len(slow[WEIGHTS])))
+        handler.send_header("Content-Length", str(len(slow[WEIGHTS]) + 1))
         handler.end_headers()
         while not hub.cdn.stopping.wait(0.05):
             try:
@@ -125,12 +125,14 @@ def test_sources_that_fail_and_a_pod_that_goes_on(shop: Shop, files: Callable[[s
                 break
         handler.close_connection = True
 
-    hub.cdn.faults[shop.offer("slow", slow)] = [drip] * 9
-    shop.order("slow", slow)
+    slow_ones = {f"slow-{number}": slow | {WEIGHTS: slow[WEIGHTS] + bytes([number])} for number in range(3)}
+    for name, content in slow_ones.items():
+        hub.cdn.faults[shop.offer(name, content)] = [drip] * 9
+        shop.order(name, content)
     shop.offer("good", good)
     shop.order("good", good)
     assert shop.ready("good").state in {AdapterState.MOUNTED, AdapterState.CACHED}
-    assert pod.report("slow").state is AdapterState.FETCHING
+    assert {pod.report(name).state for name in slow_ones} == {AdapterState.FETCHING}
 
     # cut, and read on from where it broke
     path = shop.offer("cut", cut)
@@ -160,5 +162,5 @@ def test_sources_that_fail_and_a_pod_that_goes_on(shop: Shop, files: Callable[[s
     shop.ready("large")
 
     assert pod.text("good") not in {pod.text("tiny"), pod.text("cut"), pod.text("changed"), pod.text("large")}
-    assert pod.report("slow").state is AdapterState.FETCHING
-    assert not shop.is_cached("slow")
+    assert {pod.report(name).state for name in slow_ones} == {AdapterState.FETCHING}
+    assert not any(shop.is_cached(name) for name in slow_ones)
