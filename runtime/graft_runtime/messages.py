@@ -8,9 +8,14 @@ The engine knows token ids and served identities (digests and scales), not names
 
 from __future__ import annotations
 
+from typing import Literal
+
 import msgspec
 
 from graft_runtime.errors import ErrorCode, GraftError
+
+Tier = Literal["device", "host", "disk"]
+"""Where an adapter is: its pack in the memory of the model's device, or compiled in host memory, or its files."""
 
 
 class _Message(msgspec.Struct, frozen=True, tag=True, array_like=True):
@@ -72,6 +77,8 @@ class Unmount(_Message, frozen=True, tag=True, array_like=True):
     """Let this adapter go once no request runs on it. Answered by Unmounted."""
 
     digest: str
+    keep: bool = False
+    """In host memory, for the next time; else it is forgotten there as well."""
 
 
 class ServedAdapter(msgspec.Struct, frozen=True, array_like=True):
@@ -157,6 +164,8 @@ class Mounted(_Message, frozen=True, tag=True, array_like=True):
     module_count: int
     bytes: int
     """In the memory of the model's device."""
+    tier: Tier = "disk"
+    """Where it was before. `host`: compiled and tried already."""
 
 
 class MountFailed(_Message, frozen=True, tag=True, array_like=True):
@@ -167,9 +176,17 @@ class MountFailed(_Message, frozen=True, tag=True, array_like=True):
 
 
 class Unmounted(_Message, frozen=True, tag=True, array_like=True):
-    """No request runs on the adapter and its memory is free."""
+    """No request runs on the adapter and its memory on the device is free."""
 
     digest: str
+    tier: Tier | None = None
+    """Where it is kept, if it was to be: in host memory, or on disk alone where that has no room for it."""
+
+
+class Dropped(_Message, frozen=True, tag=True, array_like=True):
+    """These have left host memory, since others needed the room."""
+
+    digests: list[str]
 
 
 class Generated(_Message, frozen=True, tag=True, array_like=True):
@@ -219,6 +236,7 @@ Event = (
     | Mounted
     | MountFailed
     | Unmounted
+    | Dropped
     | Generated
     | StepDone
     | Occupancy

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
@@ -13,7 +14,7 @@ from graft_runtime.api.requests import ChatRequest, CompletionRequest, Generatio
 from graft_runtime.api.tokenizing import Manner
 from graft_runtime.errors import ErrorCode, GraftError
 from graft_runtime.messages import Sampling, Submit
-from graft_runtime.store.residency import Lease
+from graft_runtime.store.leases import Lease
 
 ADAPTER_WAIT_SECONDS = 30.0
 WAITING_PER_PLACE = 8
@@ -59,7 +60,7 @@ class Generator:
         try:
             base = self._pod.serving_base()
             if model != self._pod.config.served_name:
-                lease = await self._pod.adapters.acquire(model, ADAPTER_WAIT_SECONDS)
+                lease = await self._acquire(model)
             manner = await self._pod.manner(lease.digest if lease is not None else None)
             prompts = await self._tokenize(request, base, manner)
             choices = self._submit(request, prompts, base, manner, lease)
@@ -70,6 +71,12 @@ class Generator:
             raise
         merged = self._pod.merge.digest if self._pod.merge is not None else None
         return _generation(model, lease, merged=merged, prompts=prompts, choices=choices, release=release)
+
+    async def _acquire(self, name: str) -> Lease:
+        asked = time.monotonic()
+        lease = await self._pod.adapters.acquire(name, ADAPTER_WAIT_SECONDS)
+        self._pod.metrics.lent(lease.found, time.monotonic() - asked)
+        return lease
 
     def _known_model(self, name: str | None) -> str:
         served = self._pod.config.served_name

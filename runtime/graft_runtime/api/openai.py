@@ -128,6 +128,7 @@ class OpenAIRoutes:
                 "name": report.name,
                 "digest": report.digest,
                 "state": report.state.value,
+                "tier": self._pod.adapters.tier(report.name),
                 "bytes": report.bytes,
                 "rank": report.rank,
                 "method": report.method,

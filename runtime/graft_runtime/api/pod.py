@@ -30,7 +30,17 @@ from graft_runtime.contract import (
 )
 from graft_runtime.errors import ErrorCode, GraftError
 from graft_runtime.inspection import inspect_adapter
-from graft_runtime.messages import BaseFailed, BaseLoaded, Event, Mounted, MountFailed, Start, StepDone, Unmounted
+from graft_runtime.messages import (
+    BaseFailed,
+    BaseLoaded,
+    Dropped,
+    Event,
+    Mounted,
+    MountFailed,
+    Start,
+    StepDone,
+    Unmounted,
+)
 from graft_runtime.store.cache import Cache, Cached
 from graft_runtime.store.catalogue import is_settled
 from graft_runtime.store.fetches import TRANSIENT, Fetches
@@ -340,5 +350,12 @@ class Pod:
                 self._loaded.set_result(event)
             case BaseFailed() if not self._loaded.done():
                 self._loaded.set_exception(event.fault.error())
-            case Mounted() | MountFailed() | Unmounted():
+            case Mounted() | MountFailed() | Unmounted() | Dropped():
+                self._count_evictions(event)
                 self.adapters.on_event(event)
+
+    def _count_evictions(self, event: Mounted | MountFailed | Unmounted | Dropped) -> None:
+        if isinstance(event, Dropped):
+            self.metrics.adapter_evictions.labels("host").inc(len(event.digests))
+        elif isinstance(event, Unmounted) and event.tier is not None:
+            self.metrics.adapter_evictions.labels("device").inc()

@@ -10,6 +10,7 @@ import torch
 
 from graft_runtime.engine.batches import BatchFlow
 from graft_runtime.engine.checks import check_columns, check_length, check_request
+from graft_runtime.engine.ledger import room_in_host
 from graft_runtime.engine.loader import AdapterReady, BaseReady, Job, Outcome, fault_of
 from graft_runtime.engine.mounts import Mounts
 from graft_runtime.engine.packed import PackedFlow
@@ -28,14 +29,12 @@ from graft_runtime.messages import (
     Generated,
     Inspect,
     Mount,
-    Mounted,
     MountFailed,
     Occupancy,
     Start,
     StepDone,
     Submit,
     Unmount,
-    Unmounted,
 )
 from graft_runtime.model.load import BaseModel
 from graft_runtime.model.rows import RowAdapter, virtual_tokens
@@ -116,8 +115,7 @@ class Engine:
             case Mount():
                 self._mount(message)
             case Unmount():
-                if self._mounts.unmount(message.digest):
-                    self._tell(Unmounted(message.digest))
+                self._events += self._mounts.unmount(message.digest, keep=message.keep)
             case Start() if self._start is None:
                 self._start, self._mounts = message, Mounts(message.max_mounted_adapters)
                 self._load(message)
@@ -158,6 +156,7 @@ class Engine:
         except GraftError as error:
             self._tell(BaseFailed(EngineFault.of(error)))
             return
+        self._mounts.open_host(room_in_host(base.device), base.device)
         self._tell(
             BaseLoaded(
                 runner=self._serving.runner.name,
@@ -180,24 +179,23 @@ class Engine:
             self._mounts.abandon(digest)
             self._tell(MountFailed(digest, fault_of(error, f"adapter `{ready.name}`")))
             return
-        if self._mounts.publish(digest, adapter):
-            self._tell(Mounted(digest, adapter.rank, len(adapter.modules), adapter.bytes))
-        else:
-            self._tell(Unmounted(digest))
+        self._events += self._mounts.publish(digest, adapter)
 
     def _mount(self, mount: Mount) -> None:
         if self._mounts.loading(mount.digest):
             self._mounts.begin(mount.digest)
             return
         try:
-            adapter = self._mounts.begin(mount.digest)
-        except GraftError as error:
-            self._tell(MountFailed(mount.digest, EngineFault.of(error)))
+            mounted = self._mounts.begin(mount.digest)
+        except Exception as error:
+            if _is_fatal(error):
+                raise EngineBrokenError("the accelerator failed") from error
+            self._tell(MountFailed(mount.digest, fault_of(error, f"adapter `{mount.name}`")))
             return
-        if adapter is None:
+        if mounted is None:
             self._load(mount)
         else:
-            self._tell(Mounted(mount.digest, adapter.rank, len(adapter.modules), adapter.bytes))
+            self._tell(mounted)
 
     # requests
 
@@ -243,8 +241,7 @@ class Engine:
             self._release(served.digest)
 
     def _release(self, digest: str) -> None:
-        if self._mounts.release(digest):
-            self._tell(Unmounted(digest))
+        self._events += self._mounts.release(digest)
 
     # steps
 

@@ -9,34 +9,24 @@ from collections.abc import Callable, Iterator
 from graft_runtime.adapters.files import read_adapter_files
 from graft_runtime.contract import AdapterEntry, AdapterReport, AdapterSet, Source
 from graft_runtime.errors import ErrorCode, GraftError
-from graft_runtime.messages import Command, Mount, Mounted, MountFailed, ServedAdapter, Unmount, Unmounted
+from graft_runtime.messages import (
+    Command,
+    Dropped,
+    Mount,
+    Mounted,
+    MountFailed,
+    Tier,
+    Unmount,
+    Unmounted,
+)
 from graft_runtime.store.cache import Cached
-from graft_runtime.store.catalogue import Alias, Artifact, Residence, plan_mounts, report
+from graft_runtime.store.catalogue import PATIENCE_SECONDS, Alias, Artifact, Residence, Step, plan_mounts, report
 from graft_runtime.store.fetches import TRANSIENT, Fetches
+from graft_runtime.store.leases import Lease
 
 logger = logging.getLogger(__name__)
 
 RETRY_MOUNT_SECONDS = 30.0
-
-
-class Lease:
-    """One request's hold on one version of an adapter, until `release`."""
-
-    def __init__(self, alias: Alias, artifact: Artifact, ended: Callable[[Lease], None]) -> None:
-        self.digest = artifact.digest
-        self.served = ServedAdapter(artifact.digest, alias.entry.scale)
-        self.alias = alias
-        self.artifact = artifact
-        self.revoked: Callable[[], None] | None = None
-        """Called when the adapter's time to drain is over."""
-        self._ended = ended
-        self._released = False
-
-    def release(self) -> None:
-        """Once or more often."""
-        if not self._released:
-            self._released = True
-            self._ended(self)
 
 
 class Residency:
@@ -72,8 +62,10 @@ class Residency:
         self._preparing: dict[str, asyncio.Task[None]] = {}
         self._leases: set[Lease] = set()
         self._waiting: dict[str, asyncio.Event] = {}
-        self._clock = 0
+        self._clock, self._turns = 0, 0
         self._base_loaded, self._advancing = False, False
+        self._short = False
+        """Somebody waits for a place."""
         self.digests: frozenset[str] = frozenset()
         """All that the cache must keep. Read by other threads."""
 
@@ -119,6 +111,12 @@ class Residency:
         artifact = self._artifacts.get(digest)
         return artifact.cached if artifact is not None else None
 
+    def tier(self, name: str) -> Tier | None:
+        """Where what answers under a name is; None: in no tier yet, or no such name."""
+        alias = self._aliases.get(name)
+        artifact = self._artifacts.get(alias.serving or alias.entry.digest or "") if alias is not None else None
+        return artifact.tier if artifact is not None else None
+
     async def acquire(self, name: str, wait_seconds: float) -> Lease:
         """A mounted adapter for one request; waits until it is mounted.
 
@@ -126,17 +124,13 @@ class Residency:
             GraftError: UnknownModel, Resolving, Loading, or the adapter's own fault.
         """
         deadline = asyncio.get_running_loop().time() + wait_seconds
-        while True:
-            alias, artifact = self._find(name)
-            if artifact.residence is Residence.MOUNTED:
-                return self._lend(alias, artifact)
-            if artifact.fault is not None:
+        alias, artifact = self._find(name)
+        found = artifact.tier
+        while not artifact.lendable:
+            if artifact.fault is not None and artifact.residence is not Residence.MOUNTED:
                 raise artifact.fault
-            artifact.waiters += 1
             try:
-                self._advance()
-                async with asyncio.timeout_at(deadline):
-                    await self._waiting.setdefault(artifact.digest, asyncio.Event()).wait()
+                await self._turn_of(artifact, deadline)
             except TimeoutError:
                 raise GraftError(
                     ErrorCode.LOADING,
@@ -144,21 +138,43 @@ class Residency:
                     hint="try again",
                     field="model",
                 ) from None
-            finally:
-                artifact.waiters -= 1
+            alias, artifact = self._find(name)
+        return self._lend(alias, artifact, found)
 
-    def on_event(self, event: Mounted | MountFailed | Unmounted) -> None:
+    async def _turn_of(self, artifact: Artifact, deadline: float) -> None:
+        """Waits until something has changed about an adapter. Raises TimeoutError."""
+        loop = asyncio.get_running_loop()
+        if not artifact.waiters:
+            artifact.since = loop.time()
+        artifact.waiters += 1
+        self._advance()
+        patience = loop.call_later(PATIENCE_SECONDS, self._advance)
+        try:
+            async with asyncio.timeout_at(deadline):
+                await self._waiting.setdefault(artifact.digest, asyncio.Event()).wait()
+        finally:
+            patience.cancel()
+            artifact.waiters -= 1
+            if self._short:
+                self._advance()
+
+    def on_event(self, event: Mounted | MountFailed | Unmounted | Dropped) -> None:
         """Takes what the engine tells."""
-        artifact = self._artifacts.get(event.digest)
-        if artifact is None:
-            return
+        for digest in event.digests if isinstance(event, Dropped) else ():
+            if (artifact := self._artifacts.get(digest)) is not None:
+                artifact.in_host = False
+        if not isinstance(event, Dropped) and (artifact := self._artifacts.get(event.digest)) is not None:
+            self._moved(artifact, event)
+
+    def _moved(self, artifact: Artifact, event: Mounted | MountFailed | Unmounted) -> None:
         match event:
             case Mounted() if artifact.residence is not Residence.UNMOUNTING:
                 artifact.residence, artifact.proven, artifact.fault = Residence.MOUNTED, True, None
+                artifact.in_host, artifact.yielding = False, False
             case MountFailed():
                 self._mount_failed(artifact, event.fault.error())
             case Unmounted() if artifact.residence is Residence.UNMOUNTING:
-                artifact.residence = Residence.ABSENT
+                artifact.residence, artifact.in_host = Residence.ABSENT, event.tier == "host"
         left_behind = [self._switch(self._aliases[name]) for name in self._names.get(artifact.digest, ())]
         if not artifact.wanted or any(left_behind):
             self._refresh()
@@ -243,6 +259,8 @@ class Residency:
         artifact.wanted, artifact.pinned = False, False
         if artifact.residence is Residence.ABSENT and not artifact.users:
             del self._artifacts[artifact.digest]
+            if artifact.in_host:
+                self._send(Unmount(artifact.digest))
             if (task := self._preparing.pop(artifact.digest, None)) is not None:
                 task.cancel()
             self._wake(artifact.digest)
@@ -284,18 +302,27 @@ class Residency:
 
     def _mount_next(self) -> None:
         self._advancing = False
-        for step in plan_mounts(self._artifacts.values(), self._limit):
+        plan = plan_mounts(self._artifacts.values(), self._limit, asyncio.get_running_loop().time())
+        self._short = plan.short
+        for step in plan.steps:
             artifact = self._artifacts[step.digest]
-            if step.action == "mount":
-                assert artifact.cached is not None
-                artifact.residence = Residence.MOUNTING
-                self._send(Mount(artifact.digest, str(artifact.cached.directory), artifact.name))
-            elif step.action == "unmount":
-                artifact.residence = Residence.UNMOUNTING
-                self._send(Unmount(artifact.digest))
-            else:
-                artifact.fault = _no_place(artifact.name, self._limit)
+            self._take(step, artifact)
             self._touched(artifact)
+
+    def _take(self, step: Step, artifact: Artifact) -> None:
+        match step.action:
+            case "mount":
+                assert artifact.cached is not None
+                self._turns += 1
+                artifact.residence, artifact.turn = Residence.MOUNTING, self._turns
+                self._send(Mount(artifact.digest, str(artifact.cached.directory), artifact.name))
+            case "unmount":
+                artifact.residence, artifact.in_host = Residence.UNMOUNTING, artifact.wanted
+                self._send(Unmount(artifact.digest, keep=artifact.wanted))
+            case "yield" | "stay":
+                artifact.yielding = step.action == "yield"
+            case "refuse":
+                artifact.fault = _no_place(artifact.name, self._limit)
 
     def _mount_failed(self, artifact: Artifact, error: GraftError) -> None:
         logger.warning("%s", error)
@@ -310,11 +337,11 @@ class Residency:
             self._touched(artifact)
             self._advance()
 
-    def _lend(self, alias: Alias, artifact: Artifact) -> Lease:
+    def _lend(self, alias: Alias, artifact: Artifact, found: Tier | None) -> Lease:
         self._clock += 1
         artifact.last_used = self._clock
         artifact.users += 1
-        lease = Lease(alias, artifact, self._returned)
+        lease = Lease(alias, artifact, found, self._returned)
         self._leases.add(lease)
         return lease
 
@@ -327,7 +354,7 @@ class Residency:
             self._changed(name)
         if not lease.artifact.wanted:
             self._refresh()
-        else:
+        elif self._short:
             self._advance()
 
     def _touched(self, artifact: Artifact) -> None:
