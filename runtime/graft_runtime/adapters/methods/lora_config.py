@@ -129,6 +129,7 @@ def read_lora_config(config: Mapping[str, Any], name: str) -> LoraConfig:
         layer_patterns=reader.layer_patterns(),
         base_model=base if isinstance(base := config.get("base_model_name_or_path"), str) else None,
     )
+    reader.check_layers()
     if reader.faults:
         raise GraftError(
             ErrorCode.INVALID_CONFIG,
@@ -206,7 +207,7 @@ class _Reader:
 
     def modules(self, field: str) -> re.Pattern[str] | frozenset[str] | None:
         value = self.config.get(field)
-        if value in _NEUTRAL:
+        if value is None or (field == "exclude_modules" and value in _NEUTRAL):
             return None
         if isinstance(value, list) and all(isinstance(item, str) for item in value):
             return frozenset(value)
@@ -218,12 +219,23 @@ class _Reader:
     def layers(self) -> frozenset[int] | None:
         value = self.config.get("layers_to_transform")
         if value is None or value == []:
+            if self.config.get("layers_pattern"):
+                self.faults.append("layers_pattern is set, expected layers_to_transform beside it")
             return None
         layers = value if isinstance(value, list) else [value]
         if all(type(layer) is int and layer >= 0 for layer in layers):
             return frozenset(layers)
         self.faults.append(f"layers_to_transform is {value!r}, expected natural numbers")
         return None
+
+    def check_layers(self) -> None:
+        """PEFT refuses both of these beside a pattern: its own post_init raises."""
+        if isinstance(self.config.get("target_modules"), str):
+            self.faults += [
+                f"{field} is set, expected a list in target_modules beside it"
+                for field in ("layers_to_transform", "layers_pattern")
+                if self.config.get(field) not in (None, [], "")
+            ]
 
     def layer_patterns(self) -> tuple[re.Pattern[str], ...]:
         value = self.config.get("layers_pattern") or []
