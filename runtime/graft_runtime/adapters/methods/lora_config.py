@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from graft_runtime.adapters.patterns import UnsafePatternError, compile_pattern
+from graft_runtime.adapters.patterns import Pattern, UnsafePatternError, compile_pattern, layer_of
 from graft_runtime.errors import ErrorCode, GraftError, shown
 
 MAX_PATTERNS = 4096
 """Keys of rank_pattern or alpha_pattern: some trainers write one a module."""
+
+MAX_PATTERNS_LENGTH = 1 << 18
+"""Characters of them all."""
+MAX_COSTLY_PATTERNS = 64
+"""Of those that take an automaton."""
 
 _HARMLESS = frozenset(
     {"peft_type", "task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "inference_mode"}
@@ -48,7 +52,7 @@ _NEUTRAL: tuple[Any, ...] = (None, False, "", [], {})
 
 @dataclass(frozen=True)
 class _Pattern:
-    expression: re.Pattern[str]
+    expression: Pattern
     value: float
 
 
@@ -61,10 +65,10 @@ class LoraConfig:
     rank_stabilized: bool
     rank_patterns: tuple[_Pattern, ...]
     alpha_patterns: tuple[_Pattern, ...]
-    target: re.Pattern[str] | frozenset[str] | None
-    exclude: re.Pattern[str] | frozenset[str] | None
+    target: Pattern | frozenset[str] | None
+    exclude: Pattern | frozenset[str] | None
     layers: frozenset[int] | None
-    layer_patterns: tuple[re.Pattern[str], ...]
+    layer_patterns: tuple[Pattern, ...]
     base_model: str | None
     """What the adapter says that it was trained for; only told, never opened."""
 
@@ -82,17 +86,12 @@ class LoraConfig:
             return False
         if self.target is None:
             return True
-        if isinstance(self.target, re.Pattern) or path in self.target:
+        if isinstance(self.target, Pattern) or path in self.target:
             return _names(self.target, path)
         return _names(self.target, path) and self._in_layers(path)
 
     def _in_layers(self, path: str) -> bool:
-        if self.layers is None:
-            return True
-        for pattern in self.layer_patterns:
-            if found := pattern.match(path):
-                return int(found["index"]) in self.layers
-        return False
+        return self.layers is None or layer_of(path, self.layer_patterns) in self.layers
 
 
 def read_lora_config(config: Mapping[str, Any], name: str) -> LoraConfig:
@@ -158,12 +157,12 @@ def _refused(config: Mapping[str, Any]) -> list[str]:
 
 
 def _first_match(patterns: tuple[_Pattern, ...], path: str, default: float) -> float:
-    return next((pattern.value for pattern in patterns if pattern.expression.match(path)), default)
+    return next((pattern.value for pattern in patterns if pattern.expression.matches(path)), default)
 
 
-def _names(modules: re.Pattern[str] | frozenset[str], path: str) -> bool:
-    if isinstance(modules, re.Pattern):
-        return modules.fullmatch(path) is not None
+def _names(modules: Pattern | frozenset[str], path: str) -> bool:
+    if isinstance(modules, Pattern):
+        return modules.matches(path)
     parts = path.split(".")
     return any(".".join(parts[start:]) in modules for start in range(len(parts)))
 
@@ -193,7 +192,7 @@ class _Reader:
             self.faults.append(f"{field} is {value!r}, expected true or false")
         return bool(value)
 
-    def patterns(self, field: str) -> list[tuple[str, re.Pattern[str], Any]]:
+    def patterns(self, field: str) -> list[tuple[str, Pattern, Any]]:
         value = self.config.get(field) or {}
         if not isinstance(value, dict):
             self.faults.append(f"{field} is {value!r}, expected an object")
@@ -201,11 +200,19 @@ class _Reader:
         if len(value) > MAX_PATTERNS:
             self.faults.append(f"{field} has {len(value)} keys, expected at most {MAX_PATTERNS}")
             return []
+        if (length := sum(map(len, value))) > MAX_PATTERNS_LENGTH:
+            self.faults.append(f"{field} has {length} characters of keys, expected at most {MAX_PATTERNS_LENGTH}")
+            return []
         # PEFT's own rule: the first key that matches the path, or the end of it after a dot.
-        compiled = [(key, self._compile(field, key, r"(.*\.)?({})$"), item) for key, item in value.items()]
+        compiled = [(key, self._compile(field, key, r"(.*\.)?({})"), item) for key, item in value.items()]
+        if (costly := sum(not expression.cheap for _, expression, _ in compiled if expression)) > MAX_COSTLY_PATTERNS:
+            self.faults.append(
+                f"{field} has {costly} keys with several wildcards, expected at most {MAX_COSTLY_PATTERNS}"
+            )
+            return []
         return [(key, expression, item) for key, expression, item in compiled if expression is not None]
 
-    def modules(self, field: str) -> re.Pattern[str] | frozenset[str] | None:
+    def modules(self, field: str) -> Pattern | frozenset[str] | None:
         value = self.config.get(field)
         if value is None or (field == "exclude_modules" and value in _NEUTRAL):
             return None
@@ -237,20 +244,19 @@ class _Reader:
                 if self.config.get(field) not in (None, [], "")
             ]
 
-    def layer_patterns(self) -> tuple[re.Pattern[str], ...]:
+    def layer_patterns(self) -> tuple[Pattern, ...]:
         value = self.config.get("layers_pattern") or []
         patterns = [value] if isinstance(value, str) else value
         if not isinstance(patterns, list) or not all(isinstance(pattern, str) for pattern in patterns):
             self.faults.append(f"layers_pattern is {value!r}, expected a name or a list of names")
             return ()
-        if not patterns:
-            return (re.compile(r".*?\.[^.]*\.(?P<index>\d+)\."),)
-        compiled = [
-            self._compile("layers_pattern", pattern, r"(?:^|.*?\.){}\.(?P<index>\d+)\.") for pattern in patterns
-        ]
+        if len(patterns) > MAX_COSTLY_PATTERNS:
+            self.faults.append(f"layers_pattern has {len(patterns)} items, expected at most {MAX_COSTLY_PATTERNS}")
+            return ()
+        compiled = [self._compile("layers_pattern", pattern) for pattern in patterns]
         return tuple(expression for expression in compiled if expression is not None)
 
-    def _compile(self, field: str, pattern: str, wrapped: str = "{}") -> re.Pattern[str] | None:
+    def _compile(self, field: str, pattern: str, wrapped: str = "{}") -> Pattern | None:
         try:
             return compile_pattern(pattern, wrapped)
         except UnsafePatternError as error:
