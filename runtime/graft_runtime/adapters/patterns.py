@@ -30,7 +30,7 @@ class _Engine(Protocol):
 
 
 @dataclass(frozen=True)
-class Pattern:
+class Expression:
     """A regular expression that matches in bounded time, whatever it says."""
 
     engine: _Engine
@@ -42,7 +42,7 @@ class Pattern:
         return bool(self.engine.fullmatch(path))
 
 
-def compile_pattern(text: str, wrapped: str = "{}") -> Pattern:
+def compile_pattern(text: str, wrapped: str = "{}") -> Expression:
     """A regular expression in the syntax of `re`, without references back, atomic groups and characters beyond ASCII.
 
     Args:
@@ -59,14 +59,14 @@ def compile_pattern(text: str, wrapped: str = "{}") -> Pattern:
         whole = wrapped.replace("{}", text)
         parsed = _parser.parse(whole)
         cheap = _ways(parsed) <= MAX_WAYS
-        return Pattern(re.compile(whole) if cheap else Automaton(parsed), cheap)
+        return Expression(re.compile(whole) if cheap else Automaton(parsed), cheap)
     except TooComplexError as error:
         raise UnsafePatternError(str(error)) from None
     except (re.error, RecursionError, OverflowError, FutureWarning) as error:
         raise UnsafePatternError(f"it is no regular expression: {error}") from None
 
 
-def layer_of(path: str, patterns: Collection[Pattern]) -> int | None:
+def layer_of(path: str, patterns: Collection[Expression]) -> int | None:
     """The layer that PEFT's `layers_pattern` sees in a path: the number after the first place where one matches.
 
     As `(?:^|.*?\\.){pattern}\\.(\\d+)\\.` does in PEFT (tuners_utils.py, check_target_module_exists); without a pattern
