@@ -149,6 +149,8 @@ class Mounted(_Message, frozen=True, tag=True, array_like=True):
     module_count: int
     bytes: int
     """In the memory of the model's device."""
+    remapped: str | None = None
+    """What was done to find its modules in this base, in words; None when they were where it says."""
 
 
 class MountFailed(_Message, frozen=True, tag=True, array_like=True):

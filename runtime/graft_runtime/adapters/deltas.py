@@ -141,6 +141,8 @@ class CompiledAdapter:
     """It takes part from the last place on where a prompt says these tokens; nowhere when it does not (aLoRA)."""
     vocabulary: int | None = None
     """Token ids that it knows, when they are not the base's."""
+    remapped: str | None = None
+    """What was done to find its modules in this base, in words; None when they were where it says."""
 
     @property
     def bytes(self) -> int:

@@ -14,6 +14,7 @@ from graft_runtime.adapters.keys import highest_rank
 from graft_runtime.adapters.methods.recipe import Recipe
 from graft_runtime.adapters.methods.registry import read_recipe
 from graft_runtime.adapters.parts.part import Part
+from graft_runtime.adapters.remap import plain_names
 from graft_runtime.adapters.strict_json import parse_object
 from graft_runtime.adapters.tensors import TensorSpan, read_header
 from graft_runtime.errors import ErrorCode, GraftError, shown
@@ -36,6 +37,9 @@ class AdapterFiles:
     bytes: int
     """Of both files."""
     tensors: Mapping[str, TensorSpan]
+    """Under the names that `save_pretrained` gives them."""
+    remapped: str | None = None
+    """What was done to the names of tensors or modules, in words; None when all of them were right."""
 
     @property
     def method(self) -> str:
@@ -73,7 +77,8 @@ def read_adapter_files(directory: Path, *, name: str, max_rank: int) -> AdapterF
     with open_weights(directory, name) as file:
         weight_bytes = os.fstat(file.fileno()).st_size
         tensors = read_header(file, f"{WEIGHTS_FILE} of adapter `{name}`")
-    files = AdapterFiles(directory, name, recipe, recipe.parts(tensors), config_bytes + weight_bytes, tensors)
+    tensors, remapped = plain_names(tensors)
+    files = AdapterFiles(directory, name, recipe, recipe.parts(tensors), config_bytes + weight_bytes, tensors, remapped)
     if files.rank > max_rank:
         raise GraftError(
             ErrorCode.RANK_TOO_HIGH,

@@ -3,11 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
+from graft_runtime.adapters.files import AdapterFiles
 from graft_runtime.adapters.layout import BaseLayout
 from graft_runtime.adapters.parts.part import Part
 from graft_runtime.adapters.parts.whole import WholeModule
+from graft_runtime.adapters.remap import remap
 from graft_runtime.errors import ErrorCode, GraftError, shown
+
+
+def fitted(files: AdapterFiles, layout: BaseLayout) -> tuple[AdapterFiles, BaseLayout]:
+    """An adapter on a base: its parts at the modules that they change, and the base as the adapter knows it.
+
+    Returns:
+        The adapter, its modules found again where they moved (`remap`); the layout as `fit` returns it.
+
+    Raises:
+        GraftError: as `fit` does.
+    """
+
+    def moved(names: Mapping[str, str]) -> list[Part]:
+        return [replace(part, path=names[part.path]) for part in files.parts]
+
+    def fits(names: Mapping[str, str]) -> bool:
+        try:
+            fit(moved(names), layout, name=files.name, base_model=None)
+        except GraftError:
+            return False
+        return True
+
+    found = remap(list(dict.fromkeys(part.path for part in files.parts)), layout, fits)
+    if found is not None:
+        told = "; ".join(filter(None, [files.remapped, found.told]))
+        files = replace(files, parts=moved(found.names), remapped=told)
+    return files, fit(files.parts, layout, name=files.name, base_model=files.recipe.base_model)
 
 
 def fit(parts: Sequence[Part], layout: BaseLayout, *, name: str, base_model: str | None) -> BaseLayout:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import torch
 
+from graft_runtime.adapters.deltas import CompiledAdapter
 from graft_runtime.engine.batches import BatchFlow
 from graft_runtime.engine.checks import check_columns, check_request
 from graft_runtime.engine.loader import AdapterReady, BaseReady, Job, Outcome, fault_of
@@ -171,7 +172,7 @@ class Engine:
             self._tell(MountFailed(digest, fault_of(error, f"adapter `{ready.name}`")))
             return
         if self._mounts.publish(digest, adapter):
-            self._tell(Mounted(digest, adapter.rank, len(adapter.modules), adapter.bytes))
+            self._tell(_mounted(digest, adapter))
         else:
             self._tell(Unmounted(digest))
 
@@ -187,7 +188,7 @@ class Engine:
         if adapter is None:
             self._load(mount)
         else:
-            self._tell(Mounted(mount.digest, adapter.rank, len(adapter.modules), adapter.bytes))
+            self._tell(_mounted(mount.digest, adapter))
 
     # requests
 
@@ -289,6 +290,10 @@ class Engine:
         self._failed_steps = 0 if any(results) or not results else self._failed_steps + 1
         if self._failed_steps >= FAILED_STEPS:
             raise EngineBrokenError(f"{FAILED_STEPS} steps in a row failed")
+
+
+def _mounted(digest: str, adapter: CompiledAdapter) -> Mounted:
+    return Mounted(digest, adapter.rank, len(adapter.modules), adapter.bytes, adapter.remapped)
 
 
 def _is_fatal(error: Exception) -> bool:

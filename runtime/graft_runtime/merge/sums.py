@@ -10,7 +10,7 @@ import torch
 
 from graft_runtime.adapters.compile import Values, is_finite, read_tensor
 from graft_runtime.adapters.files import AdapterFiles, open_weights, read_adapter_files
-from graft_runtime.adapters.fit import fit
+from graft_runtime.adapters.fit import fitted
 from graft_runtime.adapters.layout import BaseLayout
 from graft_runtime.adapters.parts.low_rank import LinearLowRank
 from graft_runtime.errors import ErrorCode, GraftError, shown
@@ -43,7 +43,7 @@ class Addend:
             GraftError: what a mount raises; UnsupportedMethod for a shared weight, NoEffect for a weight of 0.
         """
         files = read_adapter_files(directory, name=name, max_rank=max_rank)
-        fit(files.parts, layout, name=name, base_model=files.recipe.base_model)
+        files, _ = fitted(files, layout)
         addend = cls(files, weight, _plain(files))
         addend._check_shared(shared)
         addend._check_values()

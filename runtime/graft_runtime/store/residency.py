@@ -155,6 +155,7 @@ class Residency:
         match event:
             case Mounted() if artifact.residence is not Residence.UNMOUNTING:
                 artifact.residence, artifact.proven, artifact.fault = Residence.MOUNTED, True, None
+                artifact.remapped = event.remapped
             case MountFailed():
                 self._mount_failed(artifact, event.fault.error())
             case Unmounted() if artifact.residence is Residence.UNMOUNTING:
