@@ -74,7 +74,7 @@ def compile_parts(
         device: of the deltas.
         values: takes note of what is not finite.
     """
-    with open_weights(files.directory, files.name) as file:
+    with open_weights(files.directory, files.name, version=files.version) as file:
         for part in files.parts:
             source = _Source(part, layout, modules, file, files, device, values)
             yield from part.compile(source).items()

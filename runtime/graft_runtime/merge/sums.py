@@ -52,7 +52,7 @@ class Addend:
     def delta(self, path: str, device: torch.device) -> torch.Tensor:
         """What this adapter adds to a module: [output features, input features] in float32, on `device`."""
         plan = self.plans[path]
-        with open_weights(self.files.directory, self.files.name) as file:
+        with open_weights(self.files.directory, self.files.name, version=self.files.version) as file:
             a, b = (read_tensor(file, self.files, plan.tensors[role].name).to(device) for role in ("lora_A", "lora_B"))
         return (b @ a) * (plan.scale * self.weight)
 
@@ -76,7 +76,7 @@ class Addend:
             )
         values = Values(self.files.name)
         changes = False
-        with open_weights(self.files.directory, self.files.name) as file:
+        with open_weights(self.files.directory, self.files.name, version=self.files.version) as file:
             for plan in self.plans.values():
                 factors = [read_tensor(file, self.files, tensor.name) for tensor in plan.tensors.values()]
                 for tensor, factor in zip(plan.tensors.values(), factors, strict=True):
