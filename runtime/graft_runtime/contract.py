@@ -275,6 +275,8 @@ class AdapterReport(Wire):
     method: str | None = None
     """PEFT's `peft_type`."""
     rank: int | None = None
+    remapped: str | None = None
+    """What was done to find its modules in the base, in words; None when they are where its files say."""
     bytes: int | None = None
     """Of the adapter's files."""
     candidate: Digest | None = None

@@ -166,6 +166,8 @@ class Mounted(_Message, frozen=True, tag=True, array_like=True):
     """In the memory of the model's device."""
     tier: Tier = "disk"
     """Where it was before. `host`: compiled and tried already."""
+    remapped: str | None = None
+    """What was done to find its modules in this base, in words; None when they were where it says."""
 
 
 class MountFailed(_Message, frozen=True, tag=True, array_like=True):

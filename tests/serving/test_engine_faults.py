@@ -145,14 +145,20 @@ def test_a_row_that_overflows_spoils_no_other(engine: Any) -> None:
         assert [token for event in generated if event.request == name for token in event.tokens] == answer
 
 
-def test_an_adapter_that_overflows_is_refused_by_its_trial(engine: Any, good: Path, tmp_path: Path) -> None:
-    """Its values are finite; what they compute is not."""
-    huge = edited(good, tmp_path / "huge", _fill(1e30, ".weight"))
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_an_adapter_that_overflows_is_refused_by_its_trial(
+    in_process: Any, tiny_base: Path, good: Path, tmp_path: Path, dtype: str
+) -> None:
+    """Its values are finite; what they compute is not. The first of its kind is tried on the whole model."""
+    engine = in_process(tiny_base, dtype=dtype)
+    huge = edited(good, tmp_path / "huge", _fill(1e30 if dtype == "float32" else 3e3, ".weight"))
     assert engine.mount("huge", huge).fault.code == ErrorCode.CORRUPT
     assert engine.mount("huge", good).digest == "huge", "nothing is left of it"
+    assert engine.mount("later", huge).fault.code == ErrorCode.CORRUPT, "tried after another of its kind"
 
 
-def test_an_adapter_on_modules_that_are_never_called(engine: Any, good: Path) -> None:
+def test_an_adapter_on_modules_that_are_never_called(in_process: Any, tiny_base: Path, good: Path) -> None:
+    engine = in_process(tiny_base)
     model = engine.engine._serving.base.model
     for layer in model.model.layers:
         layer.forward = lambda hidden_states, **_: hidden_states

@@ -166,6 +166,8 @@ class CompiledAdapter:
     vocabulary: int | None = None
     """Token ids that it knows, when they are not the base's."""
     prefix: Prefix | None = None
+    remapped: str | None = None
+    """What was done to find its modules in this base, in words; None when they were where it says."""
 
     @property
     def virtual_tokens(self) -> int:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import chain
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,15 @@ class BaseLayout:
     """None where keys and values can't be handed in: several kinds of layers, or an encoder beside the decoder."""
     resizable: frozenset[str] = frozenset()
     """Modules of which an adapter may have more or fewer rows than the base: the input embedding and the heads."""
+    former: Mapping[str, str] = field(default_factory=dict)
+    """How earlier versions of Transformers called a module with modules of its own → its path."""
+    wrapper: str = ""
+    """What the task model calls the model inside of it (`transformer`, `bert`)."""
+
+    @property
+    def paths(self) -> Iterator[str]:
+        """Of every module."""
+        return chain(self.linear, self.embeddings, self.norms, self.other)
 
     def resized(self, rows: Mapping[str, int]) -> BaseLayout:
         """With other numbers of rows, by the paths of linear modules and embeddings."""

@@ -132,6 +132,7 @@ class OpenAIRoutes:
                 "bytes": report.bytes,
                 "rank": report.rank,
                 "method": report.method,
+                "remapped": report.remapped,
                 "error": report.fault.model_dump(mode="json") if report.fault is not None else None,
             }
             for report in reports

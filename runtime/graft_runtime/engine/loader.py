@@ -100,6 +100,8 @@ class Loader:
             adapter = compile_adapter(files, base.layout, modules_of(base.model), dtype=base.dtype, device=base.device)
         except Exception as error:
             return MountFailed(mount.digest, fault_of(error, f"adapter `{mount.name}`"))
+        if adapter.remapped:
+            logger.warning("adapter `%s` names its modules otherwise than its base: %s", mount.name, adapter.remapped)
         return AdapterReady(mount.digest, mount.name, adapter)
 
 

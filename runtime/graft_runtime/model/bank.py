@@ -50,6 +50,8 @@ class Bank:
         """Those that an active adapter has changed."""
         self.width = 0
         """Columns that a step computes: the bucket of the highest that is owned."""
+        self.samples: dict[str, torch.Tensor | None] = {}
+        """What modules were given in an earlier trial, [1, features], for the next; None: the model never calls it."""
 
     @property
     def bytes_at_most(self) -> int:

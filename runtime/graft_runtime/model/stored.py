@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from graft_runtime.adapters.files import read_adapter_files
-from graft_runtime.adapters.fit import fit
+from graft_runtime.adapters.fit import fitted
 from graft_runtime.model.layout import layout_of
 from graft_runtime.model.load import empty_model
 
@@ -24,4 +24,4 @@ def check_fit(directory: Path, base: Path, *, name: str, max_rank: int) -> None:
     """
     files = read_adapter_files(directory, name=name, max_rank=max_rank)
     layout = layout_of(empty_model(base, name=base.name), base.name)
-    fit(files.parts, layout, name=name, base_model=files.recipe.base_model)
+    fitted(files, layout)

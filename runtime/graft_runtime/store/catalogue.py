@@ -40,6 +40,8 @@ class Artifact:
     cached: Cached | None = None
     method: str | None = None
     rank: int | None = None
+    remapped: str | None = None
+    """See `AdapterReport`."""
     bytes: int | None = None
     proven: bool = False
     """It passed every check against the base, a trial mount included."""
@@ -188,6 +190,7 @@ def report(alias: Alias, artifact: Artifact | None, candidate: Artifact | None) 
         fault=_fault(artifact),
         method=artifact.method,
         rank=artifact.rank,
+        remapped=artifact.remapped,
         bytes=artifact.bytes,
         candidate=entry.candidate,
         candidate_state=candidate.state if candidate else None,

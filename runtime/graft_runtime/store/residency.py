@@ -171,6 +171,7 @@ class Residency:
             case Mounted() if artifact.residence is not Residence.UNMOUNTING:
                 artifact.residence, artifact.proven, artifact.fault = Residence.MOUNTED, True, None
                 artifact.in_host, artifact.yielding = False, False
+                artifact.remapped = event.remapped
             case MountFailed():
                 self._mount_failed(artifact, event.fault.error())
             case Unmounted() if artifact.residence is Residence.UNMOUNTING:
