@@ -13,7 +13,7 @@ from graft_runtime.errors import ErrorCode, GraftError
 from graft_runtime.messages import Command, EngineFault, Mount, Mounted, MountFailed, Unmount, Unmounted
 from graft_runtime.store import residency as residency_module
 from graft_runtime.store.cache import Cached
-from graft_runtime.store.residency import Residency
+from graft_runtime.store.residency import Lease, Residency
 
 
 class Files:
@@ -36,10 +36,23 @@ class Played:
         self.sent: list[Command] = []
         fetches: Any = Fetches()
         self.residency = Residency(
-            fetches, self.sent.append, limit=limit, max_rank=8, drain_seconds=0.05, changed=lambda name: None
+            fetches,
+            self.sent.append,
+            self.highest_token,
+            limit=limit,
+            max_rank=8,
+            drain_seconds=0.05,
+            changed=lambda name: None,
         )
-        self.residency.base_loaded()
+        self.residency.base_loaded(320)
         self._generation = 0
+        self.tokenizers: dict[str, int] = {}
+        """The highest token of those that adapters bring, by name."""
+        self.mounted: dict[str, Any] = {}
+        """What the engine tells of an adapter besides, by digest."""
+
+    async def highest_token(self, cached: Cached, name: str) -> int | None:
+        return self.tokenizers.get(name)
 
     async def apply(self, **digests: str | None) -> None:
         """Puts a set in force: `name="x"` is the digest of x's."""
@@ -52,6 +65,10 @@ class Played:
         self.residency.apply(adapter_set)
         await self.settle()
 
+    async def acquire(self, name: str, seconds: float = 10) -> Lease:
+        (lease,) = await self.residency.acquire([name], seconds)
+        return lease
+
     async def settle(self) -> None:
         """Until every task that can go on has gone on; nothing here waits for a clock."""
         for _ in range(20):
@@ -62,7 +79,7 @@ class Played:
         told, self.sent[:] = list(self.sent), []
         for command in told:
             if isinstance(command, Mount):
-                self.residency.on_event(Mounted(command.digest, 4, 1, 1))
+                self.residency.on_event(Mounted(command.digest, 4, 1, 1, **self.mounted.get(command.digest, {})))
             elif isinstance(command, Unmount):
                 self.residency.on_event(Unmounted(command.digest))
         await self.settle()
@@ -91,7 +108,7 @@ async def test_two_names_of_the_same_bytes_share_a_mount(play: Any) -> None:
     played = play()
     await played.apply(a="1", b="1")
     assert [type(command) for command in await played.answer()] == [Mount]
-    a, b = [await played.residency.acquire(name, 1) for name in ("a", "b")]
+    a, b = [await played.acquire(name, 1) for name in ("a", "b")]
     assert a.digest == b.digest
     await played.apply(b="1")
     a.release()
@@ -103,9 +120,9 @@ async def test_a_request_waits_for_its_adapter_and_no_longer_than_it_may(play: A
     played = play()
     await played.apply(a="1")
     with pytest.raises(GraftError, match="not mounted yet") as caught:
-        await played.residency.acquire("a", 0.01)
+        await played.acquire("a", 0.01)
     assert caught.value.code is ErrorCode.LOADING
-    waiting = asyncio.create_task(played.residency.acquire("a", 10))
+    waiting = asyncio.create_task(played.acquire("a", 10))
     await played.settle()
     await played.answer()
     assert (await waiting).digest == sha("1")
@@ -114,7 +131,7 @@ async def test_a_request_waits_for_its_adapter_and_no_longer_than_it_may(play: A
 async def test_who_waits_for_a_name_hears_when_it_fails_or_goes(play: Any) -> None:
     played = play()
     await played.apply(a="1", b="2")
-    failing, going = [asyncio.create_task(played.residency.acquire(name, 10)) for name in ("a", "b")]
+    failing, going = [asyncio.create_task(played.acquire(name, 10)) for name in ("a", "b")]
     await played.settle()
     fault = EngineFault(ErrorCode.SHAPE_MISMATCH, "it does not fit")
     played.residency.on_event(MountFailed(sha("1"), fault))
@@ -130,9 +147,9 @@ async def test_an_adapter_in_use_is_not_displaced(play: Any) -> None:
     played = play(limit=1)
     await played.apply(a="1")
     await played.answer()
-    lease = await played.residency.acquire("a", 1)
+    lease = await played.acquire("a", 1)
     await played.apply(a="1", b="2")
-    waiting = asyncio.create_task(played.residency.acquire("b", 10))
+    waiting = asyncio.create_task(played.acquire("b", 10))
     await played.settle()
     assert played.sent == []
     lease.release()
@@ -148,7 +165,7 @@ async def test_a_removed_adapter_drains_and_its_requests_are_revoked_in_the_end(
     played = play()
     await played.apply(a="1")
     await played.answer()
-    lease, revoked = await played.residency.acquire("a", 1), asyncio.Event()
+    lease, revoked = await played.acquire("a", 1), asyncio.Event()
     lease.revoked = revoked.set
     await played.apply()
     assert played.state("a") is AdapterState.DRAINING
@@ -165,11 +182,11 @@ async def test_a_name_switches_when_its_new_version_is_ready_and_never_back(play
     played = play()
     await played.apply(a="1")
     await played.answer()
-    old = await played.residency.acquire("a", 1)
+    old = await played.acquire("a", 1)
     await played.apply(a="2")
-    assert (await played.residency.acquire("a", 1)).digest == sha("1"), "until the new one is ready"
+    assert (await played.acquire("a", 1)).digest == sha("1"), "until the new one is ready"
     await played.answer()
-    new = await played.residency.acquire("a", 1)
+    new = await played.acquire("a", 1)
     assert (old.digest, new.digest) == (sha("1"), sha("2"))
     assert played.sent == [], "requests still run on the old one"
 
@@ -180,7 +197,7 @@ async def test_a_version_that_comes_back_while_it_leaves_is_mounted_again(play: 
     await played.answer()
     await played.apply()
     await played.apply(a="1")
-    waiting = asyncio.create_task(played.residency.acquire("a", 10))
+    waiting = asyncio.create_task(played.acquire("a", 10))
     await played.settle()
     assert await played.answer() == [Unmount(sha("1"))]
     assert [type(command) for command in await played.answer()] == [Mount]
@@ -191,5 +208,5 @@ async def test_a_name_without_a_version_is_told_so(play: Any) -> None:
     played = play()
     await played.apply(a=None)
     with pytest.raises(GraftError) as caught:
-        await played.residency.acquire("a", 1)
+        await played.acquire("a", 1)
     assert caught.value.code is ErrorCode.RESOLVING
