@@ -8,13 +8,14 @@ from collections.abc import Callable
 
 import torch
 
+from graft_runtime.adapters.deltas import CompiledAdapter
 from graft_runtime.engine.batches import BatchFlow
-from graft_runtime.engine.checks import check_columns, check_request
+from graft_runtime.engine.checks import check_adapters, check_request, check_tokens
 from graft_runtime.engine.loader import AdapterReady, BaseReady, Job, Outcome, fault_of
 from graft_runtime.engine.mounts import Mounts
 from graft_runtime.engine.packed import PackedFlow
 from graft_runtime.engine.requests import Flow, Request, Turn, first_position
-from graft_runtime.engine.sampling import Draws, choose
+from graft_runtime.engine.sampling import Draws, choose, limited
 from graft_runtime.engine.scheduler import Scheduler
 from graft_runtime.errors import ErrorCode, GraftError
 from graft_runtime.messages import (
@@ -171,7 +172,7 @@ class Engine:
             self._tell(MountFailed(digest, fault_of(error, f"adapter `{ready.name}`")))
             return
         if self._mounts.publish(digest, adapter):
-            self._tell(Mounted(digest, adapter.rank, len(adapter.modules), adapter.bytes))
+            self._tell(_mounted(digest, adapter))
         else:
             self._tell(Unmounted(digest))
 
@@ -187,7 +188,7 @@ class Engine:
         if adapter is None:
             self._load(mount)
         else:
-            self._tell(Mounted(mount.digest, adapter.rank, len(adapter.modules), adapter.bytes))
+            self._tell(_mounted(mount.digest, adapter))
 
     # requests
 
@@ -195,13 +196,16 @@ class Engine:
         held: list[str] = []
         try:
             serving = self._ready()
-            check_request(submit, serving.base, serving.runner.context_length)
+            check_request(submit, serving.runner.context_length)
             adapters = []
             for served in submit.adapters:
                 adapter = self._mounts.hold(served.digest)
                 held.append(served.digest)
                 adapters.append(RowAdapter(adapter, served.weight, first_position(submit.prompt, adapter.invocation)))
-            check_columns(adapters, serving.runner.bank)
+            check_adapters(adapters, serving.runner.bank)
+            vocabulary = adapters[0].adapter.vocabulary if adapters else None
+            vocabulary = vocabulary if vocabulary is not None else serving.base.vocabulary_size
+            check_tokens(submit, vocabulary)
         except GraftError as error:
             for digest in held:
                 self._release(digest)
@@ -209,7 +213,13 @@ class Engine:
             return
         room = serving.runner.context_length - len(submit.prompt)
         serving.scheduler.add(
-            Request(submit, tuple(adapters), Draws(submit.sampling), max_tokens=min(submit.max_tokens, room))
+            Request(
+                submit,
+                tuple(adapters),
+                Draws(submit.sampling),
+                max_tokens=min(submit.max_tokens, room),
+                vocabulary=vocabulary,
+            )
         )
 
     def _ready(self) -> _Serving:
@@ -237,6 +247,7 @@ class Engine:
         """One pass through the model. False when it failed."""
         try:
             requests, logits = turn.forward()
+            logits = limited(logits, [request.vocabulary for request in requests])
             tokens = choose(logits, [request.draws for request in requests])
             going = [self._goes_on(request, token) for request, token in zip(requests, tokens, strict=True)]
             turn.settle([request for request, goes_on in zip(requests, going, strict=True) if not goes_on])
@@ -289,6 +300,18 @@ class Engine:
         self._failed_steps = 0 if any(results) or not results else self._failed_steps + 1
         if self._failed_steps >= FAILED_STEPS:
             raise EngineBrokenError(f"{FAILED_STEPS} steps in a row failed")
+
+
+def _mounted(digest: str, adapter: CompiledAdapter) -> Mounted:
+    return Mounted(
+        digest,
+        adapter.rank,
+        len(adapter.modules),
+        adapter.bytes,
+        additive=adapter.additive,
+        scalable=adapter.scalable,
+        vocabulary_size=adapter.vocabulary,
+    )
 
 
 def _is_fatal(error: Exception) -> bool:
