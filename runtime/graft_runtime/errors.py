@@ -57,7 +57,7 @@ class ErrorCode(StrEnum):
     TOKENIZER_MISMATCH = "TokenizerMismatch"
     """The adapter's own tokenizer makes token ids that neither the adapter nor the base has rows for."""
     NOT_SCALABLE = "NotScalable"
-    """The entry has a scale other than 1, and the adapter does more than add to the base's weights."""
+    """The entry has a scale other than 1, which means nothing for what the adapter does to the base's weights."""
     NO_EFFECT = "NoEffect"
     """The adapter changes nothing: every delta is zero."""
     MERGE_OUTDATED = "MergeOutdated"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -54,11 +54,17 @@ class Played:
     async def highest_token(self, cached: Cached, name: str) -> int | None:
         return self.tokenizers.get(name)
 
-    async def apply(self, **digests: str | None) -> None:
+    async def apply(self, *, scales: Mapping[str, float] | None = None, **digests: str | None) -> None:
         """Puts a set in force: `name="x"` is the digest of x's."""
         self._generation += 1
+        scales = scales or {}
         entries = tuple(
-            AdapterEntry(name=name, source=Source(uri=f"pvc://shelf/{name}"), digest=digest and sha(digest))
+            AdapterEntry(
+                name=name,
+                source=Source(uri=f"pvc://shelf/{name}"),
+                digest=digest and sha(digest),
+                scale=scales.get(name, 1.0),
+            )
             for name, digest in digests.items()
         )
         adapter_set = AdapterSet(pool_uid="p", config_hash="c", generation=self._generation, adapters=entries)
@@ -84,6 +90,12 @@ class Played:
                 self.residency.on_event(Unmounted(command.digest))
         await self.settle()
         return told
+
+    async def work(self) -> None:
+        """The engine does what it is told until it is told nothing more."""
+        await self.settle()
+        while await self.answer():
+            pass
 
     def state(self, name: str) -> AdapterState | None:
         report = self.residency.report(name)
@@ -210,3 +222,64 @@ async def test_a_name_without_a_version_is_told_so(play: Any) -> None:
     with pytest.raises(GraftError) as caught:
         await played.acquire("a", 1)
     assert caught.value.code is ErrorCode.RESOLVING
+
+
+async def test_several_adapters_are_held_together_or_not_at_all(play: Any) -> None:
+    played = play(limit=2)
+    await played.apply(a="1", b="2", c="3", d="4")
+    await played.work()  # each is tried once
+    groups = [asyncio.create_task(played.residency.acquire(names, 10)) for names in (["a", "c"], ["b", "d"])]
+    for group, digests in zip(groups, ("13", "24"), strict=True):
+        await played.work()
+        leases = group.result()
+        assert [lease.digest for lease in leases] == [sha(digest) for digest in digests]
+        for lease in leases:
+            lease.release()
+
+
+async def test_what_a_group_waited_for_in_vain_is_free_again(play: Any) -> None:
+    played = play(limit=2)
+    await played.apply(a="1", b="2", c="3")
+    waiting = asyncio.create_task(played.residency.acquire(["a", "b"], 10))
+    await played.work()
+    with pytest.raises(GraftError, match="not mounted yet") as caught:
+        await played.residency.acquire(["a", "c"], 0.01)
+    assert caught.value.code is ErrorCode.LOADING
+    with pytest.raises(GraftError, match="names 3 adapters, and this pool mounts at most 2") as caught:
+        await played.residency.acquire(["a", "b", "c"], 10)
+    assert caught.value.code is ErrorCode.NOT_COMPOSABLE
+    for lease in waiting.result():
+        lease.release()
+    single = asyncio.create_task(played.acquire("c", 10))
+    await played.work()
+    assert single.result().digest == sha("3")
+
+
+async def test_a_tokenizer_with_more_tokens_than_rows_is_a_fault_and_takes_no_place(play: Any) -> None:
+    played = play(limit=1)
+    played.tokenizers = {"a": 320, "b": 329, "c": 319}
+    played.mounted = {sha("2"): {"vocabulary_size": 330}}
+    await played.apply(a="1", b="2", c="3")
+    await played.work()
+    report = played.residency.report("a")
+    assert (report.state, report.fault.code) == (AdapterState.FAILED, ErrorCode.TOKENIZER_MISMATCH)
+    assert "up to 320, and the base model has 320 rows" in report.fault.message
+    assert {played.state("b"), played.state("c")} == {AdapterState.CACHED, AdapterState.MOUNTED}
+    with pytest.raises(GraftError, match="up to 320"):
+        await played.acquire("a")
+    assert await played.answer() == [], "it is not tried again"
+
+
+async def test_a_scale_that_has_no_meaning_is_a_fault_of_the_name(play: Any) -> None:
+    played = play()
+    played.mounted = {sha("2"): {"scalable": False}}
+    await played.apply(a="1", b="2", scales={"a": 2.0, "b": 2.0})
+    await played.answer()
+    assert played.state("a") is AdapterState.MOUNTED
+    assert played.residency.report("b").fault.code is ErrorCode.NOT_SCALABLE
+    with pytest.raises(GraftError, match="`b` has scale 2"):
+        await played.acquire("b")
+    await played.apply(a="2", b="2", scales={"a": 2.0})
+    assert (played.state("b"), played.residency.report("b").fault) == (AdapterState.MOUNTED, None)
+    assert played.residency.report("a").fault.code is ErrorCode.NOT_SCALABLE
+    assert (await played.acquire("a")).digest == sha("1"), "the one before goes on answering"

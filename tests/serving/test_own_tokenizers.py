@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
 import os
 import sys
@@ -13,6 +15,8 @@ import pytest
 from graft_runtime.api.tokenizer_files import MAX_TOKENIZER_BYTES
 from graft_runtime.api.voices import BaseVoice, Voice, Voices, load_base_voice
 from graft_runtime.errors import GraftError
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 TEXTS = ["hello", " two  spaces\n", "Grüße 😀", "<s>twice", "<|tool|>call<|end|>", "a<pad></s>b", ""]
 
@@ -256,6 +260,40 @@ async def test_what_fails_in_the_library_is_a_fault_of_the_text(base: BaseVoice,
     with pytest.raises(GraftError, match="fails on this text") as caught:
         own.tokenizer.encode("zebra")
     assert caught.value.code == "Corrupt"
+
+
+LEAVES: st.SearchStrategy[Any] = st.sampled_from(
+    [None, True, -1, 0, 300, 2**70, 0.5, "", "<s>", "a" * 5, [], {}, [[]], {"type": "BPE"}]
+)
+
+
+@settings(deadline=None, max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_any_change_of_a_tokenizer_is_a_tokenizer_or_a_fault(base: BaseVoice, grown: Path, data: Any) -> None:
+    """One value after another of the JSON is replaced by one of another kind; what loads, works."""
+    content = json.loads((base_file := grown / "tokenizer.json").read_text())
+    for _ in range(data.draw(st.integers(1, 3))):
+        place = content
+        while True:
+            keys: list[Any] = list(place) if isinstance(place, dict) else list(range(len(place)))
+            if not keys:
+                break
+            key = data.draw(st.sampled_from(keys[-8:]))
+            if isinstance(place[key], dict | list) and place[key] and data.draw(st.integers(0, 4)):
+                place = place[key]
+            else:
+                place[key] = data.draw(LEAVES)
+                break
+    directory = grown / "changed"
+    directory.mkdir(exist_ok=True)
+    (directory / base_file.name).write_text(json.dumps(content))
+    with contextlib.suppress(GraftError):
+        own = asyncio.run(voice(base, directory))
+        for text in TEXTS:
+            with contextlib.suppress(GraftError):
+                ids = own.tokenizer.encode(text)
+                own.tokenizer.decode(ids)
+                assert own.highest_token is None or max(ids, default=0) <= own.highest_token
 
 
 async def test_many_voices_are_not_all_kept(base: BaseVoice, grown: Path, monkeypatch: pytest.MonkeyPatch) -> None:

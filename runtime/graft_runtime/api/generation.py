@@ -63,7 +63,7 @@ class Generator:
         try:
             base = self._pod.serving_base()
             if names:
-                leases = await self._pod.adapters.acquire(names, ADAPTER_WAIT_SECONDS)
+                leases = await self._hold(names, "adapters" if request.adapters else "model")
             speaker = await self._speaker(request, leases, base.loaded.vocabulary_size)
             prompts = await self._tokenize(request, base, speaker)
             choices = self._submit(request, prompts, base, speaker)
@@ -74,6 +74,13 @@ class Generator:
             raise
         merged = self._pod.merge.digest if self._pod.merge is not None else None
         return _generation(model, speaker, merged=merged, prompts=prompts, choices=choices, release=release)
+
+    async def _hold(self, names: list[str], field: str) -> tuple[Lease, ...]:
+        try:
+            return await self._pod.adapters.acquire(names, ADAPTER_WAIT_SECONDS)
+        except GraftError as error:
+            told = field if field != "model" else error.field  # an adapter's own fault is none of `model`
+            raise GraftError(error.code, error.what, details=error.details, hint=error.hint, field=told) from error
 
     async def _speaker(self, request: GenerationRequest, leases: tuple[Lease, ...], base_rows: int) -> Speaker:
         if not request.adapters:

@@ -259,8 +259,8 @@ def _first_fault(error: ValidationError, body: Mapping[str, Any]) -> GraftError:
     if fault["type"] == "missing":
         return _invalid(path, f"`{path}` is missing", hint=f"send `{path}`")
     shown = _shown(fault["input"])
-    if path in _EXPECTED:
-        return _invalid(path, f"`{path}` is {shown}, expected {_EXPECTED[path]}", hint=f"change `{path}`")
+    if (expected := _EXPECTED.get(_INDEX.sub("[]", path))) is not None:
+        return _invalid(path, f"`{path}` is {shown}, expected {expected}", hint=f"change `{path}`")
     expected = fault["msg"][0].lower() + fault["msg"][1:]
     return _invalid(path, f"`{path}` is {shown}: {expected}", hint=f"change `{path}`, or leave it out")
 
@@ -278,8 +278,13 @@ _EXPECTED = {
     "stop": "a string or up to 16 strings of 1 … 256 characters",
     "stream": "true or false",
     "adapters": 'a list of up to 4 {"name": adapter, "weight": number}',
+    "adapters[]": 'an object {"name": adapter, "weight": number}',
+    "adapters[].weight": f"a number from -{MAX_WEIGHT} to {MAX_WEIGHT}",
 }
 """What single parameters take; of the rest pydantic speaks well enough."""
+
+
+_INDEX = re.compile(r"\[\d+\]")
 
 
 def _depth(location: tuple[int | str, ...], body: Mapping[str, Any]) -> int:
