@@ -78,7 +78,10 @@ def test_small_files_that_are_nonsense_are_faults(
 
 def test_values_that_mean_nothing_say_nothing(tokenizer: Tokenizer, tmp_path: Path) -> None:
     (tmp_path / "tokenizer_config.json").write_text('{"chat_template": 7, "eos_token": []}')
-    (tmp_path / "generation_config.json").write_text('{"eos_token_id": "x", "temperature": -1, "top_k": true}')
+    generation = (
+        '{"eos_token_id": [-1, 1e3, %d], "temperature": -1, "top_k": true, "top_p": NaN, "max_new_tokens": 1e999}'
+    )
+    (tmp_path / "generation_config.json").write_text(generation % 2**70)
     assert read_manner(tmp_path, tokenizer.token_id, "it") == Manner()
 
 

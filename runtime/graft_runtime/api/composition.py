@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from graft_runtime.api.manner import over
+from graft_runtime.api.manner import Manner, over
 from graft_runtime.api.requests import NamedAdapter
 from graft_runtime.api.voices import Voice
 from graft_runtime.errors import ErrorCode, GraftError
@@ -65,9 +65,10 @@ def together(
     for part, lease in zip(parts, leases, strict=True):
         weights[lease.digest] = weights.get(lease.digest, 0.0) + part.weight * lease.served.weight
     served = tuple(ServedAdapter(digest, weight) for digest, weight in weights.items())
-    voice = voices[-1]
-    for other in reversed(voices[:-1]):
-        voice = replace(other, manner=over(other.manner, voice.manner))
+    manner = Manner()
+    for voice in reversed(voices):
+        manner = over(voice.own, manner)
+    voice = replace(voices[0], own=manner)
     return Speaker(tuple(leases), served, voice, leases[0].artifact.vocabulary_size or base_rows)
 
 

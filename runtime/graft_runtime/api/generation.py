@@ -159,14 +159,14 @@ class Generator:
         sampling = _sampling(request, manner)
         stop_tokens = tuple(sorted(manner.stop_tokens))
         choices = []
+        texts = [Detokenizer(tokenizer.decode, prompt) for prompt in prompts]
         for index, prompt in enumerate(prompts):
             limit = _token_limit(request, manner, base.loaded.context_length - len(prompt))
 
             def make(name: str, prompt: list[int] = prompt, limit: int = limit) -> Submit:
                 return Submit(name, prompt, limit, speaker.adapters, sampling, stop_tokens)
 
-            text = Detokenizer(tokenizer.decode, prompt)
-            choices.append(Choice(index, self._pod.engine.submit(make), text, StopStrings(request.stops)))
+            choices.append(Choice(index, self._pod.engine.submit(make), texts[index], StopStrings(request.stops)))
         return choices
 
 

@@ -7,12 +7,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from graft_runtime.api.tokenizer_files import CONFIG_FILE, MAX_SMALL_FILE_BYTES, read_bounded, read_small_file, text_of
+from graft_runtime.api.tokenizer_files import MAX_SMALL_FILE_BYTES, read_bounded, read_config, read_small_file, text_of
 from graft_runtime.errors import ErrorCode, GraftError
 
 CHAT_TEMPLATE_FILE = "chat_template.jinja"
 GENERATION_FILE = "generation_config.json"
 MAX_TEMPLATE_CHARACTERS = 256 * 1024
+LARGEST = 2**31 - 1
+"""Of numbers that mean something: token ids, and as many tokens."""
 
 
 @dataclass(frozen=True)
@@ -45,10 +47,10 @@ def read_manner(directory: Path, token_id: Callable[[str], int | None], what: st
     Raises:
         GraftError: Corrupt, UnsafeFile.
     """
-    config = read_small_file(directory / CONFIG_FILE, what)
+    config, told = read_config(directory, what)
     generation = read_small_file(directory / GENERATION_FILE, what)
     stops = _as_ids(generation.get("eos_token_id"))
-    eos = text_of(config.get("eos_token"))
+    eos = text_of(told.get("eos_token"))
     if eos is not None and (found := token_id(eos)) is not None:
         stops.add(found)
     return Manner(_template(directory, config, what), frozenset(stops), _defaults(generation))
@@ -81,7 +83,7 @@ def _defaults(generation: Mapping[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name in ("temperature", "top_p", "top_k", "max_new_tokens"):
         value = generation.get(name)
-        if isinstance(value, int | float) and not isinstance(value, bool) and value >= 0:
+        if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= LARGEST:
             found[name] = value
     if generation.get("do_sample") is False:
         found["temperature"] = 0.0
@@ -90,4 +92,4 @@ def _defaults(generation: Mapping[str, Any]) -> dict[str, Any]:
 
 def _as_ids(value: Any) -> set[int]:
     values = value if isinstance(value, list) else [value]
-    return {item for item in values if isinstance(item, int) and not isinstance(item, bool)}
+    return {item for item in values if isinstance(item, int) and not isinstance(item, bool) and 0 <= item <= LARGEST}

@@ -29,6 +29,8 @@ MAX_VALUES = 4_000_000
 MAX_STAGE_BYTES = 4 << 20
 
 NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+_PLACED = "added_tokens_decoder"
+"""In tokenizer_config.json since Transformers 4.34: it replaces both of the older files."""
 _LISTED_TOKENS = ("additional_special_tokens", "extra_special_tokens")
 
 
@@ -151,31 +153,44 @@ class TokenizerFiles:
     """Tokens that the files beside tokenizer.json add, each with the id that it must have, by id."""
 
 
-def read_tokenizer_files(directory: Path, what: str) -> TokenizerFiles:
+def read_tokenizer_files(directory: Path, what: str, known: Pipeline | None = None) -> TokenizerFiles:
     """Reads what there is; nothing is judged but form and size. Blocking.
 
     Args:
         directory: in the cache.
         what: how errors call the checkpoint.
+        known: what need not be taken apart once more.
 
     Raises:
         GraftError: Corrupt, UnsafeFile.
     """
-    config = read_small_file(directory / CONFIG_FILE, what)
+    config, told = read_config(directory, what)
     text = read_bounded(directory / TOKENIZER_FILE, MAX_TOKENIZER_BYTES, what)
-    placed = config.get("added_tokens_decoder")  # since Transformers 4.34; it replaces both of the older files
-    legacy = read_small_file(directory / SPECIAL_TOKENS_FILE, what) if placed is None else {}
+    pipeline = known if known is not None and text == known.text else None
+    if pipeline is None and text is not None:
+        pipeline = Pipeline(text, what)
+    placed = config.get(_PLACED)
     added = read_small_file(directory / ADDED_TOKENS_FILE, what) if placed is None else {}
-    told = {**config, **legacy}
     named = {key: token for key in NAMED_TOKENS if (token := text_of(told.get(key))) is not None}
     listed = tuple(token for key in _LISTED_TOKENS for item in _items(told.get(key)) if (token := text_of(item)))
     return TokenizerFiles(
-        pipeline=Pipeline(text, what) if text is not None else None,
+        pipeline=pipeline,
         config=config,
         named=named,
         listed=listed,
         placed=_placed(placed or {}, added, {*named.values(), *listed}, what),
     )
+
+
+def read_config(directory: Path, what: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """tokenizer_config.json, and the same with the special tokens that older versions wrote beside it.
+
+    Raises:
+        GraftError: Corrupt, UnsafeFile.
+    """
+    config = read_small_file(directory / CONFIG_FILE, what)
+    beside = read_small_file(directory / SPECIAL_TOKENS_FILE, what) if config.get(_PLACED) is None else {}
+    return config, {**config, **beside}
 
 
 def read_small_file(path: Path, what: str) -> dict[str, Any]:

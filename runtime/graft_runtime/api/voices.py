@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +28,17 @@ class Voice:
     """How one name, or several that are asked together, reads and writes."""
 
     tokenizer: Tokenizer
-    manner: Manner
+    own: Manner
+    base: Manner = field(default_factory=Manner)
+    """What it does not say itself is as here."""
     highest_token: int | None = None
     """Of an adapter's own tokenizer; None: it is the base's."""
     bytes: int = 0
     """That its tokenizer takes beside the base's, about."""
+
+    @property
+    def manner(self) -> Manner:
+        return over(self.own, self.base)
 
 
 @dataclass(frozen=True)
@@ -82,6 +88,9 @@ class Voices:
         Raises:
             GraftError: Corrupt, UnsafeFile.
         """
+        if (kept := self._kept.get(digest)) is not None:
+            self._kept.move_to_end(digest)
+            return kept
         base = await asyncio.shield(self._base)
         async with self._loading:  # one at a time: two that are alike would be built twice
             voice = self._kept.get(digest)
@@ -100,7 +109,7 @@ class Voices:
         return sum({voice.tokenizer.identity: voice.bytes for voice in self._kept.values()}.values())
 
     def _load(self, base: BaseVoice, directory: Path, what: str) -> Voice:
-        files = read_tokenizer_files(directory, what)
+        files = read_tokenizer_files(directory, what, base.recipe.pipeline)
         check_tokenizer(files, base.recipe.pipeline, what)
         own = recipe(files, base.recipe)
         identity = own.identity(base.recipe.pipeline)
@@ -112,7 +121,8 @@ class Voices:
             tokenizer.decode(tokenizer.encode(TRIAL_TEXT))
         return Voice(
             tokenizer,
-            over(read_manner(directory, tokenizer.token_id, what), _understood(base.voice, tokenizer)),
+            read_manner(directory, tokenizer.token_id, what),
+            _understood(base.voice, tokenizer),
             None if shares else highest(own, fast, base.recipe),
             0 if shares else _bytes_of(own, base.recipe),
         )

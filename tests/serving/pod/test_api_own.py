@@ -24,6 +24,7 @@ def adapters(make_adapter: Callable[..., Path], tiny_base: Path) -> dict[str, Pa
     _save_tokenizer(tiny_base, found["marked"], 1)
     _save_tokenizer(tiny_base, found["beyond"], 70)
     (found["marked"] / "generation_config.json").write_text('{"max_new_tokens": 3, "do_sample": false}')
+    (found["third"] / "chat_template.jinja").write_text("{{ messages[0]['content'] }}")
     (found["broken"] / "tokenizer.json").write_text('{"model": 1}')
     return found
 
@@ -143,6 +144,15 @@ def test_a_weighted_sum_answers_through_the_official_client(pod: Any, client: op
     chat = client.chat.completions.create(messages=messages, **options)
     pieces = list(client.chat.completions.create(messages=messages, stream=True, **options))
     assert "".join(piece.choices[0].delta.content or "" for piece in pieces) == chat.choices[0].message.content
+
+
+def test_a_sum_is_talked_to_as_the_first_that_says_how(pod: Any) -> None:
+    def prompt_tokens(**fields: Any) -> int:
+        body = {"model": "tiny", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 1}
+        return int(pod.post("/v1/chat/completions", body | fields).json["usage"]["prompt_tokens"])
+
+    assert prompt_tokens() == prompt_tokens(adapters=[{"name": "plain"}, {"name": "other"}]) == 24
+    assert prompt_tokens(adapters=[{"name": "plain"}, {"name": "third"}]) == 5
 
 
 def test_weights_multiply_scales_and_sum_up(pod: Any) -> None:
