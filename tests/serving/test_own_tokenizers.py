@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -320,3 +321,25 @@ async def test_many_voices_are_not_all_kept(base: BaseVoice, grown: Path, monkey
     edited(grown, lambda content: content["added_tokens"].pop())
     await voices.of("2", grown, "mine")
     assert await voices.of("1", grown, "mine") is not first
+
+
+WITHOUT_TORCH = """
+import asyncio, sys
+from pathlib import Path
+from graft_runtime.api.voices import Voices, load_base_voice
+
+async def main(base, own):
+    voices = Voices()
+    voices.base_loaded(load_base_voice(base, base))
+    voice = await voices.of("digest", own, "mine")
+    voice.tokenizer.encode_chat([{"role": "user", "content": "<|tool|>"}], voice.manner.chat_template)
+
+asyncio.run(main(*map(Path, sys.argv[1:])))
+print("tokenizers" in sys.modules, "torch" in sys.modules)
+"""
+
+
+def test_a_tokenizer_needs_no_torch(tiny_base: Path, grown: Path) -> None:
+    command = [sys.executable, "-c", WITHOUT_TORCH, str(tiny_base), str(grown)]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=100, check=True)
+    assert ended.stdout.split() == ["True", "False"]

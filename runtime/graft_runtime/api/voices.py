@@ -13,6 +13,7 @@ from graft_runtime.api.own_tokenizer import Recipe, build, highest, recipe
 from graft_runtime.api.tokenizer_checks import check_tokenizer
 from graft_runtime.api.tokenizer_files import TokenizerFiles, read_tokenizer_files
 from graft_runtime.api.tokenizing import Tokenizer, load_base_tokenizer
+from graft_runtime.errors import ErrorCode, GraftError
 
 MAX_VOICES = 1024
 """So many adapters' templates, defaults and tokenizers are kept in memory."""
@@ -58,11 +59,15 @@ def load_base_voice(tokenizer: Path, checkpoint: Path) -> BaseVoice:
         checkpoint: the model's.
 
     Raises:
-        GraftError: NotAModel, Corrupt, UnsafeFile.
+        GraftError: NotAModel.
     """
-    files = read_tokenizer_files(tokenizer, "the base model")
-    made_of = recipe(files)
-    return BaseVoice(Voice(*load_base_tokenizer(tokenizer, checkpoint, made_of.identity())), made_of, files)
+    try:
+        files = read_tokenizer_files(tokenizer, "the base model")
+        made_of = recipe(files)
+        voice = Voice(*load_base_tokenizer(tokenizer, checkpoint, made_of.identity()))
+    except GraftError as error:
+        raise GraftError(ErrorCode.NOT_A_MODEL, error.what, details=error.details, hint=error.hint) from error
+    return BaseVoice(voice, made_of, files)
 
 
 class Voices:
