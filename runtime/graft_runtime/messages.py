@@ -168,6 +168,12 @@ class Mounted(_Message, frozen=True, tag=True, array_like=True):
     """Where it was before. `host`: compiled and tried already."""
     remapped: str | None = None
     """What was done to find its modules in this base, in words; None when they were where it says."""
+    additive: bool = True
+    """It only adds to what the base's weights give, so that several make a weighted sum."""
+    scalable: bool = True
+    """A weight other than 1 has a meaning for it."""
+    vocabulary_size: int | None = None
+    """Token ids that it brings rows for; None: those of the base."""
 
 
 class MountFailed(_Message, frozen=True, tag=True, array_like=True):

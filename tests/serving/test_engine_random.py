@@ -83,6 +83,13 @@ class Asked:
             self.lease.release()
 
 
+MODEL_VOCABULARY = 320
+
+
+async def no_tokenizer(cached: Any, name: str) -> None:
+    """None of these adapters brings its own."""
+
+
 class World:
     """A store and an engine, and what must be true of them."""
 
@@ -92,9 +99,15 @@ class World:
         self.random = random.Random(seed)
         fetches: Any = Fetches(versions)
         self.store = Residency(
-            fetches, engine.handle, limit=PLACES, max_rank=16, drain_seconds=1000, changed=lambda name: None
+            fetches,
+            engine.handle,
+            no_tokenizer,
+            limit=PLACES,
+            max_rank=16,
+            drain_seconds=1000,
+            changed=lambda name: None,
         )
-        self.store.base_loaded()
+        self.store.base_loaded(MODEL_VOCABULARY)
         self.entries: dict[str, AdapterEntry] = {}
         self.generation = 0
         self.asked: dict[str, Asked] = {}
@@ -181,7 +194,7 @@ class World:
     async def ask(self, request: str, asked: Asked) -> None:
         if asked.name is not None:
             try:
-                asked.lease = await self.store.acquire(asked.name, 1000)
+                (asked.lease,) = await self.store.acquire([asked.name], 1000)
             except GraftError as error:
                 if (error.code, asked.name in self.entries) != (ErrorCode.UNKNOWN_MODEL, False):
                     raise

@@ -12,6 +12,8 @@ from graft_runtime.messages import Occupancy, Tier
 
 MAX_NAMES = 200
 OTHER = "other"
+COMPOSED = "composed"
+"""The label of requests that name several adapters."""
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 _STEP_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0)
 

@@ -17,8 +17,9 @@ from graft_runtime.api.answers import Generation, Piece
 from graft_runtime.api.faults import error_body, http_status, read_body
 from graft_runtime.api.generation import Generator, unknown_model
 from graft_runtime.api.logs import EXTRA
+from graft_runtime.api.metrics import COMPOSED
 from graft_runtime.api.pod import Pod
-from graft_runtime.api.requests import ChatRequest, CompletionRequest, parse_request
+from graft_runtime.api.requests import ChatRequest, CompletionRequest, NamedAdapter, parse_request
 from graft_runtime.api.streaming import (
     CLIENT_GONE,
     DONE,
@@ -165,7 +166,7 @@ class OpenAIRoutes:
         try:
             body = await unless(read_body(request, MAX_BODY_BYTES), self._until_the_end())
             parsed = parse_request(body, ChatRequest) if chat else parse_request(body, CompletionRequest)
-            record.name = parsed.model
+            record.name, record.adapters = parsed.model, parsed.adapters or []
             generation = await unless(
                 self._generator.start(parsed), disconnected(request.receive), self._until_the_end()
             )
@@ -228,9 +229,11 @@ class OpenAIRoutes:
     def _ended(self, record: _Record) -> None:
         generation, metrics = record.generation, self._pod.metrics
         name = generation.model if generation is not None else record.name  # a merged pool needs none
-        label = metrics.label(name, known=self._is_known(name or ""))
+        label = COMPOSED if record.adapters else metrics.label(name, known=self._is_known(name or ""))
         metrics.requests.labels(label, record.route, str(record.status)).inc()
         told: dict[str, Any] = {"route": record.route, "model": name, "status": record.status}
+        if record.adapters:
+            told["adapters"] = [part.model_dump() for part in record.adapters]
         told["seconds"] = round(time.monotonic() - record.arrived, 4)
         if generation is not None:
             generation.close()
@@ -251,6 +254,7 @@ class _Record:
 
     route: str
     name: str | None = None
+    adapters: list[NamedAdapter] = field(default_factory=list)
     generation: Generation | None = None
     status: int = CLIENT_GONE
     answered: bool = False

@@ -9,13 +9,13 @@ from collections.abc import Callable
 import torch
 
 from graft_runtime.engine.batches import BatchFlow
-from graft_runtime.engine.checks import check_columns, check_length, check_request
+from graft_runtime.engine.checks import check_adapters, check_length, check_request, check_tokens
 from graft_runtime.engine.ledger import room_in_host
 from graft_runtime.engine.loader import AdapterReady, BaseReady, Job, Outcome, fault_of
 from graft_runtime.engine.mounts import Mounts
 from graft_runtime.engine.packed import PackedFlow
 from graft_runtime.engine.requests import Flow, Request, Turn, first_position
-from graft_runtime.engine.sampling import Draws, choose
+from graft_runtime.engine.sampling import Draws, choose, limited
 from graft_runtime.engine.scheduler import Scheduler
 from graft_runtime.errors import ErrorCode, GraftError
 from graft_runtime.messages import (
@@ -203,15 +203,18 @@ class Engine:
         held: list[str] = []
         try:
             serving = self._ready()
-            check_request(submit, serving.base, serving.runner.context_length)
+            check_request(submit, serving.runner.context_length)
             adapters = []
             for served in submit.adapters:
                 adapter = self._mounts.hold(served.digest)
                 held.append(served.digest)
                 adapters.append(RowAdapter(adapter, served.weight, first_position(submit.prompt, adapter.invocation)))
-            check_columns(adapters, serving.runner.bank)
+            check_adapters(adapters, serving.runner.bank)
             virtual = virtual_tokens(adapters)
             check_length(len(submit.prompt) + virtual, serving.runner.context_length)
+            vocabulary = adapters[0].adapter.vocabulary if adapters else None
+            vocabulary = vocabulary if vocabulary is not None else serving.base.vocabulary_size
+            check_tokens(submit, vocabulary)
         except GraftError as error:
             for digest in held:
                 self._release(digest)
@@ -219,7 +222,14 @@ class Engine:
             return
         room = serving.runner.context_length - len(submit.prompt) - virtual
         serving.scheduler.add(
-            Request(submit, tuple(adapters), Draws(submit.sampling), virtual, min(submit.max_tokens, room))
+            Request(
+                submit,
+                tuple(adapters),
+                Draws(submit.sampling),
+                virtual=virtual,
+                max_tokens=min(submit.max_tokens, room),
+                vocabulary=vocabulary,
+            )
         )
 
     def _ready(self) -> _Serving:
@@ -249,6 +259,7 @@ class Engine:
         """One pass through the model. False when it failed."""
         try:
             requests, logits = turn.forward()
+            logits = limited(logits, [request.vocabulary for request in requests])
             tokens = choose(logits, [request.draws for request in requests])
             going = [self._goes_on(request, token) for request, token in zip(requests, tokens, strict=True)]
             turn.settle([request for request, goes_on in zip(requests, going, strict=True) if not goes_on])

@@ -127,4 +127,14 @@ class Mounts:
 
 
 def _mounted(digest: str, adapter: CompiledAdapter, tier: Tier) -> Mounted:
-    return Mounted(digest, adapter.rank, len(adapter.modules), adapter.bytes, tier, adapter.remapped)
+    return Mounted(
+        digest,
+        adapter.rank,
+        len(adapter.modules),
+        adapter.bytes,
+        tier=tier,
+        remapped=adapter.remapped,
+        additive=adapter.additive,
+        scalable=adapter.scalable,
+        vocabulary_size=adapter.vocabulary,
+    )

@@ -28,6 +28,8 @@ class Request:
     """Positions before the prompt that are the adapter's."""
     max_tokens: int
     """As asked, and no more than the context has room for."""
+    vocabulary: int
+    """Token ids that mean something to its adapters, or to the base."""
     tokens: list[int] = field(default_factory=list)
     alone: bool = False
     """It was in a step that failed: it is tried again by itself, so that only the culprit fails."""

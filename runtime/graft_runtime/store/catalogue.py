@@ -8,7 +8,7 @@ from enum import Enum, auto
 from typing import Literal
 
 from graft_runtime.contract import AdapterEntry, AdapterReport, AdapterState, Fault, Source
-from graft_runtime.errors import GraftError
+from graft_runtime.errors import ErrorCode, GraftError
 from graft_runtime.messages import Tier
 from graft_runtime.store.cache import Cached
 from graft_runtime.store.fetches import TRANSIENT
@@ -43,6 +43,13 @@ class Artifact:
     remapped: str | None = None
     """See `AdapterReport`."""
     bytes: int | None = None
+    highest_token: int | None = None
+    """The highest id that its own tokenizer makes; None: it has none of its own."""
+    vocabulary_size: int | None = None
+    """Token ids that it brings rows for; None: those of the base."""
+    additive: bool = True
+    """See Mounted."""
+    scalable: bool = True
     proven: bool = False
     """It passed every check against the base, a trial mount included."""
     fault: GraftError | None = None
@@ -170,6 +177,32 @@ def _urgency(artifact: Artifact) -> tuple[bool, bool, float]:
     return not artifact.pinned, not artifact.waiters, artifact.since or 0.0
 
 
+def scale_fault(entry: AdapterEntry, artifact: Artifact) -> GraftError | None:
+    """That an adapter can't be served with the scale of its entry. What it is made of is known once it was mounted."""
+    if entry.scale == 1 or artifact.scalable:
+        return None
+    return GraftError(
+        ErrorCode.NOT_SCALABLE,
+        f"adapter `{entry.name}` has scale {entry.scale:g}, and what it does to the base model is no sum to be scaled",
+        hint="leave scale out (1); only adapters that add to the base model's weights can be scaled, as LoRA does",
+    )
+
+
+def vocabulary_fault(artifact: Artifact, base_rows: int) -> GraftError | None:
+    """That the adapter's own tokenizer makes ids that no row of an embedding stands for."""
+    rows = artifact.vocabulary_size if artifact.vocabulary_size is not None else base_rows
+    highest = artifact.highest_token
+    if highest is None or highest < rows:
+        return None
+    whose = "adapter's embedding" if artifact.vocabulary_size is not None else "base model"
+    return GraftError(
+        ErrorCode.TOKENIZER_MISMATCH,
+        f"the tokenizer of adapter `{artifact.name}` makes token ids up to {highest}, and the {whose} has {rows} rows "
+        f"(0 … {rows - 1})",
+        hint="save the adapter with its resized embeddings (save_embedding_layers=True), or with the base's tokenizer",
+    )
+
+
 def report(alias: Alias, artifact: Artifact | None, candidate: Artifact | None) -> AdapterReport:
     """What the status says of a name.
 
@@ -186,20 +219,25 @@ def report(alias: Alias, artifact: Artifact | None, candidate: Artifact | None) 
         name=entry.name,
         digest=artifact.digest,
         revision=entry.exact_source.revision,
-        state=AdapterState.DRAINING if alias.removed else artifact.state,
-        fault=_fault(artifact),
+        state=AdapterState.DRAINING if alias.removed else _state(entry, artifact),
+        fault=_fault(entry, artifact),
         method=artifact.method,
         rank=artifact.rank,
         remapped=artifact.remapped,
         bytes=artifact.bytes,
         candidate=entry.candidate,
-        candidate_state=candidate.state if candidate else None,
-        candidate_fault=_fault(candidate) if candidate else None,
+        candidate_state=_state(entry, candidate) if candidate else None,
+        candidate_fault=_fault(entry, candidate) if candidate else None,
     )
 
 
-def _fault(artifact: Artifact) -> Fault | None:
-    return Fault.of(artifact.fault) if artifact.fault is not None else None
+def _state(entry: AdapterEntry, artifact: Artifact) -> AdapterState:
+    return artifact.state if scale_fault(entry, artifact) is None else AdapterState.FAILED
+
+
+def _fault(entry: AdapterEntry, artifact: Artifact) -> Fault | None:
+    fault = artifact.fault or scale_fault(entry, artifact)
+    return Fault.of(fault) if fault is not None else None
 
 
 def is_settled(adapter: AdapterReport, *, pinned: bool) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 
 from graft_runtime.adapters.files import read_adapter_files
 from graft_runtime.contract import AdapterEntry, AdapterReport, AdapterSet, Source
@@ -20,7 +20,17 @@ from graft_runtime.messages import (
     Unmounted,
 )
 from graft_runtime.store.cache import Cached
-from graft_runtime.store.catalogue import PATIENCE_SECONDS, Alias, Artifact, Residence, Step, plan_mounts, report
+from graft_runtime.store.catalogue import (
+    PATIENCE_SECONDS,
+    Alias,
+    Artifact,
+    Residence,
+    Step,
+    plan_mounts,
+    report,
+    scale_fault,
+    vocabulary_fault,
+)
 from graft_runtime.store.fetches import TRANSIENT, Fetches
 from graft_runtime.store.leases import Lease
 
@@ -35,6 +45,7 @@ class Residency:
     Args:
         fetches: bring them into the cache.
         send: hands a command to the engine.
+        highest_token: checks an adapter's own tokenizer and tells the highest id that it makes; None: it has none.
         limit: how many the engine can hold.
         max_rank: of the pool.
         drain_seconds: how long requests may go on under a name that was removed.
@@ -45,13 +56,14 @@ class Residency:
         self,
         fetches: Fetches,
         send: Callable[[Command], None],
+        highest_token: Callable[[Cached, str], Awaitable[int | None]],
         *,
         limit: int,
         max_rank: int,
         drain_seconds: float,
         changed: Callable[[str], None],
     ) -> None:
-        self._fetches, self._send = fetches, send
+        self._fetches, self._send, self._highest_token = fetches, send, highest_token
         self._limit, self._max_rank, self._drain_seconds = limit, max_rank, drain_seconds
         self._changed = changed
         self._aliases: dict[str, Alias] = {}
@@ -63,9 +75,12 @@ class Residency:
         self._leases: set[Lease] = set()
         self._waiting: dict[str, asyncio.Event] = {}
         self._clock, self._turns = 0, 0
-        self._base_loaded, self._advancing = False, False
+        self._rows: int | None = None
+        """Token ids that the base has; None before it is loaded."""
+        self._advancing = False
         self._short = False
         """Somebody waits for a place."""
+        self._one_group = asyncio.Lock()
         self.digests: frozenset[str] = frozenset()
         """All that the cache must keep. Read by other threads."""
 
@@ -86,9 +101,9 @@ class Residency:
         for name in entries:
             self._changed(name)
 
-    def base_loaded(self) -> None:
+    def base_loaded(self, vocabulary_size: int) -> None:
         """The engine can take adapters from now on."""
-        self._base_loaded = True
+        self._rows = vocabulary_size
         self._advance()
 
     def entry(self, name: str) -> AdapterEntry | None:
@@ -107,56 +122,83 @@ class Residency:
         digest, candidate = alias.entry.digest, alias.entry.candidate
         return report(alias, self._artifacts.get(digest or ""), self._artifacts.get(candidate or ""))
 
-    def cached_directory(self, digest: str) -> Cached | None:
-        artifact = self._artifacts.get(digest)
-        return artifact.cached if artifact is not None else None
-
     def tier(self, name: str) -> Tier | None:
         """Where what answers under a name is; None: in no tier yet, or no such name."""
         alias = self._aliases.get(name)
         artifact = self._artifacts.get(alias.serving or alias.entry.digest or "") if alias is not None else None
         return artifact.tier if artifact is not None else None
 
-    async def acquire(self, name: str, wait_seconds: float) -> Lease:
-        """A mounted adapter for one request; waits until it is mounted.
+    async def acquire(self, names: Sequence[str], wait_seconds: float) -> tuple[Lease, ...]:
+        """Mounted adapters for one request, in this order; waits until all are mounted.
 
         Raises:
-            GraftError: UnknownModel, Resolving, Loading, or the adapter's own fault.
+            GraftError: UnknownModel, Resolving, Loading, NotComposable, or the own fault of one of them.
         """
-        deadline = asyncio.get_running_loop().time() + wait_seconds
-        alias, artifact = self._find(name)
-        found = artifact.tier
-        while not artifact.lendable:
-            if artifact.fault is not None and artifact.residence is not Residence.MOUNTED:
-                raise artifact.fault
-            try:
-                await self._turn_of(artifact, deadline)
-            except TimeoutError:
-                raise GraftError(
-                    ErrorCode.LOADING,
-                    f"adapter `{name}` is not mounted yet after {wait_seconds:g} s (it is {artifact.state.value})",
-                    hint="try again",
-                    field="model",
-                ) from None
-            alias, artifact = self._find(name)
-        return self._lend(alias, artifact, found)
+        found = [self._find(name)[1].tier for name in names]
+        try:
+            async with asyncio.timeout(wait_seconds):
+                if len(names) == 1 or not self._missing(names):
+                    return await self._acquire(names, found)
+                async with self._one_group:  # two, each with a place that the other waits for, would wait for ever
+                    return await self._acquire(names, found)
+        except TimeoutError:
+            missing = ", ".join(f"`{artifact.name}` ({artifact.state.value})" for artifact in self._missing(names))
+            raise GraftError(
+                ErrorCode.LOADING,
+                f"not mounted yet after {wait_seconds:g} s: {missing or 'adapters that were a moment ago'}",
+                hint="try again",
+                field="model",
+            ) from None
 
-    async def _turn_of(self, artifact: Artifact, deadline: float) -> None:
-        """Waits until something has changed about an adapter. Raises TimeoutError."""
+    async def _acquire(self, names: Sequence[str], found: Sequence[Tier | None]) -> tuple[Lease, ...]:
+        while missing := self._missing(names):
+            artifacts = {artifact.digest: artifact for _, artifact in map(self._find, names)}
+            self._check_places(artifacts)
+            await self._turn_of(list(artifacts.values()), missing[0])
+        return tuple(self._lend(*self._find(name), tier) for name, tier in zip(names, found, strict=True))
+
+    async def _turn_of(self, artifacts: Sequence[Artifact], first: Artifact) -> None:
+        """Waits for these until something has changed about the first."""
         loop = asyncio.get_running_loop()
-        if not artifact.waiters:
-            artifact.since = loop.time()
-        artifact.waiters += 1
+        for artifact in artifacts:
+            if not artifact.waiters:
+                artifact.since = loop.time()
+            artifact.waiters += 1
         self._advance()
         patience = loop.call_later(PATIENCE_SECONDS, self._advance)
         try:
-            async with asyncio.timeout_at(deadline):
-                await self._waiting.setdefault(artifact.digest, asyncio.Event()).wait()
+            await self._waiting.setdefault(first.digest, asyncio.Event()).wait()
         finally:
             patience.cancel()
-            artifact.waiters -= 1
+            for artifact in artifacts:
+                artifact.waiters -= 1
             if self._short:
                 self._advance()
+
+    def _missing(self, names: Sequence[str]) -> list[Artifact]:
+        """Those that a request has to wait for. Raises GraftError where waiting is no use."""
+        found = [self._find(name) for name in names]
+        for alias, artifact in found:
+            fault = scale_fault(alias.entry, artifact)
+            if fault is None and artifact.residence is not Residence.MOUNTED:
+                fault = artifact.fault
+            if fault is not None:
+                raise fault
+        return [artifact for _, artifact in found if not artifact.lendable]
+
+    def _check_places(self, artifacts: dict[str, Artifact]) -> None:
+        """Raises GraftError: NotComposable."""
+        pinned = sum(
+            other.pinned and other.wanted for other in self._artifacts.values() if other.digest not in artifacts
+        )
+        if len(artifacts) > 1 and len(artifacts) + pinned > self._limit:
+            others = f", beside {pinned} pinned ones" if pinned else ""
+            raise GraftError(
+                ErrorCode.NOT_COMPOSABLE,
+                f"`adapters` names {len(artifacts)} adapters{others}, and this pool mounts at most {self._limit}",
+                hint="name fewer adapters, or raise spec.engine.maxMountedAdapters",
+                field="adapters",
+            )
 
     def on_event(self, event: Mounted | MountFailed | Unmounted | Dropped) -> None:
         """Takes what the engine tells."""
@@ -169,9 +211,7 @@ class Residency:
     def _moved(self, artifact: Artifact, event: Mounted | MountFailed | Unmounted) -> None:
         match event:
             case Mounted() if artifact.residence is not Residence.UNMOUNTING:
-                artifact.residence, artifact.proven, artifact.fault = Residence.MOUNTED, True, None
-                artifact.in_host, artifact.yielding = False, False
-                artifact.remapped = event.remapped
+                self._mounted(artifact, event)
             case MountFailed():
                 self._mount_failed(artifact, event.fault.error())
             case Unmounted() if artifact.residence is Residence.UNMOUNTING:
@@ -236,7 +276,7 @@ class Residency:
     def _switch(self, alias: Alias) -> bool:
         """Lets a name be answered by its new version when that is ready. True when an old one is left behind."""
         new, old = self._artifacts.get(alias.entry.digest or ""), alias.serving
-        if new is None or not new.proven or old == new.digest:
+        if new is None or not new.proven or old == new.digest or scale_fault(alias.entry, new) is not None:
             return False
         alias.serving = new.digest
         if old is None:
@@ -280,6 +320,7 @@ class Residency:
                 return
             artifact.fault, artifact.cached, artifact.bytes = None, cached, cached.bytes
             files = await asyncio.to_thread(read_adapter_files, cached.directory, name=name, max_rank=self._max_rank)
+            artifact.highest_token = await self._highest_token(cached, name)
         except GraftError as error:
             logger.warning("%s", error)
             failed(error)
@@ -297,7 +338,7 @@ class Residency:
 
     def _advance(self) -> None:
         """Mounts and unmounts what is to be, once for all that happens at the same time."""
-        if self._base_loaded and not self._advancing:
+        if self._rows is not None and not self._advancing:
             self._advancing = True
             asyncio.get_running_loop().call_soon(self._mount_next)
 
@@ -324,6 +365,20 @@ class Residency:
                 artifact.yielding = step.action == "yield"
             case "refuse":
                 artifact.fault = _no_place(artifact.name, self._limit)
+
+    def _mounted(self, artifact: Artifact, event: Mounted) -> None:
+        assert self._rows is not None
+        artifact.vocabulary_size = event.vocabulary_size
+        artifact.additive, artifact.scalable = event.additive, event.scalable
+        artifact.in_host, artifact.yielding = False, False
+        artifact.remapped = event.remapped
+        artifact.fault = vocabulary_fault(artifact, self._rows)
+        if artifact.fault is None:
+            artifact.residence, artifact.proven = Residence.MOUNTED, True
+            return
+        logger.warning("%s", artifact.fault)
+        artifact.residence = Residence.UNMOUNTING
+        self._send(Unmount(artifact.digest))
 
     def _mount_failed(self, artifact: Artifact, error: GraftError) -> None:
         logger.warning("%s", error)
