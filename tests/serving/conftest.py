@@ -67,6 +67,8 @@ def _configs() -> dict[str, Callable[[], Any]]:
     return {
         "llama": lambda: hf.LlamaConfig(**llama_like),
         "mistral": lambda: hf.MistralConfig(**llama_like, sliding_window=8),
+        "tied": lambda: hf.LlamaConfig(**(llama_like | {"tie_word_embeddings": True})),
+        "qwen2": lambda: hf.Qwen2Config(**llama_like),
         "qwen3": lambda: hf.Qwen3Config(**llama_like, head_dim=8),
         "gemma3": lambda: hf.Gemma3TextConfig(
             **llama_like, head_dim=8, sliding_window=8, layer_types=["sliding_attention", "full_attention"]
@@ -118,10 +120,10 @@ def build_base(directory: Path, family: str = "llama", seed: int = 0) -> Path:
     return directory
 
 
-def build_adapter(base: Path, directory: Path, seed: int = 1, **lora: Any) -> Path:
+def build_adapter(base: Path, directory: Path, seed: int = 1, rows: int | None = None, **lora: Any) -> Path:
     """Saves a random LoRA adapter for `base` with peft itself; `lora` goes to LoraConfig.
 
-    Without `target_modules` every linear module is a target.
+    Without `target_modules` every linear module is a target. With `rows`, the vocabulary had another size in training.
     """
     import torch
     from peft import LoraConfig, get_peft_model
@@ -132,6 +134,8 @@ def build_adapter(base: Path, directory: Path, seed: int = 1, **lora: Any) -> Pa
         warnings.simplefilter("ignore")
         model = AutoModelForCausalLM.from_pretrained(base)
         torch.manual_seed(seed)
+        if rows is not None:
+            model.resize_token_embeddings(rows)
         get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **(options | lora))).save_pretrained(directory)
     return directory
 

@@ -127,4 +127,4 @@ class Mounts:
 
 
 def _mounted(digest: str, adapter: CompiledAdapter, tier: Tier) -> Mounted:
-    return Mounted(digest, adapter.rank, len(adapter.low_rank), adapter.bytes, tier)
+    return Mounted(digest, adapter.rank, len(adapter.modules), adapter.bytes, tier)
