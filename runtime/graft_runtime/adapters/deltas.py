@@ -153,7 +153,7 @@ class Prefix:
 
 @dataclass(frozen=True, eq=False)
 class CompiledAdapter:
-    """An adapter in the memory of one device, checked against the base it was compiled for."""
+    """An adapter in the memory of the model's device, checked against the base it was compiled for."""
 
     method: str
     """PEFT's name of it: `LORA`."""
