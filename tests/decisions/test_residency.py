@@ -13,7 +13,8 @@ from graft_runtime.errors import ErrorCode, GraftError
 from graft_runtime.messages import Command, EngineFault, Mount, Mounted, MountFailed, Unmount, Unmounted
 from graft_runtime.store import residency as residency_module
 from graft_runtime.store.cache import Cached
-from graft_runtime.store.residency import Lease, Residency
+from graft_runtime.store.leases import Lease
+from graft_runtime.store.residency import Residency
 
 
 class Files:

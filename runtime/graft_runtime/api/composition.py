@@ -10,7 +10,7 @@ from graft_runtime.api.requests import NamedAdapter
 from graft_runtime.api.voices import Voice
 from graft_runtime.errors import ErrorCode, GraftError
 from graft_runtime.messages import ServedAdapter
-from graft_runtime.store.residency import Lease
+from graft_runtime.store.leases import Lease
 
 
 @dataclass(frozen=True)

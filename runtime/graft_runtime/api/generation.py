@@ -16,7 +16,7 @@ from graft_runtime.api.requests import ChatRequest, CompletionRequest, Generatio
 from graft_runtime.api.voices import Voice
 from graft_runtime.errors import ErrorCode, GraftError
 from graft_runtime.messages import Sampling, Submit
-from graft_runtime.store.residency import Lease
+from graft_runtime.store.leases import Lease
 
 ADAPTER_WAIT_SECONDS = 30.0
 WAITING_PER_PLACE = 8

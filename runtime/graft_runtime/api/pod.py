@@ -34,8 +34,9 @@ from graft_runtime.messages import BaseFailed, BaseLoaded, Event, Mounted, Mount
 from graft_runtime.store.cache import Cache, Cached
 from graft_runtime.store.catalogue import is_settled
 from graft_runtime.store.fetches import TRANSIENT, Fetches
+from graft_runtime.store.leases import Lease
 from graft_runtime.store.network import Network
-from graft_runtime.store.residency import Lease, Residency
+from graft_runtime.store.residency import Residency
 from graft_runtime.store.sources import Sources
 
 logger = logging.getLogger(__name__)

@@ -9,34 +9,25 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from graft_runtime.adapters.files import read_adapter_files
 from graft_runtime.contract import AdapterEntry, AdapterReport, AdapterSet, Source
 from graft_runtime.errors import ErrorCode, GraftError
-from graft_runtime.messages import Command, Mount, Mounted, MountFailed, ServedAdapter, Unmount, Unmounted
+from graft_runtime.messages import Command, Mount, Mounted, MountFailed, Unmount, Unmounted
 from graft_runtime.store.cache import Cached
-from graft_runtime.store.catalogue import Alias, Artifact, Residence, plan_mounts, report, scale_fault, vocabulary_fault
+from graft_runtime.store.catalogue import (
+    Alias,
+    Artifact,
+    Residence,
+    check_places,
+    no_place,
+    plan_mounts,
+    report,
+    scale_fault,
+    vocabulary_fault,
+)
 from graft_runtime.store.fetches import TRANSIENT, Fetches
+from graft_runtime.store.leases import Lease
 
 logger = logging.getLogger(__name__)
 
 RETRY_MOUNT_SECONDS = 30.0
-
-
-class Lease:
-    """One request's hold on one version of an adapter, until `release`."""
-
-    def __init__(self, alias: Alias, artifact: Artifact, ended: Callable[[Lease], None]) -> None:
-        self.digest = artifact.digest
-        self.served = ServedAdapter(artifact.digest, alias.entry.scale)
-        self.alias = alias
-        self.artifact = artifact
-        self.revoked: Callable[[], None] | None = None
-        """Called when the adapter's time to drain is over."""
-        self._ended = ended
-        self._released = False
-
-    def release(self) -> None:
-        """Once or more often."""
-        if not self._released:
-            self._released = True
-            self._ended(self)
 
 
 class Residency:
@@ -144,7 +135,7 @@ class Residency:
     async def _acquire(self, names: Sequence[str]) -> tuple[Lease, ...]:
         while missing := self._unmounted(names):
             artifacts = {artifact.digest: artifact for _, artifact in map(self._find, names)}
-            self._check_places(artifacts)
+            check_places(artifacts, self._artifacts.values(), self._limit)
             for artifact in artifacts.values():
                 artifact.waiters += 1
             try:
@@ -165,20 +156,6 @@ class Residency:
             if fault is not None:
                 raise fault
         return [artifact for _, artifact in found if artifact.residence is not Residence.MOUNTED]
-
-    def _check_places(self, artifacts: dict[str, Artifact]) -> None:
-        """Raises GraftError: NotComposable."""
-        pinned = sum(
-            other.pinned and other.wanted for other in self._artifacts.values() if other.digest not in artifacts
-        )
-        if len(artifacts) > 1 and len(artifacts) + pinned > self._limit:
-            others = f", beside {pinned} pinned ones" if pinned else ""
-            raise GraftError(
-                ErrorCode.NOT_COMPOSABLE,
-                f"`adapters` names {len(artifacts)} adapters{others}, and this pool mounts at most {self._limit}",
-                hint="name fewer adapters, or raise spec.engine.maxMountedAdapters",
-                field="adapters",
-            )
 
     def on_event(self, event: Mounted | MountFailed | Unmounted) -> None:
         """Takes what the engine tells."""
@@ -328,7 +305,7 @@ class Residency:
                 artifact.residence = Residence.UNMOUNTING
                 self._send(Unmount(artifact.digest))
             else:
-                artifact.fault = _no_place(artifact.name, self._limit)
+                artifact.fault = no_place(artifact.name, self._limit)
             self._touched(artifact)
 
     def _mounted(self, artifact: Artifact, event: Mounted) -> None:
@@ -385,11 +362,3 @@ class Residency:
         """Whoever waits for this version looks again."""
         if (event := self._waiting.pop(digest, None)) is not None:
             event.set()
-
-
-def _no_place(name: str, limit: int) -> GraftError:
-    return GraftError(
-        ErrorCode.NO_CAPACITY,
-        f"adapter `{name}` can't be mounted: pinned adapters hold all {limit} places",
-        hint="pin fewer adapters, or raise spec.engine.maxMountedAdapters",
-    )
