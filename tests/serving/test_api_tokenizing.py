@@ -65,6 +65,13 @@ def test_an_adapter_s_own_manner_goes_over_its_base_s(tokenizer: Tokenizer, tmp_
     assert over(Manner(), base) == base
 
 
+def test_whether_it_samples_is_the_adapter_s_to_say(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    for said, temperature in (("false", 0.0), ("true", 1.0), ('true, "temperature": 0.7', 0.7)):
+        (tmp_path / "generation_config.json").write_text(f'{{"do_sample": {said}}}')
+        own = read_manner(tmp_path, tokenizer.token_id, "it")
+        assert over(own, Manner(defaults={"temperature": 0.0})).defaults["temperature"] == temperature
+
+
 @pytest.mark.parametrize("content", ["", "not JSON", "[1]", "[" * 100_000, b"\xff", '{"a": "' + "b" * (8 << 20) + '"}'])
 @pytest.mark.parametrize("name", ["tokenizer_config.json", "generation_config.json"])
 def test_small_files_that_are_nonsense_are_faults(

@@ -79,7 +79,7 @@ def _template(directory: Path, config: Mapping[str, Any], what: str) -> str | No
 
 
 def _defaults(generation: Mapping[str, Any]) -> dict[str, Any]:
-    """Sampling values for requests that name none; `do_sample: false` is greedy."""
+    """Sampling values for requests that name none; `do_sample` false is greedy, true is not."""
     found: dict[str, Any] = {}
     for name in ("temperature", "top_p", "top_k", "max_new_tokens"):
         value = generation.get(name)
@@ -87,6 +87,8 @@ def _defaults(generation: Mapping[str, Any]) -> dict[str, Any]:
             found[name] = value
     if generation.get("do_sample") is False:
         found["temperature"] = 0.0
+    elif generation.get("do_sample") is True:
+        found.setdefault("temperature", 1.0)  # not what its base may have
     return found
 
 

@@ -247,9 +247,10 @@ class Pod:
 
     async def voice(self, lease: Lease | None) -> Voice:
         """How an adapter, or the base (None), wants to be talked to."""
-        cached = lease.artifact.cached if lease is not None else None
-        if lease is None or cached is None:
+        if lease is None:
             return self.serving_base().voice
+        cached = lease.artifact.cached
+        assert cached is not None, "what is mounted was read from there"
         return await self._voices.of(lease.digest, cached.directory, lease.artifact.name)
 
     async def _highest_token(self, cached: Cached, name: str) -> int | None:

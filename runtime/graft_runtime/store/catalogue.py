@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Literal
@@ -245,3 +245,34 @@ def is_settled(adapter: AdapterReport, *, pinned: bool) -> bool:
     if adapter.fault is not None:
         return True
     return adapter.ready and not (pinned and adapter.state is AdapterState.CACHED)
+
+
+def no_place(name: str, limit: int) -> GraftError:
+    """Why an adapter is refused."""
+    return GraftError(
+        ErrorCode.NO_CAPACITY,
+        f"adapter `{name}` can't be mounted: pinned adapters hold all {limit} places",
+        hint="pin fewer adapters, or raise spec.engine.maxMountedAdapters",
+    )
+
+
+def check_places(group: Mapping[str, Artifact], everything: Iterable[Artifact], limit: int) -> None:
+    """That adapters can be mounted at the same time, beside those that are pinned.
+
+    Args:
+        group: that one request names, by digest.
+        everything: of the pod.
+        limit: how many the engine can hold.
+
+    Raises:
+        GraftError: NotComposable.
+    """
+    pinned = sum(other.pinned and other.wanted for other in everything if other.digest not in group)
+    if len(group) > 1 and len(group) + pinned > limit:
+        others = f", beside {pinned} pinned ones" if pinned else ""
+        raise GraftError(
+            ErrorCode.NOT_COMPOSABLE,
+            f"`adapters` names {len(group)} adapters{others}, and this pool mounts at most {limit}",
+            hint="name fewer adapters, or raise spec.engine.maxMountedAdapters",
+            field="adapters",
+        )

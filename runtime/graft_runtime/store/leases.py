@@ -1,4 +1,4 @@
-"""What a request holds of an adapter."""
+"""What a request holds of the adapters of a pod."""
 
 from __future__ import annotations
 

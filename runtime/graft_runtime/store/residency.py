@@ -26,6 +26,8 @@ from graft_runtime.store.catalogue import (
     Artifact,
     Residence,
     Step,
+    check_places,
+    no_place,
     plan_mounts,
     report,
     scale_fault,
@@ -153,7 +155,7 @@ class Residency:
     async def _acquire(self, names: Sequence[str], found: Sequence[Tier | None]) -> tuple[Lease, ...]:
         while missing := self._missing(names):
             artifacts = {artifact.digest: artifact for _, artifact in map(self._find, names)}
-            self._check_places(artifacts)
+            check_places(artifacts, self._artifacts.values(), self._limit)
             await self._turn_of(list(artifacts.values()), missing[0])
         return tuple(self._lend(*self._find(name), tier) for name, tier in zip(names, found, strict=True))
 
@@ -185,20 +187,6 @@ class Residency:
             if fault is not None:
                 raise fault
         return [artifact for _, artifact in found if not artifact.lendable]
-
-    def _check_places(self, artifacts: dict[str, Artifact]) -> None:
-        """Raises GraftError: NotComposable."""
-        pinned = sum(
-            other.pinned and other.wanted for other in self._artifacts.values() if other.digest not in artifacts
-        )
-        if len(artifacts) > 1 and len(artifacts) + pinned > self._limit:
-            others = f", beside {pinned} pinned ones" if pinned else ""
-            raise GraftError(
-                ErrorCode.NOT_COMPOSABLE,
-                f"`adapters` names {len(artifacts)} adapters{others}, and this pool mounts at most {self._limit}",
-                hint="name fewer adapters, or raise spec.engine.maxMountedAdapters",
-                field="adapters",
-            )
 
     def on_event(self, event: Mounted | MountFailed | Unmounted | Dropped) -> None:
         """Takes what the engine tells."""
@@ -364,7 +352,7 @@ class Residency:
             case "yield" | "stay":
                 artifact.yielding = step.action == "yield"
             case "refuse":
-                artifact.fault = _no_place(artifact.name, self._limit)
+                artifact.fault = no_place(artifact.name, self._limit)
 
     def _mounted(self, artifact: Artifact, event: Mounted) -> None:
         assert self._rows is not None
@@ -422,11 +410,3 @@ class Residency:
         """Whoever waits for this version looks again."""
         if (event := self._waiting.pop(digest, None)) is not None:
             event.set()
-
-
-def _no_place(name: str, limit: int) -> GraftError:
-    return GraftError(
-        ErrorCode.NO_CAPACITY,
-        f"adapter `{name}` can't be mounted: pinned adapters hold all {limit} places",
-        hint="pin fewer adapters, or raise spec.engine.maxMountedAdapters",
-    )

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import openai
 import pytest
-from graft_runtime.contract import EngineConfig
+from graft_runtime.contract import AdapterEntry, EngineConfig
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")  # peft's
 
@@ -19,6 +21,7 @@ CHAT = [{"role": "user", "content": "a<|tool|>b"}]
 @pytest.fixture(scope="module")
 def adapters(make_adapter: Callable[..., Path], tiny_base: Path) -> dict[str, Path]:
     found = {name: make_adapter(name) for name in ("plain", "other", "third", "marked", "broken", "beyond", "scaled")}
+    found["activated"] = make_adapter("activated", alora_invocation_tokens=[64, 65])  # `ab`
     found["dora"] = make_adapter("dora", use_dora=True)
     found["grown"] = _grown(tiny_base, make_adapter("grown"))
     _save_tokenizer(tiny_base, found["marked"], 1)
@@ -57,11 +60,21 @@ def _grown(base: Path, adapter: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def pod(make_pod: Callable[..., Any], adapters: dict[str, Path]) -> Any:
-    pod = make_pod(engine=EngineConfig(max_sequences=8, max_rank=16, max_mounted_adapters=3))
+def idle_pod(make_pod: Callable[..., Any]) -> Any:
+    return make_pod(engine=EngineConfig(max_sequences=8, max_rank=16, max_mounted_adapters=3), drain_seconds=1)
+
+
+@pytest.fixture(scope="module")
+def entries(idle_pod: Any, adapters: dict[str, Path]) -> list[AdapterEntry]:
     scales = {"scaled": 0.5, "dora": 2.0}
-    entries = [pod.entry(name, path, scale=scales.get(name, 1.0)) for name, path in adapters.items()]
-    pod.mount_set(pod.set_of(1, *entries, pod.entry("whole", adapters["dora"])))
+    entries = [idle_pod.entry(name, path, scale=scales.get(name, 1.0)) for name, path in adapters.items()]
+    return [*entries, idle_pod.entry("whole", adapters["dora"])]
+
+
+@pytest.fixture(scope="module")
+def pod(idle_pod: Any, entries: list[AdapterEntry]) -> Any:
+    pod = idle_pod
+    pod.mount_set(pod.set_of(1, *entries))
     pod.start()
     pod.wait_ready()
     return pod
@@ -162,6 +175,32 @@ def test_weights_multiply_scales_and_sum_up(pod: Any) -> None:
     assert summed(pod, {"scaled": 2}, **long).json["choices"] != pod.complete("scaled", **long).json["choices"]
     assert summed(pod, {"plain": 0}, **long).json["choices"] == pod.complete("tiny", **long).json["choices"]
     assert summed(pod, {"whole": 1}, **long).json["choices"] == pod.complete("whole", **long).json["choices"]
+
+
+def test_an_activated_adapter_answers_from_its_invocation_on(pod: Any) -> None:
+    texts = {prompt: [pod.text(name, prompt=prompt) for name in ("tiny", "activated")] for prompt in ("xyz", "xabc")}
+    assert texts["xyz"][0] == texts["xyz"][1]
+    assert texts["xabc"][0] != texts["xabc"][1]
+    assert summed(pod, {"activated": 1, "plain": 0}, prompt="xabc").json["choices"][0]["text"] == texts["xabc"][1]
+
+
+def test_a_sum_ends_when_the_time_of_one_of_its_adapters_is_over(
+    pod: Any, wait_until: Callable[..., Any], entries: list[AdapterEntry]
+) -> None:
+    parts = [{"name": "plain", "weight": 0.5}, {"name": "other", "weight": 0.5}]
+    whole = pod.status().adapter_set.generation
+    with pod.stream("tiny", adapters=parts) as response:
+        response.readline()
+        os.kill(pod.engine_pid, signal.SIGSTOP)
+        try:
+            assert pod.push(pod.set_of(whole + 1, *(entry for entry in entries if entry.name != "other"))).status == 200
+            wait_until(lambda: pod.report("other").state == "Draining")
+            events = response.read().split(b"\n\n")
+        finally:
+            os.kill(pod.engine_pid, signal.SIGCONT)
+    assert json.loads(events[-3].strip().removeprefix(b"data: "))["error"]["code"] == "UnknownModel"
+    assert pod.push(pod.set_of(whole + 2, *entries)).status == 200
+    wait_until(lambda: pod.complete("other").status == 200)
 
 
 BAD: list[tuple[str, dict[str, Any], int, str, str, str]] = [
