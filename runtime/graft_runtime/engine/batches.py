@@ -9,7 +9,8 @@ from typing import Any, Protocol
 import torch
 
 from graft_runtime.engine.requests import Request
-from graft_runtime.model.bank import Bank, RowAdapter
+from graft_runtime.model.bank import Bank
+from graft_runtime.model.rows import RowAdapter
 
 MAX_BATCHES = 8
 """Batches that run side by side: a request that comes while others decode starts one, and joins another later."""
@@ -79,7 +80,7 @@ class Batch:
     def forward(self) -> tuple[list[Request], torch.Tensor]:
         """Every request gets its next token, from [requests, vocabulary]."""
         if self.state is None:
-            prompts = [request.submit.prompt for request in self.requests]
+            prompts = [request.ids(0, request.length - len(request.tokens)) for request in self.requests]
             answers = [request.tokens for request in self.requests]
             self.state = self._flow.runner.start(prompts, answers, [request.adapters for request in self.requests])
         while self._joining:
@@ -107,6 +108,11 @@ class Batch:
             self.state.keep(rows)
 
     @property
+    def reserved(self) -> int:
+        """Tokens in the cache, padding included."""
+        return 0 if self.state is None else len(self.requests) * self.state.length
+
+    @property
     def fits_others(self) -> bool:
         """Whether it runs already and none of its rows must be alone, or is about to take in another."""
         return self.state is not None and not self._joining and not any(request.alone for request in self.requests)
@@ -131,6 +137,10 @@ class BatchFlow:
     @property
     def requests(self) -> list[Request]:
         return [request for batch in self.batches for request in batch.requests]
+
+    @property
+    def reserved(self) -> int:
+        return sum(batch.reserved for batch in self.batches)
 
     def admit(self, waiting: deque[Request]) -> None:
         while waiting and len(self.batches) < MAX_BATCHES and len(self.requests) < self._max_sequences:

@@ -21,16 +21,19 @@ from graft_runtime.messages import (
     BaseFailed,
     ConvertTokenizer,
     EngineFault,
+    Inspect,
+    Inspected,
     Mount,
     MountFailed,
     Start,
     TokenizerConverted,
 )
+from graft_runtime.model.layout import modules_of
 from graft_runtime.model.load import BaseModel, load_base
 
 logger = logging.getLogger(__name__)
 
-Job = Start | Mount | ConvertTokenizer
+Job = Start | Mount | ConvertTokenizer | Inspect
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,7 @@ class AdapterReady:
     adapter: CompiledAdapter
 
 
-Outcome = BaseReady | BaseFailed | AdapterReady | MountFailed | TokenizerConverted
+Outcome = BaseReady | BaseFailed | AdapterReady | MountFailed | TokenizerConverted | Inspected
 
 
 class Loader:
@@ -66,6 +69,9 @@ class Loader:
             return self._load_base(job)
         if isinstance(job, Mount):
             return self._load_adapter(job)
+        if isinstance(job, Inspect):
+            outcome = self._load_adapter(Mount("", job.directory, job.name))
+            return Inspected(job.directory, outcome.fault if isinstance(outcome, MountFailed) else None)
         return _convert_tokenizer(job)
 
     def _load_base(self, start: Start) -> BaseReady | BaseFailed:
@@ -91,9 +97,12 @@ class Loader:
             return MountFailed(mount.digest, EngineFault(ErrorCode.NOT_READY, what))
         try:
             files = read_adapter_files(Path(mount.directory), name=mount.name, max_rank=self._max_rank)
-            adapter = compile_adapter(files, self._base.layout, dtype=self._base.dtype, device=self._base.device)
+            base = self._base
+            adapter = compile_adapter(files, base.layout, modules_of(base.model), dtype=base.dtype, device=base.device)
         except Exception as error:
             return MountFailed(mount.digest, fault_of(error, f"adapter `{mount.name}`"))
+        if adapter.remapped:
+            logger.warning("adapter `%s` names its modules otherwise than its base: %s", mount.name, adapter.remapped)
         return AdapterReady(mount.digest, mount.name, adapter)
 
 

@@ -11,7 +11,10 @@ import torch
 
 from graft_runtime.engine.sampling import Draws
 from graft_runtime.messages import Submit
-from graft_runtime.model.bank import RowAdapter
+from graft_runtime.model.rows import RowAdapter
+
+NEVER = 1 << 62
+"""A position that no sequence has."""
 
 
 @dataclass(eq=False)
@@ -21,21 +24,28 @@ class Request:
     submit: Submit
     adapters: tuple[RowAdapter, ...]
     draws: Draws
+    virtual: int
+    """Positions before the prompt that are the adapter's."""
     max_tokens: int
     """As asked, and no more than the context has room for."""
+    vocabulary: int
+    """Token ids that mean something to its adapters, or to the base."""
     tokens: list[int] = field(default_factory=list)
     alone: bool = False
     """It was in a step that failed: it is tried again by itself, so that only the culprit fails."""
 
     @property
     def length(self) -> int:
-        """Tokens of prompt and answer."""
-        return len(self.submit.prompt) + len(self.tokens)
+        """Tokens of prompt and answer, and virtual ones."""
+        return self.virtual + len(self.submit.prompt) + len(self.tokens)
 
     def ids(self, start: int, end: int) -> list[int]:
-        """Tokens of prompt and answer, `start` … `end`."""
+        """Tokens of prompt and answer, `start` … `end`; any id stands for a virtual one."""
+        virtual = [0] * (min(end, self.virtual) - start)
+        start, end = max(0, start - self.virtual), max(0, end - self.virtual)
         prompt = len(self.submit.prompt)
-        return self.submit.prompt[start:end] + self.tokens[max(0, start - prompt) : max(0, end - prompt)]
+        real = self.submit.prompt[start:end] + self.tokens[max(0, start - prompt) : max(0, end - prompt)]
+        return virtual + real
 
 
 class Turn(Protocol):
@@ -61,6 +71,11 @@ class Flow(Protocol):
         """Those that run, the oldest first."""
         ...
 
+    @property
+    def reserved(self) -> int:
+        """Tokens for which there are keys and values, or room for them."""
+        ...
+
     def admit(self, waiting: deque[Request]) -> None:
         """Takes from the front of the queue what there is room for; may put back at the front what there is not."""
         ...
@@ -72,3 +87,20 @@ class Flow(Protocol):
     def leave(self, request: Request) -> None:
         """A request that runs does so no longer, and what it held is free."""
         ...
+
+
+def first_position(prompt: Sequence[int], invocation: Sequence[int]) -> int:
+    """Where an adapter begins to take part: the last place where the prompt says its invocation tokens.
+
+    https://arxiv.org/abs/2504.12397 (aLoRA). Without any it takes part from the first token on; a prompt that does not
+    say them is the base's.
+
+    Args:
+        prompt: token ids.
+        invocation: token ids.
+    """
+    length = len(invocation)
+    if not length:
+        return 0
+    starts = range(len(prompt) - length, -1, -1)
+    return next((at for at in starts if list(prompt[at : at + length]) == list(invocation)), NEVER)

@@ -14,10 +14,10 @@ from typing import Any
 import torch
 
 from graft_runtime.adapters.deltas import CompiledAdapter
-from graft_runtime.engine.kv import SMALLEST_EXTENT, KeyValueStore, LayerShape
-from graft_runtime.model.bank import RowAdapter
+from graft_runtime.engine.kv import SMALLEST_EXTENT, Extent, KeyValueStore, LayerShape, fill
 from graft_runtime.model.deltas import AdapterModules
 from graft_runtime.model.load import BaseModel
+from graft_runtime.model.rows import Row, RowAdapter
 from graft_runtime.runners.attention import Layout, Piece, attending
 from graft_runtime.runners.trial import try_adapter
 
@@ -99,16 +99,22 @@ class DecoderRunner:
         """Tokens of the longest sequence that can run."""
         return self.kv.longest
 
+    def begin(self, extent: Extent, adapters: Sequence[RowAdapter]) -> int:
+        """Writes what a sequence has before its first token. Returns how many positions that takes."""
+        prefixes = [part.adapter.prefix for part in adapters if part.adapter.prefix is not None]
+        for prefix in prefixes:
+            fill(extent, prefix)
+        return sum(prefix.tokens for prefix in prefixes)
+
     def pack(self, rows: Sequence[PackedRow]) -> PackedStep:
         """A step of these rows, each of its own sequence; computes nothing yet."""
         return PackedStep(rows, self._family.windows, self._base.device)
 
     def forward(self, step: PackedStep) -> torch.Tensor:
         """The logits of the rows that answer, [answers, vocabulary]; every row's tokens are in its extent then."""
-        adapters = [row.adapters for row in step.rows]
-        tokens = [row.piece.tokens for row in step.rows]
+        rows = [Row(row.adapters, row.piece.start, row.piece.tokens) for row in step.rows]
         options: dict[str, Any] = {"logits_to_keep": step.last} if self._limits_head else {}
-        with self._modules.active(adapters, tokens, step.last), attending(step.layout.attend):
+        with self._modules.active(rows, step.last), attending(step.layout.attend):
             made = self._base.model(
                 input_ids=step.ids, position_ids=step.positions, use_cache=False, return_dict=True, **options
             )
@@ -120,12 +126,14 @@ class DecoderRunner:
         try_adapter(self._base, self.bank, adapter, name, self._try)
 
     def _try(self, prompts: Sequence[list[int]], adapters: Sequence[tuple[RowAdapter, ...]]) -> torch.Tensor:
-        kv = scratch(self._base, self._family, [SMALLEST_EXTENT] * len(prompts))
+        kv = scratch(self._base, self._family, [max(SMALLEST_EXTENT, len(prompt)) for prompt in prompts])
         rows = []
         for prompt, row_adapters in zip(prompts, adapters, strict=True):
             extent = kv.reserve(len(prompt))
             assert extent is not None
-            rows.append(PackedRow(Piece(extent, 0, len(prompt)), prompt, row_adapters, answers=True))
+            done = self.begin(extent, row_adapters)
+            piece = Piece(extent, done, len(prompt) - done)
+            rows.append(PackedRow(piece, prompt[done:], row_adapters, answers=True))
         return self.forward(self.pack(rows))
 
 

@@ -17,10 +17,10 @@ from transformers import DynamicCache
 
 from graft_runtime.adapters.deltas import CompiledAdapter
 from graft_runtime.errors import ErrorCode, GraftError
-from graft_runtime.model.bank import RowAdapter
 from graft_runtime.model.deltas import AdapterModules
 from graft_runtime.model.load import BaseModel
-from graft_runtime.runners.caches import can_join, cut_left, join, keeps_state
+from graft_runtime.model.rows import Row, RowAdapter
+from graft_runtime.runners.caches import can_join, cut_left, join, keeps_state, prefill
 from graft_runtime.runners.trial import try_adapter
 
 NAME = "padded"
@@ -108,28 +108,29 @@ class PaddedRunner:
         """A new batch; computes nothing yet.
 
         Args:
-            prompts: token ids of each row.
+            prompts: token ids of each row, any for virtual tokens.
             answers: what each row has been answered already; with the prompts of one length unless `pads`.
             adapters: of each row.
         """
+        prefixes = [next((part.adapter.prefix for part in row if part.adapter.prefix), None) for row in adapters]
         rows = [[*prompt, *answer] for prompt, answer in zip(prompts, answers, strict=True)]
+        rows = [row[prefix.tokens if prefix else 0 :] for row, prefix in zip(rows, prefixes, strict=True)]
         longest = max(map(len, rows))
         padding = [longest - len(row) for row in rows]
         ids = [[self._padding_token] * pad + row for pad, row in zip(padding, rows, strict=True)]
-        mask = [[0] * pad + [1] * (longest - pad) for pad in padding]
-        device = self._base.device
-        return PaddedBatch(
-            torch.tensor(ids, device=device),
-            torch.tensor(mask, device=device),
-            adapters,
-            self._new_cache(),
-        )
+        mask = torch.tensor([[0] * pad + [1] * (longest - pad) for pad in padding], device=self._base.device)
+        cache = self._new_cache()
+        if any(prefixes):
+            mask = torch.cat([prefill(cache, prefixes).to(mask), mask], dim=1)
+        return PaddedBatch(torch.tensor(ids, device=self._base.device), mask, adapters, cache)
 
     def forward(self, batch: PaddedBatch) -> torch.Tensor:
         """The logits after each row's last token, [rows, vocabulary]. `batch.cache` has grown by the input."""
-        rows, tokens = batch.ids.shape
-        last = torch.arange(1, rows + 1, device=batch.ids.device) * tokens - 1
-        with self._modules.active(batch.adapters, [tokens] * rows, last):
+        count, tokens = batch.ids.shape
+        last = torch.arange(1, count + 1, device=batch.ids.device) * tokens - 1
+        starts = (batch.mask.sum(dim=1) - tokens).tolist()
+        rows = [Row(adapters, start, tokens) for adapters, start in zip(batch.adapters, starts, strict=True)]
+        with self._modules.active(rows, last):
             return self._base.model(**self._inputs(batch)).logits[:, -1]  # type: ignore[no-any-return]
 
     def trial(self, adapter: CompiledAdapter, name: str) -> None:

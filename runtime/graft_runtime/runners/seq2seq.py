@@ -16,9 +16,9 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from graft_runtime.adapters.deltas import CompiledAdapter
 from graft_runtime.errors import ErrorCode, GraftError
-from graft_runtime.model.bank import RowAdapter
 from graft_runtime.model.deltas import AdapterModules
 from graft_runtime.model.load import BaseModel
+from graft_runtime.model.rows import Row, RowAdapter
 from graft_runtime.runners.caches import can_join
 from graft_runtime.runners.padded import NAME, padding_token
 from graft_runtime.runners.positions import Positions
@@ -111,7 +111,9 @@ class Seq2SeqRunner:
             batch.states = self._encode(batch)
         rows, tokens = batch.ids.shape
         last = torch.arange(1, rows + 1, device=batch.ids.device) * tokens - 1
-        with self._modules.active(batch.adapters, [tokens] * rows, last), self._positions.less(batch.padding):
+        starts = (batch.mask.sum(dim=1) - tokens).tolist()
+        active = self._modules.active(_rows(batch, starts, tokens), last)
+        with active, self._positions.less(batch.padding):
             made = self._base.model(
                 encoder_outputs=BaseModelOutput(last_hidden_state=batch.states),
                 attention_mask=batch.prompt_mask,
@@ -128,7 +130,7 @@ class Seq2SeqRunner:
     def _encode(self, batch: Seq2SeqBatch) -> torch.Tensor:
         rows, tokens = batch.prompt.shape
         last = torch.arange(1, rows + 1, device=batch.ids.device) * tokens - 1
-        with self._modules.active(batch.adapters, [tokens] * rows, last):
+        with self._modules.active(_rows(batch, [0] * rows, tokens), last):
             made = self._base.model.get_encoder()(
                 input_ids=batch.prompt, attention_mask=batch.prompt_mask, return_dict=True
             )
@@ -205,3 +207,7 @@ def _start_token(base: BaseModel) -> int:
 
 def _own_token(value: Any, base: BaseModel) -> int | None:
     return value if type(value) is int and 0 <= value < base.vocabulary_size else None
+
+
+def _rows(batch: Seq2SeqBatch, starts: Sequence[int], tokens: int) -> list[Row]:
+    return [Row(adapters, start, tokens) for adapters, start in zip(batch.adapters, starts, strict=True)]

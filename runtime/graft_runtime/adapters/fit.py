@@ -1,0 +1,139 @@
+"""Whether the parts of an adapter fit a base: every module is there, of the right kind and size."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from graft_runtime.adapters.files import AdapterFiles
+from graft_runtime.adapters.layout import ATTENTION, INPUT_EMBEDDING, BaseLayout
+from graft_runtime.adapters.methods.recipe import Targeting
+from graft_runtime.adapters.parts.low_rank import LinearLowRank
+from graft_runtime.adapters.parts.part import Part
+from graft_runtime.adapters.parts.whole import WholeModule
+from graft_runtime.adapters.remap import remap
+from graft_runtime.errors import ErrorCode, GraftError, shown
+
+
+def fitted(files: AdapterFiles, layout: BaseLayout) -> tuple[AdapterFiles, BaseLayout]:
+    """An adapter on a base: its parts at the modules that they change, and the base as the adapter knows it.
+
+    Returns:
+        The adapter, its modules found again where they moved (`remap`); the layout as `fit` returns it.
+
+    Raises:
+        GraftError: as `fit` does.
+    """
+
+    def moved(names: Mapping[str, str]) -> list[Part]:
+        return [replace(part, path=names.get(part.path, part.path)) for part in files.parts]
+
+    def fits(names: Mapping[str, str]) -> bool:
+        try:
+            fit(moved(names), layout, name=files.name, base_model=None)
+        except GraftError:
+            return False
+        return True
+
+    paths = list(dict.fromkeys(part.path for part in files.parts if part.path not in (INPUT_EMBEDDING, ATTENTION)))
+    found = remap(paths, layout, fits)
+    _check_depth(files, {path: path for path in paths} if found is None else found.names, layout)
+    if found is not None:
+        told = "; ".join(filter(None, [files.remapped, found.told]))
+        files = replace(files, parts=moved(found.names), remapped=told)
+    return files, fit(files.parts, layout, name=files.name, base_model=files.recipe.base_model)
+
+
+_LAYER = re.compile(r"((?:[^.]+\.)*?)(\d{1,9})\.(.*)")
+"""The first number of a path, and what is around it."""
+
+
+def _check_depth(files: AdapterFiles, names: Mapping[str, str], layout: BaseLayout) -> None:
+    """That no layer goes without what the config gives it: then the adapter was trained on a model with fewer layers.
+
+    PEFT would make such modules anew, which do nothing, and only warn.
+
+    Raises:
+        GraftError: BaseMismatch.
+    """
+    recipe = files.recipe
+    if not isinstance(recipe, Targeting):
+        return
+    stacks: dict[tuple[str, str], tuple[str, set[str]]] = {}
+    for part in files.parts:
+        own, here = _LAYER.fullmatch(part.path), _LAYER.fullmatch(names[part.path])
+        if own and here and isinstance(part, LinearLowRank):
+            stacks.setdefault((here[1], here[3]), (own[1], set()))[1].add(here[2])
+    bare = []
+    for match in filter(None, map(_LAYER.fullmatch, layout.linear)):
+        prefix, layers = stacks.get((match[1], match[3]), ("", None))
+        if layers is not None and match[2] not in layers and f"{prefix}{match[2]}.{match[3]}" in recipe.targets:
+            bare.append(match[0])
+    if bare:
+        raise GraftError(
+            ErrorCode.BASE_MISMATCH,
+            f"adapter `{files.name}` can't be mounted on `{layout.name}`: its config targets {len(bare)} modules "
+            "that it has no tensors for",
+            details=shown(bare),
+            hint=f"it was trained for a model with fewer layers; {_base_hint(recipe.base_model)}; or name the layers "
+            "that it has in layers_to_transform",
+        )
+
+
+def fit(parts: Sequence[Part], layout: BaseLayout, *, name: str, base_model: str | None) -> BaseLayout:
+    """Checks an adapter against a base.
+
+    Args:
+        parts: of the adapter.
+        layout: of the base.
+        name: how errors call the adapter.
+        base_model: what the adapter says that it was trained for.
+
+    Returns:
+        The layout with the sizes that the adapter's own embeddings and heads have.
+
+    Raises:
+        GraftError: BaseMismatch, ModuleMissing, ShapeMismatch, UnsupportedMethod.
+    """
+    layout = layout.resized(_own_rows(parts, layout))
+    missing = [part for part in parts if layout.kind(part.path) is None]
+    strange = [part for part in parts if layout.kind(part.path) not in (None, *part.kinds)]
+    misfits = [fault for part in parts if part not in missing and part not in strange for fault in part.misfits(layout)]
+    if strange:
+        raise GraftError(
+            ErrorCode.UNSUPPORTED_METHOD,
+            f"adapter `{name}` changes modules of a kind that its method does not go with here",
+            details=shown([f"{part.path}: {layout.kind(part.path)}" for part in strange]),
+            hint="name linear modules only in target_modules",
+        )
+    if missing or misfits:
+        faults = [f"{part.path}: the model has no such module" for part in missing] + misfits
+        count = sum(len(part.tensors) for part in missing) + len(misfits)
+        total = sum(len(part.tensors) for part in parts)
+        raise GraftError(
+            _mismatch(missing, parts),
+            f"adapter `{name}` can't be mounted on `{layout.name}`: {count} of {total} tensors don't fit",
+            details=shown(faults),
+            hint=_base_hint(base_model),
+        )
+    return layout
+
+
+def _own_rows(parts: Sequence[Part], layout: BaseLayout) -> Mapping[str, int]:
+    return {
+        part.path: part.rows
+        for part in parts
+        if isinstance(part, WholeModule) and part.rows is not None and part.path in layout.resizable
+    }
+
+
+def _mismatch(missing: Sequence[Part], parts: Sequence[Part]) -> ErrorCode:
+    if len(missing) == len(parts):
+        return ErrorCode.BASE_MISMATCH
+    return ErrorCode.MODULE_MISSING if missing else ErrorCode.SHAPE_MISMATCH
+
+
+def _base_hint(base_model: str | None) -> str:
+    trained = f"adapter_config.json names base model `{base_model}`; " if base_model else ""
+    return f"{trained}set spec.baseModel to the model it was trained for, or train it for this one"
