@@ -13,6 +13,7 @@ from graft_runtime.contract import Task
 from graft_runtime.messages import BaseLoaded, Generated, Mounted, Submit
 from graft_runtime.model.rows import RowAdapter
 from graft_runtime.runners.encoder import EncoderRow
+from safetensors.torch import load_file, save_file
 
 TOLERANCE = 1e-4
 """In float32."""
@@ -128,3 +129,42 @@ def test_a_request_for_text_is_refused(make_base: Any, in_process: Any) -> None:
     assert answer.fault is not None
     assert (answer.finish, answer.fault.code) == ("error", "NotGenerative")
     assert not engine.engine.busy
+
+
+HEADS = [
+    ("bert", "SEQ_CLS"),
+    ("bert", "TOKEN_CLS"),
+    ("bert", "QUESTION_ANS"),
+    ("roberta", "SEQ_CLS"),
+    ("deberta", "SEQ_CLS"),
+    ("llama", "SEQ_CLS"),
+]
+
+
+@pytest.mark.parametrize(("family", "task"), HEADS)
+def test_adapters_bring_their_own_heads(
+    family: str, task: str, make_base: Any, make_adapter: Any, in_process: Any
+) -> None:
+    base = make_base(family, task)
+    setting = Setting(in_process(base), base, task)
+    for name in ("first", "second"):
+        adapter = make_adapter(name, base=base, task=task, target_modules=ATTENTION[family])
+        move_head(adapter, seed=len(name))
+        setting.mount(name, adapter)
+    rows = [(prompt, name) for prompt in PROMPTS for name in (None, "first", "second")]
+    made = setting.outputs([setting.row(*row) for row in rows])
+    for row, mine in zip(rows, made, strict=True):
+        assert same(mine, setting.expected(*row)), row
+    for row in rows[:3]:
+        assert same(setting.outputs([setting.row(*row)])[0], setting.expected(*row)), row
+
+
+def move_head(adapter: Path, seed: int) -> None:
+    """As training would: PEFT saves a fresh head as the base has it."""
+    tensors = load_file(adapter / "adapter_model.safetensors")
+    heads = [name for name in tensors if "lora_" not in name]
+    assert heads
+    generator = torch.Generator().manual_seed(seed)
+    for name in heads:
+        tensors[name] = tensors[name] + torch.randn(tensors[name].shape, generator=generator)
+    save_file(tensors, adapter / "adapter_model.safetensors")
