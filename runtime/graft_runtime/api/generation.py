@@ -169,7 +169,7 @@ class Generator:
         goes_on = base.loaded.task is Task.CAUSAL_LM
         texts = [Detokenizer(tokenizer.decode, prompt if goes_on else ()) for prompt in prompts]
         for index, prompt in enumerate(prompts):
-            limit = _token_limit(request, manner, base.loaded.room_after(len(prompt)))
+            limit = _token_limit(request, manner, base.loaded.room_after(len(prompt) + speaker.virtual_tokens))
 
             def make(name: str, prompt: list[int] = prompt, limit: int = limit) -> Submit:
                 return Submit(name, prompt, limit, speaker.adapters, sampling, stop_tokens)
@@ -270,8 +270,8 @@ def _check_prompt(
             hint="tokenize with the tokenizer of the model that you name",
             field="prompt",
         )
-    context, asked = loaded.context_length, request.token_limit
-    if len(prompt) >= context or (asked or 1) > loaded.room_after(len(prompt)):
+    context, asked = loaded.context_length - speaker.virtual_tokens, request.token_limit
+    if len(prompt) >= context or (asked or 1) > loaded.room_after(len(prompt) + speaker.virtual_tokens):
         tokens = f"`{parameter}` has {len(prompt)} tokens"
         what = f"{tokens} and up to {asked} are to follow" if asked else tokens
         apart = loaded.task is not Task.CAUSAL_LM

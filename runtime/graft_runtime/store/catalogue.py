@@ -47,6 +47,8 @@ class Artifact:
     """The highest id that its own tokenizer makes and the base's does not; None for none."""
     vocabulary_size: int | None = None
     """Token ids that it brings rows for; None: those of the base."""
+    virtual_tokens: int = 0
+    """Of the context, before the prompt."""
     additive: bool = True
     """See Mounted."""
     scalable: bool = True

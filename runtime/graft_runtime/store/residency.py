@@ -356,7 +356,7 @@ class Residency:
 
     def _mounted(self, artifact: Artifact, event: Mounted) -> None:
         assert self._rows is not None
-        artifact.vocabulary_size = event.vocabulary_size
+        artifact.vocabulary_size, artifact.virtual_tokens = event.vocabulary_size, event.virtual_tokens
         artifact.additive, artifact.scalable = event.additive, event.scalable
         artifact.in_host, artifact.yielding = False, False
         artifact.remapped = event.remapped
