@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from graft_runtime.api.tokenizer_checks import highest_id, template_ids
+from graft_runtime.api.tokenizer_checks import template_ids
 from graft_runtime.api.tokenizer_files import (
     ADDED_TOKENS_FILE,
     CONFIG_FILE,
@@ -92,14 +92,19 @@ def build(own: Recipe, base: Recipe, base_fast: Any, what: str) -> Any:
     return fast
 
 
-def highest(own: Recipe, fast: Any, base: Recipe) -> int:
-    """The highest token id that it can make. Blocking."""
+def highest(own: Recipe, fast: Any, base: Recipe, base_fast: Any) -> int | None:
+    """The highest token id that it can make and its base's tokenizer can't; None for none. Blocking.
+
+    Some bases' tokenizers know more tokens than the model (Gemma 3's, one of images): no fault of an adapter's.
+    """
     numbers = [*template_ids(own.pipeline.stages["post_processor"]), *(token.id for token in own.pipeline.added)]
     numbers += [token.id for token in own.places]
     numbers += [number for text in own.specials if (number := fast.token_to_id(text)) is not None]
     if not own.pipeline.same_model(base.pipeline):
-        numbers.append(highest_id(own.pipeline))
-    return max(numbers, default=0)
+        numbers += (number for _, number in own.pipeline.model.tokens())
+    known = range(1 << 32)  # what the library takes
+    strange = (n for n in numbers if n not in known or fast.id_to_token(n) != base_fast.id_to_token(n))
+    return max(strange, default=None)
 
 
 def _over_the_base_s_model(own: Recipe, base_fast: Any) -> Any:

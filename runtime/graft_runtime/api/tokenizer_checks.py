@@ -75,14 +75,6 @@ def check_tokenizer(files: TokenizerFiles, base: Pipeline, what: str) -> None:
         )
 
 
-def highest_id(pipeline: Pipeline) -> int:
-    """Of all token ids that it can make; -1 for none."""
-    numbers = [number for _, number in pipeline.model.tokens()]
-    numbers += [token.id for token in pipeline.added]
-    numbers += template_ids(pipeline.stages["post_processor"])
-    return max(numbers, default=-1)
-
-
 def template_ids(processor: Any) -> Iterator[int]:
     """Token ids that a post-processor adds: `ids` of a template, the pairs `cls` and `sep` of BERT's and RoBERTa's."""
     for part in _entries([processor]):

@@ -33,7 +33,7 @@ class Voice:
     base: Manner = field(default_factory=Manner)
     """What it does not say itself is as here."""
     highest_token: int | None = None
-    """Of an adapter's own tokenizer; None: it is the base's."""
+    """Of those that an adapter's own tokenizer makes and its base's does not; None for none."""
     bytes: int = 0
     """That its tokenizer takes beside the base's, about."""
 
@@ -128,7 +128,7 @@ class Voices:
             tokenizer,
             read_manner(directory, tokenizer.token_id, what),
             _understood(base.voice, tokenizer),
-            None if shares else highest(own, fast, base.recipe),
+            None if shares else highest(own, fast, base.recipe, base.voice.tokenizer.fast),
             0 if shares else _bytes_of(own, base.recipe),
         )
 

@@ -38,7 +38,7 @@ class Artifact:
     rank: int | None = None
     bytes: int | None = None
     highest_token: int | None = None
-    """The highest id that its own tokenizer makes; None: it has none of its own."""
+    """The highest id that its own tokenizer makes and the base's does not; None for none."""
     vocabulary_size: int | None = None
     """Token ids that it brings rows for; None: those of the base."""
     additive: bool = True

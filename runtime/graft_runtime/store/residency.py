@@ -36,7 +36,7 @@ class Residency:
     Args:
         fetches: bring them into the cache.
         send: hands a command to the engine.
-        highest_token: checks an adapter's own tokenizer and tells the highest id that it makes; None: it has none.
+        highest_token: checks an adapter's own tokenizer and tells the highest id that it makes and the base's does not.
         limit: how many the engine can hold.
         max_rank: of the pool.
         drain_seconds: how long requests may go on under a name that was removed.
