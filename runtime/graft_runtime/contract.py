@@ -12,6 +12,7 @@ The control port (not in the Service; bearer token: a JWT signed with Ed25519, a
     PUT  /adapter-set                       AdapterSet → 200 Accepted; 409 for an older one
     GET  /status?boot=&since=&wait=25       → 200 RuntimeStatus with the changed entries only, 204 when nothing changed
     POST /resolve                           ResolveRequest → 200 Resolution
+    POST /inspect                           InspectRequest → 200 AdapterInspection: a dry run, nothing is mounted
 """
 
 from __future__ import annotations
@@ -274,6 +275,8 @@ class AdapterReport(Wire):
     method: str | None = None
     """PEFT's `peft_type`."""
     rank: int | None = None
+    remapped: str | None = None
+    """What was done to find its modules in the base, in words; None when they are where its files say."""
     bytes: int | None = None
     """Of the adapter's files."""
     candidate: Digest | None = None
@@ -363,3 +366,27 @@ class Resolution(Wire):
     digest: Digest | None = None
     revision: str | None = None
     fault: Fault | None = None
+
+
+class InspectRequest(Wire):
+    """Asks what an adapter is, and whether this pod's base model would take it."""
+
+    source: Source
+
+
+class AdapterInspection(Wire):
+    """What the files of an adapter say, and why it would be refused. Fields stay null when the files can't be read."""
+
+    method: str | None = None
+    """PEFT's name of it: `LORA`."""
+    rank: int | None = None
+    """Columns that it takes, the most of one module."""
+    module_count: int | None = None
+    parameter_count: int | None = None
+    bytes: int | None = None
+    """Of its config and weights."""
+    digest: Digest | None = None
+    base_model: str | None = None
+    """What it says that it was trained for."""
+    fault: Fault | None = None
+    """Why it would be refused."""

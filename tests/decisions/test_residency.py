@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from graft_runtime.contract import AdapterEntry, AdapterSet, AdapterState, Source
 from graft_runtime.errors import ErrorCode, GraftError
-from graft_runtime.messages import Command, EngineFault, Mount, Mounted, MountFailed, Unmount, Unmounted
+from graft_runtime.messages import Command, Dropped, EngineFault, Mount, Mounted, MountFailed, Unmount, Unmounted
 from graft_runtime.store import residency as residency_module
 from graft_runtime.store.cache import Cached
 from graft_runtime.store.leases import Lease
@@ -88,7 +88,7 @@ class Played:
             if isinstance(command, Mount):
                 self.residency.on_event(Mounted(command.digest, 4, 1, 1, **self.mounted.get(command.digest, {})))
             elif isinstance(command, Unmount):
-                self.residency.on_event(Unmounted(command.digest))
+                self.residency.on_event(Unmounted(command.digest, "host" if command.keep else None))
         await self.settle()
         return told
 
@@ -168,10 +168,76 @@ async def test_an_adapter_in_use_is_not_displaced(play: Any) -> None:
     lease.release()
     lease.release()
     await played.settle()
-    assert await played.answer() == [Unmount(sha("1"))]
-    await played.answer()
+    assert await played.answer() == [Unmount(sha("1"), keep=True), Mount(sha("2"), "/nowhere", "b")]
     assert (await waiting).digest == sha("2")
-    assert played.state("a") is AdapterState.CACHED
+    assert (played.state("a"), played.residency.tier("a")) == (AdapterState.CACHED, "host")
+
+
+async def test_what_is_kept_in_host_memory_is_known_until_it_is_dropped_or_removed(play: Any) -> None:
+    played = play(limit=1)
+    await played.apply(a="1", b="2", c="3")
+    while played.sent:
+        await played.answer()
+    assert [played.residency.tier(name) for name in "abc"] == ["host", "host", "device"]
+    assert (await played.acquire("c", 1)).found == "device"
+    played.residency.on_event(Dropped([sha("1"), sha("9")]))
+    assert played.residency.tier("a") == "disk"
+    await played.apply(a="1", c="3")
+    assert await played.answer() == [Unmount(sha("2"))], "nobody will ask for it again"
+    assert played.residency.tier("b") is None
+
+
+async def test_the_longest_waiting_is_next(play: Any) -> None:
+    played = play(limit=1)
+    await played.apply(a="1", b="2", c="3")
+    while played.sent:
+        await played.answer()
+    lease, served = await played.acquire("c", 1), []
+
+    async def ask(name: str) -> None:
+        (await played.acquire(name, 10)).release()
+        served.append(name)
+
+    waiting = []
+    for name in "bab":
+        waiting.append(asyncio.create_task(ask(name)))
+        await played.settle()
+    lease.release()
+    await played.settle()
+    while played.sent:
+        await played.answer()
+    await asyncio.gather(*waiting)
+    assert served == ["b", "b", "a"]
+
+
+async def test_one_that_is_always_in_use_yields_its_place(play: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(residency_module, "PATIENCE_SECONDS", 0.01)
+    monkeypatch.setattr("graft_runtime.store.catalogue.PATIENCE_SECONDS", 0.01)
+    played = play(limit=1)
+    await played.apply(a="1", b="2")
+    while played.sent:
+        await played.answer()
+    busy = await played.acquire("b", 1)
+    cold = asyncio.create_task(played.acquire("a", 10))
+
+    async def ask_without_end() -> None:
+        while True:
+            (await played.acquire("b", 0.05)).release()
+            await asyncio.sleep(0.002)
+
+    with pytest.raises(GraftError) as caught:  # it takes requests until another has waited too long
+        await ask_without_end()
+    assert caught.value.code is ErrorCode.LOADING
+    again = asyncio.create_task(played.acquire("b", 10))
+    await played.settle()
+    busy.release()
+    await played.settle()
+    assert await played.answer() == [Unmount(sha("2"), keep=True), Mount(sha("1"), "/nowhere", "a")]
+    lease = await cold
+    lease.release()
+    await played.settle()
+    await played.answer()
+    assert (await again).digest == sha("2")
 
 
 async def test_a_removed_adapter_drains_and_its_requests_are_revoked_in_the_end(play: Any) -> None:

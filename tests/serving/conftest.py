@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,16 @@ def _configs() -> dict[str, Callable[[], Any]]:
         ),
         "gpt_oss": lambda: hf.GptOssConfig(  # attention sinks, experts
             **llama_like, head_dim=8, sliding_window=8, num_local_experts=4, num_experts_per_tok=2
+        ),
+        "phi3": lambda: hf.Phi3Config(**llama_like),
+        "gpt_neox": lambda: hf.GPTNeoXConfig(
+            vocab_size=MODEL_VOCABULARY,
+            hidden_size=32,
+            intermediate_size=48,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            max_position_embeddings=256,
+            **tokens,
         ),
         "gpt2": lambda: hf.GPT2Config(
             vocab_size=MODEL_VOCABULARY, n_embd=32, n_layer=2, n_head=4, n_positions=256, **tokens
@@ -178,11 +189,19 @@ class InProcessEngine:
         from graft_runtime.messages import Start
 
         torch_on_one_thread()
-        loader = Loader()
-        self.engine = Engine(lambda job: self.engine.handle(loader.do(job)))
+        self.loader = Loader()
+        self.load_later: list[Any] | None = None
+        """Where jobs of the loader are put instead of being done, once it is a list."""
+        self.engine = Engine(self._load)
         options = {"max_sequences": 64, "max_sequence_length": 4096, "max_mounted_adapters": 8, "max_rank": 16}
         self.handle(Start(str(base), "tiny", start.pop("dtype", "float32"), **(options | start)))
         self.started = self.step()
+
+    def _load(self, job: Any) -> None:
+        if self.load_later is None:
+            self.engine.handle(self.loader.do(job))
+        else:
+            self.load_later.append(job)
 
     def handle(self, command: Any) -> None:
         self.engine.handle(command)
@@ -222,3 +241,91 @@ class InProcessEngine:
 def in_process() -> Callable[..., InProcessEngine]:
     """`in_process(base, **start)`: an engine with this base loaded, without a process of its own."""
     return InProcessEngine
+
+
+NEAR_TIE = 1e-4
+"""An answer may differ from the oracle's only where its best two logits are closer than this."""
+
+
+class Oracle:
+    """Transformers and PEFT, one request at a time, greedy."""
+
+    def __init__(self, base: Path) -> None:
+        import torch
+        from transformers import AutoModelForCausalLM
+
+        self._model: Any = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval()
+        self._names: set[str] = set()
+        self._known: dict[tuple[tuple[int, ...], str | None, float, int], tuple[list[int], list[float]]] = {}
+
+    def load(self, adapter: Path, name: str | None = None) -> None:
+        """Adds an adapter, by default under the name of its directory."""
+        from peft import PeftModel
+
+        name = name or adapter.name
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            if self._names:
+                self._model.load_adapter(adapter, adapter_name=name)
+            else:
+                self._model = PeftModel.from_pretrained(self._model, adapter, adapter_name=name).eval()
+        self._names.add(name)
+
+    def replace(self, adapter: Path, name: str) -> None:
+        """Gives an adapter that is loaded the weights of another of its shape: cheaper than to load that one."""
+        from peft import set_peft_model_state_dict
+        from safetensors.torch import load_file
+
+        found = set_peft_model_state_dict(self._model, load_file(adapter / "adapter_model.safetensors"), name)
+        assert not found.unexpected_keys
+        self._known.clear()
+
+    def answer(
+        self, prompt: Sequence[int], adapter: str | None, *, scale: float = 1.0, tokens: int = 24
+    ) -> tuple[list[int], list[float]]:
+        """The tokens, and how far the best logit lies above the second at each."""
+        key = (tuple(prompt), adapter, scale, tokens)
+        if key not in self._known:
+            self._known[key] = self._generate(prompt, adapter, scale, tokens)
+        return self._known[key]
+
+    def check(self, answer: Sequence[int], prompt: Sequence[int], adapter: str | None, **how: Any) -> None:
+        """That an answer, or the start of one, is right. After a near tie that went the other way all may differ."""
+        expected, margins = self.answer(prompt, adapter, **how)
+        assert len(answer) <= len(expected)
+        for mine, theirs, margin in zip(answer, expected, margins, strict=False):
+            if mine != theirs:
+                assert margin < NEAR_TIE, (adapter, how, answer, expected)
+                return
+
+    def _generate(
+        self, prompt: Sequence[int], adapter: str | None, scale: float, tokens: int
+    ) -> tuple[list[int], list[float]]:
+        import torch
+        from peft.helpers import rescale_adapter_scale
+
+        how: Any = contextlib.nullcontext()
+        if adapter is not None:
+            self._model.set_adapter(adapter)
+            how = rescale_adapter_scale(self._model, scale)
+        elif self._names:
+            how = self._model.disable_adapter()
+        with torch.no_grad(), how:
+            made = self._model.generate(
+                input_ids=torch.tensor([prompt]),
+                attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
+                max_new_tokens=tokens,
+                do_sample=False,
+                eos_token_id=None,
+                pad_token_id=0,
+                return_dict_in_generate=True,
+                output_logits=True,
+            )
+        best = torch.stack([logits[0].topk(2).values for logits in made.logits])
+        return made.sequences[0, len(prompt) :].tolist(), (best[:, 0] - best[:, 1]).tolist()
+
+
+@pytest.fixture
+def make_oracle() -> Callable[..., Oracle]:
+    """`make_oracle(base)`: what an answer must be, by Transformers and PEFT."""
+    return Oracle

@@ -108,6 +108,18 @@ FAMILIES: dict[str, dict[str, dict[str, Any]]] = {
         "own biases": {"bias": "lora_only"},
         "biased dora": LORA["dora"] | {"bias": "all"},
     },
+    "qwen3": {name: LORA[name] for name in ("plain", "dora", "norms", "lora bias")},
+    "mistral": {name: LORA[name] for name in ("plain", "olora", "tokens")},
+    "phi3": {
+        "plain": {},
+        "patterned": {"rank_pattern": {"qkv_proj": 2}, "alpha_pattern": {"gate_up_proj": 3}, "use_rslora": True},
+        "dora": {"use_dora": True},
+    },
+    "gpt_neox": {
+        "plain": {},
+        "biases": {"bias": "all"},
+        "head": {"modules_to_save": ["lm_head"], "target_modules": ["query_key_value"]},
+    },
     "gpt2": {
         "plain": {},
         "dora": {"use_dora": True},
@@ -152,7 +164,7 @@ def test_every_option_alone_and_mixed(
     expected = {name: peft_logits(base, directory, PROMPTS) for name, directory in adapters.items()}
     plain = peft_logits(base, None, PROMPTS)
     mixed = Mixed(base, adapters)
-    for name in adapters:
+    for name in (*adapters, *adapters):  # the second time after the others came and went
         for alone, theirs in zip(mixed.logits(PROMPTS, [name] * len(PROMPTS)), expected[name], strict=True):
             torch.testing.assert_close(alone, theirs, atol=1e-4, rtol=1e-4)
         if name != "activated":

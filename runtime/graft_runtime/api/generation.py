@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -76,11 +77,15 @@ class Generator:
         return _generation(model, speaker, merged=merged, prompts=prompts, choices=choices, release=release)
 
     async def _hold(self, names: list[str], field: str) -> tuple[Lease, ...]:
+        asked = time.monotonic()
         try:
-            return await self._pod.adapters.acquire(names, ADAPTER_WAIT_SECONDS)
+            leases = await self._pod.adapters.acquire(names, ADAPTER_WAIT_SECONDS)
         except GraftError as error:
             told = field if field != "model" else error.field  # an adapter's own fault is none of `model`
             raise GraftError(error.code, error.what, details=error.details, hint=error.hint, field=told) from error
+        for lease in leases:
+            self._pod.metrics.lent(lease.found, time.monotonic() - asked)
+        return leases
 
     async def _speaker(self, request: GenerationRequest, leases: tuple[Lease, ...], base_rows: int) -> Speaker:
         if not request.adapters:

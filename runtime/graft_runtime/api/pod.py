@@ -20,6 +20,7 @@ from graft_runtime.api.tokenizer_files import TOKENIZER_FILE
 from graft_runtime.api.tokenizing import prepare_conversion
 from graft_runtime.api.voices import BaseVoice, Voice, Voices, load_base_voice
 from graft_runtime.contract import (
+    AdapterInspection,
     AdapterReport,
     AdapterSet,
     AdapterSetVersion,
@@ -28,9 +29,21 @@ from graft_runtime.contract import (
     Fault,
     RuntimeConfig,
     RuntimeStatus,
+    Source,
 )
 from graft_runtime.errors import ErrorCode, GraftError
-from graft_runtime.messages import BaseFailed, BaseLoaded, Event, Mounted, MountFailed, Start, StepDone, Unmounted
+from graft_runtime.inspection import inspect_adapter
+from graft_runtime.messages import (
+    BaseFailed,
+    BaseLoaded,
+    Dropped,
+    Event,
+    Mounted,
+    MountFailed,
+    Start,
+    StepDone,
+    Unmounted,
+)
 from graft_runtime.store.cache import Cache, Cached
 from graft_runtime.store.catalogue import is_settled
 from graft_runtime.store.fetches import TRANSIENT, Fetches
@@ -244,6 +257,25 @@ class Pod:
         """Of an adapter's own tokenizer, once it is checked. Raises GraftError."""
         return (await self._voices.of(cached.digest, cached.directory, name)).highest_token
 
+    async def inspect(self, source: Source) -> AdapterInspection:
+        """A dry run: fetches an adapter and does all that comes before a mount.
+
+        Raises:
+            GraftError: what `Fetches.resolve` raises.
+        """
+        cached = await self.fetches.resolve(source, "adapter")
+        found = await asyncio.to_thread(
+            inspect_adapter, cached.directory, name=source.uri, max_rank=self.config.engine.max_rank
+        )
+        if found.fault is not None:
+            return found
+        await self.engine.spawned.wait()
+        try:
+            await self.engine.inspect(str(cached.directory), source.uri)
+        except GraftError as error:
+            return found.model_copy(update={"fault": Fault.of(error)})
+        return found
+
     # what is true
 
     def report(self, name: str) -> AdapterReport | None:
@@ -320,5 +352,12 @@ class Pod:
                 self._loaded.set_result(event)
             case BaseFailed() if not self._loaded.done():
                 self._loaded.set_exception(event.fault.error())
-            case Mounted() | MountFailed() | Unmounted():
+            case Mounted() | MountFailed() | Unmounted() | Dropped():
+                self._count_evictions(event)
                 self.adapters.on_event(event)
+
+    def _count_evictions(self, event: Mounted | MountFailed | Unmounted | Dropped) -> None:
+        if isinstance(event, Dropped):
+            self.metrics.adapter_evictions.labels("host").inc(len(event.digests))
+        elif isinstance(event, Unmounted) and event.tier is not None:
+            self.metrics.adapter_evictions.labels("device").inc()

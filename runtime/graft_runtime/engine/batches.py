@@ -57,6 +57,11 @@ class Batch:
             self.state.keep(rows)
 
     @property
+    def reserved(self) -> int:
+        """Tokens in the cache, padding included."""
+        return 0 if self.state is None else len(self.requests) * self.state.length
+
+    @property
     def fits_others(self) -> bool:
         """Whether it runs already and none of its rows must be alone, or is about to take in another."""
         return self.state is not None and not self._joining and not any(request.alone for request in self.requests)
@@ -81,6 +86,10 @@ class BatchFlow:
     @property
     def requests(self) -> list[Request]:
         return [request for batch in self.batches for request in batch.requests]
+
+    @property
+    def reserved(self) -> int:
+        return sum(batch.reserved for batch in self.batches)
 
     def admit(self, waiting: deque[Request]) -> None:
         while waiting and len(self.batches) < MAX_BATCHES and len(self.requests) < self._max_sequences:

@@ -13,9 +13,7 @@ from graft_runtime.model.rows import RowAdapter
 
 def check_request(submit: Submit, context_length: int) -> None:
     """Raises GraftError: ContextTooLong, InvalidRequest."""
-    if len(submit.prompt) >= context_length:
-        what = f"the prompt has {len(submit.prompt)} tokens, expected less than the context of {context_length}"
-        raise GraftError(ErrorCode.CONTEXT_TOO_LONG, what)
+    check_length(len(submit.prompt), context_length)
     weights = [served.weight for served in submit.adapters]
     if not (submit.prompt and submit.max_tokens > 0 and _sane(submit.sampling) and all(map(math.isfinite, weights))):
         raise GraftError(ErrorCode.INVALID_REQUEST, "an empty prompt, or a value that has no meaning")
@@ -27,6 +25,13 @@ def check_tokens(submit: Submit, vocabulary: int) -> None:
     if strange:
         what = f"the prompt holds token {strange[0]}, expected 0 … {vocabulary - 1}"
         raise GraftError(ErrorCode.INVALID_REQUEST, what)
+
+
+def check_length(tokens: int, context_length: int) -> None:
+    """Of a prompt, with the virtual tokens of its adapter. Raises GraftError: ContextTooLong."""
+    if tokens >= context_length:
+        what = f"the prompt has {tokens} tokens, expected less than the context of {context_length}"
+        raise GraftError(ErrorCode.CONTEXT_TOO_LONG, what)
 
 
 def check_adapters(adapters: Sequence[RowAdapter], bank: Bank) -> None:

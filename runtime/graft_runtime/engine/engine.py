@@ -8,9 +8,9 @@ from collections.abc import Callable
 
 import torch
 
-from graft_runtime.adapters.deltas import CompiledAdapter
 from graft_runtime.engine.batches import BatchFlow
-from graft_runtime.engine.checks import check_adapters, check_request, check_tokens
+from graft_runtime.engine.checks import check_adapters, check_length, check_request, check_tokens
+from graft_runtime.engine.ledger import room_in_host
 from graft_runtime.engine.loader import AdapterReady, BaseReady, Job, Outcome, fault_of
 from graft_runtime.engine.mounts import Mounts
 from graft_runtime.engine.packed import PackedFlow
@@ -27,17 +27,17 @@ from graft_runtime.messages import (
     EngineFault,
     Event,
     Generated,
+    Inspect,
     Mount,
-    Mounted,
     MountFailed,
+    Occupancy,
     Start,
     StepDone,
     Submit,
     Unmount,
-    Unmounted,
 )
 from graft_runtime.model.load import BaseModel
-from graft_runtime.model.rows import RowAdapter
+from graft_runtime.model.rows import RowAdapter, virtual_tokens
 from graft_runtime.runners.decoder import DecoderRunner
 from graft_runtime.runners.route import Runner, choose_runner
 
@@ -80,6 +80,7 @@ class Engine:
         self._mounts = Mounts(0)
         self._events: list[Event] = []
         self._failed_steps = 0
+        self._occupancy = Occupancy()
 
     @property
     def busy(self) -> bool:
@@ -99,7 +100,8 @@ class Engine:
             if (stuck := scheduler.stuck()) is not None:
                 self._refuse(stuck)
             self._count([self._advance(scheduler, turn) for turn in turns])
-            self._tell(StepDone(time.perf_counter() - started, scheduler.running, scheduler.waiting))
+            self._tell(StepDone(time.perf_counter() - started))
+            self._tell_occupancy(scheduler)
         events, self._events = self._events, []
         return events
 
@@ -113,12 +115,11 @@ class Engine:
             case Mount():
                 self._mount(message)
             case Unmount():
-                if self._mounts.unmount(message.digest):
-                    self._tell(Unmounted(message.digest))
+                self._events += self._mounts.unmount(message.digest, keep=message.keep)
             case Start() if self._start is None:
                 self._start, self._mounts = message, Mounts(message.max_mounted_adapters)
                 self._load(message)
-            case ConvertTokenizer():
+            case ConvertTokenizer() | Inspect():
                 self._load(message)
             case Start():
                 logger.error("a second Start is ignored")
@@ -127,6 +128,12 @@ class Engine:
 
     def _tell(self, event: Event) -> None:
         self._events.append(event)
+
+    def _tell_occupancy(self, scheduler: Scheduler) -> None:
+        now = Occupancy(scheduler.running, scheduler.waiting, scheduler.flow.reserved)
+        if now != self._occupancy:
+            self._occupancy = now
+            self._tell(now)
 
     # what the loader brings
 
@@ -149,6 +156,7 @@ class Engine:
         except GraftError as error:
             self._tell(BaseFailed(EngineFault.of(error)))
             return
+        self._mounts.open_host(room_in_host(base.device), base.device)
         self._tell(
             BaseLoaded(
                 runner=self._serving.runner.name,
@@ -171,24 +179,23 @@ class Engine:
             self._mounts.abandon(digest)
             self._tell(MountFailed(digest, fault_of(error, f"adapter `{ready.name}`")))
             return
-        if self._mounts.publish(digest, adapter):
-            self._tell(_mounted(digest, adapter))
-        else:
-            self._tell(Unmounted(digest))
+        self._events += self._mounts.publish(digest, adapter)
 
     def _mount(self, mount: Mount) -> None:
         if self._mounts.loading(mount.digest):
             self._mounts.begin(mount.digest)
             return
         try:
-            adapter = self._mounts.begin(mount.digest)
-        except GraftError as error:
-            self._tell(MountFailed(mount.digest, EngineFault.of(error)))
+            mounted = self._mounts.begin(mount.digest)
+        except Exception as error:
+            if _is_fatal(error):
+                raise EngineBrokenError("the accelerator failed") from error
+            self._tell(MountFailed(mount.digest, fault_of(error, f"adapter `{mount.name}`")))
             return
-        if adapter is None:
+        if mounted is None:
             self._load(mount)
         else:
-            self._tell(_mounted(mount.digest, adapter))
+            self._tell(mounted)
 
     # requests
 
@@ -206,17 +213,20 @@ class Engine:
             vocabulary = adapters[0].adapter.vocabulary if adapters else None
             vocabulary = vocabulary if vocabulary is not None else serving.base.vocabulary_size
             check_tokens(submit, vocabulary)
+            virtual = virtual_tokens(adapters)
+            check_length(len(submit.prompt) + virtual, serving.runner.context_length)
         except GraftError as error:
             for digest in held:
                 self._release(digest)
             self._tell(Generated(submit.request, [], "error", EngineFault.of(error)))
             return
-        room = serving.runner.context_length - len(submit.prompt)
+        room = serving.runner.context_length - len(submit.prompt) - virtual
         serving.scheduler.add(
             Request(
                 submit,
                 tuple(adapters),
                 Draws(submit.sampling),
+                virtual,
                 max_tokens=min(submit.max_tokens, room),
                 vocabulary=vocabulary,
             )
@@ -229,17 +239,19 @@ class Engine:
 
     @torch.inference_mode()
     def _cancel(self, cancel: Cancel) -> None:
-        request = self._serving.scheduler.drop(cancel.request) if self._serving is not None else None
+        if self._serving is None:
+            return
+        request = self._serving.scheduler.drop(cancel.request)
         if request is not None:
             self._ended(request)
+            self._tell_occupancy(self._serving.scheduler)  # there may be no step after this
 
     def _ended(self, request: Request) -> None:
         for served in request.submit.adapters:
             self._release(served.digest)
 
     def _release(self, digest: str) -> None:
-        if self._mounts.release(digest):
-            self._tell(Unmounted(digest))
+        self._events += self._mounts.release(digest)
 
     # steps
 
@@ -300,18 +312,6 @@ class Engine:
         self._failed_steps = 0 if any(results) or not results else self._failed_steps + 1
         if self._failed_steps >= FAILED_STEPS:
             raise EngineBrokenError(f"{FAILED_STEPS} steps in a row failed")
-
-
-def _mounted(digest: str, adapter: CompiledAdapter) -> Mounted:
-    return Mounted(
-        digest,
-        adapter.rank,
-        len(adapter.modules),
-        adapter.bytes,
-        additive=adapter.additive,
-        scalable=adapter.scalable,
-        vocabulary_size=adapter.vocabulary,
-    )
 
 
 def _is_fatal(error: Exception) -> bool:

@@ -5,6 +5,8 @@ Padding is written as zeros: what is masked is still multiplied, and 0 · NaN is
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch.nn import functional
 from transformers import DynamicCache
@@ -15,10 +17,31 @@ from transformers.cache_utils import (
     LinearAttentionCacheLayerMixin,
 )
 
+from graft_runtime.adapters.deltas import Prefix
+
 
 def keeps_state(cache: DynamicCache) -> bool:
     """Whether a layer keeps a state instead of keys and values: padding would enter it."""
     return any(isinstance(layer, LinearAttentionCacheLayerMixin) for layer in cache.layers)
+
+
+def prefill(cache: DynamicCache, prefixes: Sequence[Prefix | None]) -> torch.Tensor:
+    """Writes what each row has before its first token, to the right; zeros before that.
+
+    Returns:
+        The mask, [rows, longest prefix].
+    """
+    longest = max(prefix.tokens for prefix in prefixes if prefix is not None)
+    shape = next(prefix.keys for prefix in prefixes if prefix is not None)
+    keys, values = (shape.new_zeros(len(prefixes), *shape.shape[:2], longest, shape.shape[3]) for _ in range(2))
+    mask = torch.zeros(len(prefixes), longest, dtype=torch.long, device=shape.device)
+    for row, prefix in enumerate(prefixes):
+        if prefix is not None:
+            first = longest - prefix.tokens
+            keys[row, :, :, first:], values[row, :, :, first:], mask[row, first:] = prefix.keys, prefix.values, 1
+    for layer in range(shape.shape[0]):
+        cache.update(keys[:, layer], values[:, layer], layer)
+    return mask
 
 
 def can_join(cache: DynamicCache) -> bool:

@@ -20,7 +20,7 @@ from graft_runtime.errors import ErrorCode, GraftError
 from graft_runtime.model.deltas import AdapterModules
 from graft_runtime.model.load import BaseModel
 from graft_runtime.model.rows import Row, RowAdapter
-from graft_runtime.runners.caches import can_join, cut_left, join, keeps_state
+from graft_runtime.runners.caches import can_join, cut_left, join, keeps_state, prefill
 from graft_runtime.runners.trial import try_adapter
 
 NAME = "padded"
@@ -103,20 +103,19 @@ class PaddedRunner:
         """A new batch; computes nothing yet.
 
         Args:
-            prompts: token ids of each row; of one length unless `pads`.
+            prompts: token ids of each row, any for virtual tokens; of one length unless `pads`.
             adapters: of each row.
         """
+        prefixes = [next((part.adapter.prefix for part in row if part.adapter.prefix), None) for row in adapters]
+        prompts = [prompt[prefix.tokens if prefix else 0 :] for prompt, prefix in zip(prompts, prefixes, strict=True)]
         longest = max(len(prompt) for prompt in prompts)
         padding = [longest - len(prompt) for prompt in prompts]
         ids = [[self._padding_token] * pad + list(prompt) for pad, prompt in zip(padding, prompts, strict=True)]
-        mask = [[0] * pad + [1] * (longest - pad) for pad in padding]
-        device = self._base.device
-        return PaddedBatch(
-            torch.tensor(ids, device=device),
-            torch.tensor(mask, device=device),
-            adapters,
-            self._new_cache(),
-        )
+        mask = torch.tensor([[0] * pad + [1] * (longest - pad) for pad in padding], device=self._base.device)
+        cache = self._new_cache()
+        if any(prefixes):
+            mask = torch.cat([prefill(cache, prefixes).to(mask), mask], dim=1)
+        return PaddedBatch(torch.tensor(ids, device=self._base.device), mask, adapters, cache)
 
     def forward(self, batch: PaddedBatch) -> torch.Tensor:
         """The logits after each row's last token, [rows, vocabulary]. `batch.cache` has grown by the input."""

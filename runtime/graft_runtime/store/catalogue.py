@@ -9,8 +9,12 @@ from typing import Literal
 
 from graft_runtime.contract import AdapterEntry, AdapterReport, AdapterState, Fault, Source
 from graft_runtime.errors import ErrorCode, GraftError
+from graft_runtime.messages import Mounted, Tier
 from graft_runtime.store.cache import Cached
 from graft_runtime.store.fetches import TRANSIENT
+
+PATIENCE_SECONDS = 1.0
+"""So long an adapter waits for one whose requests end by themselves; then another has to take no new ones."""
 
 
 class Residence(Enum):
@@ -36,6 +40,8 @@ class Artifact:
     cached: Cached | None = None
     method: str | None = None
     rank: int | None = None
+    remapped: str | None = None
+    """See `AdapterReport`."""
     bytes: int | None = None
     highest_token: int | None = None
     """The highest id that its own tokenizer makes and the base's does not; None for none."""
@@ -52,7 +58,15 @@ class Artifact:
     """Requests that run on it."""
     waiters: int = 0
     """Requests that wait for it."""
+    since: float | None = None
+    """When it began to wait for a place; seconds of a monotonic clock."""
     last_used: int = 0
+    turn: int = 0
+    """The number of the mount that it has its place from."""
+    yielding: bool = False
+    """It is mounted and takes no new requests, so that another gets its place."""
+    in_host: bool = False
+    """Its pack is in host memory, for the next mount."""
 
     @property
     def state(self) -> AdapterState:
@@ -71,8 +85,30 @@ class Artifact:
         return self.cached is not None and self.method is not None and self.fault is None and self.wanted
 
     @property
+    def tier(self) -> Tier | None:
+        """The fastest one that it is in; None: in none yet."""
+        if self.residence is Residence.MOUNTED:
+            return "device"
+        if self.in_host:
+            return "host"
+        return "disk" if self.cached is not None else None
+
+    @property
+    def lendable(self) -> bool:
+        return self.residence is Residence.MOUNTED and not self.yielding
+
+    def mounted(self, event: Mounted, base_rows: int) -> None:
+        """The engine has it; with a fault, it is to be unmounted at once."""
+        self.in_host, self.yielding, self.remapped = False, False, event.remapped
+        self.vocabulary_size, self.additive, self.scalable = event.vocabulary_size, event.additive, event.scalable
+        self.fault = vocabulary_fault(self, base_rows)
+        self.proven = self.fault is None
+        self.residence = Residence.MOUNTED if self.proven else Residence.UNMOUNTING
+
+    @property
     def displaceable(self) -> bool:
-        return self.residence is Residence.MOUNTED and not (self.pinned or self.users or self.waiters)
+        awaited = self.waiters and not self.yielding
+        return self.residence is Residence.MOUNTED and self.wanted and not (self.pinned or self.users or awaited)
 
 
 @dataclass
@@ -87,42 +123,80 @@ class Alias:
 
 @dataclass(frozen=True)
 class Step:
-    """One thing to do."""
+    """One thing to do. `yield` and `stay`: a mounted adapter takes no new requests, or does again."""
 
-    action: Literal["mount", "unmount", "refuse"]
+    action: Literal["mount", "unmount", "yield", "stay", "refuse"]
     digest: str
 
 
-def plan_mounts(artifacts: Iterable[Artifact], limit: int) -> list[Step]:
+@dataclass(frozen=True)
+class Plan:
+    """What to do, in order, and whether somebody still waits for a place then."""
+
+    steps: list[Step]
+    short: bool
+
+
+def plan_mounts(artifacts: Iterable[Artifact], limit: int, now: float) -> Plan:
     """What to mount and to unmount now.
 
-    An adapter is mounted when a request waits for it, when it is pinned, or to try it once; the least recently used
-    makes room. `refuse`: pinned adapters hold every place, it could never be mounted.
+    An adapter is mounted when a request waits for it, when it is pinned, or to try it once: first come, first served.
+    The least recently used makes room. Where requests keep all of them in use, the one with the oldest place yields to
+    the adapter that has waited too long, and gets into the queue behind it. `refuse`: pinned adapters hold every place,
+    it could never be mounted.
 
     Args:
         artifacts: all that are wanted, and those that the engine still holds.
-        limit: how many the engine can hold.
+        limit: how many the engine can hold. It lets go at once of what nobody uses: such a place can be filled in the
+            same breath.
+        now: seconds of the clock of `Artifact.since`.
     """
     everything = list(artifacts)
-    held = [a for a in everything if a.residence is not Residence.ABSENT]
-    steps = [
-        Step("unmount", a.digest) for a in held if a.residence is Residence.MOUNTED and not a.wanted and not a.users
-    ]
-    leaving = len(steps) + sum(a.residence is Residence.UNMOUNTING for a in held)
+    held = [a for a in everything if a.residence in {Residence.MOUNTING, Residence.MOUNTED}]
+    removed = [a for a in held if a.residence is Residence.MOUNTED and not a.wanted and not a.users]
     candidates = [a for a in everything if a.residence is Residence.ABSENT and a.mountable]
     wants = sorted((a for a in candidates if a.waiters or a.pinned or not a.proven), key=_urgency)
-    free = max(limit - len(held), 0)
-    steps += [Step("mount", a.digest) for a in wants[:free]]
-    waiting = wants[free:]
-    victims = sorted((a for a in held if a.wanted and a.displaceable), key=lambda a: a.last_used)
-    steps += [Step("unmount", a.digest) for a in victims[: max(len(waiting) - leaving, 0)]]
+    free = limit - len(held) + len(removed)
+    victims = sorted((a for a in held if a.displaceable), key=lambda a: (not a.yielding, a.last_used))
+    displaced = victims[: max(len(wants) - free, 0)]
+    room = max(free + len(displaced), 0)
+    mounts, waiting = wants[:room], wants[room:]
+    steps = [Step("unmount", a.digest) for a in [*removed, *displaced]]
+    leaving = {step.digest for step in steps}
+    steps += [Step("mount", a.digest) for a in mounts]
+    steps += _turns([a for a in held if a.digest not in leaving], waiting, now)
     if sum(a.pinned and a.wanted for a in held) >= limit:  # also those that were tried before the places went
         steps += [Step("refuse", a.digest) for a in candidates]
-    return steps
+    return Plan(steps, short=bool(waiting))
 
 
-def _urgency(artifact: Artifact) -> tuple[bool, bool, bool]:
-    return not artifact.pinned, not artifact.waiters, artifact.proven
+def _turns(held: list[Artifact], waiting: list[Artifact], now: float) -> list[Step]:
+    """Which mounted adapters take no new requests, for those that have waited too long."""
+    if not waiting:
+        return [Step("stay", a.digest) for a in held if a.yielding]
+    overdue = sum(a.since is not None and now - a.since >= PATIENCE_SECONDS for a in waiting)
+    busy = [a for a in held if a.residence is Residence.MOUNTED and a.users and a.wanted and not a.pinned]
+    more = max(overdue - sum(a.yielding for a in busy), 0)
+    oldest = sorted((a for a in busy if not a.yielding), key=lambda a: a.turn)
+    return [Step("yield", a.digest) for a in oldest[:more]]
+
+
+def _urgency(artifact: Artifact) -> tuple[bool, bool, float]:
+    return not artifact.pinned, not artifact.waiters, artifact.since or 0.0
+
+
+def resolved(entry: AdapterEntry) -> str:
+    """The digest of an entry. Raises GraftError: Resolving, or what its resolution failed with."""
+    if entry.digest is not None:
+        return entry.digest
+    if entry.fault is not None:
+        raise GraftError(entry.fault.code, entry.fault.message, field="model")
+    raise GraftError(
+        ErrorCode.RESOLVING,
+        f"the exact version of adapter `{entry.name}` is not known yet",
+        hint="try again; the AdapterDeployment's status says more",
+        field="model",
+    )
 
 
 def scale_fault(entry: AdapterEntry, artifact: Artifact) -> GraftError | None:
@@ -171,6 +245,7 @@ def report(alias: Alias, artifact: Artifact | None, candidate: Artifact | None) 
         fault=_fault(entry, artifact),
         method=artifact.method,
         rank=artifact.rank,
+        remapped=artifact.remapped,
         bytes=artifact.bytes,
         candidate=entry.candidate,
         candidate_state=_state(entry, candidate) if candidate else None,

@@ -4,23 +4,34 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
 
 from graft_runtime.adapters.files import read_adapter_files
 from graft_runtime.contract import AdapterEntry, AdapterReport, AdapterSet, Source
 from graft_runtime.errors import ErrorCode, GraftError
-from graft_runtime.messages import Command, Mount, Mounted, MountFailed, Unmount, Unmounted
+from graft_runtime.messages import (
+    Command,
+    Dropped,
+    Mount,
+    Mounted,
+    MountFailed,
+    Tier,
+    Unmount,
+    Unmounted,
+)
 from graft_runtime.store.cache import Cached
 from graft_runtime.store.catalogue import (
+    PATIENCE_SECONDS,
     Alias,
     Artifact,
     Residence,
+    Step,
     check_places,
     no_place,
     plan_mounts,
     report,
+    resolved,
     scale_fault,
-    vocabulary_fault,
 )
 from graft_runtime.store.fetches import TRANSIENT, Fetches
 from graft_runtime.store.leases import Lease
@@ -65,11 +76,13 @@ class Residency:
         self._preparing: dict[str, asyncio.Task[None]] = {}
         self._leases: set[Lease] = set()
         self._waiting: dict[str, asyncio.Event] = {}
-        self._clock = 0
+        self._clock, self._turns = 0, 0
         self._rows: int | None = None
         """Token ids that the base has; None before it is loaded."""
         self._advancing = False
         self._one_group = asyncio.Lock()
+        self._short = False
+        """Somebody waits for a place."""
         self.digests: frozenset[str] = frozenset()
         """All that the cache must keep. Read by other threads."""
 
@@ -111,6 +124,12 @@ class Residency:
         digest, candidate = alias.entry.digest, alias.entry.candidate
         return report(alias, self._artifacts.get(digest or ""), self._artifacts.get(candidate or ""))
 
+    def tier(self, name: str) -> Tier | None:
+        """Where what answers under a name is; None: in no tier yet, or no such name."""
+        alias = self._aliases.get(name)
+        artifact = self._artifacts.get(alias.serving or alias.entry.digest or "") if alias is not None else None
+        return artifact.tier if artifact is not None else None
+
     async def acquire(self, names: Sequence[str], wait_seconds: float) -> tuple[Lease, ...]:
         """Mounted adapters for one request, in this order; waits until all are mounted.
 
@@ -119,12 +138,12 @@ class Residency:
         """
         try:
             async with asyncio.timeout(wait_seconds):
-                if len(names) == 1 or not self._unmounted(names):
-                    return await self._acquire(names)
+                if len(names) == 1 or not self._missing(names):
+                    return await self._collect(names)
                 async with self._one_group:  # two, each with a place that the other waits for, would wait for ever
-                    return await self._acquire(names)
+                    return await self._collect(names)
         except TimeoutError:
-            missing = ", ".join(f"`{artifact.name}` ({artifact.state.value})" for artifact in self._unmounted(names))
+            missing = ", ".join(f"`{one.name}` (it is {one.state.value})" for one in self._missing(names))
             raise GraftError(
                 ErrorCode.LOADING,
                 f"not mounted yet after {wait_seconds:g} s: {missing or 'adapters that were a moment ago'}",
@@ -132,21 +151,15 @@ class Residency:
                 field="model",
             ) from None
 
-    async def _acquire(self, names: Sequence[str]) -> tuple[Lease, ...]:
-        while missing := self._unmounted(names):
+    async def _collect(self, names: Sequence[str]) -> tuple[Lease, ...]:
+        tiers = [self._find(name)[1].tier for name in names]
+        while missing := self._missing(names):
             artifacts = {artifact.digest: artifact for _, artifact in map(self._find, names)}
             check_places(artifacts, self._artifacts.values(), self._limit)
-            for artifact in artifacts.values():
-                artifact.waiters += 1
-            try:
-                self._advance()
-                await self._waiting.setdefault(missing[0].digest, asyncio.Event()).wait()
-            finally:
-                for artifact in artifacts.values():
-                    artifact.waiters -= 1
-        return tuple(self._lend(*self._find(name)) for name in names)
+            await self._turn_of(artifacts.values(), missing[0])
+        return tuple(self._lend(*self._find(name), tier) for name, tier in zip(names, tiers, strict=True))
 
-    def _unmounted(self, names: Sequence[str]) -> list[Artifact]:
+    def _missing(self, names: Sequence[str]) -> list[Artifact]:
         """Those that a request has to wait for. Raises GraftError where waiting is no use."""
         found = [self._find(name) for name in names]
         for alias, artifact in found:
@@ -155,20 +168,42 @@ class Residency:
                 fault = artifact.fault
             if fault is not None:
                 raise fault
-        return [artifact for _, artifact in found if artifact.residence is not Residence.MOUNTED]
+        return [artifact for _, artifact in found if not artifact.lendable]
 
-    def on_event(self, event: Mounted | MountFailed | Unmounted) -> None:
+    async def _turn_of(self, artifacts: Collection[Artifact], awaited: Artifact) -> None:
+        """Waits until something has changed about one of the adapters that a request needs."""
+        loop = asyncio.get_running_loop()
+        for artifact in artifacts:
+            if not artifact.waiters:
+                artifact.since = loop.time()
+            artifact.waiters += 1
+        self._advance()
+        patience = loop.call_later(PATIENCE_SECONDS, self._advance)
+        try:
+            await self._waiting.setdefault(awaited.digest, asyncio.Event()).wait()
+        finally:
+            patience.cancel()
+            for artifact in artifacts:
+                artifact.waiters -= 1
+            if self._short:
+                self._advance()
+
+    def on_event(self, event: Mounted | MountFailed | Unmounted | Dropped) -> None:
         """Takes what the engine tells."""
-        artifact = self._artifacts.get(event.digest)
-        if artifact is None:
-            return
+        for digest in event.digests if isinstance(event, Dropped) else ():
+            if (artifact := self._artifacts.get(digest)) is not None:
+                artifact.in_host = False
+        if not isinstance(event, Dropped) and (artifact := self._artifacts.get(event.digest)) is not None:
+            self._moved(artifact, event)
+
+    def _moved(self, artifact: Artifact, event: Mounted | MountFailed | Unmounted) -> None:
         match event:
             case Mounted() if artifact.residence is not Residence.UNMOUNTING:
                 self._mounted(artifact, event)
             case MountFailed():
                 self._mount_failed(artifact, event.fault.error())
             case Unmounted() if artifact.residence is Residence.UNMOUNTING:
-                artifact.residence = Residence.ABSENT
+                artifact.residence, artifact.in_host = Residence.ABSENT, event.tier == "host"
         left_behind = [self._switch(self._aliases[name]) for name in self._names.get(artifact.digest, ())]
         if not artifact.wanted or any(left_behind):
             self._refresh()
@@ -176,23 +211,20 @@ class Residency:
             self._advance()
         self._touched(artifact)
 
+    def _mounted(self, artifact: Artifact, event: Mounted) -> None:
+        assert self._rows is not None
+        artifact.mounted(event, self._rows)
+        if artifact.fault is not None:
+            logger.warning("%s", artifact.fault)
+            self._send(Unmount(artifact.digest))
+
     # aliases and artifacts
 
     def _find(self, name: str) -> tuple[Alias, Artifact]:
         alias = self._aliases.get(name)
         if alias is None:
             raise GraftError(ErrorCode.UNKNOWN_MODEL, f"`{name}` is not served here any more", field="model")
-        fault = alias.entry.fault
-        if alias.entry.digest is None and fault is not None:
-            raise GraftError(fault.code, fault.message, field="model")
-        if alias.entry.digest is None:
-            raise GraftError(
-                ErrorCode.RESOLVING,
-                f"the exact version of adapter `{name}` is not known yet",
-                hint="try again; the AdapterDeployment's status says more",
-                field="model",
-            )
-        return alias, self._artifacts[alias.serving or alias.entry.digest]
+        return alias, self._artifacts[alias.serving or resolved(alias.entry)]
 
     def _remove(self, alias: Alias) -> None:
         alias.removed = True
@@ -253,6 +285,8 @@ class Residency:
         artifact.wanted, artifact.pinned = False, False
         if artifact.residence is Residence.ABSENT and not artifact.users:
             del self._artifacts[artifact.digest]
+            if artifact.in_host:
+                self._send(Unmount(artifact.digest))
             if (task := self._preparing.pop(artifact.digest, None)) is not None:
                 task.cancel()
             self._wake(artifact.digest)
@@ -295,30 +329,27 @@ class Residency:
 
     def _mount_next(self) -> None:
         self._advancing = False
-        for step in plan_mounts(self._artifacts.values(), self._limit):
+        plan = plan_mounts(self._artifacts.values(), self._limit, asyncio.get_running_loop().time())
+        self._short = plan.short
+        for step in plan.steps:
             artifact = self._artifacts[step.digest]
-            if step.action == "mount":
-                assert artifact.cached is not None
-                artifact.residence = Residence.MOUNTING
-                self._send(Mount(artifact.digest, str(artifact.cached.directory), artifact.name))
-            elif step.action == "unmount":
-                artifact.residence = Residence.UNMOUNTING
-                self._send(Unmount(artifact.digest))
-            else:
-                artifact.fault = no_place(artifact.name, self._limit)
+            self._take(step, artifact)
             self._touched(artifact)
 
-    def _mounted(self, artifact: Artifact, event: Mounted) -> None:
-        assert self._rows is not None
-        artifact.vocabulary_size = event.vocabulary_size
-        artifact.additive, artifact.scalable = event.additive, event.scalable
-        artifact.fault = vocabulary_fault(artifact, self._rows)
-        if artifact.fault is None:
-            artifact.residence, artifact.proven = Residence.MOUNTED, True
-            return
-        logger.warning("%s", artifact.fault)
-        artifact.residence = Residence.UNMOUNTING
-        self._send(Unmount(artifact.digest))
+    def _take(self, step: Step, artifact: Artifact) -> None:
+        match step.action:
+            case "mount":
+                assert artifact.cached is not None
+                self._turns += 1
+                artifact.residence, artifact.turn = Residence.MOUNTING, self._turns
+                self._send(Mount(artifact.digest, str(artifact.cached.directory), artifact.name))
+            case "unmount":
+                artifact.residence, artifact.in_host = Residence.UNMOUNTING, artifact.wanted
+                self._send(Unmount(artifact.digest, keep=artifact.wanted))
+            case "yield" | "stay":
+                artifact.yielding = step.action == "yield"
+            case "refuse":
+                artifact.fault = no_place(artifact.name, self._limit)
 
     def _mount_failed(self, artifact: Artifact, error: GraftError) -> None:
         logger.warning("%s", error)
@@ -333,11 +364,11 @@ class Residency:
             self._touched(artifact)
             self._advance()
 
-    def _lend(self, alias: Alias, artifact: Artifact) -> Lease:
+    def _lend(self, alias: Alias, artifact: Artifact, found: Tier | None) -> Lease:
         self._clock += 1
         artifact.last_used = self._clock
         artifact.users += 1
-        lease = Lease(alias, artifact, self._returned)
+        lease = Lease(alias, artifact, found, self._returned)
         self._leases.add(lease)
         return lease
 
@@ -350,7 +381,7 @@ class Residency:
             self._changed(name)
         if not lease.artifact.wanted:
             self._refresh()
-        else:
+        elif self._short:
             self._advance()
 
     def _touched(self, artifact: Artifact) -> None:

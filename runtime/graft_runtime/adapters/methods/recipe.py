@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
+from graft_runtime.adapters.fields import Targets
 from graft_runtime.adapters.parts.part import Part
 from graft_runtime.adapters.tensors import TensorSpan
 from graft_runtime.errors import ErrorCode, GraftError, shown
@@ -28,6 +29,13 @@ class Recipe(Protocol):
                 InvalidConfig for a config that contradicts its tensors.
         """
         ...
+
+
+@runtime_checkable
+class Targeting(Protocol):
+    """A recipe whose config says which modules of a base have an adapter, not only which tensors there are."""
+
+    targets: Targets
 
 
 def foreign_tensors(name: str, method: str, tensors: Sequence[str]) -> GraftError:
