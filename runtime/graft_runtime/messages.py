@@ -174,6 +174,8 @@ class Mounted(_Message, frozen=True, tag=True, array_like=True):
     """A weight other than 1 has a meaning for it."""
     vocabulary_size: int | None = None
     """Token ids that it brings rows for; None: those of the base."""
+    virtual_tokens: int = 0
+    """Of the context, before the prompt."""
 
 
 class MountFailed(_Message, frozen=True, tag=True, array_like=True):

@@ -23,6 +23,8 @@ class Speaker:
     voice: Voice
     vocabulary_size: int
     """Token ids that mean something to it."""
+    virtual_tokens: int = 0
+    """Of the context, before the prompt."""
 
     @property
     def digest(self) -> str | None:
@@ -34,7 +36,8 @@ def alone(lease: Lease | None, voice: Voice, base_rows: int) -> Speaker:
     """One adapter as it is, or the base model."""
     if lease is None:
         return Speaker((), (), voice, base_rows)
-    return Speaker((lease,), (lease.served,), voice, lease.artifact.vocabulary_size or base_rows)
+    artifact = lease.artifact
+    return Speaker((lease,), (lease.served,), voice, artifact.vocabulary_size or base_rows, artifact.virtual_tokens)
 
 
 def together(
@@ -68,8 +71,8 @@ def together(
     manner = Manner()
     for voice in reversed(voices):
         manner = over(voice.own, manner)
-    voice = replace(voices[0], own=manner)
-    return Speaker(tuple(leases), served, voice, leases[0].artifact.vocabulary_size or base_rows)
+    voice, artifact = replace(voices[0], own=manner), leases[0].artifact  # several have neither of what follows
+    return Speaker(tuple(leases), served, voice, artifact.vocabulary_size or base_rows, artifact.virtual_tokens)
 
 
 def _faults(parts: Sequence[NamedAdapter], leases: Sequence[Lease], voices: Sequence[Voice]) -> list[str]:

@@ -154,7 +154,7 @@ class Generator:
         loop = asyncio.get_running_loop()
         prompts = await loop.run_in_executor(self._threads, _prompts, request, speaker.voice)
         for index, prompt in enumerate(prompts):
-            _check_prompt(request, prompt, index, base.loaded.context_length, speaker)
+            _check_prompt(request, prompt, index, base.loaded.context_length - speaker.virtual_tokens, speaker)
         return prompts
 
     def _submit(
@@ -166,7 +166,7 @@ class Generator:
         choices = []
         texts = [Detokenizer(tokenizer.decode, prompt) for prompt in prompts]
         for index, prompt in enumerate(prompts):
-            limit = _token_limit(request, manner, base.loaded.context_length - len(prompt))
+            limit = _token_limit(request, manner, base.loaded.context_length - speaker.virtual_tokens - len(prompt))
 
             def make(name: str, prompt: list[int] = prompt, limit: int = limit) -> Submit:
                 return Submit(name, prompt, limit, speaker.adapters, sampling, stop_tokens)

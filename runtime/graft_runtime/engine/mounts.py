@@ -137,4 +137,5 @@ def _mounted(digest: str, adapter: CompiledAdapter, tier: Tier) -> Mounted:
         additive=adapter.additive,
         scalable=adapter.scalable,
         vocabulary_size=adapter.vocabulary,
+        virtual_tokens=adapter.virtual_tokens,
     )

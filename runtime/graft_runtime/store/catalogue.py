@@ -47,6 +47,8 @@ class Artifact:
     """The highest id that its own tokenizer makes and the base's does not; None for none."""
     vocabulary_size: int | None = None
     """Token ids that it brings rows for; None: those of the base."""
+    virtual_tokens: int = 0
+    """Of the context, before the prompt."""
     additive: bool = True
     """See Mounted."""
     scalable: bool = True
@@ -100,7 +102,8 @@ class Artifact:
     def mounted(self, event: Mounted, base_rows: int) -> None:
         """The engine has it; with a fault, it is to be unmounted at once."""
         self.in_host, self.yielding, self.remapped = False, False, event.remapped
-        self.vocabulary_size, self.additive, self.scalable = event.vocabulary_size, event.additive, event.scalable
+        self.vocabulary_size, self.virtual_tokens = event.vocabulary_size, event.virtual_tokens
+        self.additive, self.scalable = event.additive, event.scalable
         self.fault = vocabulary_fault(self, base_rows)
         self.proven = self.fault is None
         self.residence = Residence.MOUNTED if self.proven else Residence.UNMOUNTING

@@ -24,6 +24,7 @@ def adapters(make_adapter: Callable[..., Path], tiny_base: Path) -> dict[str, Pa
     found["activated"] = make_adapter("activated", alora_invocation_tokens=[64, 65])  # `ab`
     found["dora"] = make_adapter("dora", use_dora=True)
     found["grown"] = _grown(tiny_base, make_adapter("grown"))
+    found["prompted"] = _prompted(tiny_base, found["plain"].parent.with_name("prompted"))
     _save_tokenizer(tiny_base, found["marked"], 1)
     _save_tokenizer(tiny_base, found["beyond"], 70)
     (found["marked"] / "generation_config.json").write_text('{"max_new_tokens": 3, "do_sample": false}')
@@ -57,6 +58,16 @@ def _grown(base: Path, adapter: Path) -> Path:
     PeftModel.from_pretrained(model, adapter).save_pretrained(adapter, save_embedding_layers=True)
     _save_tokenizer(base, adapter, 72)
     return adapter
+
+
+def _prompted(base: Path, directory: Path) -> Path:
+    """Six virtual tokens before every prompt."""
+    from peft import PromptTuningConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    config = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=6)
+    get_peft_model(AutoModelForCausalLM.from_pretrained(base), config).save_pretrained(directory)
+    return directory
 
 
 @pytest.fixture(scope="module")
@@ -119,6 +130,15 @@ def test_token_ids_are_those_of_the_name_that_is_asked(pod: Any) -> None:
         assert f"0 to {size - 1}" in reply.json["error"]["message"]
     mixed = [{"name": "plain", "weight": 1}, {"name": "other", "weight": 1}]
     assert pod.complete("tiny", [320], adapters=mixed).status == 400
+
+
+def test_virtual_tokens_are_part_of_the_context(pod: Any) -> None:
+    for model, room in (("tiny", 256), ("prompted", 250)):
+        assert pod.complete(model, [1] * (room - 1), max_tokens=1).status == 200
+        assert pod.complete(model, [1] * (room - 4), max_tokens=None).json["usage"]["completion_tokens"] <= 4
+        reply = pod.complete(model, [1] * room, max_tokens=1, stream=True)
+        assert (reply.status, reply.json["error"]["code"]) == (400, "ContextTooLong")
+        assert f"the context holds {room}" in reply.json["error"]["message"]
 
 
 def test_text_of_a_grown_vocabulary_comes_out(pod: Any) -> None:
@@ -248,6 +268,7 @@ BAD: list[tuple[str, dict[str, Any], int, str, str, str]] = [
         "adapters",
         "at most 3",
     ),
+    ("a prompt", {"adapters": [{"name": "plain"}, {"name": "prompted"}]}, 400, "NotComposable", "adapters", "PROMPT"),
     ("a broken one", {"adapters": [{"name": "plain"}, {"name": "broken"}]}, 400, "Corrupt", "adapters", "`broken`"),
 ]
 
