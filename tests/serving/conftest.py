@@ -136,6 +136,15 @@ def _configs() -> dict[str, Callable[[], Any]]:
         "gpt_oss": lambda: hf.GptOssConfig(  # attention sinks, experts
             **llama_like, head_dim=8, sliding_window=8, num_local_experts=4, num_experts_per_tok=2
         ),
+        "mixtral": lambda: hf.MixtralConfig(**llama_like, num_local_experts=4, num_experts_per_tok=2),
+        "qwen3_moe": lambda: hf.Qwen3MoeConfig(
+            **llama_like,
+            head_dim=8,
+            num_experts=4,
+            num_experts_per_tok=2,
+            moe_intermediate_size=24,
+            norm_topk_prob=True,
+        ),
         "phi3": lambda: hf.Phi3Config(**llama_like),
         "gpt_neox": lambda: hf.GPTNeoXConfig(
             vocab_size=MODEL_VOCABULARY,

@@ -61,6 +61,7 @@ class ModuleDelta:
         input_gain: [input features]: x ⊙ input_gain goes into W and A.
         rows: of a linear module or an embedding.
         parameters: of a norm, in the place of the base's: name → [features].
+        experts: of a mixture's experts: parameter → a [experts, rank, inputs], b [experts, rank, outputs].
         prompt: [virtual tokens, features], of the input embedding: what stands at the first positions of a row.
     """
 
@@ -72,6 +73,7 @@ class ModuleDelta:
     rows: Rows | None = None
     parameters: Mapping[str, torch.Tensor] = field(default_factory=dict)
     prompt: torch.Tensor | None = None
+    experts: Mapping[str, LowRank] = field(default_factory=dict)
 
     @property
     def additive(self) -> bool:
@@ -85,12 +87,14 @@ class ModuleDelta:
         low_rank = [self.low_rank.a, self.low_rank.b] if self.low_rank else []
         rows = [self.rows.index, self.rows.weight, self.rows.bias] if self.rows else []
         vectors = [self.offset, self.gain, self.shift, self.input_gain, self.prompt, *self.parameters.values()]
-        return [tensor for tensor in (*low_rank, *rows, *vectors) if tensor is not None]
+        experts = [tensor for low in self.experts.values() for tensor in (low.a, low.b)]
+        return [tensor for tensor in (*low_rank, *rows, *vectors, *experts) if tensor is not None]
 
     @property
     def changes(self) -> bool:
         """Whether any of it is more than zeros and ones."""
-        low_rank = self.low_rank is not None and bool(self.low_rank.a.any() and self.low_rank.b.any())
+        low_ranks = [*self.experts.values(), *([self.low_rank] if self.low_rank else [])]
+        low_rank = any(bool(low.a.any() and low.b.any()) for low in low_ranks)
         gains = any(bool((gain != 1).any()) for gain in (self.gain, self.input_gain) if gain is not None)
         sums = any(bool(vector.any()) for vector in (self.offset, self.shift) if vector is not None)
         return low_rank or gains or sums or self.rows is not None or bool(self.parameters) or self.prompt is not None
@@ -110,6 +114,7 @@ class ModuleDelta:
             input_gain=changed(self.input_gain),
             rows=rows and replace(rows, weight=change(rows.weight), bias=changed(rows.bias)),
             prompt=changed(self.prompt),
+            experts={name: LowRank(change(low.a), change(low.b)) for name, low in self.experts.items()},
             parameters={name: change(value) for name, value in self.parameters.items()},
         )
 
@@ -118,7 +123,7 @@ class ModuleDelta:
         parts: dict[str, Any] = {}
         for part in fields(self):
             mine, theirs = getattr(self, part.name), getattr(other, part.name)
-            if part.name == "parameters":
+            if part.name == "parameters" or (part.name == "experts" and not set(mine) & set(theirs)):
                 parts[part.name] = {**mine, **theirs}
             elif mine is None or theirs is None:
                 parts[part.name] = theirs if mine is None else mine
@@ -189,7 +194,7 @@ class CompiledAdapter:
     def scalable(self) -> bool:
         """Whether a weight other than 1 means something: it scales ΔW, which nothing else multiplies."""
         deltas = self.modules.values()
-        weighted = any(delta.low_rank is not None or delta.offset is not None for delta in deltas)
+        weighted = any(delta.low_rank or delta.experts or delta.offset is not None for delta in deltas)
         return weighted and all(delta.gain is None and delta.input_gain is None for delta in deltas)
 
     def to(self, device: torch.device) -> CompiledAdapter:

@@ -9,6 +9,7 @@ from dataclasses import replace
 from graft_runtime.adapters.files import AdapterFiles
 from graft_runtime.adapters.layout import ATTENTION, INPUT_EMBEDDING, BaseLayout
 from graft_runtime.adapters.methods.recipe import Targeting
+from graft_runtime.adapters.parts.experts import stacked
 from graft_runtime.adapters.parts.low_rank import LinearLowRank
 from graft_runtime.adapters.parts.part import Part
 from graft_runtime.adapters.parts.whole import WholeModule
@@ -36,6 +37,7 @@ def fitted(files: AdapterFiles, layout: BaseLayout) -> tuple[AdapterFiles, BaseL
             return False
         return True
 
+    files = replace(files, parts=stacked(files.parts, layout))
     paths = list(dict.fromkeys(part.path for part in files.parts if part.path not in (INPUT_EMBEDDING, ATTENTION)))
     found = remap(paths, layout, fits)
     _check_depth(files, {path: path for path in paths} if found is None else found.names, layout)

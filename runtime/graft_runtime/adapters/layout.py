@@ -33,6 +33,21 @@ class EmbeddingShape:
 
 
 @dataclass(frozen=True)
+class ExpertsShape:
+    """A module that holds the experts of a mixture, stacked.
+
+    Attributes:
+        experts: how many.
+        parameters: name → inputs and outputs of one expert's projection.
+        interleaved: whether gate and gated outputs alternate; else the gate's come first.
+    """
+
+    experts: int
+    parameters: Mapping[str, tuple[int, int]]
+    interleaved: bool = False
+
+
+@dataclass(frozen=True)
 class AttentionShape:
     """What the attention of a decoder keeps of one token: the same in every layer."""
 
@@ -43,6 +58,7 @@ class AttentionShape:
     """Of a head."""
 
 
+EXPERTS = "experts"
 INPUT_EMBEDDING = "the input embedding"
 ATTENTION = "the attention of all layers"
 """Stand for the path of a module, where an adapter changes what every model has and its file names no module."""
@@ -60,6 +76,7 @@ class BaseLayout:
     embeddings: Mapping[str, EmbeddingShape] = field(default_factory=dict)
     norms: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     """Modules whose parameters are vectors: parameter → values."""
+    experts: Mapping[str, ExpertsShape] = field(default_factory=dict)
     ties: Mapping[str, str] = field(default_factory=dict)
     """The input embedding → the head that shares its weight."""
     input_embedding: str | None = None
@@ -89,5 +106,5 @@ class BaseLayout:
         if path in (INPUT_EMBEDDING, ATTENTION):
             there = self.input_embedding if path == INPUT_EMBEDDING else self.attention
             return None if there is None else path
-        tables = {"linear": self.linear, "an embedding": self.embeddings, "a norm": self.norms}
+        tables = {"linear": self.linear, "an embedding": self.embeddings, "a norm": self.norms, EXPERTS: self.experts}
         return next((kind for kind, table in tables.items() if path in table), self.other.get(path))

@@ -115,6 +115,7 @@ class Addend:
                 for part in self.files.parts
                 if isinstance(part, LinearLowRank) and part.biased and not layout.linear[part.path].bias
             ],
+            "it changes stacked experts": [path for path in self.parts if path in layout.experts],
             "it takes part in some tokens of a prompt only": list(self.parts) if self.files.recipe.invocation else [],
         }
         for why, paths in faults.items():

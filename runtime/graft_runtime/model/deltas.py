@@ -22,6 +22,7 @@ from graft_runtime.adapters.deltas import CompiledAdapter, ModuleDelta, Rows
 from graft_runtime.errors import ErrorCode, GraftError
 from graft_runtime.model.bank import Bank
 from graft_runtime.model.bank_module import BankModule
+from graft_runtime.model.experts import Beside, experts_forward
 from graft_runtime.model.rows import Row, Step, Taken
 
 Inputs = tuple[torch.Tensor, ...]
@@ -67,6 +68,8 @@ class AdapterModules:
             return _HookedEmbedding(part, self.bank, step)
         if part.low_rank_possible:
             return _HookedLinear(part, self.bank, step, head=module is self._head)
+        if any(delta.experts for delta in part.groups.values()):
+            return _HookedExperts(part, self.bank, step)
         return _HookedNorm(part, self.bank, step, self._heads_first)
 
 
@@ -218,6 +221,28 @@ class _HookedNorm(_Hooked):
         if x.shape[1] != x.shape[2]:
             self._heads_first[id(module)] = x.shape[0] * x.shape[1] != self.step.all.slots.shape[0]
         return self._heads_first.get(id(module), False)
+
+
+class _HookedExperts(_Hooked):
+    """Experts: [tokens, hidden], and the experts of each token and their weights, [tokens, chosen]."""
+
+    def after(self, module: Any, inputs: Inputs, output: torch.Tensor) -> torch.Tensor:
+        if len(inputs) != 3 or inputs[0].dim() != 2 or output.shape != inputs[0].shape:
+            raise GraftError(
+                ErrorCode.UNSUPPORTED_METHOD,
+                f"the model calls {type(module).__name__} in another way than Transformers' experts are",
+                hint="train the adapter without the experts, or merge it with peft's merge_and_unload()",
+            )
+        x, experts, weights = inputs
+        taken = self.taken(x, x.shape[0])
+        beside = [
+            Beside(delta.experts, self.weights(taken, adapter)[:, 0]) for adapter, delta in self.part.groups.items()
+        ]
+        own = torch.stack([adapter.weights != 0 for adapter in beside]).any(dim=0).nonzero()[:, 0]
+        if len(own):
+            mine = [Beside(adapter.deltas, adapter.weights[own]) for adapter in beside]
+            output[own] = experts_forward(module, x[own], experts[own], weights[own], mine).to(output.dtype)
+        return output
 
 
 def _with_parameters(module: Any, parameters: Mapping[str, torch.Tensor]) -> Any:

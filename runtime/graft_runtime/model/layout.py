@@ -14,7 +14,7 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightRenaming, apply_renamings
 from transformers.pytorch_utils import Conv1D
 
-from graft_runtime.adapters.layout import AttentionShape, BaseLayout, EmbeddingShape, LinearShape
+from graft_runtime.adapters.layout import AttentionShape, BaseLayout, EmbeddingShape, ExpertsShape, LinearShape
 
 HEADS = frozenset({"score", "classifier", "qa_outputs", "classifier.out_proj", "classification_head.out_proj"})
 """How the last module of a classifier is called; an adapter may know other labels than the base."""
@@ -49,12 +49,15 @@ def layout_of(model: nn.Module, name: str) -> BaseLayout:
     linear: dict[str, LinearShape] = {}
     embeddings: dict[str, EmbeddingShape] = {}
     norms: dict[str, dict[str, int]] = {}
+    experts: dict[str, ExpertsShape] = {}
     other: dict[str, str] = {}
     for path, module in model.named_modules():
         if (shape := linear_shape(module)) is not None:
             linear[path] = shape
         elif isinstance(module, nn.Embedding) and _looks_up(module):
             embeddings[path] = EmbeddingShape(module.num_embeddings, module.embedding_dim)
+        elif (held := _experts(module)) is not None:
+            experts[path] = held
         elif vectors := _vectors(module):
             norms[path] = vectors
         else:
@@ -67,6 +70,7 @@ def layout_of(model: nn.Module, name: str) -> BaseLayout:
         other,
         embeddings,
         norms,
+        experts=experts,
         ties=_ties(model, embedding, head),
         attention=_attention(model),
         input_embedding=embedding if embedding in embeddings and not _has_encoder(model) else None,
@@ -169,3 +173,17 @@ def _attention(model: Any) -> AttentionShape | None:
 def _has_encoder(model: Any) -> bool:
     """Whether a decoder reads what an encoder made of the prompt."""
     return bool(getattr(getattr(model, "config", None), "is_encoder_decoder", False))
+
+
+def _experts(module: Any) -> ExpertsShape | None:
+    """The sizes of a module that Transformers' experts interface calls (integrations/moe.py); None for others."""
+    if not hasattr(module, "_apply_gate") or not hasattr(module, "is_transposed") or module.has_post_expert_norm:
+        return None
+    parameters, count = {}, 0
+    for name in ("gate_up_proj" if module.has_gate else "up_proj", "down_proj"):
+        weight = getattr(module, name, None)
+        if not isinstance(weight, nn.Parameter) or weight.dim() != 3:
+            return None
+        count, rows, columns = weight.shape
+        parameters[name] = (rows, columns) if module.is_transposed else (columns, rows)
+    return ExpertsShape(count, parameters, interleaved=not module.is_concatenated)

@@ -13,6 +13,7 @@ from typing import Any
 from graft_runtime.adapters.keys import Keys, by_module, incomplete, is_embedding, is_saved, whole_weights
 from graft_runtime.adapters.methods.lora_config import read_lora_config
 from graft_runtime.adapters.methods.recipe import contradiction, foreign_tensors, misshapen
+from graft_runtime.adapters.parts.experts import StackedLowRank
 from graft_runtime.adapters.parts.low_rank import EmbeddingLowRank, LinearLowRank
 from graft_runtime.adapters.parts.part import Part, Roles, Tensor
 from graft_runtime.adapters.parts.whole import TrainedTokens
@@ -52,7 +53,14 @@ class Lora:
         if foreign:
             raise foreign_tensors(self._name, self.method, foreign)
         faults = self._absent(parts, keys)
+        for (path, parameter), roles in self._stacks(keys).items():
+            rank = config.rank_of(f"{path}.{parameter}")
+            scale = config.scale_of(f"{path}.{parameter}", rank)
+            parts.append(StackedLowRank(path, roles, parameter, scale, rank))
+        stacks = {path for path, _ in self._stacks(keys)}
         for path, roles in keys.modules.items():
+            if _bare(path) in stacks:
+                continue
             faults += self._strangers(path, roles)
             parts += self._module(path, roles)
         if faults := faults + incomplete(parts):
@@ -60,6 +68,21 @@ class Lora:
         if faults := self._contradictions(parts):
             raise contradiction(self._name, faults)
         return parts
+
+    def _stacks(self, keys: Keys) -> dict[tuple[str, str], Roles]:
+        """The tensors of stacked parameters, by module and parameter.
+
+        PEFT wraps a module once a parameter, in the order in which the module has them. The names of those that lie
+        further inside have `base_layer` in them; the name of the parameter is in none, so the order tells which it is.
+        """
+        found: dict[tuple[str, str], Roles] = {}
+        for path in dict.fromkeys(map(_bare, keys.modules)):
+            names = [name for name in STACKED if any(_ends(f"{path}.{name}", end) for end in self._config.parameters)]
+            inner = [f"{path}{'.base_layer' * depth}" for depth in range(len(names) - 1, -1, -1)]
+            for name, wrapped in zip(names, inner, strict=True):
+                if wrapped in keys.modules:
+                    found[path, name] = keys.modules[wrapped]
+        return found
 
     def _module(self, path: str, roles: Roles) -> Iterable[Part]:
         """The parts that the tensors of one module make."""
@@ -116,12 +139,25 @@ class Lora:
         return faults
 
 
+STACKED = ("gate_up_proj", "up_proj", "down_proj")
+"""The parameters of experts that may be adapted, in the order in which modules have them."""
 LINEAR = frozenset({"lora_A", "lora_B", "lora_B.bias", "lora_magnitude_vector"})
 EMBEDDING = frozenset({"lora_embedding_A", "lora_embedding_B"})
 
 
 def _rank(a: Tensor | None) -> int:
     return a.shape[0] if a is not None and a.shape and a.shape[0] else 1
+
+
+def _bare(path: str) -> str:
+    """Without what wraps it."""
+    while path.endswith(".base_layer"):
+        path = path.removesuffix(".base_layer")
+    return path
+
+
+def _ends(path: str, end: str) -> bool:
+    return path == end or path.endswith("." + end)
 
 
 def _there(roles: Roles, role: str) -> str:

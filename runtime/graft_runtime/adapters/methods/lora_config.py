@@ -19,10 +19,15 @@ _HARMLESS = frozenset(
 _READ = frozenset(
     {"r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "target_modules", "exclude_modules"}
     | {"layers_to_transform", "layers_pattern", "bias", "init_lora_weights", "use_dora", "lora_bias"}
-    | {"modules_to_save", "trainable_token_indices", "ensure_weight_tying", "alora_invocation_tokens"}
+    | {
+        "modules_to_save",
+        "trainable_token_indices",
+        "ensure_weight_tying",
+        "alora_invocation_tokens",
+        "target_parameters",
+    }
 )
 _REFUSED = {
-    "target_parameters": "LoRA on parameters, as of mixture-of-experts layers",
     "layer_replication": "replicated layers",
     "use_qalora": "QA-LoRA",
     "use_bdlora": "BD-LoRA",
@@ -56,6 +61,8 @@ class LoraConfig:
     """Which biases of the base were trained along: `none`, `all`, `lora_only`."""
     saved: tuple[str, ...]
     """modules_to_save."""
+    parameters: tuple[str, ...]
+    """target_parameters: the ends of the paths of stacked parameters."""
     tokens: Mapping[str, tuple[int, ...]]
     """The rows of embeddings that were trained, by the end of the embedding's path; `` for the input embedding."""
     tied: bool
@@ -113,6 +120,7 @@ def read_lora_config(config: Mapping[str, Any], name: str) -> LoraConfig:
         biased=reader.flag("lora_bias"),
         bias=reader.choice("bias", BIASES),
         saved=reader.names("modules_to_save"),
+        parameters=reader.names("target_parameters"),
         tokens=_tokens(reader),
         tied=reader.flag("ensure_weight_tying"),
         invocation=_invocation(reader),

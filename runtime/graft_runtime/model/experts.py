@@ -1,0 +1,73 @@
+"""Experts with adapters beside them: the tokens that have any go through their experts once more, with what is added.
+
+The same computation as Transformers' own (integrations/moe.py), projection by projection, since what an adapter adds
+before the gate changes what comes after it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.nn import functional
+
+from graft_runtime.adapters.deltas import LowRank
+
+
+@dataclass(frozen=True)
+class Beside:
+    """One adapter beside a module of experts.
+
+    Attributes:
+        deltas: by parameter.
+        weights: [tokens]: how much each token takes of it; zero: it is none of the token's.
+    """
+
+    deltas: Mapping[str, LowRank]
+    weights: torch.Tensor
+
+
+def experts_forward(
+    module: Any, x: torch.Tensor, experts: torch.Tensor, weights: torch.Tensor, beside: Sequence[Beside]
+) -> torch.Tensor:
+    """What a module of experts computes with adapters.
+
+    Args:
+        module: of the experts interface, its weights stacked.
+        x: [tokens, hidden].
+        experts: [tokens, chosen], the experts of each token.
+        weights: [tokens, chosen], theirs.
+        beside: the adapters.
+
+    Returns:
+        [tokens, hidden].
+    """
+    total = torch.zeros_like(x)
+    first = "gate_up_proj" if module.has_gate else "up_proj"
+    for expert in sorted(set(experts.flatten().tolist())):
+        if expert >= module.num_experts:  # stands for none
+            continue
+        tokens, place = (experts == expert).nonzero(as_tuple=True)
+        own = [Beside(adapter.deltas, adapter.weights[tokens]) for adapter in beside]
+        made = _projected(module, first, expert, x[tokens], own)
+        made = module._apply_gate(made) if module.has_gate else module.act_fn(made)
+        made = _projected(module, "down_proj", expert, made, own)
+        total.index_add_(0, tokens, (made * weights[tokens, place, None]).to(total.dtype))
+    return total
+
+
+def _projected(module: Any, name: str, expert: int, x: torch.Tensor, beside: Sequence[Beside]) -> torch.Tensor:
+    """[n, inputs] → [n, outputs] through one projection of one expert, with what the tokens' adapters add."""
+    weight = getattr(module, name)[expert]
+    y = x @ weight if module.is_transposed else functional.linear(x, weight)
+    if module.has_bias:
+        y = y + getattr(module, f"{name}_bias")[expert]
+    for adapter in beside:
+        delta = adapter.deltas.get(name)
+        own = adapter.weights != 0
+        if delta is not None and bool(own.any()):
+            z = functional.linear(x[own], delta.a[expert]) * adapter.weights[own, None]
+            y[own] += (z @ delta.b[expert]).to(y.dtype)
+    return y
