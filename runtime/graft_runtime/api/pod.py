@@ -273,6 +273,8 @@ class Pod:
         await self.engine.spawned.wait()
         try:
             await self.engine.inspect(str(cached.directory), source.uri)
+            if self.base is not None:  # a tokenizer is judged beside its base's
+                await self._highest_token(cached, source.uri)
         except GraftError as error:
             return found.model_copy(update={"fault": Fault.of(error)})
         return found

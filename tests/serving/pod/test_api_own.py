@@ -11,7 +11,7 @@ from typing import Any
 
 import openai
 import pytest
-from graft_runtime.contract import AdapterEntry, EngineConfig
+from graft_runtime.contract import AdapterEntry, EngineConfig, InspectRequest
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")  # peft's
 
@@ -160,6 +160,15 @@ def test_what_can_t_be_served_as_it_is_says_so(pod: Any, name: str, code: str, s
     reply = pod.complete(name)
     assert (reply.status, reply.json["error"]["code"]) == (400, code)
     assert reply.json["error"]["message"] == report.fault.message
+
+
+def test_a_dry_run_tells_of_a_broken_tokenizer_too(pod: Any, entries: list[AdapterEntry]) -> None:
+    def fault(name: str) -> Any:
+        source = next(entry.source for entry in entries if entry.name == name)
+        return pod.control("POST", "/inspect", InspectRequest(source=source).canonical_json()).json["fault"]
+
+    assert fault("marked") is None
+    assert fault("broken")["code"] == "Corrupt"
 
 
 def test_a_weighted_sum_answers_through_the_official_client(pod: Any, client: openai.OpenAI) -> None:
