@@ -173,7 +173,7 @@ def read_tensor(file: BinaryIO, files: AdapterFiles, name: str) -> torch.Tensor:
         GraftError: Corrupt.
     """
     span: TensorSpan = files.tensors[name]
-    data = bytearray(os.pread(file.fileno(), span.end - span.begin, span.begin))
-    if len(data) != span.end - span.begin:
+    data = torch.empty(span.end - span.begin, dtype=torch.uint8)
+    if os.preadv(file.fileno(), [memoryview(data.numpy())], span.begin) != len(data):
         raise GraftError(ErrorCode.CORRUPT, f"the weights of adapter `{files.name}` were cut while they were read")
-    return torch.frombuffer(data, dtype=TORCH_DTYPES[span.dtype]).reshape(span.shape).to(torch.float32)
+    return data.view(TORCH_DTYPES[span.dtype]).reshape(span.shape).to(torch.float32)

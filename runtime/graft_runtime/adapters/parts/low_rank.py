@@ -55,7 +55,7 @@ class LinearLowRank(Part):
             yield from misfit(self.path, role, tensor, expected.get(role, (outputs,)))
 
     def compile(self, source: Source) -> Mapping[str, ModuleDelta]:
-        a, b = source.tensor("lora_A"), (source.tensor("lora_B") * self.scale).T.contiguous()
+        a, b = source.tensor("lora_A"), _scaled(source.tensor("lora_B"), self.scale)
         if self.start:
             a, b = _without_start(a, b, source.base().weight.float(), self.start, self.scale)
         offset = source.tensor("lora_B.bias") * self.scale if "lora_B.bias" in self.tensors else None
@@ -63,6 +63,11 @@ class LinearLowRank(Part):
         if "lora_magnitude_vector" in self.tensors:
             delta |= _normed(delta, source)
         return {self.path: delta}
+
+
+def _scaled(b: torch.Tensor, scale: float) -> torch.Tensor:
+    """[out, r] → [r, out] with the scale in it, in one copy."""
+    return b.new_empty(b.shape[::-1]).copy_(b.T).mul_(scale)
 
 
 def _normed(delta: ModuleDelta, source: Source) -> ModuleDelta:
@@ -143,5 +148,5 @@ class EmbeddingLowRank(Part):
 
     def compile(self, source: Source) -> Mapping[str, ModuleDelta]:
         a = source.tensor("lora_embedding_A")
-        b = (source.tensor("lora_embedding_B") * self.scale).T.contiguous()
+        b = _scaled(source.tensor("lora_embedding_B"), self.scale)
         return {self.path: ModuleDelta(low_rank=LowRank(a, b))}
