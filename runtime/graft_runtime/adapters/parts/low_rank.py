@@ -66,8 +66,8 @@ class LinearLowRank(Part):
 
 
 def _scaled(b: torch.Tensor, scale: float) -> torch.Tensor:
-    """[out, r] → [r, out] with the scale in it, in one copy."""
-    return b.new_empty(b.shape[::-1]).copy_(b.T).mul_(scale)
+    """[out, r] → [r, out] with the scale in it, in the same memory: what the bank copies is turned there."""
+    return b.mul_(scale).T
 
 
 def _normed(delta: ModuleDelta, source: Source) -> ModuleDelta:
