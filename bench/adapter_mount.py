@@ -22,6 +22,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -148,11 +149,11 @@ def measure(counts: list[int], rounds: int) -> None:
             times: dict[str, list[float]] = {"fetch": [], "mount": [], "peft": []}
             for turn in range(rounds + 1):
                 adapter = adapters[turn % VARIANTS]
-                one: dict[str, float] = {"fetch": timed(lambda at=adapter: fetch(at, root / "cache"))[0]}
-                one["mount"], digest = timed(lambda at=adapter: here.mount(at))
+                one: dict[str, float] = {"fetch": timed(partial(fetch, adapter, root / "cache"))[0]}
+                one["mount"], digest = timed(partial(here.mount, adapter))
                 here.unmount(digest)
                 if with_peft:
-                    one["peft"], name = timed(lambda at=adapter: theirs.mount(at))
+                    one["peft"], name = timed(partial(theirs.mount, adapter))
                     theirs.unmount(name)
                 if turn:  # the first warms up
                     for what, took in one.items():

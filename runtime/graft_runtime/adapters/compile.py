@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import BinaryIO
 
 import torch
 
-from graft_runtime.adapters.deltas import CompiledAdapter, ModuleDelta
+from graft_runtime.adapters.deltas import CompiledAdapter, ModuleDelta, Prefix
 from graft_runtime.adapters.files import AdapterFiles, open_weights
 from graft_runtime.adapters.fit import fitted
 from graft_runtime.adapters.layout import BaseLayout
 from graft_runtime.adapters.parts.part import BaseModule, Part
+from graft_runtime.adapters.parts.virtual import KeysAndValues
 from graft_runtime.adapters.tensors import TensorSpan
 from graft_runtime.errors import ErrorCode, GraftError, shown
 
@@ -56,22 +57,39 @@ def compile_adapter(
     values = Values(files.name)
     deltas: dict[str, ModuleDelta] = {}
     files, own_layout = fitted(files, layout)
-    for path, delta in compile_parts(files, own_layout, modules, device, values):
+    for path, delta in compile_parts(files, files.parts, own_layout, modules, device=device, values=values):
         cast = values.cast(path, delta, dtype)
         deltas[path] = _both(files.name, path, deltas[path], cast) if path in deltas else cast
-    values.check(any(delta.changes for delta in deltas.values()))
+    prefix = _prefix(files, own_layout, modules, device, values)
+    if prefix is not None:
+        prefix = prefix.map(lambda tensor: tensor.to(dtype))
+        values.note_cast("prefix", (prefix.keys, prefix.values), dtype)
+    values.check(prefix is not None or any(delta.changes for delta in deltas.values()))
     return CompiledAdapter(
-        files.method, files.rank, deltas, files.recipe.invocation, _vocabulary(own_layout, layout), files.remapped
+        method=files.method,
+        rank=files.rank,
+        modules=deltas,
+        invocation=files.recipe.invocation,
+        vocabulary=_vocabulary(own_layout, layout),
+        prefix=prefix,
+        remapped=files.remapped,
     )
 
 
 def compile_parts(
-    files: AdapterFiles, layout: BaseLayout, modules: BaseModules, device: torch.device, values: Values
+    files: AdapterFiles,
+    parts: Sequence[Part],
+    layout: BaseLayout,
+    modules: BaseModules,
+    *,
+    device: torch.device,
+    values: Values,
 ) -> Iterator[tuple[str, ModuleDelta]]:
     """What each part does to a module, in float32, part by part: only one is in memory at a time.
 
     Args:
         files: checked config and header.
+        parts: of the adapter, or some of them.
         layout: as `fitted` returns it.
         modules: of the base model.
         device: of the deltas.
@@ -80,9 +98,19 @@ def compile_parts(
     with open_weights(files.directory, files.name, version=files.version) as file:
         content = _content(file, files)
         finite = content is not None and _is_all_finite(content, files)
-        for part in files.parts:
-            source = _Source(part, layout, modules, file, content, finite, files, device, values)
+        for part in parts:
+            source = _Source(part, layout, modules, file, files, device, values, content, finite)
             yield from part.compile(source).items()
+
+
+def _prefix(
+    files: AdapterFiles, layout: BaseLayout, modules: BaseModules, device: torch.device, values: Values
+) -> Prefix | None:
+    part = next((part for part in files.parts if isinstance(part, KeysAndValues)), None)
+    if part is None:
+        return None
+    with open_weights(files.directory, files.name, version=files.version) as file:
+        return part.prefix(_Source(part, layout, modules, file, files, device, values))
 
 
 @dataclass(frozen=True)
@@ -93,12 +121,13 @@ class _Source:
     layout: BaseLayout
     modules: BaseModules
     file: BinaryIO
-    content: torch.Tensor | None
-    finite: bool
-    """Every tensor of the file is known to be."""
     files: AdapterFiles
     device: torch.device
     values: Values
+    content: torch.Tensor | None = None
+    """Of the whole file, where it was read at once."""
+    finite: bool = False
+    """Every tensor of the file is known to be."""
 
     def tensor(self, role: str) -> torch.Tensor:
         name = self.part.tensors[role].name
@@ -126,9 +155,13 @@ class Values:
     def cast(self, path: str, delta: ModuleDelta, dtype: torch.dtype) -> ModuleDelta:
         """The delta in the model's dtype; takes a fault down when that or its scale is too much for its values."""
         made = delta.map(lambda tensor: tensor.to(dtype))
-        if not self._faults and not all(is_finite(tensor) for tensor in made.tensors):
-            self._faults.append(f"{path}: values too large for {dtype} once its scale is folded in")
+        self.note_cast(path, made.tensors, dtype)
         return made
+
+    def note_cast(self, what: str, tensors: Sequence[torch.Tensor], dtype: torch.dtype) -> None:
+        """Takes a fault down when tensors that are of the model's dtype now are not finite any more."""
+        if not self._faults and not all(is_finite(tensor) for tensor in tensors):
+            self._faults.append(f"{what}: values too large for {dtype} once its scale is folded in")
 
     def check(self, changes: bool) -> None:
         """Raises GraftError: Corrupt with the faults, NoEffect when nothing changes."""

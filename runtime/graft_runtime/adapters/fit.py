@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from graft_runtime.adapters.files import AdapterFiles
-from graft_runtime.adapters.layout import BaseLayout
+from graft_runtime.adapters.layout import ATTENTION, INPUT_EMBEDDING, BaseLayout
 from graft_runtime.adapters.methods.recipe import Targeting
 from graft_runtime.adapters.parts.low_rank import LinearLowRank
 from graft_runtime.adapters.parts.part import Part
@@ -27,7 +27,7 @@ def fitted(files: AdapterFiles, layout: BaseLayout) -> tuple[AdapterFiles, BaseL
     """
 
     def moved(names: Mapping[str, str]) -> list[Part]:
-        return [replace(part, path=names[part.path]) for part in files.parts]
+        return [replace(part, path=names.get(part.path, part.path)) for part in files.parts]
 
     def fits(names: Mapping[str, str]) -> bool:
         try:
@@ -36,7 +36,7 @@ def fitted(files: AdapterFiles, layout: BaseLayout) -> tuple[AdapterFiles, BaseL
             return False
         return True
 
-    paths = list(dict.fromkeys(part.path for part in files.parts))
+    paths = list(dict.fromkeys(part.path for part in files.parts if part.path not in (INPUT_EMBEDDING, ATTENTION)))
     found = remap(paths, layout, fits)
     _check_depth(files, {path: path for path in paths} if found is None else found.names, layout)
     if found is not None:

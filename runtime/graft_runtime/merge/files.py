@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from transformers.pytorch_utils import Conv1D
@@ -25,7 +25,8 @@ from graft_runtime.adapters.strict_json import parse_object
 from graft_runtime.adapters.tensors import TensorSpan, read_header
 from graft_runtime.contract import MODEL_FILE_PATTERNS
 from graft_runtime.errors import ErrorCode, GraftError, shown
-from graft_runtime.merge.sums import Addend, Sum
+from graft_runtime.merge.addend import Addend
+from graft_runtime.merge.sums import Sum
 from graft_runtime.model.layout import layout_of, shared_weights
 from graft_runtime.model.load import empty_model
 
@@ -47,11 +48,45 @@ class AdapterPath:
 
 @dataclass(frozen=True)
 class _Place:
-    """Where the weight of a module lies in a file."""
+    """Where a parameter of a module lies in a file."""
 
-    file: str
+    file: Path
     span: TensorSpan
     transposed: bool
+
+    def read(self) -> torch.Tensor:
+        """Whichever way the file keeps a weight, [output features, input features]."""
+        with self.file.open("rb") as file:
+            data = bytearray(os.pread(file.fileno(), self.span.end - self.span.begin, self.span.begin))
+        tensor = torch.frombuffer(data, dtype=TORCH_DTYPES[self.span.dtype]).reshape(self.span.shape)
+        return tensor.T if self.transposed else tensor
+
+    def write(self, file: BinaryIO, tensor: torch.Tensor) -> None:
+        """Over what the file holds there."""
+        kept = (tensor.T if self.transposed else tensor).contiguous()
+        file.seek(self.span.begin)
+        file.write(kept.view(torch.uint8).numpy().tobytes())
+
+
+Places = Mapping[str, Mapping[str, _Place]]
+"""Path of a module → parameter → where it lies."""
+
+
+@dataclass(frozen=True)
+class _StoredModule:
+    """A module of the base whose parameters are read when they are asked for."""
+
+    places: Mapping[str, _Place]
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """[output features, input features], or [rows, features] of an embedding."""
+        return self.places["weight"].read()
+
+    @property
+    def bias(self) -> torch.Tensor | None:
+        """[output features]."""
+        return self.places["bias"].read() if "bias" in self.places else None
 
 
 def merge_files(
@@ -85,13 +120,13 @@ def merge_files(
         ]
     )
     files = _weight_files(base)
-    places = _places(base, files, merged.paths, model)
+    places = _places(base, files, merged, model)
     skipped = _begin(output, _record(base, files, adapters), files)
     for file in files:
         if file in skipped:
             tell(f"{file} is finished already")
             continue
-        _merge_file(base / file, output / file, {path: p for path, p in places.items() if p.file == file}, merged)
+        _merge_file(base / file, output / file, places, merged)
         tell(f"{file} is finished")
     if not skipped:
         _check_effect(merged, output, files)
@@ -111,23 +146,21 @@ def _weight_files(base: Path) -> list[str]:
     return found
 
 
-def _places(base: Path, files: Sequence[str], paths: Sequence[str], model: Any) -> dict[str, _Place]:
-    spans: dict[str, tuple[str, TensorSpan]] = {}
+def _places(base: Path, files: Sequence[str], merged: Sum, model: Any) -> Places:
+    spans: dict[str, tuple[Path, TensorSpan]] = {}
     for name in files:
         with (base / name).open("rb") as file:
             header = read_header(file, f"{name} of base model `{base.name}`")
-        spans |= {tensor: (name, span) for tensor, span in header.items()}
-    places: dict[str, _Place] = {}
-    faults = []
-    for path in paths:
-        module = model.get_submodule(path)
-        found = next((spans[name] for name in _tensor_names(path, model.base_model_prefix) if name in spans), None)
-        if found is None:
-            faults.append(f"{path}: the checkpoint has no tensor of this name")
-        elif found[1].shape != tuple(module.weight.shape) or found[1].dtype not in TORCH_DTYPES:
-            faults.append(f"{path}: {found[1].dtype} {found[1].shape}, the model has {tuple(module.weight.shape)}")
-        else:
-            places[path] = _Place(*found, transposed=isinstance(module, Conv1D))
+        spans |= {tensor: (base / name, span) for tensor, span in header.items()}
+    places: dict[str, dict[str, _Place]] = {}
+    faults: list[str] = []
+    for path in merged.paths:
+        for parameter in merged.parameters(path):
+            found = _find(path, parameter, spans, model)
+            if isinstance(found, str):
+                faults.append(found)
+            elif found is not None:
+                places.setdefault(path, {})[parameter] = found
     if faults:
         raise GraftError(
             ErrorCode.UNSUPPORTED_METHOD,
@@ -138,22 +171,29 @@ def _places(base: Path, files: Sequence[str], paths: Sequence[str], model: Any) 
     return places
 
 
-def _tensor_names(path: str, prefix: str) -> tuple[str, ...]:
-    """What a module's weight may be called: a checkpoint of the bare model lacks the prefix of the task's model."""
-    return (f"{path}.weight", f"{path.removeprefix(prefix + '.')}.weight")
+def _find(path: str, parameter: str, spans: Mapping[str, tuple[Path, TensorSpan]], model: Any) -> _Place | str | None:
+    """Where a parameter lies, what is wrong with it, or None for one that is tied to another and lies there."""
+    module = model.get_submodule(path)
+    tensor = getattr(module, parameter)
+    names = (f"{path}.{parameter}", f"{path}.{parameter}".removeprefix(model.base_model_prefix + "."))
+    found = next((spans[name] for name in names if name in spans), None)
+    if found is None:
+        head = module is model.get_output_embeddings() and tensor is model.get_input_embeddings().weight
+        return None if head else f"{path}.{parameter}: the checkpoint has no tensor of this name"
+    if found[1].shape != tuple(tensor.shape) or found[1].dtype not in TORCH_DTYPES:
+        return f"{path}.{parameter}: {found[1].dtype} {found[1].shape}, the model has {tuple(tensor.shape)}"
+    return _Place(*found, transposed=isinstance(module, Conv1D) and parameter == "weight")
 
 
-def _merge_file(source: Path, target: Path, places: Mapping[str, _Place], merged: Sum) -> None:
+def _merge_file(source: Path, target: Path, places: Places, merged: Sum) -> None:
     partial = target.with_name(target.name + ".partial")
     shutil.copyfile(source, partial)
-    with source.open("rb") as old, partial.open("r+b") as new:
-        for path, place in places.items():
-            span, dtype = place.span, TORCH_DTYPES[place.span.dtype]
-            data = bytearray(os.pread(old.fileno(), span.end - span.begin, span.begin))
-            weight = torch.frombuffer(data, dtype=dtype).reshape(span.shape)
-            changed = merged.onto(path, weight, transposed=place.transposed).contiguous()
-            new.seek(span.begin)
-            new.write(changed.view(torch.uint8).numpy().tobytes())
+    with partial.open("r+b") as new:
+        for path, parameters in places.items():
+            if any(place.file == source for place in parameters.values()):
+                for name, tensor in merged.onto(path, _StoredModule(parameters)).items():
+                    if parameters[name].file == source:
+                        parameters[name].write(new, tensor)
         new.flush()
         os.fsync(new.fileno())
     partial.replace(target)

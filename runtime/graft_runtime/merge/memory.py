@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from transformers.pytorch_utils import Conv1D
 
 from graft_runtime.errors import ErrorCode, GraftError
-from graft_runtime.merge.sums import Addend, Sum
+from graft_runtime.merge.addend import Addend
+from graft_runtime.merge.sums import Sum
 from graft_runtime.messages import MergeSource
-from graft_runtime.model.layout import shared_weights
+from graft_runtime.model.layout import LoadedModule, shared_weights
 from graft_runtime.model.load import BaseModel
 
 TRIAL_PROMPT = (3, 1, 2, 5)
@@ -46,8 +46,9 @@ def merge_into(base: BaseModel, sources: Sequence[MergeSource], *, max_rank: int
     was_finite = _trial(base, merged)
     with torch.no_grad():
         for path in merged.paths:
-            module = base.model.get_submodule(path)
-            module.weight.copy_(merged.onto(path, module.weight, transposed=isinstance(module, Conv1D)))
+            module = LoadedModule(base.model.get_submodule(path))
+            for name, tensor in merged.onto(path, module).items():
+                getattr(module, name).copy_(tensor)
     merged.check_effect()
     if was_finite and not _trial(base, merged):
         raise GraftError(
@@ -72,11 +73,11 @@ def _trial(base: BaseModel, merged: Sum) -> bool:
         for handle in handles:
             handle.remove()
     for addend in merged.addends:
-        if not reached & addend.plans.keys():
+        if not reached & addend.parts.keys():
             raise GraftError(
                 ErrorCode.NO_EFFECT,
                 f"adapter `{addend.files.name}` changes nothing: the model calls none of its "
-                f"{len(addend.plans)} modules",
+                f"{len(addend.parts)} modules",
                 hint="train it on modules that take part in generating text",
             )
     return bool(torch.isfinite(logits).all())

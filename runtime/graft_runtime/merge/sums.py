@@ -1,114 +1,30 @@
-"""What a merge adds to each module: read tensor by tensor, summed in float32, rounded once."""
+"""What a merge makes of each module: computed in float32, rounded once."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 
 import torch
 
-from graft_runtime.adapters.compile import Values, is_finite, read_tensor
-from graft_runtime.adapters.files import AdapterFiles, open_weights, read_adapter_files
-from graft_runtime.adapters.fit import fitted
-from graft_runtime.adapters.layout import BaseLayout
-from graft_runtime.adapters.parts.low_rank import LinearLowRank
-from graft_runtime.errors import ErrorCode, GraftError, shown
-
-
-@dataclass(frozen=True)
-class Addend:
-    """One adapter of a merge; its weights are still on the disk."""
-
-    files: AdapterFiles
-    weight: float
-    plans: Mapping[str, LinearLowRank]
-    """By the path of the module."""
-
-    @classmethod
-    def read(
-        cls, directory: Path, *, name: str, weight: float, max_rank: int, layout: BaseLayout, shared: Collection[str]
-    ) -> Addend:
-        """Checks an adapter against the base, its values included, as a mount does.
-
-        Args:
-            directory: holds the adapter as PEFT saves it.
-            name: how errors call it.
-            weight: how much of it.
-            max_rank: the highest rank of a module.
-            layout: of the base model.
-            shared: modules whose weight is another module's as well.
-
-        Raises:
-            GraftError: what a mount raises; UnsupportedMethod for a shared weight, NoEffect for a weight of 0.
-        """
-        files = read_adapter_files(directory, name=name, max_rank=max_rank)
-        files, _ = fitted(files, layout)
-        addend = cls(files, weight, _plain(files))
-        addend._check_shared(shared)
-        addend._check_values()
-        return addend
-
-    def delta(self, path: str, device: torch.device) -> torch.Tensor:
-        """What this adapter adds to a module: [output features, input features] in float32, on `device`."""
-        plan = self.plans[path]
-        with open_weights(self.files.directory, self.files.name, version=self.files.version) as file:
-            a, b = (read_tensor(file, self.files, plan.tensors[role].name).to(device) for role in ("lora_A", "lora_B"))
-        return (b @ a) * (plan.scale * self.weight)
-
-    def _check_shared(self, shared: Collection[str]) -> None:
-        faults = [path for path in self.plans if path in shared]
-        if faults:
-            raise GraftError(
-                ErrorCode.UNSUPPORTED_METHOD,
-                f"adapter `{self.files.name}` can't be merged: it changes modules whose weight is another module's too",
-                details=shown(faults),
-                hint="merging would change both, as a head tied to the embedding; serve this adapter in hot mode, or "
-                "train it without these modules",
-            )
-
-    def _check_values(self) -> None:
-        if self.weight == 0:
-            raise GraftError(
-                ErrorCode.NO_EFFECT,
-                f"adapter `{self.files.name}` changes nothing: its weight times its scale is 0",
-                hint="leave it out of the merge, or give it another weight",
-            )
-        values = Values(self.files.name)
-        changes = False
-        with open_weights(self.files.directory, self.files.name, version=self.files.version) as file:
-            for plan in self.plans.values():
-                factors = [read_tensor(file, self.files, tensor.name) for tensor in plan.tensors.values()]
-                for tensor, factor in zip(plan.tensors.values(), factors, strict=True):
-                    values.note(tensor.name, factor)
-                changes = changes or (all(bool(factor.any()) for factor in factors) and bool(plan.scale))
-        values.check(changes)
-
-
-def _plain(files: AdapterFiles) -> dict[str, LinearLowRank]:
-    """The parts of a plain LoRA adapter by the path of the module. Raises GraftError: UnsupportedMethod for others."""
-    plain = {
-        part.path: part
-        for part in files.parts
-        if isinstance(part, LinearLowRank) and part.start is None and part.tensors.keys() == {"lora_A", "lora_B"}
-    }
-    if len(plain) == len(files.parts):
-        return plain
-    raise GraftError(
-        ErrorCode.UNSUPPORTED_METHOD,
-        f"adapter `{files.name}` is more than plain LoRA, which is all that can be merged",
-        details=shown([part.path for part in files.parts if part is not plain.get(part.path)]),
-        hint="serve it in hot mode, or merge it with peft's merge_and_unload()",
-    )
+from graft_runtime.adapters.compile import is_finite
+from graft_runtime.adapters.deltas import ModuleDelta
+from graft_runtime.adapters.parts.part import BaseModule
+from graft_runtime.errors import ErrorCode, GraftError
+from graft_runtime.merge.addend import Addend
 
 
 class Sum:
-    """The adapters of a merge on the modules of a base, in the order of the merge."""
+    """The adapters of a merge on the modules of a base, in the order of the merge.
+
+    Raises:
+        GraftError: UnsupportedMethod when one that does more than to add stands beside others, or has a weight.
+    """
 
     def __init__(self, addends: Sequence[Addend]) -> None:
         self._addends = addends
         self._changed = False
         self._dtype: torch.dtype | None = None
+        self._check_together()
 
     @property
     def names(self) -> str:
@@ -122,36 +38,31 @@ class Sum:
     @property
     def paths(self) -> tuple[str, ...]:
         """The modules that change."""
-        return tuple(dict.fromkeys(path for addend in self._addends for path in addend.plans))
+        return tuple(dict.fromkeys(path for addend in self._addends for path in addend.parts))
 
-    def onto(self, path: str, weight: torch.Tensor, *, transposed: bool) -> torch.Tensor:
-        """A module's new weight.
+    def parameters(self, path: str) -> tuple[str, ...]:
+        """Of a module: what a merge may change."""
+        layout = self._addends[0].layout
+        if path in layout.norms:
+            return tuple(layout.norms[path])
+        return ("weight", "bias") if path in layout.linear and layout.linear[path].bias else ("weight",)
+
+    def onto(self, path: str, module: BaseModule) -> Mapping[str, torch.Tensor]:
+        """A module's new parameters.
 
         Args:
             path: of the module.
-            weight: [output features, input features], or the other way round where `transposed`; any floating type.
+            module: the base's.
 
         Returns:
-            The same shape, type and device, in memory of its own.
+            By name, those that the merge changes: the weight as [output features, input features] whichever way the
+            base keeps it. The base's type and device, in memory of their own.
 
         Raises:
             GraftError: Corrupt when values of the sum are not finite.
         """
-        total = weight.to(torch.promote_types(weight.dtype, torch.float32), copy=True)
-        for addend in self._addends:
-            if path in addend.plans:
-                delta = addend.delta(path, weight.device)
-                total += delta.T if transposed else delta
-        merged = total.to(weight.dtype)
-        if not is_finite(merged) and is_finite(weight):
-            raise GraftError(
-                ErrorCode.CORRUPT,
-                f"merging {self.names} gives {path} values that are too large for {weight.dtype}",
-                hint="lower the weights, use a wider spec.baseModel.dtype, or train again",
-            )
-        self._changed = self._changed or not torch.equal(merged, weight)
-        self._dtype = weight.dtype
-        return merged
+        made = self._computed(path, module)
+        return {name: self._rounded(path, name, tensor, getattr(module, name)) for name, tensor in made.items()}
 
     def check_effect(self) -> None:
         """That some weight has changed. Raises GraftError: NoEffect."""
@@ -161,3 +72,86 @@ class Sum:
                 f"merging {self.names} changes nothing: all it adds is lost in rounding to {self._dtype}",
                 hint="use a wider spec.baseModel.dtype, raise the weights, or serve in hot mode",
             )
+
+    def _check_together(self) -> None:
+        odd = [addend for addend in self._addends if not addend.additive]
+        if odd and (len(self._addends) > 1 or odd[0].weight != 1):
+            raise GraftError(
+                ErrorCode.UNSUPPORTED_METHOD,
+                f"adapter `{odd[0].files.name}` can't be weighted or added to others: it does more than to add ΔW",
+                hint="merge it alone, with weight 1 and scale 1",
+            )
+
+    def _computed(self, path: str, module: BaseModule) -> Mapping[str, torch.Tensor]:
+        made: dict[str, torch.Tensor] = {}
+        device = (module.weight if module.bias is None else module.bias).device
+        for addend in (addend for addend in self._addends if path in addend.parts):
+            product = addend.product(path, device)
+            if product is not None:
+                made["weight"] = made.get("weight", _exact(module.weight)) + product
+            else:
+                made |= with_delta(made, module, addend.delta(path, module, device), addend.weight)
+        return made
+
+    def _rounded(self, path: str, name: str, tensor: torch.Tensor, base: torch.Tensor) -> torch.Tensor:
+        rounded = tensor.to(base.dtype)
+        if not is_finite(rounded) and is_finite(base):
+            raise GraftError(
+                ErrorCode.CORRUPT,
+                f"merging {self.names} gives {path}.{name} values that are too large for {base.dtype}",
+                hint="lower the weights, use a wider spec.baseModel.dtype, or train again",
+            )
+        self._changed = self._changed or not torch.equal(rounded, base)
+        self._dtype = base.dtype
+        return rounded
+
+
+def with_delta(
+    made: Mapping[str, torch.Tensor], module: BaseModule, delta: ModuleDelta, weight: float
+) -> dict[str, torch.Tensor]:
+    """The parameters of a module that computes alone what the base and a delta compute together.
+
+    Args:
+        made: what other deltas have made of them, by name.
+        module: the base's.
+        delta: in float32; that of an embedding as of its weight's rows.
+        weight: of the delta.
+
+    Returns:
+        Those that the delta changes, by name, in float32 or better: W' = gain ⊙ (W + weight · B·A) ⊙ input_gain, with
+        rows of W replaced before, and c' = gain ⊙ (c + weight · offset) + shift.
+    """
+    changed = dict(delta.parameters)
+    if any(part is not None for part in (delta.rows, delta.low_rank, delta.gain, delta.input_gain)):
+        changed["weight"] = _weight(made.get("weight", _exact(module.weight)), delta, weight)
+    moved = any(part is not None for part in (delta.rows, delta.offset, delta.gain, delta.shift))
+    if moved and module.bias is not None:
+        changed["bias"] = _bias(made.get("bias", _exact(module.bias)), delta, weight)
+    return changed
+
+
+def _weight(total: torch.Tensor, delta: ModuleDelta, weight: float) -> torch.Tensor:
+    if delta.rows is not None:
+        total[delta.rows.index] = delta.rows.weight.to(total.dtype)
+    if delta.low_rank is not None:
+        total += weight * (delta.low_rank.b.T @ delta.low_rank.a)
+    if delta.gain is not None:
+        total *= delta.gain[:, None]
+    if delta.input_gain is not None:
+        total *= delta.input_gain
+    return total
+
+
+def _bias(total: torch.Tensor, delta: ModuleDelta, weight: float) -> torch.Tensor:
+    if delta.rows is not None and delta.rows.bias is not None:
+        total[delta.rows.index] = delta.rows.bias.to(total.dtype)
+    if delta.offset is not None:
+        total += weight * delta.offset
+    if delta.gain is not None:
+        total *= delta.gain
+    return total if delta.shift is None else total + delta.shift
+
+
+def _exact(tensor: torch.Tensor) -> torch.Tensor:
+    """A copy in float32 or better."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32), copy=True)

@@ -37,9 +37,9 @@ def try_adapter(base: BaseModel, bank: Bank, adapter: CompiledAdapter, name: str
             not, UnsupportedMethod when the model does not keep tokens in order.
     """
     narrow = base.dtype == torch.float16  # what each module does may fit, and their sum not
-    if narrow or not adapter.modules.keys() <= bank.samples.keys():
+    if narrow or adapter.virtual_tokens or not adapter.modules.keys() <= bank.samples.keys():
         _try_on_model(base, bank, adapter, name, forward)
-    if all(bank.samples[path] is None for path in adapter.modules):
+    if adapter.prefix is None and all(bank.samples[path] is None for path in adapter.modules):
         raise GraftError(
             ErrorCode.NO_EFFECT,
             f"adapter `{name}` changes nothing: the model calls none of its {len(adapter.modules)} modules",
@@ -63,7 +63,7 @@ def _try_on_model(base: BaseModel, bank: Bank, adapter: CompiledAdapter, name: s
     adapters = (RowAdapter(adapter, 1.0),)
     bank.hold_for_trial(adapter)
     try:
-        logits = forward([prompt, prompt], [adapters, ()])
+        logits = forward([[prompt[0]] * adapter.virtual_tokens + prompt, prompt], [adapters, ()])
     finally:
         bank.release(adapters)
         for handle in handles:
@@ -81,9 +81,8 @@ def _largest_change(adapter: CompiledAdapter, bank: Bank) -> torch.Tensor:
         given = bank.samples[path]
         if given is not None and delta.low_rank is not None and given.shape[1] == delta.low_rank.a.shape[1]:
             changes.append(functional.linear(given.to(delta.low_rank.a.dtype), delta.low_rank.a) @ delta.low_rank.b)
-        changes += [
-            vector for vector in (delta.offset, delta.gain, delta.shift, delta.input_gain) if vector is not None
-        ]
+        vectors = (delta.offset, delta.gain, delta.shift, delta.input_gain, delta.prompt)
+        changes += [vector for vector in vectors if vector is not None]
     return torch.cat([change.flatten() for change in changes]).abs().amax() if changes else torch.zeros(())
 
 

@@ -6,10 +6,16 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from graft_runtime.adapters.methods.lora import Lora
+from graft_runtime.adapters.methods.prompts import PrefixTuning, PromptTuning, PTuning
 from graft_runtime.adapters.methods.recipe import Recipe
 from graft_runtime.errors import ErrorCode, GraftError
 
-METHODS: Mapping[str, Callable[[Mapping[str, Any], str], Recipe]] = {"LORA": Lora}
+METHODS: Mapping[str, Callable[[Mapping[str, Any], str], Recipe]] = {
+    "LORA": Lora,
+    "PROMPT_TUNING": PromptTuning,
+    "P_TUNING": PTuning,
+    "PREFIX_TUNING": PrefixTuning,
+}
 """By `peft_type`. Each takes the config and how errors call the adapter."""
 
 

@@ -39,6 +39,20 @@ class LinearLowRank(Part):
         """Of the tensors in the file."""
         return self.tensors["lora_A"].shape[0]
 
+    @property
+    def additive(self) -> bool:
+        return "lora_magnitude_vector" not in self.tensors
+
+    @property
+    def biased(self) -> bool:
+        """Whether B has a bias."""
+        return "lora_B.bias" in self.tensors
+
+    @property
+    def plain(self) -> bool:
+        """Whether it is s·B·A of its tensors and nothing else."""
+        return self.start is None and self.additive and not self.biased
+
     def faults(self) -> Iterable[str]:
         if missing := [role for role in ("lora_A", "lora_B") if role not in self.tensors]:
             return [f"{self.path}: {missing[0]} is missing"]
@@ -58,9 +72,9 @@ class LinearLowRank(Part):
         a, b = source.tensor("lora_A"), _scaled(source.tensor("lora_B"), self.scale)
         if self.start:
             a, b = _without_start(a, b, source.base().weight.float(), self.start, self.scale)
-        offset = source.tensor("lora_B.bias") * self.scale if "lora_B.bias" in self.tensors else None
+        offset = source.tensor("lora_B.bias") * self.scale if self.biased else None
         delta = ModuleDelta(low_rank=LowRank(a, b), offset=offset)
-        if "lora_magnitude_vector" in self.tensors:
+        if not self.additive:
             delta |= _normed(delta, source)
         return {self.path: delta}
 
@@ -126,6 +140,10 @@ class EmbeddingLowRank(Part):
     @property
     def rank(self) -> int:
         return self.tensors["lora_embedding_A"].shape[0]
+
+    @property
+    def additive(self) -> bool:
+        return True
 
     @property
     def file_rank(self) -> int:

@@ -84,6 +84,11 @@ class Part:
         """Columns of the bank that it takes."""
         return 0
 
+    @property
+    def additive(self) -> bool:
+        """Whether all that it does is ΔW, which can be weighted and added to others."""
+        return False
+
     def faults(self) -> Iterable[str]:
         """What is wrong with the tensors by themselves."""
         return integers(self.path, self.tensors)
