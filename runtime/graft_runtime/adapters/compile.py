@@ -154,7 +154,7 @@ class Values:
 
     def cast(self, path: str, delta: ModuleDelta, dtype: torch.dtype) -> ModuleDelta:
         """The delta in the model's dtype; takes a fault down when that or its scale is too much for its values."""
-        made = delta.map(lambda tensor: tensor.to(dtype))
+        made = delta if dtype == torch.float32 else delta.map(lambda tensor: tensor.to(dtype))
         self.note_cast(path, made.tensors, dtype)
         return made
 
