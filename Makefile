@@ -1,6 +1,6 @@
 # Two commands need nothing but Python 3.11+, make, git and the package registries: `make demo` and `make test`.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up down test bench lint generate verify clean
+.PHONY: help setup demo up down test bench bench-adapters lint generate verify clean
 
 UV_VERSION := 0.13.9
 STATE ?= $(CURDIR)/.cache/local
@@ -9,7 +9,7 @@ UV := $(or $(shell command -v uv 2>/dev/null),.cache/uv/bin/uv)
 RUN := .venv/bin/python
 
 help: ## show this help
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .cache/uv/bin/uv:
 	python3 -m venv .cache/uv
@@ -35,6 +35,9 @@ test: setup ## every test
 
 bench: setup ## how one operator carries 500 pools: seconds, memory, requests
 	$(RUN) bench/operator_scale.py --pools 500
+
+bench-adapters: setup ## how long an adapter takes to mount, beside peft's load_adapter
+	$(RUN) bench/adapter_mount.py
 
 lint: setup ## format, lint, types, import walls
 	$(RUN) -m ruff format --check .

@@ -20,6 +20,7 @@ from graft_runtime.adapters.compile import compile_adapter
 from graft_runtime.adapters.files import AdapterFiles, read_adapter_files
 from graft_runtime.adapters.fit import fitted
 from graft_runtime.adapters.layout import BaseLayout, EmbeddingShape, LinearShape
+from graft_runtime.adapters.methods.registry import METHODS
 from graft_runtime.errors import GraftError
 from graft_runtime.messages import Mounted, MountFailed, Sampling, ServedAdapter, Submit, Unmount, Unmounted
 from hypothesis import HealthCheck, Phase, given, settings, strategies
@@ -76,6 +77,7 @@ TEXTS = [
     "\ud800", "é",
     "(.|.)" * 60 + "!", ".*" * 40, "(?:" * 60, "x" * 3000,
 ]  # fmt: skip
+TEXTS += sorted(METHODS)
 SCALARS: list[Any] = [None, True, False, 0, -1, 1, 2, 4, 8, 17, 0.5, 1e308, -1e308, 1 << 70, *TEXTS]
 LISTS: list[Any] = [
     ["q_proj", "v_proj"],
@@ -143,6 +145,11 @@ def some_json(chance: random.Random, depth: int = 0) -> Any:
     return inner if kind == 10 else {str(chance.choice(TEXTS)): value for value in inner}
 
 
+_GENERATOR = random.Random(7)
+_COUNT = sum(rows * columns for rows, columns in SHAPES.values())
+NUMBERS_IN_IT = struct.pack(f"<{_COUNT}f", *(_GENERATOR.uniform(-1, 1) for _ in range(_COUNT)))
+
+
 class Case:
     """An adapter in memory: its config, the header of its weights, and their bytes."""
 
@@ -152,8 +159,7 @@ class Case:
         self.end = 0
         for name, shape in SHAPES.items():
             self.add(name, shape)
-        generator = random.Random(7)
-        self.data = struct.pack(f"<{self.end // 4}f", *(generator.uniform(-1, 1) for _ in range(self.end // 4)))
+        self.data = NUMBERS_IN_IT
 
     def add(self, name: str, shape: list[int]) -> None:
         size = 4

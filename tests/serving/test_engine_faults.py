@@ -448,7 +448,7 @@ BAD_BASES: dict[str, tuple[Callable[[Path], object], ErrorCode, str]] = {
     "config is no JSON": (lambda base: (base / "config.json").write_text("{"), ErrorCode.NOT_A_MODEL, "JSON"),
     "its own code": (_config(model_type="evil", auto_map=FOREIGN), ErrorCode.UNSAFE_FILE, "auto_map"),
     "unknown type": (_config(model_type="evil"), ErrorCode.NOT_A_MODEL, "model_type"),
-    "no language model": (_config(model_type="vit"), ErrorCode.NOT_A_MODEL, "causal language model"),
+    "no language model": (_config(model_type="vit"), ErrorCode.NOT_A_MODEL, "CAUSAL_LM"),
     "quantised": (_config(quantization_config={"quant_method": "gptq"}), ErrorCode.NOT_A_MODEL, "quantization_config"),
     "no weights": (lambda base: (base / "model.safetensors").unlink(), ErrorCode.NOT_A_MODEL, "model.safetensors"),
     "a pickle": (

@@ -28,6 +28,9 @@ TORCH_DTYPES = {
     "F8_E5M2": torch.float8_e5m2,
 }
 
+MAX_AT_ONCE = 64 << 20
+"""Bytes of a file that is read in one piece."""
+
 BaseModules = Callable[[str], BaseModule]
 """The modules of a base by their path."""
 
@@ -93,8 +96,10 @@ def compile_parts(
         values: takes note of what is not finite.
     """
     with open_weights(files.directory, files.name, version=files.version) as file:
+        content = _content(file, files)
+        finite = content is not None and _is_all_finite(content, files)
         for part in parts:
-            source = _Source(part, layout, modules, file, files, device, values)
+            source = _Source(part, layout, modules, file, files, device, values, content, finite)
             yield from part.compile(source).items()
 
 
@@ -119,11 +124,16 @@ class _Source:
     files: AdapterFiles
     device: torch.device
     values: Values
+    content: torch.Tensor | None = None
+    """Of the whole file, where it was read at once."""
+    finite: bool = False
+    """Every tensor of the file is known to be."""
 
     def tensor(self, role: str) -> torch.Tensor:
         name = self.part.tensors[role].name
-        tensor = read_tensor(self.file, self.files, name)
-        self.values.note(name, tensor)
+        tensor = read_tensor(self.file, self.files, name, self.content)
+        if not self.finite:
+            self.values.note(name, tensor)
         return tensor.to(self.device)
 
     def base(self) -> BaseModule:
@@ -144,7 +154,7 @@ class Values:
 
     def cast(self, path: str, delta: ModuleDelta, dtype: torch.dtype) -> ModuleDelta:
         """The delta in the model's dtype; takes a fault down when that or its scale is too much for its values."""
-        made = delta.map(lambda tensor: tensor.to(dtype))
+        made = delta if dtype == torch.float32 else delta.map(lambda tensor: tensor.to(dtype))
         self.note_cast(path, made.tensors, dtype)
         return made
 
@@ -194,18 +204,46 @@ def is_finite(tensor: torch.Tensor) -> bool:
     """Whether every value is a number. The least and the most say so, twenty times as fast as looking at each."""
     if not tensor.numel():
         return True
-    least, most = torch.aminmax(tensor)
+    least, most = torch.aminmax(tensor.T if tensor.dim() == 2 and not tensor.is_contiguous() else tensor)
     return math.isfinite(least.item()) and math.isfinite(most.item())
 
 
-def read_tensor(file: BinaryIO, files: AdapterFiles, name: str) -> torch.Tensor:
-    """One tensor in float32, in memory of its own: never a map of a file that others could truncate.
+def read_tensor(file: BinaryIO, files: AdapterFiles, name: str, content: torch.Tensor | None = None) -> torch.Tensor:
+    """One tensor in float32, in our own memory: never a map of a file that others could truncate.
+
+    Args:
+        file: the weights.
+        files: of the adapter.
+        name: of the tensor.
+        content: of the whole file, where it was read at once; the tensor may lie in it.
 
     Raises:
         GraftError: Corrupt.
     """
     span: TensorSpan = files.tensors[name]
-    data = bytearray(os.pread(file.fileno(), span.end - span.begin, span.begin))
-    if len(data) != span.end - span.begin:
+    dtype = TORCH_DTYPES[span.dtype]
+    data = _read(file, files, span.begin, span.end) if content is None else content[span.begin : span.end]
+    if span.begin % dtype.itemsize and content is not None:
+        data = data.clone()
+    return data.view(dtype).reshape(span.shape).to(torch.float32)
+
+
+def _content(file: BinaryIO, files: AdapterFiles) -> torch.Tensor | None:
+    """The whole file in one read, where it is of a usual size: many small ones take longer."""
+    end = max((span.end for span in files.tensors.values()), default=0)
+    return _read(file, files, 0, end) if end <= MAX_AT_ONCE else None
+
+
+def _is_all_finite(content: torch.Tensor, files: AdapterFiles) -> bool:
+    """Whether all tensors are, in one look, where they are float32 throughout and lie as they should."""
+    begin = min((span.begin for span in files.tensors.values()), default=0)
+    if begin % 4 or any(span.dtype != "F32" for span in files.tensors.values()):
+        return False
+    return is_finite(content[begin:].view(torch.float32))
+
+
+def _read(file: BinaryIO, files: AdapterFiles, begin: int, end: int) -> torch.Tensor:
+    data = torch.empty(end - begin, dtype=torch.uint8)
+    if os.preadv(file.fileno(), [data.numpy().data], begin) != len(data):
         raise GraftError(ErrorCode.CORRUPT, f"the weights of adapter `{files.name}` were cut while they were read")
-    return torch.frombuffer(data, dtype=TORCH_DTYPES[span.dtype]).reshape(span.shape).to(torch.float32)
+    return data

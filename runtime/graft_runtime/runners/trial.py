@@ -76,15 +76,14 @@ def _try_on_model(base: BaseModel, bank: Bank, adapter: CompiledAdapter, name: s
 
 def _largest_change(adapter: CompiledAdapter, bank: Bank) -> torch.Tensor:
     """Of what each module adds to what the model once gave it, and of the vectors beside that; NaN if one is."""
-    changes = [torch.zeros(())]
+    changes: list[torch.Tensor] = []
     for path, delta in adapter.modules.items():
         given = bank.samples[path]
         if given is not None and delta.low_rank is not None and given.shape[1] == delta.low_rank.a.shape[1]:
-            made = functional.linear(given.to(delta.low_rank.a.dtype), delta.low_rank.a) @ delta.low_rank.b
-            changes.append(made.abs().amax())
+            changes.append(functional.linear(given.to(delta.low_rank.a.dtype), delta.low_rank.a) @ delta.low_rank.b)
         vectors = (delta.offset, delta.gain, delta.shift, delta.input_gain, delta.prompt)
-        changes += [vector.abs().amax() for vector in vectors if vector is not None]
-    return torch.stack([change.to(changes[-1].device, torch.float32) for change in changes]).amax()
+        changes += [vector for vector in vectors if vector is not None]
+    return torch.cat([change.flatten() for change in changes]).abs().amax() if changes else torch.zeros(())
 
 
 def _overflow(name: str) -> GraftError:

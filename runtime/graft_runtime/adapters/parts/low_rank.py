@@ -69,7 +69,7 @@ class LinearLowRank(Part):
             yield from misfit(self.path, role, tensor, expected.get(role, (outputs,)))
 
     def compile(self, source: Source) -> Mapping[str, ModuleDelta]:
-        a, b = source.tensor("lora_A"), (source.tensor("lora_B") * self.scale).T.contiguous()
+        a, b = source.tensor("lora_A"), _scaled(source.tensor("lora_B"), self.scale)
         if self.start:
             a, b = _without_start(a, b, source.base().weight.float(), self.start, self.scale)
         offset = source.tensor("lora_B.bias") * self.scale if self.biased else None
@@ -77,6 +77,11 @@ class LinearLowRank(Part):
         if not self.additive:
             delta |= _normed(delta, source)
         return {self.path: delta}
+
+
+def _scaled(b: torch.Tensor, scale: float) -> torch.Tensor:
+    """[out, r] → [r, out] with the scale in it, in the same memory: what the bank copies is turned there."""
+    return b.mul_(scale).T
 
 
 def _normed(delta: ModuleDelta, source: Source) -> ModuleDelta:
@@ -161,5 +166,5 @@ class EmbeddingLowRank(Part):
 
     def compile(self, source: Source) -> Mapping[str, ModuleDelta]:
         a = source.tensor("lora_embedding_A")
-        b = (source.tensor("lora_embedding_B") * self.scale).T.contiguous()
+        b = _scaled(source.tensor("lora_embedding_B"), self.scale)
         return {self.path: ModuleDelta(low_rank=LowRank(a, b))}
