@@ -95,6 +95,13 @@ def is_saved(path: str, saved: Collection[str]) -> bool:
     return any(".".join(steps[:end]).endswith(tuple(saved)) for end in range(1, len(steps) + 1))
 
 
+def absent(saved: Collection[str], parts: Iterable[Part]) -> list[str]:
+    """What is wrong when modules_to_save is set; a base has not every head that it may name."""
+    if not saved or any(is_saved(part.path, saved) for part in parts):
+        return []
+    return [f"modules_to_save names {', '.join(saved)}, no tensor is of these"]
+
+
 def incomplete(parts: Sequence[Part]) -> list[str]:
     """What is wrong with parts by themselves; a file without any is."""
     if not parts:

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from graft_runtime.adapters.fields import NEUTRAL, FieldReader, Pattern, Targets, first_match, refuse_options
+from graft_runtime.adapters.methods.recipe import options_not_served
 from graft_runtime.adapters.parts.low_rank import OLORA, STARTS
-from graft_runtime.errors import ErrorCode, GraftError, shown
 
-_HARMLESS = frozenset(
+HARMLESS = frozenset(
     {"lora_dropout", "fan_in_fan_out", "megatron_core", "loftq_config", "eva_config", "corda_config", "lora_ga_config"}
     | {"qalora_group_size", "runtime_config", "merge_weights"}
 )
@@ -21,7 +21,7 @@ _READ = frozenset(
     | {"layers_to_transform", "layers_pattern", "bias", "init_lora_weights", "use_dora", "lora_bias"}
     | {"modules_to_save", "trainable_token_indices", "ensure_weight_tying", "alora_invocation_tokens"}
 )
-_REFUSED = {
+REFUSED = {
     "target_parameters": "LoRA on parameters, as of mixture-of-experts layers",
     "layer_replication": "replicated layers",
     "use_qalora": "QA-LoRA",
@@ -86,27 +86,15 @@ def read_lora_config(config: Mapping[str, Any], name: str) -> LoraConfig:
             that has no meaning.
     """
     if refused := _refused(config):
-        raise GraftError(
-            ErrorCode.UNSUPPORTED_METHOD,
-            f"adapter `{name}` uses options of LoRA that Graft does not serve",
-            details=shown(refused, 8),
-            hint="train it without them, or merge this adapter with peft's merge_and_unload() and serve the result as "
-            "a base model",
-        )
+        raise options_not_served(name, "LoRA", refused)
     reader = FieldReader(config)
     start = config.get("init_lora_weights", True)
     read = LoraConfig(
         rank=reader.rank("r", config.get("r", 8)),
         alpha=reader.number("lora_alpha", config.get("lora_alpha", 8)),
         rank_stabilized=reader.flag("use_rslora"),
-        rank_patterns=tuple(
-            Pattern(expression, reader.rank(f"rank_pattern.{key}", value))
-            for key, expression, value in reader.patterns("rank_pattern")
-        ),
-        alpha_patterns=tuple(
-            Pattern(expression, reader.number(f"alpha_pattern.{key}", value))
-            for key, expression, value in reader.patterns("alpha_pattern")
-        ),
+        rank_patterns=reader.rank_patterns(),
+        alpha_patterns=reader.alpha_patterns(),
         targets=reader.targets(),
         start=start if start in STARTS else None,
         dora=reader.flag("use_dora"),
@@ -124,7 +112,7 @@ def read_lora_config(config: Mapping[str, Any], name: str) -> LoraConfig:
 
 
 def _refused(config: Mapping[str, Any]) -> list[str]:
-    refused = refuse_options(config, _READ | _HARMLESS, _REFUSED)
+    refused = refuse_options(config, _READ | HARMLESS, REFUSED)
     start = config.get("init_lora_weights", True)
     if isinstance(start, dict | list) or start not in (*_PLAIN_STARTS, *STARTS):
         refused.append(

@@ -103,9 +103,11 @@ class TrainedTokens(Part):
 
     Attributes:
         tokens: their ids, in the order of the file.
+        copy: whether it repeats what the embedding has, if the base ties this head to it.
     """
 
     tokens: tuple[int, ...]
+    copy: bool = False
 
     kinds: ClassVar = ("an embedding", "linear")
 
@@ -126,6 +128,8 @@ class TrainedTokens(Part):
         import torch  # noqa: PLC0415 - the process that only checks adapters has none
 
         values, weight = source.tensor("trainable_tokens_delta"), source.base().weight
+        if self.copy and self.path in source.layout.ties.values():
+            return {}
         index, order = torch.tensor(self.tokens, device=values.device).sort()
         head = source.layout.ties.get(self.path)
         linear = head if head is not None else self.path if self.path in source.layout.linear else None
