@@ -68,17 +68,25 @@ FAMILIES: dict[str, dict[str, tuple[str, dict[str, Any]]]] = {
     "gpt2": GPT2,
     "tied": {name: METHODS[name] for name in ("tokens", "loha")},
     "qwen2": {name: METHODS[name] for name in ("ia3", "beft", "hra")},  # on biases
+    "gemma3": {name: METHODS[name] for name in ("norms", "tokens", "hra")},  # embeddings are scaled
+    "bloom": {  # on the padded runner
+        "vera": METHODS["vera"],
+        "norms": ("LNTuningConfig", {"target_modules": ["input_layernorm", "ln_f"]}),
+        "ia3": ("IA3Config", {"target_modules": ["dense_4h_to_h"], "feedforward_modules": ["dense_4h_to_h"]}),
+    },
 }
 
 
-def build(base: Path, directory: Path, config: str, options: dict[str, Any], seed: int) -> Path:
-    """Saves an adapter of random values with peft itself."""
+def build(base: Path, directory: Path, config: str, options: dict[str, Any], *, seed: int, rows: int = 320) -> Path:
+    """Saves an adapter of random values with peft itself; in training the vocabulary had this many rows."""
     import peft
     from transformers import AutoModelForCausalLM
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model = AutoModelForCausalLM.from_pretrained(base)
+        if rows != 320:
+            model.resize_token_embeddings(rows)
         model = peft.get_peft_model(model, getattr(peft, config)(task_type="CAUSAL_LM", **options))
         generator = torch.Generator().manual_seed(seed)
         for parameter in model.parameters():
@@ -107,7 +115,7 @@ def built(make_base: BaseFactory, tmp_path_factory: pytest.TempPathFactory) -> C
         if family not in made:
             base, directory = make_base(family), tmp_path_factory.mktemp(family)
             adapters = {
-                name: build(base, directory / name, config, options, seed)
+                name: build(base, directory / name, config, options, seed=seed)
                 for seed, (name, (config, options)) in enumerate(FAMILIES[family].items())
             }
             expected = {name: peft_logits(base, adapter, PROMPTS) for name, adapter in adapters.items()}
@@ -139,6 +147,25 @@ def test_every_method_alone_and_mixed(
             whose = everybody[row]
             theirs = (expected[whose] if whose else those.plain)[row % len(PROMPTS)]
             torch.testing.assert_close(logits, theirs, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("family", ["llama", "tied"])
+@pytest.mark.parametrize("config", ["TrainableTokensConfig", "LoraConfig"])
+def test_trained_tokens_that_the_base_does_not_have(
+    family: str, config: str, make_base: BaseFactory, tmp_path: Path
+) -> None:
+    own: dict[str, Any] = {"token_indices": [325, 5]}
+    if config == "LoraConfig":
+        own = {"trainable_token_indices": [325, 5], "target_modules": ["q_proj"], "init_lora_weights": False}
+    base = make_base(family)
+    adapter = build(base, tmp_path / "grown", config, own, seed=3, rows=330)
+    prompts = [[1, 325, 5, 9], [1, 327, 3], [4, 5, 6]]
+    mixed = Mixed(base, {"grown": adapter})
+    made = mixed.logits(prompts, ["grown", "grown", None])
+    known = 320 if (family, config) == ("llama", "TrainableTokensConfig") else 330  # PEFT saves no head there
+    for logits, theirs in zip(made[:2], peft_logits(base, adapter, prompts[:2]), strict=True):
+        torch.testing.assert_close(logits[:known], theirs[:known], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(made[2][:320], peft_logits(base, None, prompts[2:])[0], atol=1e-4, rtol=1e-4)
 
 
 @torch.inference_mode()

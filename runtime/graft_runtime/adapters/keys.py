@@ -72,7 +72,7 @@ def whole_weights(
     foreign: list[str] = []
     for name, span in rest.items():
         path, _, parameter = name.removeprefix(PREFIX).rpartition(".")
-        own = path.removesuffix(".base_layer")
+        own = path.removesuffix(".base_layer").removesuffix(".token_adapter")  # of the layers that PEFT wraps it in
         if not name.startswith(PREFIX) or parameter not in ("weight", "bias"):
             foreign.append(name)
         elif is_saved(path, saved) or (parameter == "weight" and (own != path or is_embedding(path))):

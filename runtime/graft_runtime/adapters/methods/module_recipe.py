@@ -96,7 +96,7 @@ class ModuleRecipe:
             raise misshapen(self.name, faults)
         if faults := each_in_time(own, self._contradictions):
             raise contradiction(self.name, faults)
-        return [*own, *whole]
+        return [*whole, *own]
 
     def _contradictions(self, part: Part) -> Iterable[str]:
         if not self.targeted(part.path):
