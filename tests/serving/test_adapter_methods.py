@@ -36,6 +36,10 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "ia3": ("IA3Config", {"target_modules": ["q_proj", "down_proj"], "feedforward_modules": ["down_proj"]}),
     "loha": ("LoHaConfig", {"r": 3, "alpha": 5, "target_modules": EVERY, "rank_pattern": {"q_proj": 2}}),
     "lokr": ("LoKrConfig", {"r": 2, "alpha": 3, "target_modules": EVERY, "alpha_pattern": {"v_proj": 8}}),
+    "best vblora": (
+        "VBLoRAConfig",
+        {"r": 2, "num_vectors": 9, "vector_length": 8, "save_only_topk_weights": True, "target_modules": ["q_proj"]},
+    ),
     "lokr of two": ("LoKrConfig", {"r": 1, "decompose_both": True, "target_modules": ["o_proj", "up_proj"]}),
     "vera": ("VeraConfig", {"r": 5, "target_modules": EVERY, "save_projection": True}),
     "vera again": ("VeraConfig", {"r": 5, "target_modules": EVERY, "save_projection": False, "projection_prng_key": 9}),
@@ -52,6 +56,8 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "delora": ("DeloraConfig", {"r": 4, "target_modules": EVERY, "rank_pattern": {"q_proj": 2}}),
     "gralora": ("GraloraConfig", {"r": 4, "alpha": 6, "gralora_k": 2, "target_modules": EVERY}),
     "hybrid gralora": ("GraloraConfig", {"r": 4, "gralora_k": 4, "hybrid_r": 3, "target_modules": ["q_proj"]}),
+    "vblora": ("VBLoRAConfig", {"r": 3, "num_vectors": 12, "vector_length": 16, "topk": 3, "target_modules": EVERY}),
+    "unilora": ("UniLoraConfig", {"r": 3, "theta_d_length": 99, "save_indices": True, "target_modules": EVERY}),
     "saved": ("IA3Config", {"target_modules": ["v_proj"], "feedforward_modules": [], "modules_to_save": ["lm_head"]}),
 }
 GPT2: dict[str, tuple[str, dict[str, Any]]] = {
@@ -245,7 +251,7 @@ FAULTS: dict[str, tuple[Change, ErrorCode]] = {
     "no head": (with_options(modules_to_save=["score"]), ErrorCode.CORRUPT),
     "no tensor": (lambda config, tensors, first: tensors.clear(), ErrorCode.CORRUPT),
 }
-RANKED = ("adalora", "loha", "lokr", "vera", "miss", "hra", "delora", "gralora")
+RANKED = ("adalora", "loha", "lokr", "vera", "miss", "hra", "delora", "gralora", "vblora", "best vblora", "unilora")
 """Methods with more than one dimension or tensor a module."""
 
 
@@ -253,7 +259,8 @@ def damaged(adapter: Path, directory: Path, change: Change) -> Path:
     directory.mkdir(exist_ok=True)
     config = json.loads((adapter / "adapter_config.json").read_text())
     tensors = load_file(adapter / "adapter_model.safetensors")
-    change(config, tensors, next(name for name in sorted(tensors) if "lm_head" not in name and ".model." in name))
+    mine = (name for name in sorted(tensors) if "lm_head" not in name and ".model." in name)
+    change(config, tensors, next(name for name in mine if tensors[name].is_floating_point()))
     (directory / "adapter_config.json").write_text(json.dumps(config))
     save_file(tensors, directory / "adapter_model.safetensors")
     return directory
@@ -335,6 +342,8 @@ def test_values_of_options_that_are_not_served(built: Callable[[str], Built], tm
         ("tokens", {"token_indices": [5, 5, 2]}, ErrorCode.INVALID_CONFIG),
         ("tokens", {"token_indices": [5, 2]}, ErrorCode.SHAPE_MISMATCH),
         ("hra", {"r": 0, "apply_GS": 3}, ErrorCode.INVALID_CONFIG),
+        ("unilora", {"save_indices": False}, ErrorCode.UNSUPPORTED_METHOD),
+        ("vblora", {"topk": 13}, ErrorCode.CORRUPT),
     ]
     for name, options, code in cases:
         directory = damaged(those.adapters[name], tmp_path, with_options(**options))
@@ -342,6 +351,20 @@ def test_values_of_options_that_are_not_served(built: Callable[[str], Built], tm
         assert error.code is code, (name, str(error))
         if code is ErrorCode.UNSUPPORTED_METHOD:
             assert len(error.details) == len(options)
+
+
+@pytest.mark.parametrize(
+    ("name", "ending", "value"),
+    [("unilora", "unilora_indices_A", 99), ("unilora", "unilora_indices_B", -1), ("best vblora", "_topk_indices", 9)],
+)
+def test_indices_of_nothing(name: str, ending: str, value: int, built: Callable[[str], Built], tmp_path: Path) -> None:
+    def change(config: dict[str, Any], tensors: dict[str, torch.Tensor], first: str) -> None:
+        tensors[next(key for key in tensors if key.endswith(ending))].view(-1)[-1] = value
+
+    those = built("llama")
+    error = fault_of(loaded(those.base), damaged(those.adapters[name], tmp_path, change))
+    assert error.code is ErrorCode.CORRUPT
+    assert ending in error.what
 
 
 def test_every_method_of_peft_is_served_or_refused_before_a_weight_is_read(tmp_path: Path) -> None:

@@ -19,7 +19,9 @@ from graft_runtime.adapters.methods.lora import Lora
 from graft_runtime.adapters.methods.miss import Miss
 from graft_runtime.adapters.methods.recipe import Recipe
 from graft_runtime.adapters.methods.trainable_tokens import TrainableTokens
+from graft_runtime.adapters.methods.unilora import UniLora
 from graft_runtime.adapters.methods.unserved import UNSERVED
+from graft_runtime.adapters.methods.vblora import VbLora
 from graft_runtime.adapters.methods.vera import Vera
 from graft_runtime.errors import ErrorCode, GraftError
 
@@ -27,7 +29,7 @@ METHODS: Mapping[str, Callable[[Mapping[str, Any], str], Recipe]] = {
     recipe.method: recipe
     for recipe in (
         *(Lora, AdaLora, Ia3, LoHa, LoKr, Vera, LnTuning, TrainableTokens),
-        *(Miss, Hra, DeLora, GraLora, Beft),
+        *(Miss, Hra, DeLora, GraLora, Beft, VbLora, UniLora),
     )
 }
 """By `peft_type`. Each takes the config and how errors call the adapter."""

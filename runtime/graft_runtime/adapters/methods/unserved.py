@@ -41,8 +41,6 @@ UNSERVED: Mapping[str, str] = {
     "SHIRA": _MERGE,
     "SUPERTUNING": _MERGE,
     "TINYLORA": _CONVERT,
-    "UNILORA": _CONVERT,
-    "VBLORA": _CONVERT,
     "WAVEFT": _CONVERT_LINEAR,
     "XLORA": "it mixes other adapters that it names by path and can't be merged; serve those, or train LoRA",
 }

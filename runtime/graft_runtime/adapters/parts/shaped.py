@@ -41,11 +41,14 @@ class ShapedPart(Part):
         return True
 
     def faults(self) -> Iterable[str]:
-        if missing := [role for role in self.shapes if role not in self.tensors]:
-            return [f"{self.path}: {role} is missing" for role in missing]
-        return self._misshapen() or integers(self.path, self.tensors)
+        return self.missing() or self.misshapen() or integers(self.path, self.tensors)
 
-    def _misshapen(self) -> list[str]:
+    def missing(self) -> list[str]:
+        """The roles that no tensor has."""
+        return [f"{self.path}: {role} is missing" for role in self.shapes if role not in self.tensors]
+
+    def misshapen(self) -> list[str]:
+        """The tensors that contradict each other, all of which are there."""
         sizes = self.sizes
         faults = []
         for role, shape in self.shapes.items():
