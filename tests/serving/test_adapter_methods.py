@@ -353,6 +353,19 @@ def test_values_of_options_that_are_not_served(built: Callable[[str], Built], tm
             assert len(error.details) == len(options)
 
 
+def test_the_projections_of_vera_are_made_again_bit_by_bit(built: Callable[[str], Built], tmp_path: Path) -> None:
+    def unsaved(config: dict[str, Any], tensors: dict[str, torch.Tensor], first: str) -> None:
+        config["save_projection"] = False
+        del tensors["base_model.vera_A"], tensors["base_model.vera_B"]
+
+    those = built("llama")
+    base, saved = loaded(those.base), those.adapters["vera"]
+    theirs, ours = mount(base, saved), mount(base, damaged(saved, tmp_path, unsaved))
+    for path, delta in theirs.modules.items():
+        for one, other in zip(delta.tensors, ours.modules[path].tensors, strict=True):
+            assert torch.equal(one, other), path
+
+
 @pytest.mark.parametrize(
     ("name", "ending", "value"),
     [("unilora", "unilora_indices_A", 99), ("unilora", "unilora_indices_B", -1), ("best vblora", "_topk_indices", 9)],
