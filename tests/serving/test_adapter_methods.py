@@ -16,9 +16,7 @@ from graft_runtime.adapters.deltas import CompiledAdapter
 from graft_runtime.adapters.files import read_adapter_files
 from graft_runtime.adapters.fit import fit
 from graft_runtime.adapters.layout import EmbeddingShape, LinearShape
-from graft_runtime.adapters.methods.registry import METHODS as METHODS_SERVED
 from graft_runtime.adapters.methods.registry import SUPPORT
-from graft_runtime.adapters.methods.unserved import UNSERVED
 from graft_runtime.errors import ErrorCode, GraftError
 from graft_runtime.merge.memory import merge_into
 from graft_runtime.messages import MergeSource
@@ -153,25 +151,6 @@ def test_every_method_alone_and_mixed(
             whose = everybody[row]
             theirs = (expected[whose] if whose else those.plain)[row % len(PROMPTS)]
             torch.testing.assert_close(logits, theirs, atol=1e-4, rtol=1e-4)
-
-
-@pytest.mark.parametrize("family", ["llama", "tied"])
-@pytest.mark.parametrize("config", ["TrainableTokensConfig", "LoraConfig"])
-def test_trained_tokens_that_the_base_does_not_have(
-    family: str, config: str, make_base: BaseFactory, tmp_path: Path
-) -> None:
-    own: dict[str, Any] = {"token_indices": [325, 5]}
-    if config == "LoraConfig":
-        own = {"trainable_token_indices": [325, 5], "target_modules": ["q_proj"], "init_lora_weights": False}
-    base = make_base(family)
-    adapter = build(base, tmp_path / "grown", config, own, seed=3, rows=330)
-    prompts = [[1, 325, 5, 9], [1, 327, 3], [4, 5, 6]]
-    mixed = Mixed(base, {"grown": adapter})
-    made = mixed.logits(prompts, ["grown", "grown", None])
-    known = 320 if (family, config) == ("llama", "TrainableTokensConfig") else 330  # PEFT saves no head there
-    for logits, theirs in zip(made[:2], peft_logits(base, adapter, prompts[:2]), strict=True):
-        torch.testing.assert_close(logits[:known], theirs[:known], atol=1e-4, rtol=1e-4)
-    torch.testing.assert_close(made[2][:320], peft_logits(base, None, prompts[2:])[0], atol=1e-4, rtol=1e-4)
 
 
 @torch.inference_mode()
@@ -353,6 +332,26 @@ def test_values_of_options_that_are_not_served(built: Callable[[str], Built], tm
             assert len(error.details) == len(options)
 
 
+def test_adalora_that_gave_ranks_away(built: Callable[[str], Built], tmp_path: Path) -> None:
+    kept = {"q_proj": [True, False, True, False, False, True], "v_proj": [False] * 6}
+
+    def pruned(config: dict[str, Any], tensors: dict[str, torch.Tensor], first: str) -> None:
+        config["rank_pattern"] = {f"model.layers.0.self_attn.{name}.lora_E": ranks for name, ranks in kept.items()}
+        for name, ranks in kept.items():
+            path = f"base_model.model.model.layers.0.self_attn.{name}."
+            for role in ("lora_A", "lora_E"):
+                tensors[path + role] = tensors[path + role][torch.tensor(ranks)]
+            tensors[path + "lora_B"] = tensors[path + "lora_B"][:, torch.tensor(ranks)].contiguous()
+
+    those = built("llama")
+    adapter = damaged(those.adapters["adalora"], tmp_path, pruned)
+    mixed = Mixed(those.base, {"pruned": adapter})
+    assert "model.layers.0.self_attn.v_proj" not in mixed.adapters["pruned"].modules
+    made = mixed.logits(PROMPTS, ["pruned"] * len(PROMPTS))
+    for ours, theirs in zip(made, peft_logits(those.base, adapter, PROMPTS), strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
+
+
 def test_the_projections_of_vera_are_made_again_bit_by_bit(built: Callable[[str], Built], tmp_path: Path) -> None:
     def unsaved(config: dict[str, Any], tensors: dict[str, torch.Tensor], first: str) -> None:
         config["save_projection"] = False
@@ -378,18 +377,3 @@ def test_indices_of_nothing(name: str, ending: str, value: int, built: Callable[
     error = fault_of(loaded(those.base), damaged(those.adapters[name], tmp_path, change))
     assert error.code is ErrorCode.CORRUPT
     assert ending in error.what
-
-
-def test_every_method_of_peft_is_served_or_refused_before_a_weight_is_read(tmp_path: Path) -> None:
-    from peft import PeftType
-
-    assert {kind.value for kind in PeftType} == METHODS_SERVED.keys() | UNSERVED.keys()
-    assert not METHODS_SERVED.keys() & UNSERVED.keys()
-    (tmp_path / "adapter_model.safetensors").write_bytes(b"no header")
-    for method, instead in UNSERVED.items():
-        (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": method}))
-        with pytest.raises(GraftError) as caught:
-            read_adapter_files(tmp_path, name="sql", max_rank=64)
-        assert caught.value.code is ErrorCode.UNSUPPORTED_METHOD
-        assert f"'{method}'" in caught.value.what
-        assert caught.value.hint == instead
