@@ -1,6 +1,6 @@
 # Two commands need nothing but Python 3.11+, make, git and the package registries: `make demo` and `make test`.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up down test lint generate verify clean
+.PHONY: help setup demo up down test bench lint generate verify clean
 
 UV_VERSION := 0.13.9
 STATE ?= $(CURDIR)/.cache/local
@@ -32,6 +32,9 @@ down: setup ## end what `make up` started
 
 test: setup ## every test
 	$(RUN) -m pytest
+
+bench: setup ## how one operator carries 500 pools: seconds, memory, requests
+	$(RUN) bench/operator_scale.py --pools 500
 
 lint: setup ## format, lint, types, import walls
 	$(RUN) -m ruff format --check .

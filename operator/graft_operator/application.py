@@ -88,6 +88,7 @@ class Operator:
             settings=settings,
         )
         await self._sync.load()
+        self._reconciler.expect(self._store.pool_keys())
 
     async def _serve(self) -> None:
         assert self._sync is not None

@@ -13,6 +13,7 @@ import aiohttp
 from kubernetes.aio import config as client_config
 from kubernetes.aio.client import ApiClient, Configuration
 
+from graft_operator import metrics
 from graft_operator.api import API_VERSION, KIND, PLURAL
 from graft_operator.objects import KubernetesObject
 from graft_operator.settings import FIELD_MANAGER
@@ -212,11 +213,15 @@ class Cluster:
                 method, url, header_params=dict(headers), body=body, auth_settings=["BearerToken"]
             )
             response = await self._client.call_api(*request, _request_timeout=seconds)
-            return response.status, await response.read()
+            content = await response.read()
         except TimeoutError as error:
+            metrics.REQUESTS.labels(method, "0").inc()
             raise UnavailableError(f"{method} {url}: no answer within {seconds:g} s") from error
         except (aiohttp.ClientError, OSError) as error:
+            metrics.REQUESTS.labels(method, "0").inc()
             raise UnavailableError(f"{method} {url}: {error}") from error
+        metrics.REQUESTS.labels(method, str(response.status)).inc()
+        return response.status, content
 
     async def _reload(self) -> bool:
         if time.monotonic() - self._loaded < RELOAD_SECONDS:

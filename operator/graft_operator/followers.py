@@ -14,7 +14,13 @@ from dataclasses import replace
 from graft_runtime.contract import AdapterSet, AdapterSetVersion, RuntimeStatus
 
 from graft_operator.observed import PodReport, PodView
-from graft_operator.runtime_client import PodAddress, RuntimeClient, RuntimeRefusedError, RuntimeUnreachableError
+from graft_operator.runtime_client import (
+    POLL_SECONDS,
+    PodAddress,
+    RuntimeClient,
+    RuntimeRefusedError,
+    RuntimeUnreachableError,
+)
 from graft_operator.store import PoolKey
 
 logger = logging.getLogger(__name__)
@@ -24,7 +30,8 @@ LAST_BACKOFF_SECONDS = 3.0
 FIRST_ANSWER_SECONDS = 3.0
 """A pod that has not answered by then counts as one that does not."""
 FAILURES_TO_FORGET = 3
-"""Polls that may fail in a row before what the pod said is forgotten; at once where nobody listens any more."""
+"""Polls that may fail in a row before what the pod said is forgotten; one where nobody listens any more, or where the
+pod is not Ready any more."""
 
 
 def merge(known: RuntimeStatus | None, news: RuntimeStatus) -> RuntimeStatus:
@@ -51,7 +58,8 @@ class PodFollower:
         self._nudged = asyncio.Event()
         self._target: AdapterSet | None = None
         self._pushing: asyncio.Task[None] | None = None
-        self._polling = asyncio.create_task(self._poll(), name=f"follow {address.ip}")
+        self._was_ready = False
+        self._polling = self._start_polling()
         self._first = asyncio.get_running_loop().call_later(FIRST_ANSWER_SECONDS, self._give_up_waiting)
 
     def stop(self) -> list[asyncio.Task[None]]:
@@ -65,6 +73,13 @@ class PodFollower:
     def nudge(self) -> None:
         """Something changed about the pod: ask it now instead of after the back-off."""
         self._nudged.set()
+
+    def see(self, *, ready: bool) -> None:
+        """Whether the pod is Ready. One that is so no longer may hang: it is asked now instead of listened to."""
+        if self._was_ready and not ready:
+            self._polling.cancel()
+            self._polling = self._start_polling(doubted=True)
+        self._was_ready = ready
 
     def push(self, adapter_set: AdapterSet) -> None:
         """Bring this set into force; replaces one that still waits."""
@@ -83,14 +98,18 @@ class PodFollower:
             self.report = report
             self._changed()
 
-    async def _poll(self) -> None:
-        failures = 0
+    def _start_polling(self, *, doubted: bool = False) -> asyncio.Task[None]:
+        return asyncio.create_task(self._poll(doubted=doubted), name=f"follow {self.address.ip}")
+
+    async def _poll(self, *, doubted: bool) -> None:
+        """`doubted`: unless the pod answers at once, what it said is forgotten."""
+        failures = FAILURES_TO_FORGET if doubted else 0
+        wait = 0 if doubted else POLL_SECONDS
         while True:
             try:
                 known = self.report.status
-                news = await self._client.status(
-                    self.address, known.boot_id if known else "", known.sequence if known else 0
-                )
+                boot, since = (known.boot_id, known.sequence) if known else ("", 0)
+                news = await self._client.status(self.address, boot, since, wait)
             except RuntimeUnreachableError as error:
                 failures += 1
                 self._missed(str(error), forget=error.refused or failures >= FAILURES_TO_FORGET)
@@ -98,7 +117,7 @@ class PodFollower:
                 failures += 1
                 self._missed(f"HTTP {error.status}: {error}", forget=failures >= FAILURES_TO_FORGET)
             else:
-                failures = 0
+                failures, wait = 0, POLL_SECONDS
                 self._heard(news)
                 continue
             await self._back_off(failures)
@@ -165,13 +184,14 @@ class PodFollowers:
 
     def follow(self, key: PoolKey, pods: Iterable[PodView]) -> None:
         """Follow exactly these pods of the pool."""
-        wanted = {pod.uid: pod.ip for pod in pods if pod.ip is not None and not pod.ended}
+        wanted = {PodAddress(pod.uid, pod.ip): pod for pod in pods if pod.ip is not None and not pod.ended}
         followers = self._followers[key]
-        for uid in [uid for uid, follower in followers.items() if wanted.get(uid) != follower.address.ip]:
+        for uid in [uid for uid, follower in followers.items() if follower.address not in wanted]:
             self._stop(followers.pop(uid))
-        for uid, ip in wanted.items():
-            if uid not in followers:
-                followers[uid] = PodFollower(self._client, PodAddress(uid, ip), lambda: self._mark(key))
+        for address, pod in wanted.items():
+            if pod.uid not in followers:
+                followers[pod.uid] = PodFollower(self._client, address, lambda: self._mark(key))
+            followers[pod.uid].see(ready=pod.ready)
         if not followers:
             del self._followers[key]
 

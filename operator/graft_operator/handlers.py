@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any
 
 import kopf
@@ -19,6 +19,7 @@ SERVER_TIMEOUT_SECONDS = 240  # an int: it goes into the URL
 CLIENT_TIMEOUT_SECONDS = 300.0
 CONNECT_TIMEOUT_SECONDS = 10.0
 REQUEST_TIMEOUT_SECONDS = 30.0
+WORKER_IDLE_SECONDS = 0.2  # kopf has a task for each object that told something lately: thousands at a start
 ERROR_BACKOFFS = (0.2, 0.5, 1.0, 2.0, 3.0)
 
 # Kind → group, version, plural.
@@ -67,6 +68,8 @@ def _settings() -> kopf.OperatorSettings:
     settings.posting.enabled = False
     settings.peering.standalone = True
     settings.scanning.disabled = True
+    settings.persistence.diffbase_storage = _NoDiffBase()
+    settings.persistence.progress_storage = _NoProgress()
     settings.networking.request_timeout = REQUEST_TIMEOUT_SECONDS
     settings.networking.connect_timeout = CONNECT_TIMEOUT_SECONDS
     settings.networking.error_backoffs = ERROR_BACKOFFS
@@ -74,11 +77,44 @@ def _settings() -> kopf.OperatorSettings:
     settings.watching.client_timeout = CLIENT_TIMEOUT_SECONDS
     settings.watching.connect_timeout = CONNECT_TIMEOUT_SECONDS
     settings.queueing.exit_timeout = 0.5
+    settings.queueing.idle_timeout = WORKER_IDLE_SECONDS
     for kind in WATCHED_KINDS:
         selector = selector_for(kind)
         if selector is not None:
             settings.watching.label_selectors[RESOURCES[kind]] = selector
     return settings
+
+
+class _NoDiffBase(kopf.DiffBaseStorage):
+    """Keeps nothing: kopf would else copy each object, to find differences that nobody asked for."""
+
+    def build(self, *, body: kopf.Body, extra_fields: Iterable[kopf.FieldSpec] | None = None) -> kopf.BodyEssence:
+        return kopf.BodyEssence()
+
+    def fetch(self, *, body: kopf.Body) -> kopf.BodyEssence | None:
+        return None
+
+    def store(self, *, body: kopf.Body, patch: kopf.Patch, essence: kopf.BodyEssence) -> None:
+        return None
+
+
+class _NoProgress(kopf.ProgressStorage):
+    """Keeps nothing: our handlers have no progress."""
+
+    def fetch(self, *, key: str, body: kopf.Body) -> None:
+        return None
+
+    def store(self, *, key: str, record: kopf.ProgressRecord, body: kopf.Body, patch: kopf.Patch) -> None:
+        return None
+
+    def purge(self, *, key: str, body: kopf.Body, patch: kopf.Patch) -> None:
+        return None
+
+    def touch(self, *, body: kopf.Body, patch: kopf.Patch, value: str | None) -> None:
+        return None
+
+    def clear(self, *, essence: kopf.BodyEssence) -> kopf.BodyEssence:
+        return essence
 
 
 def _registry(access: Callable[[], Awaitable[Access]], on_event: OnEvent) -> kopf.OperatorRegistry:
@@ -104,5 +140,6 @@ def _registry(access: Callable[[], Awaitable[Access]], on_event: OnEvent) -> kop
 
 def _deliver(registry: kopf.OperatorRegistry, kind: str, on_event: OnEvent) -> None:
     @kopf.on.event(*RESOURCES[kind], registry=registry, id=f"event-{kind}")
-    async def deliver(type: str | None, body: kopf.Body, **_: Any) -> None:  # noqa: A002 - kopf's name
-        on_event(kind, type, body)
+    async def deliver(event: kopf.RawEvent, **_: Any) -> None:
+        # The plain dictionary: kopf's view of it resolves every access from the root.
+        on_event(kind, event["type"], event["object"])

@@ -1,4 +1,4 @@
-"""What the operator counts: its passes, and how its pools are."""
+"""What the operator counts: its passes, its requests, and how its pools are."""
 
 from __future__ import annotations
 
@@ -13,6 +13,17 @@ PASS_SECONDS = Histogram(
     "How long a pass takes",
     registry=REGISTRY,
     buckets=(0.005, 0.02, 0.1, 0.5, 2.0, 10.0, 60.0),
+)
+REQUESTS = Counter(
+    "graft_operator_requests",
+    "Requests to the API server, watches not counted",
+    ["method", "status"],
+    registry=REGISTRY,
+)
+OBSERVED = Gauge(
+    "graft_operator_observed_timestamp_seconds",
+    "Unix time at which a pass had ended over each pool that was there at the start; 0: not yet",
+    registry=REGISTRY,
 )
 CONDITIONS = Gauge(
     "graft_pool_condition", "1 where the condition is True", ["namespace", "name", "condition"], registry=REGISTRY

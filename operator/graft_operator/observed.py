@@ -47,6 +47,8 @@ class Rollout:
     config_hash: str
     template_hash: str
     """Of the Deployment as we wanted it when we applied it last."""
+    pod_template_hash: str | None = None
+    """Of its pod template as it is now."""
     failure: str | None = None
     """Why its pods can't be made, or that it ran out of time."""
 
@@ -86,6 +88,8 @@ class PodView:
     ip: str | None
     config_hash: str | None
     ready: bool
+    template_hash: str | None = None
+    """Of the pod template that it was made from."""
     deleting: bool = False
     ended: bool = False
     """Succeeded or Failed: it will never run again."""
@@ -127,6 +131,11 @@ class Applied:
     fingerprint: str
 
 
+def applied_hash(applied: Mapping[tuple[str, str], Applied]) -> str:
+    """One hash for all objects of a pool: what was wanted of each, and what came of it."""
+    return digest_of(sorted((*key, last.desired, last.fingerprint) for key, last in applied.items()))
+
+
 @dataclass(frozen=True)
 class Failure:
     """Why the effects of a plan stopped; a person must look."""
@@ -161,6 +170,16 @@ class Observed:
     def own_children(self) -> tuple[Child, ...]:
         """The children whose controller is this very pool."""
         return tuple(child for child in self.children if child.owner_uid == self.pool.uid)
+
+    @property
+    def newest_pods(self) -> tuple[PodView, ...]:
+        """Those that the Deployment has made from its pod template as it is now; all where there is none of these."""
+        wanted = tuple(pod for pod in self.pods if pod.counts)
+        own = self.own("Deployment", self.pool.name)
+        if own is None or own.rollout is None:
+            return wanted
+        newest = tuple(pod for pod in wanted if pod.template_hash == own.rollout.pod_template_hash)
+        return newest or wanted
 
     def report(self, pod: PodView) -> RuntimeStatus | None:
         """What the pod says, where it is one of this very pool."""
@@ -227,6 +246,7 @@ def read_pod(body: Mapping[str, Any]) -> PodView:
         ip=status.get("podIP") or None,
         config_hash=(metadata.get("labels") or {}).get(CONFIG_HASH_LABEL),
         ready=_condition(status, "Ready").get("status") == "True",
+        template_hash=(metadata.get("annotations") or {}).get(TEMPLATE_HASH_ANNOTATION),
         deleting="deletionTimestamp" in metadata,
         ended=status.get("phase") in ("Succeeded", "Failed"),
         trouble=_pod_trouble(status),
@@ -244,15 +264,16 @@ def _condition(status: Mapping[str, Any], kind: str) -> Mapping[str, Any]:
 
 def _read_rollout(body: Mapping[str, Any]) -> Rollout:
     metadata, spec, status = body["metadata"], body["spec"], body.get("status") or {}
-    labels = spec["template"]["metadata"].get("labels") or {}
+    template = spec["template"]["metadata"]
     return Rollout(
         generation=metadata.get("generation", 0),
         observed_generation=status.get("observedGeneration", 0),
         desired=spec.get("replicas", 1),
         replicas=status.get("replicas", 0),
         updated=status.get("updatedReplicas", 0),
-        config_hash=labels.get(CONFIG_HASH_LABEL, ""),
+        config_hash=(template.get("labels") or {}).get(CONFIG_HASH_LABEL, ""),
         template_hash=(metadata.get("annotations") or {}).get(TEMPLATE_HASH_ANNOTATION, ""),
+        pod_template_hash=(template.get("annotations") or {}).get(TEMPLATE_HASH_ANNOTATION),
         failure=_rollout_failure(status),
     )
 

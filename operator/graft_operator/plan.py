@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from graft_runtime.contract import AdapterSet, Source
 from graft_runtime.errors import ErrorCode, GraftError
@@ -34,7 +34,7 @@ from graft_operator.objects import (
     build_runtime_config,
     build_service,
 )
-from graft_operator.observed import Child, Failure, Observed, PodView, digest_of
+from graft_operator.observed import Applied, Child, Failure, Observed, PodView, applied_hash, digest_of
 from graft_operator.settings import Settings
 from graft_operator.status import failed_status, make_status
 
@@ -43,6 +43,19 @@ REJECTED_RECHECK_SECONDS = 60.0
 FAILED_RECHECK_SECONDS = 10.0
 SETTLE_SECONDS = 3.0
 """How long the first status of an operator waits for pods that are Ready to tell what they serve."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """An object that the pool needs."""
+
+    body: KubernetesObject
+    desired: str
+    """A hash of `body`."""
+
+    @property
+    def key(self) -> tuple[str, str]:
+        return self.body["kind"], self.body["metadata"]["name"]
 
 
 @dataclass(frozen=True)
@@ -81,6 +94,8 @@ class Resolve:
 class Plan:
     """What to do, in the order of the fields."""
 
+    applied: Mapping[tuple[str, str], Applied] = field(default_factory=dict)
+    """Of the objects that the pool needs: the last apply of each, where it is known."""
     mounts: tuple[Apply, ...] = ()
     """What pods mount, the adapter sets among it."""
     pushes: tuple[Push, ...] = ()
@@ -126,6 +141,8 @@ class _Decision:
         self.current = self._current_hash()
         self.adapters = plan_adapters(pool.spec, observed, self.current, settings)
         self.sets = next_sets(observed, self.adapters, _names(pool.spec), self.current)
+        self.mounts, self.workload = self._wanted_mounts(), self._wanted_workload()
+        self.applied = self._last_applies()
 
     def plan(self) -> Plan:
         status = None if self._is_settling() else self._status()
@@ -133,6 +150,7 @@ class _Decision:
         told = () if status is None else events.transitions(self.observed.pool.status, status)
         if not may_write:
             return Plan(
+                applied=self.applied,
                 status=status,
                 transitions=told,
                 unrecorded=self._unrecorded(),
@@ -140,9 +158,10 @@ class _Decision:
             )
         resolves = self._resolves()
         return Plan(
-            mounts=self._mounts(),
+            applied=self.applied,
+            mounts=self._applies(self.mounts),
             pushes=self._pushes(),
-            workload=self._workload(),
+            workload=self._applies(self.workload),
             deletes=self._deletes(),
             resolves=resolves,
             unrecorded=self._unrecorded(),
@@ -190,18 +209,34 @@ class _Decision:
 
     # Effects
 
-    def _mounts(self) -> tuple[Apply, ...]:
-        wanted = [build_keys_config_map(self.pool, self.observed.keys)]
+    def _wanted_mounts(self) -> tuple[Wanted, ...]:
+        bodies = [build_keys_config_map(self.pool, self.observed.keys)]
         if self.deployment is not None:
-            wanted.append(build_config_map(self.pool))
-        wanted += [build_adapter_set_config_map(self.pool, found) for found in self._sets_to_store()]
-        return tuple(self._apply(body) for body in wanted if not self._in_sync(body))
+            bodies.append(build_config_map(self.pool))
+        bodies += [build_adapter_set_config_map(self.pool, found) for found in self._sets_to_store()]
+        return tuple(Wanted(body, digest_of(body)) for body in bodies)
 
-    def _workload(self) -> tuple[Apply, ...]:
+    def _wanted_workload(self) -> tuple[Wanted, ...]:
         pool = self.pool
-        wanted = [build_service(pool), build_disruption_budget(pool), build_network_policy(pool, self.settings)]
-        wanted.append(self.deployment)
-        return tuple(self._apply(body) for body in wanted if body is not None and not self._in_sync(body))
+        bodies = [build_service(pool), build_disruption_budget(pool), build_network_policy(pool, self.settings)]
+        bodies.append(self.deployment)
+        return tuple(Wanted(body, digest_of(body)) for body in bodies if body is not None)
+
+    def _last_applies(self) -> Mapping[tuple[str, str], Applied]:
+        """As remembered; by an operator that just started, from the status, where all objects are still as it says."""
+        wanted = (*self.mounts, *self.workload)
+        known = self.observed.applied
+        if known:
+            return {found.key: known[found.key] for found in wanted if found.key in known}
+        supposed = {
+            found.key: Applied(found.desired, child.fingerprint)
+            for found in wanted
+            if (child := self.observed.own(*found.key)) is not None
+        }
+        return supposed if applied_hash(supposed) == self.observed.pool.status.applied_hash else {}
+
+    def _applies(self, wanted: Sequence[Wanted]) -> tuple[Apply, ...]:
+        return tuple(self._apply(found) for found in wanted if not self._in_sync(found))
 
     def _sets_to_store(self) -> list[AdapterSet]:
         """The current one only where pods of it can exist."""
@@ -210,28 +245,22 @@ class _Decision:
     def _has_pods(self) -> bool:
         return self.observed.own("Deployment", self.pool.name) is not None
 
-    def _apply(self, body: KubernetesObject) -> Apply:
-        own = self.observed.own(body["kind"], body["metadata"]["name"])
+    def _apply(self, wanted: Wanted) -> Apply:
+        body, own = wanted.body, self.observed.own(*wanted.key)
         # A set must follow the very one that its generation was counted from.
         races = own is not None and own.adapter_set is not None
         return Apply(
             body=body,
-            desired=digest_of(body),
+            desired=wanted.desired,
             uid=None if own is None else own.uid,
             resource_version=own.resource_version if own is not None and races else None,
             dry_run_first=body["kind"] == "Deployment" and bool(self.pool.spec.pod_template.spec),
         )
 
-    def _in_sync(self, body: KubernetesObject) -> bool:
+    def _in_sync(self, wanted: Wanted) -> bool:
         """It was applied as it is wanted, and nobody touched it since."""
-        key = (body["kind"], body["metadata"]["name"])
-        own, last = self.observed.own(*key), self.observed.applied.get(key)
-        return (
-            own is not None
-            and last is not None
-            and last.desired == digest_of(body)
-            and last.fingerprint == own.fingerprint
-        )
+        own, last = self.observed.own(*wanted.key), self.applied.get(wanted.key)
+        return own is not None and last == Applied(wanted.desired, own.fingerprint)
 
     def _pushes(self) -> tuple[Push, ...]:
         versions = {config_hash: version_of(adapter_set) for config_hash, adapter_set in self.sets.items()}
@@ -262,13 +291,14 @@ class _Decision:
         return tuple(Resolve(pod, source) for source in sources if self._retry_at(source) <= self.now)
 
     def _pod_to_ask(self) -> PodView | None:
-        """One that answers and has the sources of the current spec; a Ready one where there is one."""
+        """One that answers and has the sources of the current spec; of the newest a Ready one, where there is one."""
+        newest = {pod.uid for pod in self.observed.newest_pods}
         able = [
             pod
             for pod in self.observed.pods
             if pod.counts and (status := self.observed.report(pod)) and status.config_hash == self.current
         ]
-        return min(able, key=lambda pod: (not pod.ready, pod.name), default=None)
+        return min(able, key=lambda pod: (pod.uid not in newest, not pod.ready, pod.name), default=None)
 
     def _retry_at(self, source: Source) -> float:
         found = self.observed.resolutions.get(source)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 
 from graft_operator import metrics
@@ -14,7 +14,7 @@ from graft_operator.conditions import Reason, timestamp
 from graft_operator.events import Transition
 from graft_operator.followers import PodFollowers
 from graft_operator.objects import TEMPLATE_HASH_ANNOTATION, KubernetesObject
-from graft_operator.observed import Applied, Failure, Observed, PoolView, read_child
+from graft_operator.observed import Applied, Failure, Observed, PoolView, applied_hash, read_child
 from graft_operator.plan import Apply, Plan, make_plan
 from graft_operator.queue import WorkQueue
 from graft_operator.resolutions import Resolutions
@@ -79,6 +79,13 @@ class Reconciler:
         self._keys = keys
         self._settings = settings
         self._memories: dict[PoolKey, PoolMemory] = {}
+        self._unobserved: set[PoolKey] = set()
+
+    def expect(self, keys: Collection[PoolKey]) -> None:
+        """Tell in the log and the metrics when a pass has ended over each of these pools."""
+        self._unobserved = set(keys)
+        if not keys:
+            metrics.OBSERVED.set_to_current_time()
 
     async def work(self) -> None:
         """Take keys from the queue for ever."""
@@ -123,6 +130,7 @@ class Reconciler:
         plan = make_plan(self._observe(key, view, memory), self._settings, time.time())
         if not await self._template_is_valid(plan, memory):
             plan = make_plan(self._observe(key, view, memory), self._settings, time.time())
+        memory.applied = dict(plan.applied)
         try:
             await self._carry_out(key, plan, memory)
         except EffectFailedError as error:
@@ -130,9 +138,20 @@ class Reconciler:
             plan = make_plan(observed, self._settings, time.time())
         self._resolutions.keep(key, plan.unrecorded)
         await self._tell(key, view, plan, memory)
+        if plan.status is not None:
+            metrics.tell_pool(key.namespace, key.name, plan.status)
+            self._is_observed(key)
         self._queue.mark(key, plan.requeue_after)
 
+    def _is_observed(self, key: PoolKey) -> None:
+        if key in self._unobserved:
+            self._unobserved.discard(key)
+            if not self._unobserved:
+                metrics.OBSERVED.set_to_current_time()
+                logger.info("a pass has ended over each pool that was there at the start")
+
     def _forget(self, key: PoolKey) -> None:
+        self._is_observed(key)
         self._memories.pop(key, None)
         self._followers.follow(key, ())
         self._resolutions.keep(key, ())
@@ -228,8 +247,12 @@ class Reconciler:
         self._store.put(kind, found)
 
     async def _tell(self, key: PoolKey, view: PoolView, plan: Plan, memory: PoolMemory) -> None:
+        if plan.status is None:
+            return
         status = plan.status
-        if status is None or status == (memory.status or view.status):
+        if memory.applied:
+            status = status.model_copy(update={"applied_hash": applied_hash(memory.applied)})
+        if status == (memory.status or view.status):
             return
         body = {
             "apiVersion": API_VERSION,
@@ -246,8 +269,7 @@ class Reconciler:
                 return
             raise
         memory.status = status
-        self._store.put(KIND, answer)
-        metrics.tell_pool(key.namespace, key.name, status)
+        self._store.put(KIND, answer, mark=False)
         for transition in plan.transitions:
             await self._tell_event(key, view, transition)
 

@@ -80,6 +80,7 @@ def make_status(
             failed=sum(is_failed(adapter) for adapter in facts.adapters),
         ),
         adapters=statuses,
+        applied_hash=observed.pool.status.applied_hash,
     )
 
 

@@ -1,6 +1,6 @@
 """What the operator knows of the cluster: the pools and their children, slimmed down, fed by events.
 
-An event that is older than what is known is ignored, so the answer to one's own write can be stored at once.
+An event that is no newer than what is known is ignored, so the answer to one's own write can be stored at once.
 """
 
 from __future__ import annotations
@@ -71,15 +71,19 @@ class Store:
             if key.kind == kind and namespace in (None, key.namespace)
         }
 
-    def put(self, kind: str, body: Mapping[str, Any]) -> PoolKey | None:
-        """Remember an object as an event, a list or the answer to a write shows it; the pool that it belongs to."""
+    def put(self, kind: str, body: Mapping[str, Any], *, mark: bool = True) -> PoolKey | None:
+        """Remember an object as an event, a list or the answer to a write shows it; the pool that it belongs to.
+
+        Args:
+            mark: whether the pool wants a pass because of it.
+        """
         metadata = body["metadata"]
         key = ObjectKey(kind, metadata["namespace"], metadata["name"])
         pool = _pool_of(key, metadata.get("labels") or {})
         before = self._objects.get(key)
         if before is not None and before[0] != pool:
             self._drop(key)
-        elif before is not None and _is_older(metadata, before):
+        elif before is not None and not _is_news(metadata, before):
             return pool
         if pool is None:
             return None
@@ -90,7 +94,8 @@ class Store:
             self._pods[pool][key.name] = read_pod(body)
         else:
             self._children[pool][key] = read_child(kind, body)
-        self._mark(pool)
+        if mark:
+            self._mark(pool)
         return pool
 
     def remove(self, key: ObjectKey, uid: str) -> None:
@@ -128,9 +133,10 @@ def _pool_of(key: ObjectKey, labels: Mapping[str, str]) -> PoolKey | None:
     return None if name is None else PoolKey(key.namespace, name)
 
 
-def _is_older(metadata: Mapping[str, Any], known: tuple[PoolKey, str, str]) -> bool:
+def _is_news(metadata: Mapping[str, Any], known: tuple[PoolKey, str, str]) -> bool:
+    """Neither older than what is known nor the same: watches begin with what was listed, and echo our own writes."""
     _, uid, version = known
     if metadata["uid"] != uid:
-        return False
+        return True
     new = str(metadata.get("resourceVersion", ""))
-    return new.isdecimal() and version.isdecimal() and int(new) < int(version)
+    return not (new.isdecimal() and version.isdecimal() and int(new) <= int(version))

@@ -78,8 +78,9 @@ class Sync:
                 await self._soon.wait()
         except TimeoutError:
             return
-        await asyncio.sleep(PRUNE_SOON_SECONDS)  # one pruning for a burst
-        self._soon.clear()
+        while self._soon.is_set():  # one pruning for a burst, after its end
+            self._soon.clear()
+            await asyncio.sleep(PRUNE_SOON_SECONDS)
 
     async def _load(self) -> None:
         for kind in WATCHED_KINDS:

@@ -154,7 +154,7 @@ def _is_scaled_to_zero(facts: Facts) -> Verdict | None:
 
 
 def _base_failed(facts: Facts) -> Verdict | None:
-    for pod in facts.pods:
+    for pod in sorted(facts.observed.newest_pods, key=lambda pod: pod.name):
         status = facts.report(pod)
         if status is not None and status.config_hash == facts.current and status.base.state is BaseState.FAILED:
             fault = status.base.fault or Fault(
@@ -182,13 +182,16 @@ def _not_rolled_out(facts: Facts) -> Verdict | None:
 def _pods_not_ready(facts: Facts) -> Verdict | None:
     if len(facts.ready_pods) >= facts.pool.spec.replicas:
         return None
-    loading = [f"{pod.name}: {_how_far(status)}" for pod in facts.pods if (status := facts.report(pod))]
-    told = _troubles(facts) or (f" ({'; '.join(loading[:3])})" if loading else "")
+    waiting = [f"{pod.name}: {_state_of(facts, pod)}" for pod in facts.pods if not pod.ready]
+    told = _troubles(facts) or (f" ({'; '.join(waiting[:3])})" if waiting else "")
     ready = f"{len(facts.ready_pods)} of {facts.pool.spec.replicas} pods are Ready"
     return Verdict(False, Reason.PODS_NOT_READY, ready + told)
 
 
-def _how_far(status: RuntimeStatus) -> str:
+def _state_of(facts: Facts, pod: PodView) -> str:
+    status = facts.report(pod)
+    if status is None:
+        return facts.observed.reports.get(pod.uid, PodReport()).unreachable or "not asked yet"
     fault = status.base.fault
     return f"base model {status.base.state}" + (f": {fault.code}: {fault.message}" if fault is not None else "")
 

@@ -1,4 +1,6 @@
-"""`graft-runtime serve …`: the API process of a pod; it spawns the engine process. `graft-runtime merge …`: files."""
+"""The console script: `serve` is the API process of a pod, which spawns the engine process; `merge` and `inspect` are
+for files.
+"""
 
 from __future__ import annotations
 
@@ -14,11 +16,14 @@ from pathlib import Path
 from graft_runtime.api.logs import configure_logs
 from graft_runtime.api.pod import Places
 from graft_runtime.api.server import read_config, serve
+from graft_runtime.contract import Fault
 from graft_runtime.errors import GraftError
+from graft_runtime.inspection import HIGHEST_RANK, for_people, inspect_adapter
 from graft_runtime.store.network import parse_network
 
 logger = logging.getLogger("graft_runtime")
 
+EXIT_REFUSED = 1
 EXIT_USAGE = 2
 _OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
 """For both processes: the store alone fetches, and only from declared sources."""
@@ -29,6 +34,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = _parser().parse_args(arguments)
     if options.command == "merge":
         sys.exit(_merge(options))
+    if options.command == "inspect":
+        sys.exit(_inspect(options))
     _serve(options)
 
 
@@ -45,6 +52,21 @@ def _merge(options: argparse.Namespace) -> int:
         tell(str(error))
         return EXIT_USAGE
     return 0
+
+
+def _inspect(options: argparse.Namespace) -> int:
+    directory, name = options.directory.resolve(), options.directory.resolve().name
+    found = inspect_adapter(directory, name=name, max_rank=options.max_rank)
+    if options.base is not None and found.fault is None:
+        from graft_runtime.model.stored import check_fit  # noqa: PLC0415 - it needs torch
+
+        try:
+            check_fit(directory, options.base.resolve(), name=name, max_rank=options.max_rank)
+        except GraftError as error:
+            found = found.model_copy(update={"fault": Fault.of(error)})
+    text = found.model_dump_json(by_alias=True, indent=2) if options.output == "json" else for_people(found, name)
+    sys.stdout.write(text + "\n")
+    return EXIT_REFUSED if found.fault is not None else 0
 
 
 def _serve(options: argparse.Namespace) -> None:
@@ -75,6 +97,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="graft-runtime")
     commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
     _add_merge(commands.add_parser("merge", help="write a checkpoint with adapters folded into their base"))
+    _add_inspect(commands.add_parser("inspect", help="tell what an adapter is, and why it would be refused"))
     serving = commands.add_parser("serve", help="serve a pool's pod")
     for name, text in (
         ("config", "the pod's RuntimeConfig"),
@@ -103,6 +126,13 @@ def _parser() -> argparse.ArgumentParser:
         help="where sources may be, beside public addresses; may be repeated",
     )
     return parser
+
+
+def _add_inspect(inspecting: argparse.ArgumentParser) -> None:
+    inspecting.add_argument("directory", type=Path, metavar="DIR", help="an adapter as PEFT saves it")
+    inspecting.add_argument("--base", type=Path, metavar="DIR", help="a checkpoint that it ought to fit")
+    inspecting.add_argument("--max-rank", type=int, default=HIGHEST_RANK, metavar="N", help="of a pool")
+    inspecting.add_argument("--output", choices=("text", "json"), default="text", help="for people or for programs")
 
 
 def _add_merge(merging: argparse.ArgumentParser) -> None:

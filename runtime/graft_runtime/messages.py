@@ -1,6 +1,6 @@
 """The typed messages between the API process and the engine process: MessagePack over one socket pair.
 
-    API process ── Start Mount Unmount Submit Cancel ConvertTokenizer ──► engine process
+    API process ── Start Mount Unmount Submit Cancel ConvertTokenizer Inspect ──► engine process
     API process ◄── Events: one batch a step ────────────────────────── engine process
 
 The engine knows token ids and served identities (digests and scales), not names and not HTTP.
@@ -8,9 +8,15 @@ The engine knows token ids and served identities (digests and scales), not names
 
 from __future__ import annotations
 
+from typing import Literal
+
 import msgspec
 
+from graft_runtime.contract import Task
 from graft_runtime.errors import ErrorCode, GraftError
+
+Tier = Literal["device", "host", "disk"]
+"""Where an adapter is: its pack in the memory of the model's device, or compiled in host memory, or its files."""
 
 
 class _Message(msgspec.Struct, frozen=True, tag=True, array_like=True):
@@ -57,6 +63,8 @@ class Start(_Message, frozen=True, tag=True, array_like=True):
     max_rank: int
     merge: tuple[MergeSource, ...] = ()
     """Folded into the base before it serves; a bad one fails the base."""
+    task: Task | None = None
+    """None: what the checkpoint's own config.json says."""
 
 
 class Mount(_Message, frozen=True, tag=True, array_like=True):
@@ -72,6 +80,8 @@ class Unmount(_Message, frozen=True, tag=True, array_like=True):
     """Let this adapter go once no request runs on it. Answered by Unmounted."""
 
     digest: str
+    keep: bool = False
+    """In host memory, for the next time; else it is forgotten there as well."""
 
 
 class ServedAdapter(msgspec.Struct, frozen=True, array_like=True):
@@ -117,7 +127,15 @@ class ConvertTokenizer(_Message, frozen=True, tag=True, array_like=True):
     """The file to write; its directory exists."""
 
 
-Command = Start | Mount | Unmount | Submit | Cancel | ConvertTokenizer
+class Inspect(_Message, frozen=True, tag=True, array_like=True):
+    """Do all that comes before a mount, and forget it. Answered by Inspected."""
+
+    directory: str
+    name: str
+    """How errors call the adapter."""
+
+
+Command = Start | Mount | Unmount | Submit | Cancel | ConvertTokenizer | Inspect
 
 
 # engine process → API process
@@ -128,10 +146,16 @@ class BaseLoaded(_Message, frozen=True, tag=True, array_like=True):
 
     runner: str
     context_length: int
-    """Tokens: the smaller of the model's own and `max_sequence_length`."""
+    """Tokens: the smaller of the model's own and `max_sequence_length`. Of prompt and answer together, or of each where
+    the prompt has an encoder of its own."""
     vocabulary_size: int
     parameter_count: int
     dtype: str
+    task: Task
+
+    def room_after(self, prompt: int) -> int:
+        """Tokens that can follow a prompt of this many."""
+        return self.context_length - (prompt if self.task is Task.CAUSAL_LM else 1)
 
 
 class BaseFailed(_Message, frozen=True, tag=True, array_like=True):
@@ -149,6 +173,18 @@ class Mounted(_Message, frozen=True, tag=True, array_like=True):
     module_count: int
     bytes: int
     """In the memory of the model's device."""
+    tier: Tier = "disk"
+    """Where it was before. `host`: compiled and tried already."""
+    remapped: str | None = None
+    """What was done to find its modules in this base, in words; None when they were where it says."""
+    additive: bool = True
+    """It only adds to what the base's weights give, so that several make a weighted sum."""
+    scalable: bool = True
+    """A weight other than 1 has a meaning for it."""
+    vocabulary_size: int | None = None
+    """Token ids that it brings rows for; None: those of the base."""
+    virtual_tokens: int = 0
+    """Of the context, before the prompt."""
 
 
 class MountFailed(_Message, frozen=True, tag=True, array_like=True):
@@ -159,9 +195,17 @@ class MountFailed(_Message, frozen=True, tag=True, array_like=True):
 
 
 class Unmounted(_Message, frozen=True, tag=True, array_like=True):
-    """No request runs on the adapter and its memory is free."""
+    """No request runs on the adapter and its memory on the device is free."""
 
     digest: str
+    tier: Tier | None = None
+    """Where it is kept, if it was to be: in host memory, or on disk alone where that has no room for it."""
+
+
+class Dropped(_Message, frozen=True, tag=True, array_like=True):
+    """These have left host memory, since others needed the room."""
+
+    digests: list[str]
 
 
 class Generated(_Message, frozen=True, tag=True, array_like=True):
@@ -180,8 +224,15 @@ class StepDone(_Message, frozen=True, tag=True, array_like=True):
     """After each step of the engine."""
 
     seconds: float
-    running: int
-    waiting: int
+
+
+class Occupancy(_Message, frozen=True, tag=True, array_like=True):
+    """How full the engine is, whenever that has changed."""
+
+    running: int = 0
+    waiting: int = 0
+    reserved: int = 0
+    """Tokens for which keys and values are reserved."""
 
 
 class TokenizerConverted(_Message, frozen=True, tag=True, array_like=True):
@@ -191,7 +242,26 @@ class TokenizerConverted(_Message, frozen=True, tag=True, array_like=True):
     fault: EngineFault | None = None
 
 
-Event = BaseLoaded | BaseFailed | Mounted | MountFailed | Unmounted | Generated | StepDone | TokenizerConverted
+class Inspected(_Message, frozen=True, tag=True, array_like=True):
+    """The answer to Inspect: why the adapter would be refused, if it would."""
+
+    directory: str
+    fault: EngineFault | None = None
+
+
+Event = (
+    BaseLoaded
+    | BaseFailed
+    | Mounted
+    | MountFailed
+    | Unmounted
+    | Dropped
+    | Generated
+    | StepDone
+    | Occupancy
+    | TokenizerConverted
+    | Inspected
+)
 
 
 _encoder = msgspec.msgpack.Encoder()

@@ -210,9 +210,11 @@ def test_from_nothing_to_ready_and_adapters_come_and_go_without_touching_a_pod(s
     before = stage.get("ad", "support")["metadata"]["resourceVersion"]
     deployment = stage.get("deployment", "support")["metadata"]["resourceVersion"]
     stage.stop_operator(signal.SIGKILL)
+    written, seen = stage.log.count("applied"), stage.log.count("a pass has ended over each pool")
     stage.start_operator()
-    stage.until(lambda: stage.log.count("applied Deployment") >= 2, "the pass of the next operator")
+    stage.until(lambda: stage.log.count("a pass has ended over each pool") > seen, "the pass of the next operator")
     stage.wait_ready()
+    assert stage.log.count("applied") == written
     assert stage.get("ad", "support")["metadata"]["resourceVersion"] == before, "a restart changes nothing"
     assert stage.get("deployment", "support")["metadata"]["resourceVersion"] == deployment
 
@@ -266,6 +268,13 @@ def test_drift_is_repaired_and_foreign_objects_are_refused(stage: Stage) -> None
     stage.until(lambda: len(stage.sets()) == 1, "the adapter set to come back")
     stage.wait_ready()
     assert stage.sets()[0].adapters[0].digest == stage.adapter("billing")["digest"]
+
+    stage.stop_operator()
+    stage.kubectl("scale", "deployment/support", "--replicas=3")
+    stage.kubectl("delete", "networkpolicy", "support")
+    stage.start_operator()
+    stage.until(lambda: stage.get("deployment", "support")["spec"]["replicas"] == 1, "the replicas of meanwhile")
+    stage.until(lambda: bool(stage.get("networkpolicy", "support")), "the NetworkPolicy of meanwhile")
 
 
 def test_scale_suspend_and_delete(stage: Stage) -> None:

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from graft_runtime.contract import AdapterEntry, AdapterReport, AdapterState, Source
 from graft_runtime.errors import ErrorCode, GraftError
 from graft_runtime.store.cache import Cached
-from graft_runtime.store.catalogue import Alias, Artifact, Residence, Step, is_settled, plan_mounts, report
+from graft_runtime.store.catalogue import (
+    PATIENCE_SECONDS,
+    Alias,
+    Artifact,
+    Residence,
+    Step,
+    is_settled,
+    plan_mounts,
+    report,
+)
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -25,46 +35,79 @@ def mounted(digest: str, **fields: Any) -> Artifact:
     return artifact(digest, proven=True, residence=Residence.MOUNTED, **fields)
 
 
+def planned(artifacts: Iterable[Artifact], limit: int, now: float = 0.0) -> list[Step]:
+    return plan_mounts(artifacts, limit, now).steps
+
+
 def test_each_is_tried_once_and_not_again() -> None:
-    assert plan_mounts([artifact("new"), artifact("tried", proven=True)], 8) == [Step("mount", "new")]
+    assert planned([artifact("new"), artifact("tried", proven=True)], 8) == [Step("mount", "new")]
 
 
 def test_what_is_not_checked_or_failed_waits() -> None:
     broken = GraftError(ErrorCode.CORRUPT, "broken")
     waiting = [artifact("fetching", cached=None), artifact("checking", method=None), artifact("broken", fault=broken)]
-    assert plan_mounts(waiting, 8) == []
+    assert planned(waiting, 8) == []
 
 
 def test_the_least_recently_used_makes_room() -> None:
     held = [mounted("old", last_used=1), mounted("older", last_used=0), mounted("new", last_used=2)]
-    assert plan_mounts([*held, artifact("asked", proven=True, waiters=1)], 3) == [Step("unmount", "older")]
+    steps = planned([*held, artifact("asked", proven=True, waiters=1)], 3)
+    assert steps == [Step("unmount", "older"), Step("mount", "asked")], "the engine lets go at once"
 
 
 def test_pinned_used_and_awaited_ones_stay() -> None:
     held = [mounted("pinned", pinned=True), mounted("used", users=1), mounted("awaited", waiters=1)]
-    assert plan_mounts([*held, artifact("new")], 3) == []
+    assert planned([*held, artifact("new")], 3) == []
 
 
 def test_one_that_leaves_already_is_room_enough() -> None:
     leaving = artifact("leaving", proven=True, residence=Residence.UNMOUNTING)
-    assert plan_mounts([leaving, mounted("other"), artifact("new")], 2) == []
+    assert planned([leaving, mounted("other"), artifact("new")], 2) == [Step("mount", "new")]
+
+
+def test_first_come_first_served() -> None:
+    awaited = [
+        artifact(name, proven=True, waiters=1, since=since) for name, since in (("b", 2.0), ("a", 3.0), ("c", 1.0))
+    ]
+    assert [step.digest for step in planned(awaited, 2)] == ["c", "b"]
+
+
+def test_the_oldest_place_yields_to_one_that_waited_too_long_and_to_no_more() -> None:
+    busy = [
+        mounted("late", users=1, turn=2),
+        mounted("early", users=1, turn=1),
+        mounted("pinned", users=1, pinned=True),
+    ]
+    waiting = artifact("waiting", proven=True, waiters=1, since=10.0)
+    assert planned([*busy, waiting], 3, 10.0 + PATIENCE_SECONDS / 2) == []
+    assert planned([*busy, waiting], 3, 10.0 + PATIENCE_SECONDS) == [Step("yield", "early")]
+    busy[1].yielding, busy[1].waiters = True, 1
+    assert not busy[1].lendable
+    assert planned([*busy, waiting], 3, 99.0) == [], "one place is on its way"
+    busy[1].users = 0
+    assert planned([*busy, waiting], 3, 99.0) == [Step("unmount", "early"), Step("mount", "waiting")]
+
+
+def test_nobody_yields_to_one_that_went_away() -> None:
+    yielding = mounted("a", users=1, yielding=True)
+    assert planned([yielding, artifact("gone", proven=True)], 1, 99.0) == [Step("stay", "a")]
 
 
 def test_removed_ones_leave_when_nobody_runs_on_them() -> None:
     gone, busy = mounted("gone", wanted=False), mounted("busy", wanted=False, users=1)
-    assert plan_mounts([gone, busy], 8) == [Step("unmount", "gone")]
+    assert planned([gone, busy], 8) == [Step("unmount", "gone")]
 
 
 def test_pinned_come_first_then_awaited_then_new() -> None:
     everything = [artifact("new"), artifact("awaited", proven=True, waiters=1), artifact("pinned", pinned=True)]
-    assert [step.digest for step in plan_mounts(everything, 2)] == ["pinned", "awaited"]
+    assert [step.digest for step in planned(everything, 2)] == ["pinned", "awaited"]
 
 
 def test_where_pinned_ones_hold_every_place_the_rest_is_refused() -> None:
     held = [mounted("a", pinned=True), mounted("b", pinned=True)]
-    assert plan_mounts([*held, artifact("c")], 2) == [Step("refuse", "c")]
+    assert planned([*held, artifact("c")], 2) == [Step("refuse", "c")]
     tried_before = artifact("c", proven=True)
-    assert plan_mounts([*held, tried_before], 2) == [Step("refuse", "c")]
+    assert planned([*held, tried_before], 2) == [Step("refuse", "c")]
     tried_before.fault = GraftError(ErrorCode.NO_CAPACITY, "pinned adapters hold all 2 places")
     assert tried_before.state is AdapterState.FAILED
 
@@ -79,6 +122,9 @@ ARTIFACTS: st.SearchStrategy[list[dict[str, Any]]] = st.lists(
         users=st.integers(0, 1),
         waiters=st.integers(0, 1),
         last_used=st.integers(0, 9),
+        turn=st.integers(0, 9),
+        yielding=st.booleans(),
+        since=st.none() | st.floats(0, 9),
     ),
     max_size=8,
 )
@@ -88,19 +134,20 @@ ARTIFACTS: st.SearchStrategy[list[dict[str, Any]]] = st.lists(
 @given(ARTIFACTS, st.integers(1, 4))
 def test_never_more_than_fit_and_never_one_in_use(fields: list[dict[str, Any]], limit: int) -> None:
     everything = {str(number): artifact(str(number), **options) for number, options in enumerate(fields)}
-    steps = plan_mounts(everything.values(), limit)
-    held = [a for a in everything.values() if a.residence is not Residence.ABSENT]
-    mounts = [step for step in steps if step.action == "mount"]
-    assert len(held) + len(mounts) <= max(limit, len(held))
+    steps = planned(everything.values(), limit, 9.0)
+    held = [a for a in everything.values() if a.residence in {Residence.MOUNTING, Residence.MOUNTED}]
+    mounts, unmounts = ([step for step in steps if step.action == action] for action in ("mount", "unmount"))
+    assert len(held) - len(unmounts) + len(mounts) <= max(limit, len(held))
+    assert [step.action for step in steps][: len(unmounts)] == ["unmount"] * len(unmounts), "before what needs the room"
     assert len({step.digest for step in steps}) == len(steps), "one thing at a time for each"
     for step in steps:
         chosen = everything[step.digest]
-        if step.action == "unmount":
-            assert chosen.residence is Residence.MOUNTED
-            assert not chosen.users
-            assert not (chosen.wanted and chosen.pinned)
-        else:
+        if step.action in {"mount", "refuse"}:
             assert chosen.residence is Residence.ABSENT
+            continue
+        assert chosen.residence is Residence.MOUNTED or step.action == "stay"
+        assert not (step.action == "unmount" and (chosen.users or (chosen.wanted and chosen.pinned)))
+        assert step.action != "yield" or not chosen.pinned
 
 
 def test_readiness_waits_for_ready_or_a_reason() -> None:

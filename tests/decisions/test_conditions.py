@@ -73,6 +73,7 @@ ROLLOUT = Rollout(
     updated=2,
     config_hash="current",
     template_hash="wanted",
+    pod_template_hash="template",
 )
 REPORT = RuntimeStatus(
     boot_id="boot",
@@ -111,6 +112,7 @@ class World:
     rollout: Rollout | None = ROLLOUT
     reports: tuple[RuntimeStatus | None, ...] = (REPORT, REPORT)
     ready: tuple[bool, ...] = (True, True)
+    templates: tuple[str, ...] = ("template", "template")
     trouble: str | None = None
     failure: Failure | None = None
 
@@ -118,8 +120,8 @@ class World:
         spec = parse_spec({**SPEC, **self.spec})
         deployment = Child("Deployment", "support", "d", "1", "uid", "f", rollout=self.rollout)
         pods = tuple(
-            PodView(f"pod-{number}", f"u{number}", "10.0.0.1", "current", ready, trouble=self.trouble)
-            for number, ready in enumerate(self.ready)
+            PodView(f"pod-{number}", f"u{number}", "10.0.0.1", "current", ready, template, trouble=self.trouble)
+            for number, (ready, template) in enumerate(zip(self.ready, self.templates, strict=False))
         )
         reports = {
             f"u{number}": PodReport(status=report, asked=True, unreachable=None if report else "no answer")
@@ -163,6 +165,18 @@ CASES = {
     "the-new-template-is-not-applied-yet": (
         World(rollout=replace(ROLLOUT, template_hash="older")),
         "+BaseServed",
+        "-RollingOut",
+        "+RollingOut",
+        "-NoFault",
+    ),
+    "a-pod-of-the-template-before-has-failed-and-its-successor-loads": (
+        World(
+            rollout=replace(ROLLOUT, replicas=3, updated=1),
+            reports=(BROKEN, LOADING),
+            ready=(False, False),
+            templates=("before", "template"),
+        ),
+        "-PodsNotReady",
         "-RollingOut",
         "+RollingOut",
         "-NoFault",

@@ -72,6 +72,7 @@ class Pod:
     def __init__(self) -> None:
         self.answers: asyncio.Queue[RuntimeStatus | Exception | None] = asyncio.Queue()
         self.polls: list[tuple[str, int]] = []
+        self.waits: list[int] = []
         self.pushed: list[int] = []
         self.refuse: list[Exception] = []
         self.gate = asyncio.Event()
@@ -80,6 +81,7 @@ class Pod:
 
     async def status(self, _: PodAddress, boot: str, since: int, wait: int = 25) -> RuntimeStatus | None:
         self.polls.append((boot, since))
+        self.waits.append(wait)
         answer = await self.answers.get()
         if isinstance(answer, Exception):
             raise answer
@@ -129,6 +131,30 @@ async def until(holds: Callable[[], bool]) -> None:
 
 def a_set(generation: int) -> AdapterSet:
     return AdapterSet(pool_uid="pool", config_hash="hash", generation=generation)
+
+
+async def test_a_pod_that_is_not_ready_any_more_is_asked_at_once_and_forgotten_unless_it_answers(
+    pod: Pod, follower: PodFollower
+) -> None:
+    follower.see(ready=False)
+    pod.answers.put_nowait(status("a", sequence=5))
+    await until(lambda: pod.waits == [25, 25])
+    follower.see(ready=True)
+    follower.see(ready=True)
+    follower.see(ready=False)
+    await until(lambda: pod.waits == [25, 25, 0])
+    pod.answers.put_nowait(None)
+    await until(lambda: pod.waits == [25, 25, 0, 25])
+    assert names_of(follower.report.status) == ["a"], "it has answered"
+    follower.see(ready=True)
+    follower.see(ready=False)
+    await until(lambda: len(pod.waits) == 5)
+    pod.answers.put_nowait(RuntimeUnreachableError("it hangs"))
+    await until(lambda: follower.report.status is None)
+    assert follower.report.unreachable == "it hangs"
+    pod.answers.put_nowait(status("a", sequence=9))
+    await until(lambda: follower.report.status is not None)
+    assert pod.polls[-2] == ("", 0), "all of it is asked for again"
 
 
 async def test_polls_go_on_from_what_is_known(pod: Pod, follower: PodFollower) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -21,6 +22,7 @@ from graft_operator.observed import (
     PoolView,
     ResolvedSource,
     Rollout,
+    applied_hash,
     digest_of,
     read_child,
 )
@@ -112,7 +114,14 @@ def with_pods(observed: Observed, *, ready: bool = True, **report: Any) -> Obser
         replace(child, rollout=rollout) if child.kind == "Deployment" else child for child in observed.children
     )
     pods = tuple(
-        PodView(f"support-{number}", f"pod-{number}", f"10.0.0.{number}", rollout.config_hash, ready)
+        PodView(
+            f"support-{number}",
+            f"pod-{number}",
+            f"10.0.0.{number}",
+            rollout.config_hash,
+            ready,
+            rollout.pod_template_hash,
+        )
         for number in range(rollout.desired)
     )
     adapter_set = stored_sets(observed)[rollout.config_hash]
@@ -239,6 +248,52 @@ def test_drift_is_repaired(kind: str) -> None:
     assert plan.workload[0].uid is not None
 
 
+def restarted(observed: Observed) -> Observed:
+    """What the next operator sees: the status tells of the last applies, and nothing is remembered."""
+    status = observed.pool.status.model_copy(update={"applied_hash": applied_hash(observed.applied)})
+    return replace(observed, pool=replace(observed.pool, status=status), applied={})
+
+
+def test_the_next_operator_writes_nothing_where_all_is_as_the_status_vouches() -> None:
+    observed = running(BILLING)
+    plan = plan_of(restarted(observed))
+    assert (plan.mounts, plan.workload, plan.deletes) == ((), (), ())
+    assert plan.applied == observed.applied
+    assert plan.status == restarted(observed).pool.status
+
+
+@pytest.mark.parametrize(
+    "touch",
+    [
+        pytest.param(lambda child: replace(child, fingerprint="other"), id="edited"),
+        pytest.param(lambda child: None, id="deleted"),
+        pytest.param(lambda child: replace(child, owner_uid="other"), id="another owner's"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["Service", "Deployment", "NetworkPolicy", "ConfigMap"])
+def test_the_next_operator_repairs_what_drifted_while_none_ran(
+    kind: str, touch: Callable[[Child], Child | None]
+) -> None:
+    observed = restarted(running(BILLING))
+    first = next(child for child in observed.children if child.kind == kind)
+    others = [child for child in observed.children if child is not first]
+    touched = touch(first)
+    plan = plan_of(replace(observed, children=(*others, *([] if touched is None else [touched]))))
+    assert (first.kind, first.name) in [apply.key for apply in (*plan.mounts, *plan.workload)]
+    assert not plan.applied
+
+
+def test_the_next_operator_applies_what_another_version_wants_otherwise() -> None:
+    observed = restarted(running(BILLING))
+    plan = make_plan(observed, replace(SETTINGS, runtime_image="runtime:2"), NOW)
+    assert ("Deployment", "support") in [apply.key for apply in plan.workload]
+
+
+def test_a_status_without_a_hash_vouches_for_nothing() -> None:
+    plan = plan_of(replace(running(BILLING), applied={}))
+    assert len(plan.mounts) + len(plan.workload) == 7
+
+
 def test_an_object_of_another_owner_is_no_child_of_ours() -> None:
     observed = running(BILLING)
     foreign = tuple(
@@ -283,6 +338,14 @@ def test_an_unknown_digest_is_asked_of_one_pod_and_the_entry_waits_for_it() -> N
     assert stored_sets(observed)[next(iter(stored_sets(observed)))].adapters[0].digest is None
     assert adapter(plan, "billing").reason == "Resolving"
     assert told(plan)["Stalled"] == ("False", "NoFault")
+
+
+def test_a_pod_of_the_current_template_is_asked_before_others() -> None:
+    """It alone has the networks, mounts and variables of today."""
+    observed = with_pods(carried_out(fresh(spec_of(BILLING)), plan_of(fresh(spec_of(BILLING)))))
+    old, new = observed.pods
+    mixed = replace(observed, pods=(replace(old, template_hash="before"), replace(new, ready=False)))
+    assert [resolve.pod.name for resolve in plan_of(mixed).resolves] == [new.name]
 
 
 def test_a_source_that_can_t_be_resolved_tells_the_pods_why_so_that_none_waits_for_it() -> None:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from typing import TypeVar
 
 import pytest
 from graft_operator.queue import COALESCE_SECONDS, FIRST_RETRY_SECONDS, LAST_RETRY_SECONDS, WorkQueue
+from graft_operator.store import PoolKey, Store
+
+Key = TypeVar("Key")
 
 
 class Clock:
@@ -25,7 +29,7 @@ def queue(clock: Clock) -> WorkQueue[str]:
     return WorkQueue(clock)
 
 
-async def taken(queue: WorkQueue[str]) -> str | None:
+async def taken(queue: WorkQueue[Key]) -> Key | None:
     """What can be taken at this moment."""
     waiting = asyncio.ensure_future(queue.take())
     for _ in range(3):
@@ -45,6 +49,25 @@ async def test_a_burst_becomes_one_pass(queue: WorkQueue[str], clock: Clock) -> 
     clock.now += COALESCE_SECONDS
     assert await taken(queue) == "a"
     queue.done("a")
+    assert await taken(queue) is None
+
+
+async def test_bursts_about_two_pools_become_one_pass_each() -> None:
+    clock = Clock()
+    queue: WorkQueue[PoolKey] = WorkQueue(clock)
+    store = Store(queue.mark)
+    for version in range(1, 21):
+        for name in ("a", "b"):
+            labels = {"graft.dev/deployment": name}
+            metadata = {"namespace": "team", "name": f"{name}-0", "uid": name, "resourceVersion": str(version)}
+            store.put("Pod", {"metadata": {**metadata, "labels": labels}})
+        clock.now += COALESCE_SECONDS / 40
+    clock.now += COALESCE_SECONDS
+    keys = [await taken(queue), await taken(queue)]
+    assert {key.name for key in keys if key is not None} == {"a", "b"}
+    for key in keys:
+        assert key is not None
+        queue.done(key)
     assert await taken(queue) is None
 
 

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 from graft_runtime.contract import AdapterEntry, AdapterSet, AdapterState, Source
 from graft_runtime.errors import ErrorCode, GraftError
-from graft_runtime.messages import Command, EngineFault, Mount, Mounted, MountFailed, Unmount, Unmounted
+from graft_runtime.messages import Command, Dropped, EngineFault, Mount, Mounted, MountFailed, Unmount, Unmounted
 from graft_runtime.store import residency as residency_module
 from graft_runtime.store.cache import Cached
+from graft_runtime.store.leases import Lease
 from graft_runtime.store.residency import Residency
 
 
@@ -36,21 +37,44 @@ class Played:
         self.sent: list[Command] = []
         fetches: Any = Fetches()
         self.residency = Residency(
-            fetches, self.sent.append, limit=limit, max_rank=8, drain_seconds=0.05, changed=lambda name: None
+            fetches,
+            self.sent.append,
+            self.highest_token,
+            limit=limit,
+            max_rank=8,
+            drain_seconds=0.05,
+            changed=lambda name: None,
         )
-        self.residency.base_loaded()
+        self.residency.base_loaded(320)
         self._generation = 0
+        self.tokenizers: dict[str, int] = {}
+        """The highest token of those that adapters bring, by name."""
+        self.mounted: dict[str, Any] = {}
+        """What the engine tells of an adapter besides, by digest."""
 
-    async def apply(self, **digests: str | None) -> None:
+    async def highest_token(self, cached: Cached, name: str) -> int | None:
+        return self.tokenizers.get(name)
+
+    async def apply(self, *, scales: Mapping[str, float] | None = None, **digests: str | None) -> None:
         """Puts a set in force: `name="x"` is the digest of x's."""
         self._generation += 1
+        scales = scales or {}
         entries = tuple(
-            AdapterEntry(name=name, source=Source(uri=f"pvc://shelf/{name}"), digest=digest and sha(digest))
+            AdapterEntry(
+                name=name,
+                source=Source(uri=f"pvc://shelf/{name}"),
+                digest=digest and sha(digest),
+                scale=scales.get(name, 1.0),
+            )
             for name, digest in digests.items()
         )
         adapter_set = AdapterSet(pool_uid="p", config_hash="c", generation=self._generation, adapters=entries)
         self.residency.apply(adapter_set)
         await self.settle()
+
+    async def acquire(self, name: str, seconds: float = 10) -> Lease:
+        (lease,) = await self.residency.acquire([name], seconds)
+        return lease
 
     async def settle(self) -> None:
         """Until every task that can go on has gone on; nothing here waits for a clock."""
@@ -62,11 +86,17 @@ class Played:
         told, self.sent[:] = list(self.sent), []
         for command in told:
             if isinstance(command, Mount):
-                self.residency.on_event(Mounted(command.digest, 4, 1, 1))
+                self.residency.on_event(Mounted(command.digest, 4, 1, 1, **self.mounted.get(command.digest, {})))
             elif isinstance(command, Unmount):
-                self.residency.on_event(Unmounted(command.digest))
+                self.residency.on_event(Unmounted(command.digest, "host" if command.keep else None))
         await self.settle()
         return told
+
+    async def work(self) -> None:
+        """The engine does what it is told until it is told nothing more."""
+        await self.settle()
+        while await self.answer():
+            pass
 
     def state(self, name: str) -> AdapterState | None:
         report = self.residency.report(name)
@@ -91,7 +121,7 @@ async def test_two_names_of_the_same_bytes_share_a_mount(play: Any) -> None:
     played = play()
     await played.apply(a="1", b="1")
     assert [type(command) for command in await played.answer()] == [Mount]
-    a, b = [await played.residency.acquire(name, 1) for name in ("a", "b")]
+    a, b = [await played.acquire(name, 1) for name in ("a", "b")]
     assert a.digest == b.digest
     await played.apply(b="1")
     a.release()
@@ -103,9 +133,9 @@ async def test_a_request_waits_for_its_adapter_and_no_longer_than_it_may(play: A
     played = play()
     await played.apply(a="1")
     with pytest.raises(GraftError, match="not mounted yet") as caught:
-        await played.residency.acquire("a", 0.01)
+        await played.acquire("a", 0.01)
     assert caught.value.code is ErrorCode.LOADING
-    waiting = asyncio.create_task(played.residency.acquire("a", 10))
+    waiting = asyncio.create_task(played.acquire("a", 10))
     await played.settle()
     await played.answer()
     assert (await waiting).digest == sha("1")
@@ -114,7 +144,7 @@ async def test_a_request_waits_for_its_adapter_and_no_longer_than_it_may(play: A
 async def test_who_waits_for_a_name_hears_when_it_fails_or_goes(play: Any) -> None:
     played = play()
     await played.apply(a="1", b="2")
-    failing, going = [asyncio.create_task(played.residency.acquire(name, 10)) for name in ("a", "b")]
+    failing, going = [asyncio.create_task(played.acquire(name, 10)) for name in ("a", "b")]
     await played.settle()
     fault = EngineFault(ErrorCode.SHAPE_MISMATCH, "it does not fit")
     played.residency.on_event(MountFailed(sha("1"), fault))
@@ -130,25 +160,91 @@ async def test_an_adapter_in_use_is_not_displaced(play: Any) -> None:
     played = play(limit=1)
     await played.apply(a="1")
     await played.answer()
-    lease = await played.residency.acquire("a", 1)
+    lease = await played.acquire("a", 1)
     await played.apply(a="1", b="2")
-    waiting = asyncio.create_task(played.residency.acquire("b", 10))
+    waiting = asyncio.create_task(played.acquire("b", 10))
     await played.settle()
     assert played.sent == []
     lease.release()
     lease.release()
     await played.settle()
-    assert await played.answer() == [Unmount(sha("1"))]
-    await played.answer()
+    assert await played.answer() == [Unmount(sha("1"), keep=True), Mount(sha("2"), "/nowhere", "b")]
     assert (await waiting).digest == sha("2")
-    assert played.state("a") is AdapterState.CACHED
+    assert (played.state("a"), played.residency.tier("a")) == (AdapterState.CACHED, "host")
+
+
+async def test_what_is_kept_in_host_memory_is_known_until_it_is_dropped_or_removed(play: Any) -> None:
+    played = play(limit=1)
+    await played.apply(a="1", b="2", c="3")
+    while played.sent:
+        await played.answer()
+    assert [played.residency.tier(name) for name in "abc"] == ["host", "host", "device"]
+    assert (await played.acquire("c", 1)).found == "device"
+    played.residency.on_event(Dropped([sha("1"), sha("9")]))
+    assert played.residency.tier("a") == "disk"
+    await played.apply(a="1", c="3")
+    assert await played.answer() == [Unmount(sha("2"))], "nobody will ask for it again"
+    assert played.residency.tier("b") is None
+
+
+async def test_the_longest_waiting_is_next(play: Any) -> None:
+    played = play(limit=1)
+    await played.apply(a="1", b="2", c="3")
+    while played.sent:
+        await played.answer()
+    lease, served = await played.acquire("c", 1), []
+
+    async def ask(name: str) -> None:
+        (await played.acquire(name, 10)).release()
+        served.append(name)
+
+    waiting = []
+    for name in "bab":
+        waiting.append(asyncio.create_task(ask(name)))
+        await played.settle()
+    lease.release()
+    await played.settle()
+    while played.sent:
+        await played.answer()
+    await asyncio.gather(*waiting)
+    assert served == ["b", "b", "a"]
+
+
+async def test_one_that_is_always_in_use_yields_its_place(play: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(residency_module, "PATIENCE_SECONDS", 0.01)
+    monkeypatch.setattr("graft_runtime.store.catalogue.PATIENCE_SECONDS", 0.01)
+    played = play(limit=1)
+    await played.apply(a="1", b="2")
+    while played.sent:
+        await played.answer()
+    busy = await played.acquire("b", 1)
+    cold = asyncio.create_task(played.acquire("a", 10))
+
+    async def ask_without_end() -> None:
+        while True:
+            (await played.acquire("b", 0.05)).release()
+            await asyncio.sleep(0.002)
+
+    with pytest.raises(GraftError) as caught:  # it takes requests until another has waited too long
+        await ask_without_end()
+    assert caught.value.code is ErrorCode.LOADING
+    again = asyncio.create_task(played.acquire("b", 10))
+    await played.settle()
+    busy.release()
+    await played.settle()
+    assert await played.answer() == [Unmount(sha("2"), keep=True), Mount(sha("1"), "/nowhere", "a")]
+    lease = await cold
+    lease.release()
+    await played.settle()
+    await played.answer()
+    assert (await again).digest == sha("2")
 
 
 async def test_a_removed_adapter_drains_and_its_requests_are_revoked_in_the_end(play: Any) -> None:
     played = play()
     await played.apply(a="1")
     await played.answer()
-    lease, revoked = await played.residency.acquire("a", 1), asyncio.Event()
+    lease, revoked = await played.acquire("a", 1), asyncio.Event()
     lease.revoked = revoked.set
     await played.apply()
     assert played.state("a") is AdapterState.DRAINING
@@ -165,11 +261,11 @@ async def test_a_name_switches_when_its_new_version_is_ready_and_never_back(play
     played = play()
     await played.apply(a="1")
     await played.answer()
-    old = await played.residency.acquire("a", 1)
+    old = await played.acquire("a", 1)
     await played.apply(a="2")
-    assert (await played.residency.acquire("a", 1)).digest == sha("1"), "until the new one is ready"
+    assert (await played.acquire("a", 1)).digest == sha("1"), "until the new one is ready"
     await played.answer()
-    new = await played.residency.acquire("a", 1)
+    new = await played.acquire("a", 1)
     assert (old.digest, new.digest) == (sha("1"), sha("2"))
     assert played.sent == [], "requests still run on the old one"
 
@@ -180,7 +276,7 @@ async def test_a_version_that_comes_back_while_it_leaves_is_mounted_again(play: 
     await played.answer()
     await played.apply()
     await played.apply(a="1")
-    waiting = asyncio.create_task(played.residency.acquire("a", 10))
+    waiting = asyncio.create_task(played.acquire("a", 10))
     await played.settle()
     assert await played.answer() == [Unmount(sha("1"))]
     assert [type(command) for command in await played.answer()] == [Mount]
@@ -191,5 +287,66 @@ async def test_a_name_without_a_version_is_told_so(play: Any) -> None:
     played = play()
     await played.apply(a=None)
     with pytest.raises(GraftError) as caught:
-        await played.residency.acquire("a", 1)
+        await played.acquire("a", 1)
     assert caught.value.code is ErrorCode.RESOLVING
+
+
+async def test_several_adapters_are_held_together_or_not_at_all(play: Any) -> None:
+    played = play(limit=2)
+    await played.apply(a="1", b="2", c="3", d="4")
+    await played.work()  # each is tried once
+    groups = [asyncio.create_task(played.residency.acquire(names, 10)) for names in (["a", "c"], ["b", "d"])]
+    for group, digests in zip(groups, ("13", "24"), strict=True):
+        await played.work()
+        leases = group.result()
+        assert [lease.digest for lease in leases] == [sha(digest) for digest in digests]
+        for lease in leases:
+            lease.release()
+
+
+async def test_what_a_group_waited_for_in_vain_is_free_again(play: Any) -> None:
+    played = play(limit=2)
+    await played.apply(a="1", b="2", c="3")
+    waiting = asyncio.create_task(played.residency.acquire(["a", "b"], 10))
+    await played.work()
+    with pytest.raises(GraftError, match="not mounted yet") as caught:
+        await played.residency.acquire(["a", "c"], 0.01)
+    assert caught.value.code is ErrorCode.LOADING
+    with pytest.raises(GraftError, match="names 3 adapters, and this pool mounts at most 2") as caught:
+        await played.residency.acquire(["a", "b", "c"], 10)
+    assert caught.value.code is ErrorCode.NOT_COMPOSABLE
+    for lease in waiting.result():
+        lease.release()
+    single = asyncio.create_task(played.acquire("c", 10))
+    await played.work()
+    assert single.result().digest == sha("3")
+
+
+async def test_a_tokenizer_with_more_tokens_than_rows_is_a_fault_and_takes_no_place(play: Any) -> None:
+    played = play(limit=1)
+    played.tokenizers = {"a": 320, "b": 329, "c": 319}
+    played.mounted = {sha("2"): {"vocabulary_size": 330}}
+    await played.apply(a="1", b="2", c="3")
+    await played.work()
+    report = played.residency.report("a")
+    assert (report.state, report.fault.code) == (AdapterState.FAILED, ErrorCode.TOKENIZER_MISMATCH)
+    assert "up to 320, and the base model has 320 rows" in report.fault.message
+    assert {played.state("b"), played.state("c")} == {AdapterState.CACHED, AdapterState.MOUNTED}
+    with pytest.raises(GraftError, match="up to 320"):
+        await played.acquire("a")
+    assert await played.answer() == [], "it is not tried again"
+
+
+async def test_a_scale_that_has_no_meaning_is_a_fault_of_the_name(play: Any) -> None:
+    played = play()
+    played.mounted = {sha("2"): {"scalable": False}}
+    await played.apply(a="1", b="2", scales={"a": 2.0, "b": 2.0})
+    await played.answer()
+    assert played.state("a") is AdapterState.MOUNTED
+    assert played.residency.report("b").fault.code is ErrorCode.NOT_SCALABLE
+    with pytest.raises(GraftError, match="`b` has scale 2"):
+        await played.acquire("b")
+    await played.apply(a="2", b="2", scales={"a": 2.0})
+    assert (played.state("b"), played.residency.report("b").fault) == (AdapterState.MOUNTED, None)
+    assert played.residency.report("a").fault.code is ErrorCode.NOT_SCALABLE
+    assert (await played.acquire("a")).digest == sha("1"), "the one before goes on answering"

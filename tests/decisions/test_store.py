@@ -49,6 +49,23 @@ def test_an_event_that_comes_late_is_ignored(store: Store, marked: list[PoolKey]
     assert marked == [KEY]
 
 
+@pytest.mark.parametrize("kind", ["AdapterDeployment", "Pod"])
+def test_what_is_known_already_wants_no_pass(store: Store, marked: list[PoolKey], kind: str) -> None:
+    body = pool(version=10) if kind == "AdapterDeployment" else pod(version=10)
+    store.put(kind, body)
+    marked.clear()
+    assert store.put(kind, body) == KEY  # a watch that begins, or the echo of our own write
+    assert marked == []
+
+
+def test_the_answer_to_a_status_write_wants_no_pass(store: Store, marked: list[PoolKey]) -> None:
+    store.put("AdapterDeployment", pool(version=10), mark=False)
+    found = store.pool(KEY)
+    assert found is not None
+    assert found.resource_version == "10"
+    assert marked == []
+
+
 def test_a_new_object_of_the_same_name_replaces_the_old_one(store: Store) -> None:
     store.put("AdapterDeployment", pool(version=10))
     store.put("AdapterDeployment", pool(version=3, uid="q"))

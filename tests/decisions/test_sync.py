@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from typing import Any, cast
 
@@ -101,6 +102,29 @@ async def test_what_was_deleted_unseen_is_pruned(store: Store) -> None:
     assert store.pool(KEY) is None
     assert [view.name for view in store.pods(KEY)] == ["b"]
     assert api.listed[-1][3], "metadata is enough"
+
+
+async def test_one_pruning_for_a_burst_of_news_and_only_after_its_end(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sync, "PRUNE_SOON_SECONDS", 0.02)
+    api, prunings = Api(), asyncio.Queue[int]()
+
+    async def count() -> None:
+        prunings.put_nowait(sent)
+
+    found = Sync(cast(Cluster, api), store, SETTINGS, count)
+    running = asyncio.create_task(found.run())
+    sent = 0
+    while sent < 20:
+        sent += 1
+        found.prune_soon()
+        await asyncio.sleep(0)
+    assert await asyncio.wait_for(prunings.get(), 10) == 20
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    assert len(api.listed) <= len(sync.WATCHED_KINDS)
+    assert prunings.empty()
 
 
 async def test_the_first_operator_makes_the_key_and_the_next_one_reads_it() -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,64 @@ def _configs() -> dict[str, Callable[[], Any]]:
         "tie_word_embeddings": False,  # a tied random model repeats its last token
     }
     tokens: dict[str, Any] = {"bos_token_id": 256, "eos_token_id": 257, "tie_word_embeddings": False}
+    t5: dict[str, Any] = {
+        "vocab_size": MODEL_VOCABULARY,
+        "d_model": 32,
+        "d_kv": 8,
+        "d_ff": 48,
+        "num_layers": 2,
+        "num_heads": 4,
+        "relative_attention_num_buckets": 8,
+        "relative_attention_max_distance": 16,
+        "decoder_start_token_id": 258,
+        "eos_token_id": 257,
+        "pad_token_id": 258,
+        "tie_word_embeddings": False,
+    }
+    bart: dict[str, Any] = {
+        "vocab_size": MODEL_VOCABULARY,
+        "d_model": 32,
+        "encoder_layers": 2,
+        "decoder_layers": 2,
+        "encoder_attention_heads": 4,
+        "decoder_attention_heads": 4,
+        "encoder_ffn_dim": 48,
+        "decoder_ffn_dim": 48,
+        "max_position_embeddings": 128,
+        "decoder_start_token_id": 257,
+        "forced_eos_token_id": None,
+        "pad_token_id": 258,
+        "tie_word_embeddings": False,
+        "bos_token_id": 256,
+        "eos_token_id": 257,
+    }
+    bert: dict[str, Any] = {
+        "vocab_size": MODEL_VOCABULARY,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 128,
+        "num_labels": 3,
+    }
     return {
+        "bert": lambda: hf.BertConfig(**bert, pad_token_id=258),
+        "roberta": lambda: hf.RobertaConfig(**bert, pad_token_id=1),
+        "deberta": lambda: hf.DebertaV2Config(  # as microsoft/deberta-v3-base
+            **bert,
+            pad_token_id=258,
+            relative_attention=True,
+            position_buckets=8,
+            max_relative_positions=-1,
+            pos_att_type=["p2c", "c2p"],
+            share_att_key=True,
+            norm_rel_ebd="layer_norm",
+            position_biased_input=False,
+            type_vocab_size=0,
+        ),
+        "xlnet": lambda: hf.XLNetConfig(
+            vocab_size=MODEL_VOCABULARY, d_model=32, n_layer=2, n_head=4, d_inner=48, num_labels=3, pad_token_id=258
+        ),
         "llama": lambda: hf.LlamaConfig(**llama_like),
         "mistral": lambda: hf.MistralConfig(**llama_like, sliding_window=8),
         "tied": lambda: hf.LlamaConfig(**(llama_like | {"tie_word_embeddings": True})),
@@ -77,6 +135,16 @@ def _configs() -> dict[str, Callable[[], Any]]:
         ),
         "gpt_oss": lambda: hf.GptOssConfig(  # attention sinks, experts
             **llama_like, head_dim=8, sliding_window=8, num_local_experts=4, num_experts_per_tok=2
+        ),
+        "phi3": lambda: hf.Phi3Config(**llama_like),
+        "gpt_neox": lambda: hf.GPTNeoXConfig(
+            vocab_size=MODEL_VOCABULARY,
+            hidden_size=32,
+            intermediate_size=48,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            max_position_embeddings=256,
+            **tokens,
         ),
         "gpt2": lambda: hf.GPT2Config(
             vocab_size=MODEL_VOCABULARY, n_embd=32, n_layer=2, n_head=4, n_positions=256, **tokens
@@ -92,6 +160,8 @@ def _configs() -> dict[str, Callable[[], Any]]:
             pad_token_id=258,
             **tokens,
         ),
+        "t5": lambda: hf.T5Config(**t5),
+        "bart": lambda: hf.BartConfig(**bart),
         "bloom": lambda: hf.BloomConfig(vocab_size=MODEL_VOCABULARY, hidden_size=32, n_layer=2, n_head=4, **tokens),
         "mamba": lambda: hf.MambaConfig(
             vocab_size=MODEL_VOCABULARY, hidden_size=32, state_size=8, num_hidden_layers=2, pad_token_id=258, **tokens
@@ -99,55 +169,80 @@ def _configs() -> dict[str, Callable[[], Any]]:
     }
 
 
-def build_base(directory: Path, family: str = "llama", seed: int = 0) -> Path:
+def auto_class(task: str) -> Any:
+    """The class of Transformers that loads a model for this task of PEFT's."""
+    import transformers as hf
+
+    return {
+        "CAUSAL_LM": hf.AutoModelForCausalLM,
+        "SEQ_2_SEQ_LM": hf.AutoModelForSeq2SeqLM,
+        "SEQ_CLS": hf.AutoModelForSequenceClassification,
+        "TOKEN_CLS": hf.AutoModelForTokenClassification,
+        "QUESTION_ANS": hf.AutoModelForQuestionAnswering,
+        "FEATURE_EXTRACTION": hf.AutoModel,
+    }[task]
+
+
+def build_base(directory: Path, family: str = "llama", seed: int = 0, task: str = "CAUSAL_LM") -> Path:
     """Saves a tiny random model of this family, in float32, with a tokenizer and a chat template."""
     import torch
-    from transformers import AutoModelForCausalLM
 
     torch_on_one_thread()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.manual_seed(seed)
-        model = AutoModelForCausalLM.from_config(_configs()[family]())
+        config = _configs()[family]()
+        if task == "QUESTION_ANS":
+            config.num_labels = 2
+        model = auto_class(task).from_config(config)
         # Larger weights than a fresh model's: random logits must not tie, and adapters must show.
         with torch.no_grad():
             for parameter in model.parameters():
                 if parameter.dim() > 1:
                     parameter.normal_(0.0, 0.3)
+        if family == "bart" and task == "SEQ_2_SEQ_LM":
+            model.generation_config.forced_bos_token_id = 256
         model.save_pretrained(directory)
     save_tokenizer(directory)
     return directory
 
 
-def build_adapter(base: Path, directory: Path, seed: int = 1, rows: int | None = None, **lora: Any) -> Path:
+def build_adapter(
+    base: Path, directory: Path, seed: int = 1, task: str = "CAUSAL_LM", rows: int | None = None, **lora: Any
+) -> Path:
     """Saves a random LoRA adapter for `base` with peft itself; `lora` goes to LoraConfig.
 
     Without `target_modules` every linear module is a target. With `rows`, the vocabulary had another size in training.
     """
     import torch
     from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM
 
-    options: dict[str, Any] = {"r": 4, "lora_alpha": 8, "target_modules": "all-linear", "init_lora_weights": False}
+    options: dict[str, Any] = {
+        "task_type": task,
+        "r": 4,
+        "lora_alpha": 8,
+        "target_modules": "all-linear",
+        "init_lora_weights": False,
+    }
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        model = AutoModelForCausalLM.from_pretrained(base)
+        model = auto_class(task).from_pretrained(base)
         torch.manual_seed(seed)
         if rows is not None:
             model.resize_token_embeddings(rows)
-        get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **(options | lora))).save_pretrained(directory)
+        get_peft_model(model, LoraConfig(**(options | lora))).save_pretrained(directory)
     return directory
 
 
 @pytest.fixture(scope="session")
 def make_base(tmp_path_factory: pytest.TempPathFactory) -> BaseFactory:
-    """`make_base(family)`: the directory of a tiny random model; one a family and run."""
-    built: dict[str, Path] = {}
+    """`make_base(family, task="CAUSAL_LM")`: the directory of a tiny random model; one a family, task and run."""
+    built: dict[tuple[str, str], Path] = {}
 
-    def make(family: str = "llama") -> Path:
-        if family not in built:
-            built[family] = build_base(tmp_path_factory.mktemp(family) / "base", family)
-        return built[family]
+    def make(family: str = "llama", task: str = "CAUSAL_LM") -> Path:
+        if (family, task) not in built:
+            built[family, task] = build_base(tmp_path_factory.mktemp(family) / "base", family, task=task)
+        return built[family, task]
 
     return make
 
@@ -178,11 +273,19 @@ class InProcessEngine:
         from graft_runtime.messages import Start
 
         torch_on_one_thread()
-        loader = Loader()
-        self.engine = Engine(lambda job: self.engine.handle(loader.do(job)))
+        self.loader = Loader()
+        self.load_later: list[Any] | None = None
+        """Where jobs of the loader are put instead of being done, once it is a list."""
+        self.engine = Engine(self._load)
         options = {"max_sequences": 64, "max_sequence_length": 4096, "max_mounted_adapters": 8, "max_rank": 16}
         self.handle(Start(str(base), "tiny", start.pop("dtype", "float32"), **(options | start)))
         self.started = self.step()
+
+    def _load(self, job: Any) -> None:
+        if self.load_later is None:
+            self.engine.handle(self.loader.do(job))
+        else:
+            self.load_later.append(job)
 
     def handle(self, command: Any) -> None:
         self.engine.handle(command)
@@ -222,3 +325,97 @@ class InProcessEngine:
 def in_process() -> Callable[..., InProcessEngine]:
     """`in_process(base, **start)`: an engine with this base loaded, without a process of its own."""
     return InProcessEngine
+
+
+@pytest.fixture(scope="session")
+def make_engine() -> Callable[..., InProcessEngine]:
+    """As `in_process`, for fixtures that outlive a test."""
+    return InProcessEngine
+
+
+NEAR_TIE = 1e-4
+"""An answer may differ from the oracle's only where its best two logits are closer than this."""
+
+
+class Oracle:
+    """Transformers and PEFT, one request at a time, greedy."""
+
+    def __init__(self, base: Path) -> None:
+        import torch
+        from transformers import AutoModelForCausalLM
+
+        self._model: Any = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval()
+        self._names: set[str] = set()
+        self._known: dict[tuple[tuple[int, ...], str | None, float, int], tuple[list[int], list[float]]] = {}
+
+    def load(self, adapter: Path, name: str | None = None) -> None:
+        """Adds an adapter, by default under the name of its directory."""
+        from peft import PeftModel
+
+        name = name or adapter.name
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            if self._names:
+                self._model.load_adapter(adapter, adapter_name=name)
+            else:
+                self._model = PeftModel.from_pretrained(self._model, adapter, adapter_name=name).eval()
+        self._names.add(name)
+
+    def replace(self, adapter: Path, name: str) -> None:
+        """Gives an adapter that is loaded the weights of another of its shape: cheaper than to load that one."""
+        from peft import set_peft_model_state_dict
+        from safetensors.torch import load_file
+
+        found = set_peft_model_state_dict(self._model, load_file(adapter / "adapter_model.safetensors"), name)
+        assert not found.unexpected_keys
+        self._known.clear()
+
+    def answer(
+        self, prompt: Sequence[int], adapter: str | None, *, scale: float = 1.0, tokens: int = 24
+    ) -> tuple[list[int], list[float]]:
+        """The tokens, and how far the best logit lies above the second at each."""
+        key = (tuple(prompt), adapter, scale, tokens)
+        if key not in self._known:
+            self._known[key] = self._generate(prompt, adapter, scale, tokens)
+        return self._known[key]
+
+    def check(self, answer: Sequence[int], prompt: Sequence[int], adapter: str | None, **how: Any) -> None:
+        """That an answer, or the start of one, is right. After a near tie that went the other way all may differ."""
+        expected, margins = self.answer(prompt, adapter, **how)
+        assert len(answer) <= len(expected)
+        for mine, theirs, margin in zip(answer, expected, margins, strict=False):
+            if mine != theirs:
+                assert margin < NEAR_TIE, (adapter, how, answer, expected)
+                return
+
+    def _generate(
+        self, prompt: Sequence[int], adapter: str | None, scale: float, tokens: int
+    ) -> tuple[list[int], list[float]]:
+        import torch
+        from peft.helpers import rescale_adapter_scale
+
+        how: Any = contextlib.nullcontext()
+        if adapter is not None:
+            self._model.set_adapter(adapter)
+            how = rescale_adapter_scale(self._model, scale)
+        elif self._names:
+            how = self._model.disable_adapter()
+        with torch.no_grad(), how:
+            made = self._model.generate(
+                input_ids=torch.tensor([prompt]),
+                attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
+                max_new_tokens=tokens,
+                do_sample=False,
+                eos_token_id=None,
+                pad_token_id=0,
+                return_dict_in_generate=True,
+                output_logits=True,
+            )
+        best = torch.stack([logits[0].topk(2).values for logits in made.logits])
+        return made.sequences[0, len(prompt) :].tolist(), (best[:, 0] - best[:, 1]).tolist()
+
+
+@pytest.fixture
+def make_oracle() -> Callable[..., Oracle]:
+    """`make_oracle(base)`: what an answer must be, by Transformers and PEFT."""
+    return Oracle

@@ -71,7 +71,7 @@ def refusal(directory: Path, tensors: dict[str, torch.Tensor] | None = None, **o
         ({"r": 9, "rank_pattern": {"self_attn.[qv]_proj": 4}}, 2.0),
         ({"fan_in_fan_out": True}, 2.0),
         ({"target_modules": r".*self_attn\.(q|v)_proj"}, 2.0),
-        ({"target_modules": "all-linear", "layers_to_transform": [3]}, 2.0),
+        ({"target_modules": "all-linear"}, 2.0),
         ({"layers_to_transform": [0], "layers_pattern": "layers"}, 2.0),
     ],
 )

@@ -283,18 +283,30 @@ def test_a_config_over_the_limit(adapter: Path) -> None:
     assert refusal(adapter).code == ErrorCode.INVALID_CONFIG
 
 
+@pytest.mark.parametrize("pattern", ["a" * 2000, "(", r"(.)\1", "(?:(?:a{1,99})){1,99}", "(?:){999999999}"])
 @pytest.mark.parametrize(
-    "pattern", ["(a+)+$", "(.*a){30}b", r"(a|b*)*c", "a" * 2000, "(", ".*a" * 6, r"(.)\1", "(?:(?:a{1,99})){1,99}"]
+    "field", ["target_modules", "exclude_modules", "rank_pattern", "alpha_pattern", "layers_pattern"]
 )
-@pytest.mark.parametrize("field", ["target_modules", "rank_pattern", "layers_pattern"])
 def test_patterns_that_could_take_for_ever(adapter: Path, field: str, pattern: str) -> None:
-    set_config(adapter, **{field: {pattern: 2} if field == "rank_pattern" else pattern})
+    set_config(adapter, **{field: {pattern: 2} if field in ("rank_pattern", "alpha_pattern") else pattern})
     assert refusal(adapter).code == ErrorCode.INVALID_CONFIG
 
 
 def test_too_many_patterns(adapter: Path) -> None:
-    set_config(adapter, rank_pattern={f"layer{index}": 2 for index in range(5000)})
-    assert refusal(adapter).details == ("rank_pattern has 5000 keys, expected at most 4096",)
+    set_config(
+        adapter,
+        rank_pattern={f"layer{index}": 2 for index in range(5000)},
+        alpha_pattern={f".*a.*b{index}": 2 for index in range(65)},
+        layers_to_transform=[0],
+        layers_pattern=["layers"] * 65,
+    )
+    assert refusal(adapter).details == (
+        "rank_pattern has 5000 keys, expected at most 4096",
+        "alpha_pattern has 65 keys with several wildcards, expected at most 64",
+        "layers_pattern has 65 items, expected at most 64",
+    )
+    set_config(adapter, rank_pattern={f"layer{index}" + "x" * 100: 2 for index in range(4000)})
+    assert "characters of keys" in refusal(adapter).details[0]
 
 
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

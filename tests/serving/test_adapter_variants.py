@@ -17,6 +17,7 @@ from graft_runtime.model.layout import modules_of
 from graft_runtime.model.load import load_base
 from graft_runtime.model.rows import RowAdapter
 from graft_runtime.runners.decoder import DecoderRunner
+from graft_runtime.runners.padded import PaddedRunner
 from graft_runtime.runners.route import choose_runner
 
 PROMPTS = ([3, 1, 2, 5, 9, 11, 4], [7, 8, 300, 6], [1, 2, 5, 9, 3, 3, 2, 5, 10], [40, 41])
@@ -47,7 +48,8 @@ class Mixed:
         if isinstance(self.runner, DecoderRunner):
             made = self.runner._try([list(prompt) for prompt in prompts], rows)
         else:
-            made = self.runner.forward(self.runner.start(prompts, rows))
+            assert isinstance(self.runner, PaddedRunner)
+            made = self.runner.forward(self.runner.start(prompts, [[] for _ in prompts], rows))
         for row in rows:
             self.runner.bank.release(row)
         return list(made)
@@ -108,6 +110,18 @@ FAMILIES: dict[str, dict[str, dict[str, Any]]] = {
         "own biases": {"bias": "lora_only"},
         "biased dora": LORA["dora"] | {"bias": "all"},
     },
+    "qwen3": {name: LORA[name] for name in ("plain", "dora", "norms", "lora bias")},
+    "mistral": {name: LORA[name] for name in ("plain", "olora", "tokens")},
+    "phi3": {
+        "plain": {},
+        "patterned": {"rank_pattern": {"qkv_proj": 2}, "alpha_pattern": {"gate_up_proj": 3}, "use_rslora": True},
+        "dora": {"use_dora": True},
+    },
+    "gpt_neox": {
+        "plain": {},
+        "biases": {"bias": "all"},
+        "head": {"modules_to_save": ["lm_head"], "target_modules": ["query_key_value"]},
+    },
     "gpt2": {
         "plain": {},
         "dora": {"use_dora": True},
@@ -152,7 +166,7 @@ def test_every_option_alone_and_mixed(
     expected = {name: peft_logits(base, directory, PROMPTS) for name, directory in adapters.items()}
     plain = peft_logits(base, None, PROMPTS)
     mixed = Mixed(base, adapters)
-    for name in adapters:
+    for name in (*adapters, *adapters):  # the second time after the others came and went
         for alone, theirs in zip(mixed.logits(PROMPTS, [name] * len(PROMPTS)), expected[name], strict=True):
             torch.testing.assert_close(alone, theirs, atol=1e-4, rtol=1e-4)
         if name != "activated":

@@ -22,6 +22,7 @@ from graft_runtime.messages import (
     Mount,
     Mounted,
     MountFailed,
+    Occupancy,
     Sampling,
     ServedAdapter,
     StepDone,
@@ -144,14 +145,20 @@ def test_a_row_that_overflows_spoils_no_other(engine: Any) -> None:
         assert [token for event in generated if event.request == name for token in event.tokens] == answer
 
 
-def test_an_adapter_that_overflows_is_refused_by_its_trial(engine: Any, good: Path, tmp_path: Path) -> None:
-    """Its values are finite; what they compute is not."""
-    huge = edited(good, tmp_path / "huge", _fill(1e30, ".weight"))
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_an_adapter_that_overflows_is_refused_by_its_trial(
+    in_process: Any, tiny_base: Path, good: Path, tmp_path: Path, dtype: str
+) -> None:
+    """Its values are finite; what they compute is not. The first of its kind is tried on the whole model."""
+    engine = in_process(tiny_base, dtype=dtype)
+    huge = edited(good, tmp_path / "huge", _fill(1e30 if dtype == "float32" else 3e3, ".weight"))
     assert engine.mount("huge", huge).fault.code == ErrorCode.CORRUPT
     assert engine.mount("huge", good).digest == "huge", "nothing is left of it"
+    assert engine.mount("later", huge).fault.code == ErrorCode.CORRUPT, "tried after another of its kind"
 
 
-def test_an_adapter_on_modules_that_are_never_called(engine: Any, good: Path) -> None:
+def test_an_adapter_on_modules_that_are_never_called(in_process: Any, tiny_base: Path, good: Path) -> None:
+    engine = in_process(tiny_base)
     model = engine.engine._serving.base.model
     for layer in model.model.layers:
         layer.forward = lambda hidden_states, **_: hidden_states
@@ -192,7 +199,7 @@ def test_an_adapter_leaves_when_its_last_request_ends(engine: Any) -> None:
     engine.handle(ask("late", "good"))
     events = []
     while engine.engine.busy:
-        events += [event for event in engine.step() if not isinstance(event, StepDone)]
+        events += [event for event in engine.step() if not isinstance(event, StepDone | Occupancy)]
     assert [(type(event), getattr(event, "request", None)) for event in events] == [
         (Generated, "late"),
         (Generated, "runs"),
@@ -261,15 +268,27 @@ def test_a_cancelled_request_frees_its_row_at_once(in_process: Any, tiny_base: P
     for command in (ask("goes", "good", tokens=100), ask("stays", tokens=10), ask("waits", tokens=2)):
         engine.handle(command)
     first = engine.step()
-    assert (first[-1].running, first[-1].waiting) == (2, 1)
+    one = first[-1].reserved // 2
+    assert first[-1] == Occupancy(running=2, waiting=1, reserved=2 * one)
     engine.handle(Cancel("goes"))
     engine.handle(Cancel("never heard of"))
     second = engine.step()
-    assert (second[-1].running, second[-1].waiting) == (2, 0)
+    assert second[0] == Occupancy(running=1, waiting=1, reserved=one)
+    assert second[-1] == Occupancy(running=2, waiting=0, reserved=2 * one)
     assert not any(isinstance(event, Generated) and event.request == "goes" for event in second)
     assert engine.collect(first + second)["stays"] == alone["stays"]
     engine.handle(Unmount("good"))
     assert engine.step() == [Unmounted("good")], "the cancelled request holds it no longer"
+
+
+def test_the_last_request_that_is_cancelled_leaves_nothing_and_says_so(in_process: Any, tiny_base: Path) -> None:
+    engine = in_process(tiny_base)
+    engine.handle(ask("goes", tokens=100))
+    assert engine.step()[-1].reserved > 0
+    engine.handle(Cancel("goes"))
+    assert engine.engine.busy, "there is something to tell"
+    assert engine.step() == [Occupancy()]
+    assert not engine.engine.busy
 
 
 def test_a_waiting_request_can_be_cancelled(in_process: Any, tiny_base: Path) -> None:
@@ -296,7 +315,7 @@ def test_no_more_than_max_sequences_run(in_process: Any, tiny_base: Path) -> Non
     finished = 0
     while engine.engine.busy:
         for event in engine.step():
-            steps += [event.running] if isinstance(event, StepDone) else []
+            steps += [event.running] if isinstance(event, Occupancy) else []
             finished += isinstance(event, Generated) and event.finish is not None
     assert finished == 10
     assert max(steps) <= 3

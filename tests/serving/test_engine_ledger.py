@@ -9,7 +9,7 @@ import pytest
 import torch
 from graft_runtime.engine import ledger
 from graft_runtime.engine.kv import LayerShape
-from graft_runtime.engine.ledger import CPU_CAP, Ledger, free_memory, open_ledger
+from graft_runtime.engine.ledger import CPU_CAP, Ledger, free_memory, open_ledger, room_in_host
 from graft_runtime.errors import ErrorCode, GraftError
 
 MEBIBYTE = 1 << 20
@@ -48,3 +48,13 @@ def test_the_longest_sequence_can_always_grow() -> None:
     with pytest.raises(GraftError) as refused:
         Ledger(0, 0, 0, 0, tokens=3).longest(8192)
     assert refused.value.code == ErrorCode.NO_CAPACITY
+
+
+@pytest.mark.parametrize(("device", "room"), [("cpu", 100), ("cuda", 400)])
+def test_host_memory_has_room_for_adapters_that_leave_the_device(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, device: str, room: int
+) -> None:
+    monkeypatch.setattr(ledger, "free_memory", lambda: 800 * MEBIBYTE)
+    with caplog.at_level(logging.INFO):
+        assert room_in_host(torch.device(device)) == room * MEBIBYTE
+    assert f"800 MiB free; adapters that are not mounted up to {room} MiB" in caplog.text

@@ -20,10 +20,10 @@ from graft_runtime.messages import (
     Mount,
     Mounted,
     MountFailed,
+    Occupancy,
     Sampling,
     ServedAdapter,
     Start,
-    StepDone,
     Submit,
     TokenizerConverted,
     decode_events,
@@ -107,7 +107,7 @@ def test_the_process_serves_over_its_socket(child: Child, tiny_base: Path, make_
     child.send(Submit("base", [256, 1, 2], 6, (), greedy))
     base, last = child.answer("base")
     assert (len(base), last.finish) == (6, "length")
-    assert child.next(StepDone).running == 0
+    assert child.next(Occupancy) == Occupancy()
     child.send(Submit("adapted", [256, 1, 2], 6, (ServedAdapter("sha256:good", 1.0),), greedy))
     adapted, _ = child.answer("adapted")
     assert adapted != base

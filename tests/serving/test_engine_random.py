@@ -1,37 +1,49 @@
-"""Model checking by chance: adapters mount, change, rescale and leave under requests that come, run and are cancelled.
+"""Model checking by chance: adapters come, change, rescale, go, and displace each other under requests that come, run
+and are cancelled.
 
-Each answer is compared with an oracle, Transformers and PEFT, that runs one request at a time. Memory, bank and steps
-are made so small that requests wait for each other, move and are pushed back.
+The store (which adapter is where) and the engine (what runs) work together as in a pod. Each answer is compared with an
+oracle, Transformers and PEFT, that runs one request at a time. Memory, bank, steps, places and tiers are made so small
+that requests wait for each other, move and are pushed back, and adapters are evicted and mounted again all the time.
 """
 
 from __future__ import annotations
 
+import asyncio
+import hashlib
 import random
-import warnings
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from graft_runtime.contract import AdapterEntry, AdapterSet, Source
+from graft_runtime.errors import ErrorCode, GraftError
 from graft_runtime.messages import (
     Cancel,
+    Dropped,
     Generated,
-    Mount,
     Mounted,
+    Occupancy,
     Sampling,
-    ServedAdapter,
     StepDone,
     Submit,
-    Unmount,
     Unmounted,
 )
+from graft_runtime.store import catalogue as catalogue_module
+from graft_runtime.store.cache import Cached
+from graft_runtime.store.leases import Lease
+from graft_runtime.store.residency import Residency
 
-NEAR_TIE = 1e-4
 TOKENS = 14
 OPERATIONS = 150
-NAMES = ("red", "green", "blue")
+SEEDS = 3
+NAMES = ("red", "green", "blue", "grey")
 VERSIONS = 2
+PLACES = 2
+HOST_BYTES = 16_000
 SCALES = (1.0, 0.5, -0.75)
 PROMPTS = [
     [256, *b"hi"],
@@ -41,165 +53,250 @@ PROMPTS = [
 ]
 
 
-class Oracle:
-    """Transformers and PEFT, one request at a time."""
+class Fetches:
+    """Everything is in the cache already."""
 
-    def __init__(self, base: Path, versions: dict[str, Path]) -> None:
-        from peft import PeftModel
-        from transformers import AutoModelForCausalLM
+    def __init__(self, versions: dict[str, Path]) -> None:
+        self._versions = versions
 
-        model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval()
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            digests = iter(versions.items())
-            digest, directory = next(digests)
-            self._model = PeftModel.from_pretrained(model, directory, adapter_name=digest).eval()
-            for digest, directory in digests:
-                self._model.load_adapter(directory, adapter_name=digest)
-        self._known: dict[tuple[tuple[int, ...], str | None, float], tuple[list[int], list[float]]] = {}
-
-    def answer(self, prompt: list[int], digest: str | None, scale: float) -> tuple[list[int], list[float]]:
-        """The tokens, and how far the best logit lies above the second at each."""
-        key = (tuple(prompt), digest, scale)
-        if key not in self._known:
-            self._known[key] = self._generate(prompt, digest, scale)
-        return self._known[key]
-
-    @torch.no_grad()
-    def _generate(self, prompt: list[int], digest: str | None, scale: float) -> tuple[list[int], list[float]]:
-        from peft.helpers import rescale_adapter_scale
-
-        self._model.set_adapter(digest or next(iter(self._model.peft_config)))
-        with rescale_adapter_scale(self._model, scale if digest else 0.0):
-            made = self._model.generate(
-                input_ids=torch.tensor([prompt]),
-                attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
-                max_new_tokens=TOKENS,
-                do_sample=False,
-                eos_token_id=None,
-                pad_token_id=0,
-                return_dict_in_generate=True,
-                output_logits=True,
-            )
-        best = torch.stack([logits[0].topk(2).values for logits in made.logits])
-        return made.sequences[0, len(prompt) :].tolist(), (best[:, 0] - best[:, 1]).tolist()
+    async def fetch_until_there(self, source: Source, kind: str, digest: str, name: str, failed: Any) -> Cached:
+        return Cached(digest, self._versions[digest], 1)
 
 
 @dataclass
 class Asked:
     prompt: list[int]
-    digest: str | None
-    scale: float
+    name: str | None
     tokens: int
+    lease: Lease | None = None
+    task: asyncio.Task[None] | None = None
     said: list[int] = field(default_factory=list)
     ended: bool = False
     cancelled: bool = False
 
+    @property
+    def over(self) -> bool:
+        return self.ended or self.cancelled
+
+    def end(self) -> None:
+        if self.lease is not None:
+            self.lease.release()
+
+
+MODEL_VOCABULARY = 320
+
+
+async def no_tokenizer(cached: Any, name: str) -> None:
+    """None of these adapters brings its own."""
+
 
 class World:
-    """The engine, and what must be true of it."""
+    """A store and an engine, and what must be true of them."""
 
-    def __init__(self, engine: Any, versions: dict[str, Path], oracle: Oracle, seed: int) -> None:
+    def __init__(self, engine: Any, versions: dict[str, Path], oracle: Any, seed: int) -> None:
         self.engine, self.versions, self.oracle = engine, versions, oracle
+        self.jobs = engine.load_later = list[Any]()
         self.random = random.Random(seed)
-        self.serving: dict[str, tuple[str, float]] = {}
-        self.mounted: set[str] = set()
+        fetches: Any = Fetches(versions)
+        self.store = Residency(
+            fetches,
+            engine.handle,
+            no_tokenizer,
+            limit=PLACES,
+            max_rank=16,
+            drain_seconds=1000,
+            changed=lambda name: None,
+        )
+        self.store.base_loaded(MODEL_VOCABULARY)
+        self.entries: dict[str, AdapterEntry] = {}
+        self.generation = 0
         self.asked: dict[str, Asked] = {}
+        self.seen: Counter[str] = Counter()
 
-    def run(self) -> None:
-        moves = [self.mount, self.rescale, self.unmount, self.cancel] + [self.submit] * 5 + [self.step] * 6
+    async def run(self) -> None:
+        sets = [self.point, self.point, self.rescale, self.pin, self.remove]
+        moves: list[Callable[[], None]] = sets + [self.cancel] + [self.load] * 4 + [self.submit] * 6 + [self.step] * 8
+        for _ in NAMES:
+            self.point()
         for _ in range(OPERATIONS):
             self.random.choice(moves)()
-        for digest in self.versions:
-            self.engine.handle(Unmount(digest))
-        while self.engine.engine.busy:
-            self.step()
-        assert not self.mounted, "everything has left"
-        bank = self.engine.engine._serving.runner.bank
-        assert bank.active == 0
+            await self.settle()
+            self.check_tiers()
+        await self.finish(lambda: all(asked.over for asked in self.asked.values()))
+        self.entries.clear()
+        self.apply()
+        await self.finish(lambda: not self.store.digests)
+        bank, mounts = self.engine.engine._serving.runner.bank, self.engine.engine._mounts
+        assert (bank.active, mounts._mounts, mounts.host.bytes) == (0, {}, 0)
         assert not any(tensor.any() for module in bank.modules.values() for tensor in (module.a, module.b))
         for asked in self.asked.values():
-            assert asked.ended or asked.cancelled
             self.check(asked)
 
-    def mount(self) -> None:
+    async def finish(self, done: Callable[[], bool]) -> None:
+        for _ in range(2000):
+            self.load()
+            self.step()
+            await self.settle()
+            self.check_tiers()
+            if done() and not self.engine.engine.busy:
+                return
+        raise AssertionError("it does not come to an end")
+
+    async def settle(self) -> None:
+        """Until every task that can go on has gone on."""
+        for _ in range(12):
+            await asyncio.sleep(0)
+
+    # what the operator does
+
+    def apply(self) -> None:
+        self.generation += 1
+        entries = tuple(self.entries.values())
+        self.store.apply(AdapterSet(pool_uid="p", config_hash="c", generation=self.generation, adapters=entries))
+
+    def point(self) -> None:
         """New bytes under an old name are a new digest; the old one leaves when its requests have."""
         name = self.random.choice(NAMES)
-        digest = f"{name}-{self.random.randrange(VERSIONS)}"
-        before = self.serving.get(name)
-        self.engine.handle(Mount(digest, str(self.versions[digest]), name))
-        self.serving[name] = (digest, self.random.choice(SCALES))
-        if before is not None and before[0] != digest:
-            self.engine.handle(Unmount(before[0]))
+        digest = digest_of(name, self.random.randrange(VERSIONS))
+        source, scale = Source(uri=f"pvc://shelf/{digest}"), self.random.choice(SCALES)
+        self.entries[name] = AdapterEntry(name=name, source=source, digest=digest, scale=scale)
+        self.apply()
 
     def rescale(self) -> None:
-        if self.serving:
-            name = self.random.choice(sorted(self.serving))
-            self.serving[name] = (self.serving[name][0], self.random.choice(SCALES))
+        self.change("scale", self.random.choice(SCALES))
 
-    def unmount(self) -> None:
-        if self.serving:
-            digest, _ = self.serving.pop(self.random.choice(sorted(self.serving)))
-            self.engine.handle(Unmount(digest))
+    def pin(self) -> None:
+        """One at a time: a place must be left for the others."""
+        for name, entry in self.entries.items():
+            self.entries[name] = entry.model_copy(update={"pinned": False})
+        self.change("pinned", self.random.random() < 0.3)
+
+    def change(self, what: str, value: Any) -> None:
+        if self.entries:
+            name = self.random.choice(sorted(self.entries))
+            self.entries[name] = self.entries[name].model_copy(update={what: value})
+            self.apply()
+
+    def remove(self) -> None:
+        if self.entries:
+            del self.entries[self.random.choice(sorted(self.entries))]
+            self.apply()
+
+    # what clients do
 
     def submit(self) -> None:
-        name = self.random.choice([None, *sorted(self.serving)])
-        digest, scale = self.serving[name] if name else (None, 1.0)
-        asked = Asked(self.random.choice(PROMPTS), digest, scale, self.random.randint(1, TOKENS))
+        name = self.random.choice([None, *sorted(self.entries)])
         request = str(len(self.asked))
+        asked = Asked(self.random.choice(PROMPTS), name, self.random.randint(1, TOKENS))
         self.asked[request] = asked
-        served = (ServedAdapter(digest, scale),) if digest else ()
+        asked.task = asyncio.create_task(self.ask(request, asked))
+
+    async def ask(self, request: str, asked: Asked) -> None:
+        if asked.name is not None:
+            try:
+                (asked.lease,) = await self.store.acquire([asked.name], 1000)
+            except GraftError as error:
+                if (error.code, asked.name in self.entries) != (ErrorCode.UNKNOWN_MODEL, False):
+                    raise
+                asked.cancelled = True
+                return
+            assert asked.lease.digest in {digest_of(asked.name, version) for version in range(VERSIONS)}
+        served = (asked.lease.served,) if asked.lease is not None else ()
         self.engine.handle(Submit(request, asked.prompt, asked.tokens, served, Sampling(temperature=0)))
 
     def cancel(self) -> None:
-        going = [name for name, asked in self.asked.items() if not asked.ended and not asked.cancelled]
+        going = [request for request, asked in self.asked.items() if not asked.over]
         if going:
-            name = self.random.choice(going)
-            self.asked[name].cancelled = True
-            self.engine.handle(Cancel(name))
+            request = self.random.choice(going)
+            asked = self.asked[request]
+            asked.cancelled = True
+            if asked.task is not None:
+                asked.task.cancel()
+            self.engine.handle(Cancel(request))
+            asked.end()
+
+    # what the engine does
+
+    def load(self) -> None:
+        if self.jobs:
+            self.engine.handle(self.engine.loader.do(self.jobs.pop(0)))
 
     def step(self) -> None:
         for event in self.engine.step():
-            if isinstance(event, Generated):
-                asked = self.asked[event.request]
-                assert event.fault is None, event.fault
-                assert not asked.ended
-                asked.said += event.tokens
-                asked.ended = event.finish is not None
-            elif isinstance(event, Mounted):
-                self.mounted.add(event.digest)
-            elif isinstance(event, Unmounted):
-                self.mounted.discard(event.digest)
-            else:
-                assert isinstance(event, StepDone), event
+            match event:
+                case Generated():
+                    asked = self.asked[event.request]
+                    assert event.fault is None, event.fault
+                    assert not asked.ended
+                    asked.said += event.tokens
+                    asked.ended = event.finish is not None
+                    if asked.ended:
+                        asked.end()
+                case Mounted() | Unmounted() | Dropped():
+                    self.seen[f"{type(event).__name__} {getattr(event, 'tier', '')}".strip()] += 1
+                    self.store.on_event(event)
+                case _:
+                    assert isinstance(event, StepDone | Occupancy), event
+
+    # what must be true
+
+    def check_tiers(self) -> None:
+        mounts = self.engine.engine._mounts
+        assert len(mounts._mounts) <= PLACES
+        assert mounts.host.bytes == sum(pack.bytes for pack in mounts.host._packs.values()) <= mounts.host._room
+        assert not set(mounts._mounts) & set(mounts.host._packs), "in one or the other"
 
     def check(self, asked: Asked) -> None:
-        expected, margins = self.oracle.answer(asked.prompt, asked.digest, asked.scale)
         assert asked.cancelled or len(asked.said) == asked.tokens
-        for mine, theirs, margin in zip(asked.said, expected, margins, strict=False):
-            if mine != theirs:
-                assert margin < NEAR_TIE, (asked, expected)
-                return
+        served = asked.lease.served if asked.lease is not None else None
+        how = {"scale": served.weight if served is not None else 1.0, "tokens": TOKENS}
+        self.oracle.check(asked.said, asked.prompt, served.digest if served is not None else None, **how)
+
+
+def digest_of(name: str, version: int) -> str:
+    return "sha256:" + hashlib.sha256(f"{name}-{version}".encode()).hexdigest()
+
+
+@pytest.fixture
+def make_world(in_process: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[..., World]:
+    """`make_world(base, versions, oracle, seed)`, with too little of everything."""
+
+    async def at_once(function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+        return function(*arguments, **options)
+
+    monkeypatch.setattr(asyncio, "to_thread", at_once)
+
+    def make(base: Path, versions: dict[str, Path], oracle: Any, seed: int) -> World:
+        monkeypatch.setattr(catalogue_module, "PATIENCE_SECONDS", float(seed % 2))  # every other time nobody has any
+        engine = in_process(base, max_sequences=6, max_mounted_adapters=PLACES)
+        serving = engine.engine._serving
+        serving.runner.bank._limit = 8  # not all adapters at once
+        engine.engine._mounts.open_host(HOST_BYTES, torch.device("cpu"))
+        if serving.runner.name == "decoder":
+            serving.runner.kv.tokens = 3 * 128
+            serving.scheduler.flow._prompt_tokens = 32
+        return World(engine, versions, oracle, seed)
+
+    return make
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3", "bloom"])
-def test_whatever_happens_each_answer_is_its_own(
-    family: str, make_base: Any, make_adapter: Any, in_process: Any
+async def test_whatever_happens_each_answer_is_its_own(
+    family: str, make_base: Any, make_adapter: Any, make_world: Any, make_oracle: Any
 ) -> None:
     base = make_base(family)
-    versions = {
-        f"{name}-{version}": make_adapter(f"{name}-{version}", base=base, r=2 + 2 * version)
-        for name in NAMES
-        for version in range(VERSIONS)
-    }
-    oracle = Oracle(base, versions)
-    for seed in range(3):
-        engine = in_process(base, max_sequences=6, max_mounted_adapters=len(versions))
-        runner = engine.engine._serving.runner
-        runner.bank._limit = 8  # not all adapters at once
-        if runner.name == "decoder":
-            runner.kv.tokens = 3 * 128
-            engine.engine._serving.scheduler.flow._prompt_tokens = 32
-        World(engine, versions, oracle, seed).run()
+    oracle, versions = make_oracle(base), {}
+    for name in NAMES:
+        for version in range(VERSIONS):
+            digest = digest_of(name, version)
+            versions[digest] = make_adapter(f"{name}-{version}", base=base, r=2 + 2 * version)
+            oracle.load(versions[digest], digest)
+    seen: Counter[str] = Counter()
+    for seed in range(SEEDS):
+        world = make_world(base, versions, oracle, seed)
+        runner = world.engine.engine._serving.runner
+        await world.run()
+        seen += world.seen
         if runner.name == "decoder":
             assert (runner.kv.extents, runner.kv.held) == (0, 0)
+    assert min(seen[kind] for kind in ("Mounted disk", "Mounted host", "Unmounted host", "Dropped")) > 3, seen

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import io
 import os
+import resource
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,7 @@ import pytest
 from graft_runtime.contract import Source, SourceMount
 from graft_runtime.errors import ErrorCode, GraftError
 from graft_runtime.store import cache as cache_module
+from graft_runtime.store import sources as sources_module
 from graft_runtime.store.cache import Cache, Cached
 from graft_runtime.store.checkpoints import Kind
 from graft_runtime.store.fetches import Fetches, retry_seconds
@@ -27,6 +31,14 @@ def sources(tmp_path: Path) -> Sources:
     for name in ("a", "b", "c"):
         write_adapter(tmp_path / "shelf" / name, name)
     return Sources((MOUNT,), {"shelf": tmp_path / "shelf"})
+
+
+@pytest.fixture
+def file_size_limit() -> Iterator[Callable[[int], None]]:
+    """`file_size_limit(bytes)`: no file of this process may grow past it from then on."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def write_adapter(directory: Path, content: str) -> None:
@@ -64,6 +76,96 @@ def test_the_digest_follows_the_bytes_and_nothing_else(tmp_path: Path, sources: 
     assert copy(cache, sources, "a").digest == first
     write_adapter(tmp_path / "shelf" / "a", "x")
     assert copy(cache, sources, "a").digest != first
+
+
+def count_copies(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of files that are copied from then on."""
+    copied, copy_file = list[str](), cache_module._copy_file
+
+    def counted(directory: Any, name: str, arrival: Any) -> Any:
+        copied.append(name)
+        return copy_file(directory, name, arrival)
+
+    monkeypatch.setattr(cache_module, "_copy_file", counted)
+    return copied
+
+
+@pytest.fixture
+def model(tmp_path: Path, sources: Sources, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """`pvc://shelf/model`, whose last change was long ago as far as we look."""
+    monkeypatch.setattr(sources_module, "SETTLED_SECONDS", 0)
+    directory = tmp_path / "shelf" / "model"
+    directory.mkdir()
+    (directory / "config.json").write_text("{}")
+    (directory / "model.safetensors").write_bytes(b"w" * WEIGHTS_BYTES)
+    return directory
+
+
+def test_a_base_that_did_not_change_is_not_copied_again_after_a_restart(
+    tmp_path: Path, sources: Sources, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copied = count_copies(monkeypatch)
+    first = Cache(tmp_path / "cache", None, tuple).copy(sources, "pvc://shelf/model", "model")
+    assert len(copied) == 2
+    again = Cache(tmp_path / "cache", None, tuple).copy(sources, "pvc://shelf/model", "model")
+    assert (again, len(copied)) == (first, 2)
+    (tmp_path / "cache" / "models.json").write_text("[1]")
+    assert Cache(tmp_path / "cache", None, tuple).copy(sources, "pvc://shelf/model", "model") == first
+    assert len(copied) == 4, "what was remembered is gone"
+
+
+def test_other_bytes_of_the_same_size_and_time_are_seen(tmp_path: Path, sources: Sources, model: Path) -> None:
+    cache, weights = Cache(tmp_path / "cache", None, tuple), model / "model.safetensors"
+    first = cache.copy(sources, "pvc://shelf/model", "model").digest
+    before = weights.stat()
+    while weights.stat().st_ctime_ns == before.st_ctime_ns:  # until the clock of the file system has ticked
+        weights.write_bytes(b"x" * WEIGHTS_BYTES)
+        os.utime(weights, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert weights.stat().st_mtime_ns == before.st_mtime_ns
+    assert cache.copy(sources, "pvc://shelf/model", "model").digest != first
+
+
+def test_what_changed_a_moment_ago_is_read_again(
+    tmp_path: Path, sources: Sources, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache, copied = Cache(tmp_path / "cache", None, tuple), count_copies(monkeypatch)
+    for _ in range(2):
+        copy(cache, sources, "a")
+    assert len(copied) == 4
+
+
+@pytest.mark.parametrize("how", ["grows", "is cut", "is replaced", "goes"])
+def test_a_source_that_changes_while_it_is_read_is_not_taken(
+    tmp_path: Path, sources: Sources, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """Half old and half new: neither version is what would be mounted."""
+    weights, config = tmp_path / "shelf/a/adapter_model.safetensors", tmp_path / "shelf/a/adapter_config.json"
+    read, changes = cache_module._read, [how]
+
+    def change(*arguments: Any) -> bytes:
+        if arguments[2] == weights.name and changes:
+            match changes.pop():
+                case "grows":
+                    with weights.open("ab") as file:
+                        file.write(b"more")
+                case "is cut":
+                    os.truncate(weights, WEIGHTS_BYTES // 2)
+                case "is replaced":
+                    (tmp_path / "new").write_text('{"r": 2}')
+                    (tmp_path / "new").replace(config)
+                case _:
+                    weights.unlink()
+        return read(*arguments)
+
+    cache = Cache(tmp_path / "cache", None, tuple)
+    with monkeypatch.context() as patched:
+        patched.setattr(cache_module, "_read", change)
+        with pytest.raises(GraftError, match="changed while it was read") as caught:
+            copy(cache, sources, "a")
+    assert caught.value.code == "SourceUnavailable"
+    assert list((tmp_path / "cache" / "sha256").iterdir()) == []
+    write_adapter(tmp_path / "shelf" / "a", "a")
+    assert copy(cache, sources, "a").bytes == ADAPTER_BYTES, "it is tried again"
 
 
 def test_a_full_cache_lets_the_least_recently_used_go(tmp_path: Path, sources: Sources) -> None:
@@ -104,6 +206,53 @@ def test_a_full_disk_is_told_and_leaves_nothing(
         copy(cache, sources, "a")
     assert caught.value.code == "NoCapacity"
     assert list((tmp_path / "cache" / "partial").iterdir()) == []
+
+
+def test_a_disk_that_takes_only_part_of_a_write_is_full(
+    tmp_path: Path, sources: Sources, file_size_limit: Callable[[int], None]
+) -> None:
+    """The kernel writes what still fits and says so; only the next write is refused."""
+    cache = Cache(tmp_path / "cache", None, tuple)
+    file_size_limit(WEIGHTS_BYTES - 1)
+    with pytest.raises(GraftError) as caught:
+        copy(cache, sources, "a")
+    assert caught.value.code == "NoCapacity"
+    assert cache.unfinished == []
+    assert list((tmp_path / "cache" / "sha256").iterdir()) == []
+
+
+class SmallDisk(io.FileIO):
+    """A file on a disk with room for two adapters below `cache`: it takes what fits, and refuses the next byte."""
+
+    root: Path
+
+    def write(self, piece: Any, /) -> int:
+        taken = sum(path.stat().st_size for path in self.root.rglob("adapter_*"))
+        room = 2 * ADAPTER_BYTES - taken
+        if room <= 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return super().write(memoryview(piece)[:room])
+
+
+def test_on_a_full_disk_what_nobody_uses_goes_first(
+    tmp_path: Path, sources: Sources, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used: set[str] = set()
+    cache = Cache(tmp_path / "cache", None, lambda: used)
+    monkeypatch.setattr(SmallDisk, "root", tmp_path / "cache", raising=False)
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "open", lambda path, mode, buffering: SmallDisk(path, mode))
+        a, b = copy(cache, sources, "a"), copy(cache, sources, "b")
+        used.add(a.digest)
+        c = copy(cache, sources, "c")
+        used.add(c.digest)
+        with pytest.raises(GraftError) as caught:
+            copy(cache, sources, "b")
+    assert caught.value.code == "NoCapacity"
+    assert (c.directory / "adapter_model.safetensors").read_bytes() == b"c" * WEIGHTS_BYTES
+    assert cache.find(b.digest) is None
+    assert cache.find(a.digest)
+    assert cache.unfinished == []
 
 
 def test_what_was_half_copied_before_a_kill_is_swept(tmp_path: Path) -> None:

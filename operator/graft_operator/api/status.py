@@ -163,3 +163,6 @@ class AdapterDeploymentStatus(Reported):
     """How many adapters there are, and how many are ready."""
     adapters: tuple[AdapterStatus, ...] = Field(default=(), max_length=256, json_schema_extra=list_map("name"))
     """The inline adapters, in the order of the spec."""
+    applied_hash: str = Field(default="", max_length=128)
+    """Of the pool's objects as they came out of their last applies: an operator that starts applies none of them while
+    it holds."""

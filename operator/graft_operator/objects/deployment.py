@@ -64,9 +64,11 @@ def _pod_template(pool: Pool, settings: Settings) -> dict[str, Any]:
     metadata: dict[str, Any] = {
         "labels": {**labels_of(pool), **extra.metadata.labels, **selector_of(pool), CONFIG_HASH_LABEL: config_hash}
     }
-    if extra.metadata.annotations:
-        metadata["annotations"] = dict(extra.metadata.annotations)
-    return {"metadata": metadata, "spec": overlay(build_pod_spec(pool, settings, config_hash), extra.spec)}
+    metadata["annotations"] = dict(extra.metadata.annotations)
+    template = {"metadata": metadata, "spec": overlay(build_pod_spec(pool, settings, config_hash), extra.spec)}
+    # Each pod bears it, and so tells which template it was made from: the same RuntimeConfig may be in several.
+    metadata["annotations"][TEMPLATE_HASH_ANNOTATION] = _hash_of(template)
+    return template
 
 
 def _hash_of(desired: Mapping[str, Any]) -> str:

@@ -74,6 +74,7 @@ class ModuleDelta:
         input_gain: [input features]: x ⊙ input_gain goes into W and A.
         rows: of a linear module or an embedding.
         parameters: of a norm, in the place of the base's: name → [features].
+        prompt: [virtual tokens, features], of the input embedding: what stands at the first positions of a row.
     """
 
     low_rank: LowRank | None = None
@@ -83,20 +84,20 @@ class ModuleDelta:
     input_gain: torch.Tensor | None = None
     rows: Rows | None = None
     parameters: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    prompt: torch.Tensor | None = None
 
     @property
     def additive(self) -> bool:
         """Whether it is ΔW·x + Δc: it can be weighted, and added to others."""
-        return (
-            all(value is None for value in (self.gain, self.shift, self.input_gain, self.rows)) and not self.parameters
-        )
+        others = (self.gain, self.shift, self.input_gain, self.rows, self.prompt)
+        return all(other is None for other in others) and not self.parameters
 
     @property
     def tensors(self) -> list[torch.Tensor]:
         """All of them."""
         low_rank = [self.low_rank.a, self.low_rank.b] if self.low_rank else []
         rows = [self.rows.index, self.rows.weight, self.rows.bias] if self.rows else []
-        vectors = [self.offset, self.gain, self.shift, self.input_gain, *self.parameters.values()]
+        vectors = [self.offset, self.gain, self.shift, self.input_gain, self.prompt, *self.parameters.values()]
         return [tensor for tensor in (*low_rank, *rows, *vectors) if tensor is not None]
 
     @property
@@ -105,7 +106,7 @@ class ModuleDelta:
         low_rank = self.low_rank is not None and bool(self.low_rank.a.any() and self.low_rank.b.any())
         gains = any(bool((gain != 1).any()) for gain in (self.gain, self.input_gain) if gain is not None)
         sums = any(bool(vector.any()) for vector in (self.offset, self.shift) if vector is not None)
-        return low_rank or gains or sums or self.rows is not None or bool(self.parameters)
+        return low_rank or gains or sums or self.rows is not None or bool(self.parameters) or self.prompt is not None
 
     def map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> ModuleDelta:
         """With every tensor of floating point changed, and `Rows.index` as it is."""
@@ -121,6 +122,7 @@ class ModuleDelta:
             shift=changed(self.shift),
             input_gain=changed(self.input_gain),
             rows=rows and replace(rows, weight=change(rows.weight), bias=changed(rows.bias)),
+            prompt=changed(self.prompt),
             parameters={name: change(value) for name, value in self.parameters.items()},
         )
 
@@ -143,6 +145,28 @@ class ModuleDelta:
 
 
 @dataclass(frozen=True, eq=False)
+class Prefix:
+    """Keys and values that stand before a row's own (prefix tuning).
+
+    Attributes:
+        keys: [layers, heads, virtual tokens, features].
+        values: [layers, heads, virtual tokens, features].
+    """
+
+    keys: torch.Tensor
+    values: torch.Tensor
+
+    @property
+    def tokens(self) -> int:
+        """Virtual ones."""
+        return self.keys.shape[2]
+
+    def map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Prefix:
+        """With both tensors changed."""
+        return Prefix(change(self.keys), change(self.values))
+
+
+@dataclass(frozen=True, eq=False)
 class CompiledAdapter:
     """An adapter in the memory of the model's device, checked against the base it was compiled for."""
 
@@ -156,6 +180,15 @@ class CompiledAdapter:
     """It takes part from the last place on where a prompt says these tokens; nowhere when it does not (aLoRA)."""
     vocabulary: int | None = None
     """Token ids that it knows, when they are not the base's."""
+    prefix: Prefix | None = None
+    remapped: str | None = None
+    """What was done to find its modules in this base, in words; None when they were where it says."""
+
+    @property
+    def virtual_tokens(self) -> int:
+        """Positions that it takes before the first token of a prompt."""
+        prompts = [delta.prompt.shape[0] for delta in self.modules.values() if delta.prompt is not None]
+        return sum(prompts) + (self.prefix.tokens if self.prefix is not None else 0)
 
     @property
     def bytes(self) -> int:
@@ -165,7 +198,7 @@ class CompiledAdapter:
     @property
     def additive(self) -> bool:
         """Whether a request may add it to others: all that it does is ΔW·x."""
-        return all(delta.additive for delta in self.modules.values())
+        return self.prefix is None and all(delta.additive for delta in self.modules.values())
 
     @property
     def scalable(self) -> bool:
@@ -177,11 +210,14 @@ class CompiledAdapter:
     def to(self, device: torch.device) -> CompiledAdapter:
         """In the memory of this device; itself when it is there."""
         moved = {path: _moved(delta, device) for path, delta in self.modules.items()}
-        return replace(self, modules=moved)
+        prefix = self.prefix and self.prefix.map(lambda tensor: tensor.to(device))
+        return replace(self, modules=moved, prefix=prefix)
 
     def _tensors(self) -> Iterator[torch.Tensor]:
         for delta in self.modules.values():
             yield from delta.tensors
+        if self.prefix is not None:
+            yield from (self.prefix.keys, self.prefix.values)
 
 
 def _moved(delta: ModuleDelta, device: torch.device) -> ModuleDelta:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from graft_runtime.adapters.patterns import UnsafePatternError, compile_pattern
+from graft_runtime.adapters.patterns import Expression, UnsafePatternError, compile_pattern, layer_of
 from graft_runtime.errors import ErrorCode, GraftError, shown
 
 MAX_PATTERNS = 4096
 """Keys of rank_pattern or alpha_pattern: some trainers write one a module."""
+MAX_PATTERNS_LENGTH = 1 << 18
+"""Characters of all of them."""
+MAX_COSTLY_PATTERNS = 64
+"""Of those with so many ways through that they take an automaton."""
 MAX_NAMES = 65_536
 """Items of a list: modules, tokens."""
 COMMON = frozenset(
@@ -26,13 +29,13 @@ NEUTRAL: tuple[Any, ...] = (None, False, "", [], {})
 class Pattern:
     """One key of rank_pattern or alpha_pattern, and its value."""
 
-    expression: re.Pattern[str]
+    expression: Expression
     value: float
 
 
 def first_match(patterns: Iterable[Pattern], path: str, default: float) -> float:
     """The value of the first pattern that matches the path, in the order of the config."""
-    return next((pattern.value for pattern in patterns if pattern.expression.match(path)), default)
+    return next((pattern.value for pattern in patterns if pattern.expression.matches(path)), default)
 
 
 @dataclass(frozen=True)
@@ -43,36 +46,31 @@ class Targets:
         target: a pattern or names; None when every linear module is one.
         exclude: what is left out.
         layers: only these, if the target is a list of names.
-        layer_patterns: how a path tells its layer, as `index`.
+        layer_patterns: of what stands before the number of a layer; any name does without one.
     """
 
-    target: re.Pattern[str] | frozenset[str] | None
-    exclude: re.Pattern[str] | frozenset[str] | None = None
+    target: Expression | frozenset[str] | None
+    exclude: Expression | frozenset[str] | None = None
     layers: frozenset[int] | None = None
-    layer_patterns: tuple[re.Pattern[str], ...] = ()
+    layer_patterns: tuple[Expression, ...] = ()
 
     def __contains__(self, path: str) -> bool:
         if self.exclude is not None and names(self.exclude, path):
             return False
         if self.target is None:
             return True
-        if isinstance(self.target, re.Pattern) or path in self.target:
+        if isinstance(self.target, Expression) or path in self.target:
             return names(self.target, path)
         return names(self.target, path) and self._in_layers(path)
 
     def _in_layers(self, path: str) -> bool:
-        if self.layers is None:
-            return True
-        for pattern in self.layer_patterns:
-            if found := pattern.match(path):
-                return int(found["index"]) in self.layers
-        return False
+        return self.layers is None or layer_of(path, self.layer_patterns) in self.layers
 
 
-def names(modules: re.Pattern[str] | frozenset[str], path: str) -> bool:
+def names(modules: Expression | frozenset[str], path: str) -> bool:
     """Whether a pattern, or one of these names, means the module: the whole path, or its end after a dot."""
-    if isinstance(modules, re.Pattern):
-        return modules.fullmatch(path) is not None
+    if isinstance(modules, Expression):
+        return modules.matches(path)
     parts = path.split(".")
     return any(".".join(parts[start:]) in modules for start in range(len(parts)))
 
@@ -125,7 +123,7 @@ class FieldReader:
             self.faults.append(f"{field} is {value!r}, expected true or false")
         return bool(value)
 
-    def patterns(self, field: str) -> list[tuple[str, re.Pattern[str], Any]]:
+    def patterns(self, field: str) -> list[tuple[str, Expression, Any]]:
         value = self.config.get(field) or {}
         if not isinstance(value, dict):
             self.faults.append(f"{field} is {value!r}, expected an object")
@@ -133,8 +131,16 @@ class FieldReader:
         if len(value) > MAX_PATTERNS:
             self.faults.append(f"{field} has {len(value)} keys, expected at most {MAX_PATTERNS}")
             return []
+        if (length := sum(map(len, value))) > MAX_PATTERNS_LENGTH:
+            self.faults.append(f"{field} has {length} characters of keys, expected at most {MAX_PATTERNS_LENGTH}")
+            return []
         # PEFT's own rule: the first key that matches the path, or the end of it after a dot.
-        compiled = [(key, self._compile(field, key, r"(.*\.)?({})$"), item) for key, item in value.items()]
+        compiled = [(key, self._compile(field, key, r"(.*\.)?({})"), item) for key, item in value.items()]
+        if (costly := sum(not expression.cheap for _, expression, _ in compiled if expression)) > MAX_COSTLY_PATTERNS:
+            self.faults.append(
+                f"{field} has {costly} keys with several wildcards, expected at most {MAX_COSTLY_PATTERNS}"
+            )
+            return []
         return [(key, expression, item) for key, expression, item in compiled if expression is not None]
 
     def rank_patterns(self) -> tuple[Pattern, ...]:
@@ -158,9 +164,9 @@ class FieldReader:
         patterns = self.patterns("alpha_pattern")
         return tuple(Pattern(made, self.number(f"alpha_pattern.{key}", value)) for key, made, value in patterns)
 
-    def modules(self, field: str) -> re.Pattern[str] | frozenset[str] | None:
+    def modules(self, field: str) -> Expression | frozenset[str] | None:
         value = self.config.get(field)
-        if value in NEUTRAL:
+        if value is None or (field == "exclude_modules" and value in NEUTRAL):
             return None
         if isinstance(value, list) and all(isinstance(item, str) for item in value):
             return frozenset(value)
@@ -172,24 +178,29 @@ class FieldReader:
     def layers(self) -> frozenset[int] | None:
         value = self.config.get("layers_to_transform")
         if value is None or value == []:
+            if self.config.get("layers_pattern"):
+                self.faults.append("layers_pattern is set, expected layers_to_transform beside it")
             return None
+        if isinstance(self.config.get("target_modules"), str):
+            self.faults.append("layers_to_transform is set, expected a list in target_modules beside it")
         layers = value if isinstance(value, list) else [value]
         if all(type(layer) is int and layer >= 0 for layer in layers):
             return frozenset(layers)
         self.faults.append(f"layers_to_transform is {value!r}, expected natural numbers")
         return None
 
-    def layer_patterns(self) -> tuple[re.Pattern[str], ...]:
+    def layer_patterns(self) -> tuple[Expression, ...]:
         value = self.config.get("layers_pattern") or []
         patterns = [value] if isinstance(value, str) else value
         if not isinstance(patterns, list) or not all(isinstance(pattern, str) for pattern in patterns):
             self.faults.append(f"layers_pattern is {value!r}, expected a name or a list of names")
             return ()
-        if not patterns:
-            return (re.compile(r".*?\.[^.]*\.(?P<index>\d+)\."),)
-        compiled = [
-            self._compile("layers_pattern", pattern, r"(?:^|.*?\.){}\.(?P<index>\d+)\.") for pattern in patterns
-        ]
+        if patterns and isinstance(self.config.get("target_modules"), str):
+            self.faults.append("layers_pattern is set, expected a list in target_modules beside it")
+        if len(patterns) > MAX_COSTLY_PATTERNS:
+            self.faults.append(f"layers_pattern has {len(patterns)} items, expected at most {MAX_COSTLY_PATTERNS}")
+            return ()
+        compiled = [self._compile("layers_pattern", pattern) for pattern in patterns]
         return tuple(expression for expression in compiled if expression is not None)
 
     def targets(self) -> Targets:
@@ -245,7 +256,7 @@ class FieldReader:
                 hint="correct them, or save the adapter again with peft's save_pretrained()",
             )
 
-    def _compile(self, field: str, pattern: str, wrapped: str = "{}") -> re.Pattern[str] | None:
+    def _compile(self, field: str, pattern: str, wrapped: str = "{}") -> Expression | None:
         try:
             return compile_pattern(pattern, wrapped)
         except UnsafePatternError as error:

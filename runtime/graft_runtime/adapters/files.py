@@ -14,6 +14,7 @@ from graft_runtime.adapters.keys import highest_rank
 from graft_runtime.adapters.methods.recipe import Recipe
 from graft_runtime.adapters.methods.registry import read_recipe
 from graft_runtime.adapters.parts.part import Part
+from graft_runtime.adapters.remap import plain_names
 from graft_runtime.adapters.strict_json import parse_object
 from graft_runtime.adapters.tensors import TensorSpan, read_header
 from graft_runtime.errors import ErrorCode, GraftError, shown
@@ -36,6 +37,11 @@ class AdapterFiles:
     bytes: int
     """Of both files."""
     tensors: Mapping[str, TensorSpan]
+    """Under the names that `save_pretrained` gives them."""
+    version: tuple[int, ...]
+    """Of the file that the header was read from: the weights are read from the same one."""
+    remapped: str | None = None
+    """What was done to the names of tensors or modules, in words; None when all of them were right."""
 
     @property
     def method(self) -> str:
@@ -71,9 +77,12 @@ def read_adapter_files(directory: Path, *, name: str, max_rank: int) -> AdapterF
     raw = parse_object(text, f"{CONFIG_FILE} of adapter `{name}`", ErrorCode.INVALID_CONFIG)
     recipe = read_recipe(raw, name)
     with open_weights(directory, name) as file:
-        weight_bytes = os.fstat(file.fileno()).st_size
+        weight_bytes, version = os.fstat(file.fileno()).st_size, _version(file)
         tensors = read_header(file, f"{WEIGHTS_FILE} of adapter `{name}`")
-    files = AdapterFiles(directory, name, recipe, recipe.parts(tensors), config_bytes + weight_bytes, tensors)
+    tensors, remapped = plain_names(tensors)
+    files = AdapterFiles(
+        directory, name, recipe, recipe.parts(tensors), config_bytes + weight_bytes, tensors, version, remapped
+    )
     if files.rank > max_rank:
         raise _rank_too_high(files, max_rank)
     return files
@@ -90,13 +99,28 @@ def _rank_too_high(files: AdapterFiles, max_rank: int) -> GraftError:
     )
 
 
-def open_weights(directory: Path, name: str) -> BinaryIO:
+def open_weights(directory: Path, name: str, *, version: tuple[int, ...] | None = None) -> BinaryIO:
     """The safetensors file, opened as a regular file and through no link.
 
+    Args:
+        directory: of the adapter.
+        name: how errors call it.
+        version: that the file must still be.
+
     Raises:
-        GraftError: NotAnAdapter, UnsafeFile.
+        GraftError: NotAnAdapter, UnsafeFile, Corrupt.
     """
-    return _open(directory / WEIGHTS_FILE, name)
+    file = _open(directory / WEIGHTS_FILE, name)
+    if version not in (None, _version(file)):
+        file.close()
+        raise GraftError(ErrorCode.CORRUPT, f"{WEIGHTS_FILE} of adapter `{name}` was replaced after it was checked")
+    return file
+
+
+def _version(file: BinaryIO) -> tuple[int, ...]:
+    """Which file it is, and since when it is as it is."""
+    found = os.fstat(file.fileno())
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def _check_present(directory: Path, name: str) -> None:

@@ -2,12 +2,83 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
-from graft_runtime.adapters.layout import BaseLayout
+from graft_runtime.adapters.files import AdapterFiles
+from graft_runtime.adapters.layout import ATTENTION, INPUT_EMBEDDING, BaseLayout
+from graft_runtime.adapters.methods.recipe import Targeting
+from graft_runtime.adapters.parts.low_rank import LinearLowRank
 from graft_runtime.adapters.parts.part import Part
 from graft_runtime.adapters.parts.whole import WholeModule
+from graft_runtime.adapters.remap import remap
 from graft_runtime.errors import ErrorCode, GraftError, shown
+
+
+def fitted(files: AdapterFiles, layout: BaseLayout) -> tuple[AdapterFiles, BaseLayout]:
+    """An adapter on a base: its parts at the modules that they change, and the base as the adapter knows it.
+
+    Returns:
+        The adapter, its modules found again where they moved (`remap`); the layout as `fit` returns it.
+
+    Raises:
+        GraftError: as `fit` does.
+    """
+
+    def moved(names: Mapping[str, str]) -> list[Part]:
+        return [replace(part, path=names.get(part.path, part.path)) for part in files.parts]
+
+    def fits(names: Mapping[str, str]) -> bool:
+        try:
+            fit(moved(names), layout, name=files.name, base_model=None)
+        except GraftError:
+            return False
+        return True
+
+    paths = list(dict.fromkeys(part.path for part in files.parts if part.path not in (INPUT_EMBEDDING, ATTENTION)))
+    found = remap(paths, layout, fits)
+    _check_depth(files, {path: path for path in paths} if found is None else found.names, layout)
+    if found is not None:
+        told = "; ".join(filter(None, [files.remapped, found.told]))
+        files = replace(files, parts=moved(found.names), remapped=told)
+    return files, fit(files.parts, layout, name=files.name, base_model=files.recipe.base_model)
+
+
+_LAYER = re.compile(r"((?:[^.]+\.)*?)(\d{1,9})\.(.*)")
+"""The first number of a path, and what is around it."""
+
+
+def _check_depth(files: AdapterFiles, names: Mapping[str, str], layout: BaseLayout) -> None:
+    """That no layer goes without what the config gives it: then the adapter was trained on a model with fewer layers.
+
+    PEFT would make such modules anew, which do nothing, and only warn.
+
+    Raises:
+        GraftError: BaseMismatch.
+    """
+    recipe = files.recipe
+    if not isinstance(recipe, Targeting):
+        return
+    stacks: dict[tuple[str, str], tuple[str, set[str]]] = {}
+    for part in files.parts:
+        own, here = _LAYER.fullmatch(part.path), _LAYER.fullmatch(names[part.path])
+        if own and here and isinstance(part, LinearLowRank):
+            stacks.setdefault((here[1], here[3]), (own[1], set()))[1].add(here[2])
+    bare = []
+    for match in filter(None, map(_LAYER.fullmatch, layout.linear)):
+        prefix, layers = stacks.get((match[1], match[3]), ("", None))
+        if layers is not None and match[2] not in layers and f"{prefix}{match[2]}.{match[3]}" in recipe.targets:
+            bare.append(match[0])
+    if bare:
+        raise GraftError(
+            ErrorCode.BASE_MISMATCH,
+            f"adapter `{files.name}` can't be mounted on `{layout.name}`: its config targets {len(bare)} modules "
+            "that it has no tensors for",
+            details=shown(bare),
+            hint=f"it was trained for a model with fewer layers; {_base_hint(recipe.base_model)}; or name the layers "
+            "that it has in layers_to_transform",
+        )
 
 
 def fit(parts: Sequence[Part], layout: BaseLayout, *, name: str, base_model: str | None) -> BaseLayout:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import chain
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,22 @@ class EmbeddingShape:
 
 
 @dataclass(frozen=True)
+class AttentionShape:
+    """What the attention of a decoder keeps of one token: the same in every layer."""
+
+    layers: int
+    heads: int
+    """Of keys and values."""
+    features: int
+    """Of a head."""
+
+
+INPUT_EMBEDDING = "the input embedding"
+ATTENTION = "the attention of all layers"
+"""Stand for the path of a module, where an adapter changes what every model has and its file names no module."""
+
+
+@dataclass(frozen=True)
 class BaseLayout:
     """The modules of a base model by their path in the task model (`model.layers.0.self_attn.q_proj`)."""
 
@@ -47,8 +64,19 @@ class BaseLayout:
     """The input embedding → the head that shares its weight."""
     input_embedding: str | None = None
     """Of token ids; its path."""
+    attention: AttentionShape | None = None
+    """None where keys and values can't be handed in: several kinds of layers, or an encoder beside the decoder."""
     resizable: frozenset[str] = frozenset()
     """Modules of which an adapter may have more or fewer rows than the base: the input embedding and the heads."""
+    former: Mapping[str, str] = field(default_factory=dict)
+    """How earlier versions of Transformers called a module with modules of its own → its path."""
+    wrapper: str = ""
+    """What the task model calls the model inside of it (`transformer`, `bert`)."""
+
+    @property
+    def paths(self) -> Iterator[str]:
+        """Of every module."""
+        return chain(self.linear, self.embeddings, self.norms, self.other)
 
     def resized(self, rows: Mapping[str, int]) -> BaseLayout:
         """With other numbers of rows, by the paths of linear modules and embeddings."""
@@ -58,5 +86,8 @@ class BaseLayout:
 
     def kind(self, path: str) -> str | None:
         """What a module is, for people; None when there is none."""
+        if path in (INPUT_EMBEDDING, ATTENTION):
+            there = self.input_embedding if path == INPUT_EMBEDDING else self.attention
+            return None if there is None else path
         tables = {"linear": self.linear, "an embedding": self.embeddings, "a norm": self.norms}
         return next((kind for kind, table in tables.items() if path in table), self.other.get(path))

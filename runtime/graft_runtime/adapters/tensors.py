@@ -11,6 +11,7 @@ from graft_runtime.adapters.strict_json import parse_object
 from graft_runtime.errors import ErrorCode, GraftError, shown
 
 MAX_HEADER_BYTES = 16 << 20
+MAX_TENSORS = 65_536
 MAX_DIMENSIONS = 8
 LENGTH_BYTES = 8
 """The file begins with the length of its header, little-endian."""
@@ -55,6 +56,8 @@ def read_header(file: BinaryIO, what: str) -> dict[str, TensorSpan]:
         )
     entries = parse_object(file.read(header_bytes), f"the header of {what}", ErrorCode.CORRUPT)
     entries.pop("__metadata__", None)
+    if len(entries) > MAX_TENSORS:
+        raise _corrupt(f"{what} names {len(entries)} tensors, expected at most {MAX_TENSORS}")
     spans: dict[str, TensorSpan] = {}
     faults: list[str] = []
     for name, entry in entries.items():

@@ -48,8 +48,7 @@ def api_app(pod: Pod, routes: OpenAIRoutes) -> ASGIApp:
 
     @app.get("/metrics")
     async def metrics() -> Response:
-        progress = pod.engine.progress
-        text = pod.metrics.render(pod.board.reports(), running=progress.running, waiting=progress.waiting)
+        text = pod.metrics.render(pod.board.reports(), pod.engine.occupancy)
         return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
 
     return _WithRequestId(app)

@@ -11,13 +11,14 @@ from pydantic import ValidationError
 from graft_runtime.api.faults import read_body
 from graft_runtime.api.pod import Pod
 from graft_runtime.api.tokens import check_token
-from graft_runtime.contract import Accepted, AdapterSet, Fault, Resolution, ResolveRequest, Wire
+from graft_runtime.contract import Accepted, AdapterSet, Fault, InspectRequest, Resolution, ResolveRequest, Wire
 from graft_runtime.errors import ErrorCode, GraftError
 
 MAX_SET_BYTES = 64 << 20
 MAX_RESOLVE_BYTES = 64 << 10
 MAX_WAIT_SECONDS = 60.0
 RESOLVE_SECONDS = 20.0
+INSPECT_SECONDS = 20.0
 
 Message = TypeVar("Message", bound=Wire)
 
@@ -48,6 +49,17 @@ def control_router(pod: Pod) -> APIRouter:
     async def post_resolve(request: Request) -> Response:
         asked = _parse(ResolveRequest, await read_body(request, MAX_RESOLVE_BYTES))
         return _json(await _resolve(pod, asked))
+
+    @router.post("/inspect")
+    async def post_inspect(request: Request) -> Response:
+        asked = _parse(InspectRequest, await read_body(request, MAX_RESOLVE_BYTES))
+        try:
+            async with asyncio.timeout(INSPECT_SECONDS):
+                return _json(await pod.inspect(asked.source))
+        except TimeoutError:
+            raise GraftError(
+                ErrorCode.NOT_READY, f"`{asked.source.uri}` is still on its way", hint="ask again"
+            ) from None
 
     return router
 

@@ -20,6 +20,9 @@ from graft_runtime.messages import (
     ConvertTokenizer,
     Event,
     Generated,
+    Inspect,
+    Inspected,
+    Occupancy,
     StepDone,
     Submit,
     TokenizerConverted,
@@ -40,8 +43,6 @@ STALL_STEPS = 10
 class Progress:
     """How the step loop is doing."""
 
-    running: int = 0
-    waiting: int = 0
     last_change: float = 0.0
     """When a step ended or work came after none; seconds of the monotonic clock."""
     slowest: float = 0.0
@@ -110,9 +111,11 @@ class EngineClient:
         self._process: asyncio.subprocess.Process | None = None
         self._writer: asyncio.StreamWriter | None = None
         self._answers: dict[str, Answer] = {}
-        self._conversions: dict[str, asyncio.Future[None]] = {}
+        self._asked: dict[tuple[type, str], asyncio.Future[None]] = {}
+        """By the kind of the answer and the directory that it is about."""
         self._numbers = itertools.count(1)
         self.progress = Progress()
+        self.occupancy = Occupancy()
         self.spawned = asyncio.Event()
 
     @property
@@ -169,9 +172,19 @@ class EngineClient:
 
     async def convert_tokenizer(self, directory: str, output: str) -> None:
         """Writes a tokenizer.json for a directory without one. Raises GraftError."""
-        future = self._conversions[directory] = asyncio.get_running_loop().create_future()
-        self.send(ConvertTokenizer(directory, output))
-        await future
+        await self._ask(ConvertTokenizer(directory, output), TokenizerConverted, directory)
+
+    async def inspect(self, directory: str, name: str) -> None:
+        """A dry run of a mount. Raises GraftError: why the adapter would be refused."""
+        await self._ask(Inspect(directory, name), Inspected, directory)
+
+    async def _ask(self, command: Command, answer: type, directory: str) -> None:
+        """Whoever asks the same while it is under way shares the answer."""
+        future = self._asked.get((answer, directory))
+        if future is None:
+            future = self._asked[answer, directory] = asyncio.get_running_loop().create_future()
+            self.send(command)
+        await asyncio.shield(future)
 
     async def _listen(self, reader: asyncio.StreamReader) -> None:
         try:
@@ -192,20 +205,22 @@ class EngineClient:
                         del self._answers[event.request]
             case StepDone():
                 progress = self.progress
-                progress.running, progress.waiting = event.running, event.waiting
                 progress.last_change = time.monotonic()
                 progress.slowest = max(progress.slowest, event.seconds)
                 self._heard(event)
-            case TokenizerConverted():
-                self._converted(event)
+            case Occupancy():
+                self.occupancy = event
+            case TokenizerConverted() | Inspected():
+                self._answered(event)
             case _:
                 self._heard(event)
 
-    def _converted(self, event: TokenizerConverted) -> None:
-        future = self._conversions.pop(event.directory, None)
+    def _answered(self, event: TokenizerConverted | Inspected) -> None:
+        future = self._asked.pop((type(event), event.directory), None)
         if future is None or future.done():
             return
         if event.fault is None:
             future.set_result(None)
         else:
             future.set_exception(event.fault.error())
+            future.exception()  # whoever asked may have gone

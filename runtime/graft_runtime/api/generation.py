@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 from graft_runtime.api.answers import Choice, Generation
+from graft_runtime.api.composition import Speaker, alone, together
+from graft_runtime.api.manner import Manner
 from graft_runtime.api.pieces import Detokenizer, StopStrings
 from graft_runtime.api.pod import LoadedBase, Pod
 from graft_runtime.api.requests import ChatRequest, CompletionRequest, GenerationRequest
-from graft_runtime.api.tokenizing import Manner
+from graft_runtime.api.voices import Voice
+from graft_runtime.contract import Task
 from graft_runtime.errors import ErrorCode, GraftError
-from graft_runtime.messages import Sampling, Submit
-from graft_runtime.store.residency import Lease
+from graft_runtime.messages import BaseLoaded, Sampling, Submit
+from graft_runtime.store.leases import Lease
 
 ADAPTER_WAIT_SECONDS = 30.0
 WAITING_PER_PLACE = 8
@@ -49,27 +54,65 @@ class Generator:
         """Checks a request against what is served, waits for its adapter and hands it to the engine.
 
         Raises:
-            GraftError: InvalidRequest, UnknownModel, ContextTooLong, NoChatTemplate, NotReady, Overloaded,
-                ShuttingDown, or the fault of the adapter.
+            GraftError: InvalidRequest, UnknownModel, NotGenerative, ContextTooLong, NoChatTemplate, NotReady,
+                Overloaded, NotComposable, ShuttingDown, or the fault of an adapter.
         """
         model = self._known_model(request.model)
+        names = self._known_adapters(request, model)
         count = len(request.prompts) if isinstance(request, CompletionRequest) else 1
         release = self._admit(count)
-        lease: Lease | None = None
+        leases: tuple[Lease, ...] = ()
         try:
             base = self._pod.serving_base()
-            if model != self._pod.config.served_name:
-                lease = await self._pod.adapters.acquire(model, ADAPTER_WAIT_SECONDS)
-            manner = await self._pod.manner(lease.digest if lease is not None else None)
-            prompts = await self._tokenize(request, base, manner)
-            choices = self._submit(request, prompts, base, manner, lease)
+            _check_generates(base, model)
+            if names:
+                leases = await self._hold(names, "adapters" if request.adapters else "model")
+            speaker = await self._speaker(request, leases, base.loaded.vocabulary_size)
+            prompts = await self._tokenize(request, base, speaker)
+            choices = self._submit(request, prompts, base, speaker)
         except BaseException:
             release()
-            if lease is not None:
+            for lease in leases:
                 lease.release()
             raise
         merged = self._pod.merge.digest if self._pod.merge is not None else None
-        return _generation(model, lease, merged=merged, prompts=prompts, choices=choices, release=release)
+        return _generation(model, speaker, merged=merged, prompts=prompts, choices=choices, release=release)
+
+    async def _hold(self, names: list[str], field: str) -> tuple[Lease, ...]:
+        asked = time.monotonic()
+        try:
+            leases = await self._pod.adapters.acquire(names, ADAPTER_WAIT_SECONDS)
+        except GraftError as error:
+            told = field if field != "model" else error.field  # an adapter's own fault is none of `model`
+            raise GraftError(error.code, error.what, details=error.details, hint=error.hint, field=told) from error
+        for lease in leases:
+            self._pod.metrics.lent(lease.found, time.monotonic() - asked)
+        return leases
+
+    async def _speaker(self, request: GenerationRequest, leases: tuple[Lease, ...], base_rows: int) -> Speaker:
+        if not request.adapters:
+            lease = leases[0] if leases else None
+            return alone(lease, await self._pod.voice(lease), base_rows)
+        voices = [await self._pod.voice(lease) for lease in leases]
+        return together(request.adapters, leases, voices, base_rows)
+
+    def _known_adapters(self, request: GenerationRequest, model: str) -> list[str]:
+        """The names to hold: those of `adapters`, else `model` where it is an adapter's."""
+        served = self._pod.config.served_name
+        if not request.adapters:
+            return [model] if model != served else []
+        if model != served:
+            raise GraftError(
+                ErrorCode.INVALID_REQUEST,
+                f"`model` is {model!r} beside `adapters`, expected the base model's name",
+                hint=f"send `{served}` as `model`, and `{model}` in `adapters` where it is to take part",
+                field="model",
+            )
+        for index, part in enumerate(request.adapters):
+            if self._pod.adapters.entry(part.name) is None:
+                merged_as = served if self._pod.merge is not None else None
+                raise unknown_model(part.name, merged_as=merged_as, field=f"adapters[{index}].name")
+        return [part.name for part in request.adapters]
 
     def _known_model(self, name: str | None) -> str:
         served = self._pod.config.served_name
@@ -109,52 +152,48 @@ class Generator:
 
     # tokens
 
-    async def _tokenize(self, request: GenerationRequest, base: LoadedBase, manner: Manner) -> list[list[int]]:
+    async def _tokenize(self, request: GenerationRequest, base: LoadedBase, speaker: Speaker) -> list[list[int]]:
         loop = asyncio.get_running_loop()
-        prompts = await loop.run_in_executor(self._threads, _prompts, request, base, manner)
+        prompts = await loop.run_in_executor(self._threads, _prompts, request, speaker.voice)
         for index, prompt in enumerate(prompts):
-            _check_prompt(request, prompt, index, base)
+            _check_prompt(request, prompt, index, base.loaded, speaker)
         return prompts
 
     def _submit(
-        self,
-        request: GenerationRequest,
-        prompts: list[list[int]],
-        base: LoadedBase,
-        manner: Manner,
-        lease: Lease | None,
+        self, request: GenerationRequest, prompts: list[list[int]], base: LoadedBase, speaker: Speaker
     ) -> list[Choice]:
+        manner, tokenizer = speaker.voice.manner, speaker.voice.tokenizer
         sampling = _sampling(request, manner)
-        adapters = (lease.served,) if lease is not None else ()
         stop_tokens = tuple(sorted(manner.stop_tokens))
         choices = []
+        goes_on = base.loaded.task is Task.CAUSAL_LM
+        texts = [Detokenizer(tokenizer.decode, prompt if goes_on else ()) for prompt in prompts]
         for index, prompt in enumerate(prompts):
-            limit = _token_limit(request, manner, base.loaded.context_length - len(prompt))
+            limit = _token_limit(request, manner, base.loaded.room_after(len(prompt) + speaker.virtual_tokens))
 
             def make(name: str, prompt: list[int] = prompt, limit: int = limit) -> Submit:
-                return Submit(name, prompt, limit, adapters, sampling, stop_tokens)
+                return Submit(name, prompt, limit, speaker.adapters, sampling, stop_tokens)
 
-            text = Detokenizer(base.tokenizer.decode, prompt)
-            choices.append(Choice(index, self._pod.engine.submit(make), text, StopStrings(request.stops)))
+            choices.append(Choice(index, self._pod.engine.submit(make), texts[index], StopStrings(request.stops)))
         return choices
 
 
-def unknown_model(name: str, *, merged_as: str | None) -> GraftError:
+def unknown_model(name: str, *, merged_as: str | None, field: str = "model") -> GraftError:
     """404. `merged_as`: the one name of a merged pool."""
     hint = "GET /v1/models lists what is; add it to spec.adapters to serve it"
     if merged_as is not None:
         hint = f"this pool serves its merge alone, as `{merged_as}`; remove spec.merge to serve adapters by name"
     return GraftError(
         ErrorCode.UNKNOWN_MODEL,
-        f"`model` is {name!r}, which is not served here",
+        f"`{field}` is {name!r}, which is not served here",
         hint=hint,
-        field="model",
+        field=field,
     )
 
 
 def _generation(
     model: str,
-    lease: Lease | None,
+    speaker: Speaker,
     *,
     merged: str | None,
     prompts: list[list[int]],
@@ -163,20 +202,21 @@ def _generation(
 ) -> Generation:
     def closed() -> None:
         release()
-        if lease is not None:
+        for lease in speaker.leases:
             lease.release()
 
-    digest = lease.digest if lease is not None else merged
-    generation = Generation(model, digest, sum(map(len, prompts)), choices, closed)
-    if lease is not None:
-        removed = GraftError(
-            ErrorCode.UNKNOWN_MODEL, f"`{model}` was removed, and the time for running requests is over", field="model"
-        )
-        lease.revoked = lambda: generation.fail(removed)
+    generation = Generation(model, speaker.digest or merged, sum(map(len, prompts)), choices, closed)
+    for lease in speaker.leases:
+        lease.revoked = partial(generation.fail, _removed(lease.alias.entry.name))
     return generation
 
 
-def _prompts(request: GenerationRequest, base: LoadedBase, manner: Manner) -> list[list[int]]:
+def _removed(name: str) -> GraftError:
+    what = f"`{name}` was removed, and the time for running requests is over"
+    return GraftError(ErrorCode.UNKNOWN_MODEL, what, field="model")
+
+
+def _prompts(request: GenerationRequest, voice: Voice) -> list[list[int]]:
     """Runs in a thread."""
     if isinstance(request, CompletionRequest):
         if not request.prompts or "" in request.prompts or [] in request.prompts:
@@ -186,9 +226,10 @@ def _prompts(request: GenerationRequest, base: LoadedBase, manner: Manner) -> li
                 hint="send a text or token ids",
                 field="prompt",
             )
-        return [prompt if isinstance(prompt, list) else base.tokenizer.encode(prompt) for prompt in request.prompts]
+        return [prompt if isinstance(prompt, list) else voice.tokenizer.encode(prompt) for prompt in request.prompts]
     assert isinstance(request, ChatRequest)
-    if manner.chat_template is None:
+    template = voice.manner.chat_template
+    if template is None:
         raise GraftError(
             ErrorCode.NO_CHAT_TEMPLATE,
             f"`{request.model}` has no chat template, so it can't take `messages`",
@@ -196,10 +237,22 @@ def _prompts(request: GenerationRequest, base: LoadedBase, manner: Manner) -> li
             field="messages",
         )
     messages = [message.rendered() for message in request.messages]
-    return [base.tokenizer.encode_chat(messages, manner.chat_template)]
+    return [voice.tokenizer.encode_chat(messages, template)]
 
 
-def _check_prompt(request: GenerationRequest, prompt: list[int], index: int, base: LoadedBase) -> None:
+def _check_generates(base: LoadedBase, model: str) -> None:
+    if not base.loaded.task.generates:
+        raise GraftError(
+            ErrorCode.NOT_GENERATIVE,
+            f"`{model}` makes no text: its base model is loaded for {base.loaded.task}",
+            hint="send this request to a pool with a model that generates",
+            field="model",
+        )
+
+
+def _check_prompt(
+    request: GenerationRequest, prompt: list[int], index: int, loaded: BaseLoaded, speaker: Speaker
+) -> None:
     parameter = "messages" if isinstance(request, ChatRequest) else "prompt"
     if not prompt:
         raise GraftError(
@@ -208,22 +261,23 @@ def _check_prompt(request: GenerationRequest, prompt: list[int], index: int, bas
             hint="send some text",
             field=parameter,
         )
-    size = base.loaded.vocabulary_size
+    size = speaker.vocabulary_size
     strange = next((token for token in prompt if token >= size), None)
     if strange is not None:
         raise GraftError(
             ErrorCode.INVALID_REQUEST,
             f"`prompt` {index} holds the token id {strange}, expected ids from 0 to {size - 1}",
-            hint="tokenize with this base model's tokenizer",
+            hint="tokenize with the tokenizer of the model that you name",
             field="prompt",
         )
-    context, asked = base.loaded.context_length, request.token_limit
-    if len(prompt) + (asked or 1) > context:
+    context, asked = loaded.context_length - speaker.virtual_tokens, request.token_limit
+    if len(prompt) >= context or (asked or 1) > loaded.room_after(len(prompt) + speaker.virtual_tokens):
         tokens = f"`{parameter}` has {len(prompt)} tokens"
         what = f"{tokens} and up to {asked} are to follow" if asked else tokens
+        apart = loaded.task is not Task.CAUSAL_LM
         raise GraftError(
             ErrorCode.CONTEXT_TOO_LONG,
-            f"{what}; the context holds {context} with the answer",
+            f"{what}; the context holds {context} {'of each' if apart else 'with the answer'}",
             hint="shorten the prompt or lower max_tokens; spec.engine.maxSequenceLength may allow more",
             field=parameter,
         )

@@ -8,9 +8,12 @@ from collections.abc import Iterable
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from graft_runtime.contract import AdapterReport
+from graft_runtime.messages import Occupancy, Tier
 
 MAX_NAMES = 200
 OTHER = "other"
+COMPOSED = "composed"
+"""The label of requests that name several adapters."""
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 _STEP_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0)
 
@@ -33,8 +36,17 @@ class Metrics:
         self.step_seconds = Histogram(
             "graft_step_seconds", "One step of the engine.", buckets=_STEP_SECONDS, registry=self.registry
         )
+        self.adapter_hits = self._counter("adapter_hits", "Adapters of requests, by where each was found.", ["tier"])
+        self.adapter_evictions = self._counter("adapter_evictions", "Adapters that made room for others.", ["tier"])
+        self.adapter_wait_seconds = Histogram(
+            "graft_adapter_wait_seconds",
+            "From a request's arrival until its adapter is mounted.",
+            buckets=_SECONDS,
+            registry=self.registry,
+        )
         self._running = self._gauge("running_sequences", "Sequences in the running batch.")
         self._waiting = self._gauge("waiting_sequences", "Sequences that wait for a place in it.")
+        self._reserved = self._gauge("reserved_tokens", "Tokens for which keys and values are reserved.")
         self._adapters = Gauge("graft_adapters", "Adapters of the catalogue.", ["state"], registry=self.registry)
 
     def _counter(self, name: str, text: str, labels: list[str]) -> Counter:
@@ -52,10 +64,16 @@ class Metrics:
         self._names.add(name)
         return name
 
-    def render(self, reports: Iterable[AdapterReport], *, running: int, waiting: int) -> bytes:
+    def lent(self, found: Tier | None, seconds: float) -> None:
+        """A request has its adapter: where that was found, and how long it took to mount."""
+        self.adapter_hits.labels(found or "source").inc()
+        self.adapter_wait_seconds.observe(seconds)
+
+    def render(self, reports: Iterable[AdapterReport], occupancy: Occupancy) -> bytes:
         """The text that Prometheus scrapes."""
-        self._running.set(running)
-        self._waiting.set(waiting)
+        self._running.set(occupancy.running)
+        self._waiting.set(occupancy.waiting)
+        self._reserved.set(occupancy.reserved)
         self._adapters.clear()
         for state, count in CountOf(report.state.value for report in reports).items():
             self._adapters.labels(state).set(count)

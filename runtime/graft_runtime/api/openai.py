@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 import uuid
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NoReturn
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
@@ -16,9 +17,18 @@ from graft_runtime.api.answers import Generation, Piece
 from graft_runtime.api.faults import error_body, http_status, read_body
 from graft_runtime.api.generation import Generator, unknown_model
 from graft_runtime.api.logs import EXTRA
+from graft_runtime.api.metrics import COMPOSED
 from graft_runtime.api.pod import Pod
-from graft_runtime.api.requests import ChatRequest, CompletionRequest, parse_request
-from graft_runtime.api.streaming import CLIENT_GONE, DONE, ClientGoneError, EventStream, event, while_connected
+from graft_runtime.api.requests import ChatRequest, CompletionRequest, NamedAdapter, parse_request
+from graft_runtime.api.streaming import (
+    CLIENT_GONE,
+    DONE,
+    ClientGoneError,
+    EventStream,
+    disconnected,
+    event,
+    unless,
+)
 from graft_runtime.errors import GraftError
 
 logger = logging.getLogger(__name__)
@@ -80,7 +90,10 @@ class OpenAIRoutes:
     def __init__(self, pod: Pod, generator: Generator) -> None:
         self._pod, self._generator = pod, generator
         self._created = int(time.time())
-        self.running: set[Generation] = set()
+        self._running: set[Generation] = set()
+        self._ending = asyncio.Event()
+        self._reason: GraftError | None = None
+        """Why everything ends, once it does."""
         self.router = APIRouter()
         for path, method, endpoint in (
             ("/v1/models", "GET", self._models),
@@ -92,8 +105,10 @@ class OpenAIRoutes:
             self.router.add_api_route(path, endpoint, methods=[method], response_model=None)
 
     def end_all(self, error: GraftError) -> None:
-        """Ends what runs with this error."""
-        for generation in list(self.running):
+        """Ends with this error what runs, what is about to, and what comes later."""
+        self._reason = error
+        self._ending.set()
+        for generation in list(self._running):
             generation.fail(error)
 
     # what there is
@@ -114,9 +129,11 @@ class OpenAIRoutes:
                 "name": report.name,
                 "digest": report.digest,
                 "state": report.state.value,
+                "tier": self._pod.adapters.tier(report.name),
                 "bytes": report.bytes,
                 "rank": report.rank,
                 "method": report.method,
+                "remapped": report.remapped,
                 "error": report.fault.model_dump(mode="json") if report.fault is not None else None,
             }
             for report in reports
@@ -147,17 +164,19 @@ class OpenAIRoutes:
     async def _answer(self, request: Request, *, chat: bool) -> Response:
         record = _Record("chat" if chat else "completions")
         try:
-            body = await read_body(request, MAX_BODY_BYTES)
+            body = await unless(read_body(request, MAX_BODY_BYTES), self._until_the_end())
             parsed = parse_request(body, ChatRequest) if chat else parse_request(body, CompletionRequest)
-            record.name = parsed.model
-            generation = await while_connected(request.receive, self._generator.start(parsed))
+            record.name, record.adapters = parsed.model, parsed.adapters or []
+            generation = await unless(
+                self._generator.start(parsed), disconnected(request.receive), self._until_the_end()
+            )
             record.generation = generation
-            self.running.add(generation)
+            self._run(generation)
             shape, headers = _Shape(generation, chat=chat), _headers(generation)
             if parsed.stream:
                 events = self._events(record, generation, shape, usage=parsed.include_usage)
                 return EventStream(events, headers, lambda: self._ended(record))
-            answer = await while_connected(request.receive, self._collect(record, generation, shape))
+            answer = await unless(self._collect(record, generation, shape), disconnected(request.receive))
         except BaseException as error:
             record.status = _status(error)
             self._ended(record)
@@ -165,6 +184,16 @@ class OpenAIRoutes:
         record.status = 200
         self._ended(record)
         return JSONResponse(answer, headers=headers)
+
+    def _run(self, generation: Generation) -> None:
+        self._running.add(generation)
+        if self._reason is not None:
+            generation.fail(self._reason)
+
+    async def _until_the_end(self) -> NoReturn:
+        await self._ending.wait()
+        assert self._reason is not None
+        raise self._reason
 
     async def _collect(self, record: _Record, generation: Generation, shape: _Shape) -> dict[str, Any]:
         texts = ["" for _ in generation.choices]
@@ -200,13 +229,15 @@ class OpenAIRoutes:
     def _ended(self, record: _Record) -> None:
         generation, metrics = record.generation, self._pod.metrics
         name = generation.model if generation is not None else record.name  # a merged pool needs none
-        label = metrics.label(name, known=self._is_known(name or ""))
+        label = COMPOSED if record.adapters else metrics.label(name, known=self._is_known(name or ""))
         metrics.requests.labels(label, record.route, str(record.status)).inc()
         told: dict[str, Any] = {"route": record.route, "model": name, "status": record.status}
+        if record.adapters:
+            told["adapters"] = [part.model_dump() for part in record.adapters]
         told["seconds"] = round(time.monotonic() - record.arrived, 4)
         if generation is not None:
             generation.close()
-            self.running.discard(generation)
+            self._running.discard(generation)
             metrics.prompt_tokens.labels(label).inc(generation.prompt_tokens)
             metrics.generated_tokens.labels(label).inc(generation.generated_tokens)
             told |= {
@@ -223,6 +254,7 @@ class _Record:
 
     route: str
     name: str | None = None
+    adapters: list[NamedAdapter] = field(default_factory=list)
     generation: Generation | None = None
     status: int = CLIENT_GONE
     answered: bool = False

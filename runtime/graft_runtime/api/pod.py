@@ -7,16 +7,20 @@ import logging
 import time
 import uuid
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from graft_runtime.api.adapter_sets import AdapterSets
 from graft_runtime.api.engine_client import EngineClient
+from graft_runtime.api.manner import over, read_manner
 from graft_runtime.api.merging import Merge
 from graft_runtime.api.metrics import Metrics
 from graft_runtime.api.status import StatusBoard
-from graft_runtime.api.tokenizing import TOKENIZER_FILE, Manner, Tokenizer, over, prepare_conversion, read_manner
+from graft_runtime.api.tokenizer_files import TOKENIZER_FILE
+from graft_runtime.api.tokenizing import prepare_conversion
+from graft_runtime.api.voices import BaseVoice, Voice, Voices, load_base_voice
 from graft_runtime.contract import (
+    AdapterInspection,
     AdapterReport,
     AdapterSet,
     AdapterSetVersion,
@@ -25,12 +29,25 @@ from graft_runtime.contract import (
     Fault,
     RuntimeConfig,
     RuntimeStatus,
+    Source,
 )
 from graft_runtime.errors import ErrorCode, GraftError
-from graft_runtime.messages import BaseFailed, BaseLoaded, Event, Mounted, MountFailed, Start, StepDone, Unmounted
+from graft_runtime.inspection import inspect_adapter
+from graft_runtime.messages import (
+    BaseFailed,
+    BaseLoaded,
+    Dropped,
+    Event,
+    Mounted,
+    MountFailed,
+    Start,
+    StepDone,
+    Unmounted,
+)
 from graft_runtime.store.cache import Cache, Cached
 from graft_runtime.store.catalogue import is_settled
 from graft_runtime.store.fetches import TRANSIENT, Fetches
+from graft_runtime.store.leases import Lease
 from graft_runtime.store.network import Network
 from graft_runtime.store.residency import Residency
 from graft_runtime.store.sources import Sources
@@ -40,8 +57,6 @@ logger = logging.getLogger(__name__)
 FOLLOW_MOUNTED_SECONDS = 10.0
 UNDER_WAY = TRANSIENT | {ErrorCode.RESOLVING}
 """Faults with which the base is still on its way."""
-MAX_MANNERS = 1024
-"""So many adapters' templates and defaults are kept in memory."""
 
 
 @dataclass(frozen=True)
@@ -63,8 +78,7 @@ class LoadedBase:
     """The base model once it serves."""
 
     loaded: BaseLoaded
-    tokenizer: Tokenizer
-    manner: Manner
+    voice: Voice
 
 
 class Pod:
@@ -86,9 +100,11 @@ class Pod:
         self._base_revision = config.base_model.source.revision
         self._cache = Cache(places.cache, config.cache_bytes, self._digests_in_use)
         self.fetches = Fetches(Sources(config.sources, places.sources, places.allowed_networks), self._cache)
+        self._voices = Voices()
         self.adapters = Residency(
             self.fetches,
             self.engine.send,
+            self._highest_token,
             limit=config.engine.max_mounted_adapters,
             max_rank=config.engine.max_rank,
             drain_seconds=config.drain_seconds,
@@ -105,7 +121,6 @@ class Pod:
         self._serving_since = 0.0
         self._was_ready = False
         self._dirty: dict[str, None] = {}
-        self._manners: dict[str, Manner] = {}
         self.leaving = False
         """SIGTERM came: unready, but still serving."""
         self.refusing = False
@@ -143,10 +158,11 @@ class Pod:
                 max_mounted_adapters=engine.max_mounted_adapters,
                 max_rank=engine.max_rank,
                 merge=merge,
+                task=base.task,
             )
         )
         try:
-            tokenizer, manner = await self._load_tokenizer(cached)
+            voice = await self._load_voice(cached)
             loaded = await self._loaded
         except GraftError as error:
             logger.critical("%s", error)
@@ -154,27 +170,28 @@ class Pod:
             if self.merge is not None:
                 self.merge.failed(error)
             return
-        self.base = LoadedBase(loaded, tokenizer, manner)
+        self.base = LoadedBase(loaded, voice.voice)
+        self._voices.base_loaded(voice)
         self._serving_since = time.monotonic()
         logger.info("`%s` serves: %d parameters in %s", self.config.served_name, loaded.parameter_count, loaded.dtype)
-        self.adapters.base_loaded()
+        self.adapters.base_loaded(loaded.vocabulary_size)
         if self.merge is not None:
             self.merge.done()
         self._set_base(BaseState.SERVING, None)
         asyncio.get_running_loop().call_later(self.config.adapter_startup_seconds + 0.01, self.board.touch_head)
 
-    async def _load_tokenizer(self, cached: Cached) -> tuple[Tokenizer, Manner]:
+    async def _load_voice(self, cached: Cached) -> BaseVoice:
         directory = cached.directory
         if not (directory / TOKENIZER_FILE).exists():
             directory = self.places.cache / "tokenizers" / cached.digest.removeprefix("sha256:")
             if not (directory / TOKENIZER_FILE).exists():
                 await asyncio.to_thread(prepare_conversion, cached.directory, directory)
                 await self.engine.convert_tokenizer(str(cached.directory), str(directory / TOKENIZER_FILE))
-        tokenizer = await asyncio.to_thread(Tokenizer.load, directory)
-        manner = await asyncio.to_thread(tokenizer.manner, cached.directory)
+        base = await asyncio.to_thread(load_base_voice, directory, cached.directory)
+        tokenizer, manner = base.voice.tokenizer, base.voice.manner
         for merged in reversed(self.merge.directories if self.merge is not None else ()):
-            manner = over(await asyncio.to_thread(read_manner, merged, tokenizer.token_id), manner)
-        return tokenizer, manner
+            manner = over(await asyncio.to_thread(read_manner, merged, tokenizer.token_id, "the merge"), manner)
+        return replace(base, voice=Voice(tokenizer, manner))
 
     def _base_failed(self, error: GraftError) -> None:
         self._set_base(BaseState.FETCHING if error.code in UNDER_WAY else BaseState.FAILED, error)
@@ -229,18 +246,36 @@ class Pod:
             raise GraftError(ErrorCode.NOT_READY, f"the base model is not loaded yet{why}", hint="try again")
         return self.base
 
-    async def manner(self, digest: str | None) -> Manner:
+    async def voice(self, lease: Lease | None) -> Voice:
         """How an adapter, or the base (None), wants to be talked to."""
-        base = self.serving_base()
-        cached = self.adapters.cached_directory(digest) if digest is not None else None
-        if cached is None:
-            return base.manner
-        if cached.digest not in self._manners:
-            if len(self._manners) >= MAX_MANNERS:
-                self._manners.clear()
-            own = await asyncio.to_thread(read_manner, cached.directory, base.tokenizer.token_id)
-            return self._manners.setdefault(cached.digest, over(own, base.manner))
-        return self._manners[cached.digest]
+        if lease is None:
+            return self.serving_base().voice
+        cached = lease.artifact.cached
+        assert cached is not None, "what is mounted was read from there"
+        return await self._voices.of(lease.digest, cached.directory, lease.artifact.name)
+
+    async def _highest_token(self, cached: Cached, name: str) -> int | None:
+        """Of an adapter's own tokenizer, once it is checked. Raises GraftError."""
+        return (await self._voices.of(cached.digest, cached.directory, name)).highest_token
+
+    async def inspect(self, source: Source) -> AdapterInspection:
+        """A dry run: fetches an adapter and does all that comes before a mount.
+
+        Raises:
+            GraftError: what `Fetches.resolve` raises.
+        """
+        cached = await self.fetches.resolve(source, "adapter")
+        found = await asyncio.to_thread(
+            inspect_adapter, cached.directory, name=source.uri, max_rank=self.config.engine.max_rank
+        )
+        if found.fault is not None:
+            return found
+        await self.engine.spawned.wait()
+        try:
+            await self.engine.inspect(str(cached.directory), source.uri)
+        except GraftError as error:
+            return found.model_copy(update={"fault": Fault.of(error)})
+        return found
 
     # what is true
 
@@ -318,5 +353,12 @@ class Pod:
                 self._loaded.set_result(event)
             case BaseFailed() if not self._loaded.done():
                 self._loaded.set_exception(event.fault.error())
-            case Mounted() | MountFailed() | Unmounted():
+            case Mounted() | MountFailed() | Unmounted() | Dropped():
+                self._count_evictions(event)
                 self.adapters.on_event(event)
+
+    def _count_evictions(self, event: Mounted | MountFailed | Unmounted | Dropped) -> None:
+        if isinstance(event, Dropped):
+            self.metrics.adapter_evictions.labels("host").inc(len(event.digests))
+        elif isinstance(event, Unmounted) and event.tier is not None:
+            self.metrics.adapter_evictions.labels("device").inc()

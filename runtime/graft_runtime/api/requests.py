@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictFloat, StrictInt, StrictStr, ValidationError
@@ -14,6 +14,8 @@ from graft_runtime.errors import ErrorCode, GraftError
 MAX_PROMPTS = 128
 MAX_STOPS = 16
 MAX_SEED = 2**63 - 1
+MAX_ADAPTERS = 4
+MAX_WEIGHT = 1000
 
 Number = StrictInt | StrictFloat
 Stops = Annotated[list[Annotated[StrictStr, Field(min_length=1, max_length=256)]], Field(max_length=MAX_STOPS)]
@@ -76,6 +78,14 @@ class StreamOptions(BaseModel):
     """Taken, and without meaning here."""
 
 
+class NamedAdapter(BaseModel):
+    """One adapter of a composition, and how much of it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    name: Annotated[StrictStr, Field(min_length=1, max_length=256)]
+    weight: Annotated[Number, Field(ge=-MAX_WEIGHT, le=MAX_WEIGHT)] = 1.0
+
+
 class GenerationRequest(_Strict):
     """What both routes take."""
 
@@ -89,6 +99,8 @@ class GenerationRequest(_Strict):
     stop: Annotated[StrictStr, Field(min_length=1, max_length=256)] | Stops | None = None
     stream: StrictBool | None = None
     stream_options: StreamOptions | None = None
+    adapters: Annotated[list[NamedAdapter], Field(max_length=MAX_ADAPTERS)] | None = None
+    """An extension: answer with the weighted sum of these; `model` is the base then."""
 
     @property
     def stops(self) -> list[str]:
@@ -187,7 +199,18 @@ def parse_request(body: bytes, model: type[Request]) -> Request:
             _check_message_extras(message.model_extra or {}, f"messages[{index}]")
     if request.stream_options is not None and not request.stream:
         raise _invalid("stream_options", "`stream_options` is given without `stream: true`", "leave it out, or stream")
+    _check_adapters(request.adapters or [])
     return request
+
+
+def _check_adapters(adapters: Sequence[NamedAdapter]) -> None:
+    names = [adapter.name for adapter in adapters]
+    for index, name in enumerate(names):
+        if name in names[:index]:
+            where = f"adapters[{index}].name"
+            raise _invalid(
+                where, f"`{where}` is {_shown(name)} once more", hint="name each adapter once, with one weight"
+            )
 
 
 def _check_extras(extras: Mapping[str, Any], where: str) -> None:
@@ -236,8 +259,8 @@ def _first_fault(error: ValidationError, body: Mapping[str, Any]) -> GraftError:
     if fault["type"] == "missing":
         return _invalid(path, f"`{path}` is missing", hint=f"send `{path}`")
     shown = _shown(fault["input"])
-    if path in _EXPECTED:
-        return _invalid(path, f"`{path}` is {shown}, expected {_EXPECTED[path]}", hint=f"change `{path}`")
+    if (expected := _EXPECTED.get(_INDEX.sub("[]", path))) is not None:
+        return _invalid(path, f"`{path}` is {shown}, expected {expected}", hint=f"change `{path}`")
     expected = fault["msg"][0].lower() + fault["msg"][1:]
     return _invalid(path, f"`{path}` is {shown}: {expected}", hint=f"change `{path}`, or leave it out")
 
@@ -254,8 +277,14 @@ _EXPECTED = {
     "seed": "a whole number",
     "stop": "a string or up to 16 strings of 1 … 256 characters",
     "stream": "true or false",
+    "adapters": 'a list of up to 4 {"name": adapter, "weight": number}',
+    "adapters[]": 'an object {"name": adapter, "weight": number}',
+    "adapters[].weight": f"a number from -{MAX_WEIGHT} to {MAX_WEIGHT}",
 }
 """What single parameters take; of the rest pydantic speaks well enough."""
+
+
+_INDEX = re.compile(r"\[\d+\]")
 
 
 def _depth(location: tuple[int | str, ...], body: Mapping[str, Any]) -> int:
@@ -282,7 +311,7 @@ def _steps(location: tuple[int | str, ...], body: Mapping[str, Any]) -> list[int
     return steps
 
 
-_REQUIRED = frozenset({"role", "content", "type", "text"})
+_REQUIRED = frozenset({"role", "content", "type", "text", "name"})
 
 
 def _invalid(field: str | None, what: str, hint: str | None = None) -> GraftError:

@@ -70,6 +70,7 @@ async def serve(config: RuntimeConfig, places: Places, uid: str, address: str) -
             status = EXIT_DONE
         return status
     finally:
+        pod.refusing = True
         routes.end_all(GraftError(ErrorCode.SHUTTING_DOWN, "this pod is going away", hint="try again"))
         await pod.close()
         for server in servers:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from fastapi import Response
 from starlette.types import Receive, Scope, Send
@@ -20,29 +20,29 @@ class ClientGoneError(Exception):
     """Nobody waits for the answer any more."""
 
 
-async def while_connected(receive: Receive, work: Coroutine[Any, Any, Result]) -> Result:
-    """The result of `work`, which is cancelled when the client goes away.
+async def unless(work: Coroutine[Any, Any, Result], *ends: Coroutine[Any, Any, NoReturn]) -> Result:
+    """The result of `work`, which is cancelled when one of `ends` raises; then that is raised."""
+    working, ending = asyncio.create_task(work), [asyncio.create_task(end) for end in ends]
+    try:
+        await asyncio.wait({working, *ending}, return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            next(end for end in ending if end.done()).result()
+        return working.result()
+    finally:
+        for task in (working, *ending):
+            task.cancel()
+        await asyncio.gather(working, *ending, return_exceptions=True)
 
-    The request's body must have been read.
+
+async def disconnected(receive: Receive) -> NoReturn:
+    """Until the client goes away. The request's body must have been read.
 
     Raises:
         ClientGoneError
     """
-    working, listening = asyncio.create_task(work), asyncio.create_task(_disconnected(receive))
-    try:
-        await asyncio.wait({working, listening}, return_when=asyncio.FIRST_COMPLETED)
-        if not working.done():
-            raise ClientGoneError
-        return working.result()
-    finally:
-        for task in (working, listening):
-            task.cancel()
-        await asyncio.gather(working, listening, return_exceptions=True)
-
-
-async def _disconnected(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
+    raise ClientGoneError
 
 
 def event(value: Mapping[str, Any]) -> bytes:
@@ -71,7 +71,7 @@ class EventStream(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-            await while_connected(receive, self._send_all(send))
+            await unless(self._send_all(send), disconnected(receive))
         except (ClientGoneError, OSError):
             return
         finally:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
+from typing import Any, Protocol
 
 import torch
 
 from graft_runtime.engine.requests import Request
-from graft_runtime.runners.padded import PaddedBatch, PaddedRunner
+from graft_runtime.model.bank import Bank
+from graft_runtime.model.rows import RowAdapter
 
 MAX_BATCHES = 8
 """Batches that run side by side: a request that comes while others decode starts one, and joins another later."""
@@ -18,20 +20,69 @@ PREFILL_TOKENS = 16_384
 """Of one batch, padding included; a longer prompt runs in a batch of its own."""
 
 
+class BatchState(Protocol):
+    """What a runner keeps of rows that go through the model together."""
+
+    @property
+    def length(self) -> int:
+        """Tokens of the longest row."""
+        ...
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Drops every row but these."""
+        ...
+
+    def join(self, other: Any) -> None:
+        """Takes in the rows of another state of the same runner, after its own; the other is spent."""
+        ...
+
+    def extend(self, tokens: Sequence[int]) -> None:
+        """The next input: one token for each row."""
+        ...
+
+
+class BatchRunner(Protocol):
+    """A runner that takes batches through the model.
+
+    Attributes:
+        bank: the adapters' columns.
+        pads: rows of unequal length may share a batch.
+        joins: a batch can take in the rows of another.
+    """
+
+    bank: Bank
+    pads: bool
+    joins: bool
+
+    def start(
+        self,
+        prompts: Sequence[Sequence[int]],
+        answers: Sequence[Sequence[int]],
+        adapters: Sequence[tuple[RowAdapter, ...]],
+    ) -> Any:
+        """A BatchState of these rows; `answers` is what they have been answered already."""
+        ...
+
+    def forward(self, batch: Any) -> torch.Tensor:
+        """The logits after each row's last token, [rows, vocabulary]."""
+        ...
+
+
 class Batch:
     """Requests that run together; the state of the runner exists from the first step on."""
 
     def __init__(self, flow: BatchFlow, requests: list[Request]) -> None:
         self._flow = flow
-        self._joining: list[PaddedBatch] = []
+        self._joining: list[BatchState] = []
         self.requests = requests
-        self.state: PaddedBatch | None = None
+        self.state: BatchState | None = None
 
     def forward(self) -> tuple[list[Request], torch.Tensor]:
         """Every request gets its next token, from [requests, vocabulary]."""
         if self.state is None:
-            prompts = [request.ids(0, request.length) for request in self.requests]
-            self.state = self._flow.runner.start(prompts, [request.adapters for request in self.requests])
+            prompts = [request.ids(0, request.length - len(request.tokens)) for request in self.requests]
+            answers = [request.tokens for request in self.requests]
+            self.state = self._flow.runner.start(prompts, answers, [request.adapters for request in self.requests])
         while self._joining:
             self.state.join(self._joining.pop())
         return self.requests, self._flow.runner.forward(self.state)
@@ -57,6 +108,11 @@ class Batch:
             self.state.keep(rows)
 
     @property
+    def reserved(self) -> int:
+        """Tokens in the cache, padding included."""
+        return 0 if self.state is None else len(self.requests) * self.state.length
+
+    @property
     def fits_others(self) -> bool:
         """Whether it runs already and none of its rows must be alone, or is about to take in another."""
         return self.state is not None and not self._joining and not any(request.alone for request in self.requests)
@@ -73,7 +129,7 @@ class Batch:
 class BatchFlow:
     """First come, first served, up to `max_sequences` rows in up to MAX_BATCHES batches, while the bank has room."""
 
-    def __init__(self, runner: PaddedRunner, max_sequences: int) -> None:
+    def __init__(self, runner: BatchRunner, max_sequences: int) -> None:
         self.runner = runner
         self._max_sequences = max_sequences
         self.batches: list[Batch] = []
@@ -81,6 +137,10 @@ class BatchFlow:
     @property
     def requests(self) -> list[Request]:
         return [request for batch in self.batches for request in batch.requests]
+
+    @property
+    def reserved(self) -> int:
+        return sum(batch.reserved for batch in self.batches)
 
     def admit(self, waiting: deque[Request]) -> None:
         while waiting and len(self.batches) < MAX_BATCHES and len(self.requests) < self._max_sequences:

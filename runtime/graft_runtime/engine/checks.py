@@ -5,32 +5,47 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from graft_runtime.contract import Task
 from graft_runtime.errors import ErrorCode, GraftError
 from graft_runtime.messages import Sampling, Submit
 from graft_runtime.model.bank import Bank
-from graft_runtime.model.load import BaseModel
 from graft_runtime.model.rows import RowAdapter
 
 
-def check_request(submit: Submit, base: BaseModel, context_length: int) -> None:
-    """Raises GraftError: ContextTooLong, InvalidRequest."""
-    if len(submit.prompt) >= context_length:
-        what = f"the prompt has {len(submit.prompt)} tokens, expected less than the context of {context_length}"
-        raise GraftError(ErrorCode.CONTEXT_TOO_LONG, what)
-    strange = [token for token in submit.prompt if not 0 <= token < base.vocabulary_size]
-    if strange:
-        what = f"the prompt holds token {strange[0]}, expected 0 … {base.vocabulary_size - 1}"
-        raise GraftError(ErrorCode.INVALID_REQUEST, what)
+def check_request(submit: Submit, task: Task, context_length: int) -> None:
+    """Raises GraftError: NotGenerative, ContextTooLong, InvalidRequest."""
+    if not task.generates:
+        raise GraftError(ErrorCode.NOT_GENERATIVE, f"the base model is loaded for {task} and makes no text")
+    check_length(len(submit.prompt), context_length)
     weights = [served.weight for served in submit.adapters]
     if not (submit.prompt and submit.max_tokens > 0 and _sane(submit.sampling) and all(map(math.isfinite, weights))):
         raise GraftError(ErrorCode.INVALID_REQUEST, "an empty prompt, or a value that has no meaning")
 
 
-def check_columns(adapters: Sequence[RowAdapter], bank: Bank) -> None:
-    """Raises GraftError: NoCapacity when the bank could not hold these adapters even for this request alone."""
+def check_length(tokens: int, context_length: int) -> None:
+    """Of a prompt, with the virtual tokens of its adapter. Raises GraftError: ContextTooLong."""
+    if tokens >= context_length:
+        what = f"the prompt has {tokens} tokens, expected less than the context of {context_length}"
+        raise GraftError(ErrorCode.CONTEXT_TOO_LONG, what)
+
+
+def check_tokens(submit: Submit, vocabulary: int) -> None:
+    """Raises GraftError: InvalidRequest."""
+    strange = [token for token in submit.prompt if not 0 <= token < vocabulary]
+    if strange:
+        what = f"the prompt holds token {strange[0]}, expected 0 … {vocabulary - 1}"
+        raise GraftError(ErrorCode.INVALID_REQUEST, what)
+
+
+def check_adapters(adapters: Sequence[RowAdapter], bank: Bank) -> None:
+    """Raises GraftError: NotComposable, also when the bank could not hold them even for this request alone."""
+    if len(adapters) > 1 and not all(part.adapter.additive for part in adapters):
+        raise GraftError(ErrorCode.NOT_COMPOSABLE, "an adapter of the request does more than add to the base")
+    if any(part.weight != 1 and not part.adapter.scalable for part in adapters):
+        raise GraftError(ErrorCode.NOT_SCALABLE, "an adapter of the request has no weight but 1")
     if not bank.can_ever_hold(adapters):
         what = f"the request's {len(adapters)} adapters have more columns together than the active bank"
-        raise GraftError(ErrorCode.NO_CAPACITY, what, hint="name fewer adapters in one request, or lower ranks")
+        raise GraftError(ErrorCode.NOT_COMPOSABLE, what, hint="name fewer adapters in one request, or lower ranks")
 
 
 def _sane(sampling: Sampling) -> bool:

@@ -8,13 +8,15 @@ from collections.abc import Callable
 
 import torch
 
+from graft_runtime.contract import Task
 from graft_runtime.engine.batches import BatchFlow
-from graft_runtime.engine.checks import check_columns, check_request
+from graft_runtime.engine.checks import check_adapters, check_length, check_request, check_tokens
+from graft_runtime.engine.ledger import room_in_host
 from graft_runtime.engine.loader import AdapterReady, BaseReady, Job, Outcome, fault_of
 from graft_runtime.engine.mounts import Mounts
 from graft_runtime.engine.packed import PackedFlow
 from graft_runtime.engine.requests import Flow, Request, Turn, first_position
-from graft_runtime.engine.sampling import Draws, choose
+from graft_runtime.engine.sampling import Draws, choose, limited
 from graft_runtime.engine.scheduler import Scheduler
 from graft_runtime.errors import ErrorCode, GraftError
 from graft_runtime.messages import (
@@ -26,18 +28,19 @@ from graft_runtime.messages import (
     EngineFault,
     Event,
     Generated,
+    Inspect,
     Mount,
-    Mounted,
     MountFailed,
+    Occupancy,
     Start,
     StepDone,
     Submit,
     Unmount,
-    Unmounted,
 )
 from graft_runtime.model.load import BaseModel
-from graft_runtime.model.rows import RowAdapter
+from graft_runtime.model.rows import RowAdapter, virtual_tokens
 from graft_runtime.runners.decoder import DecoderRunner
+from graft_runtime.runners.encoder import EncoderRunner
 from graft_runtime.runners.route import Runner, choose_runner
 
 logger = logging.getLogger(__name__)
@@ -56,10 +59,14 @@ class _Serving:
     def __init__(self, base: BaseModel, start: Start) -> None:
         self.base = base
         self.runner = choose_runner(base, max_rank=start.max_rank)
-        self.scheduler = Scheduler(_flow(self.runner, start.max_sequences))
+        flow = _flow(self.runner, start.max_sequences)
+        self.scheduler = Scheduler(flow) if flow is not None else None
 
 
-def _flow(runner: Runner, max_sequences: int) -> Flow:
+def _flow(runner: Runner, max_sequences: int) -> Flow | None:
+    """How requests for text run; None on a model that makes none."""
+    if isinstance(runner, EncoderRunner):
+        return None
     if isinstance(runner, DecoderRunner):
         return PackedFlow(runner, max_sequences)
     return BatchFlow(runner, max_sequences)
@@ -79,11 +86,16 @@ class Engine:
         self._mounts = Mounts(0)
         self._events: list[Event] = []
         self._failed_steps = 0
+        self._occupancy = Occupancy()
 
     @property
     def busy(self) -> bool:
         """Whether a step would do something."""
-        return bool(self._events) or (self._serving is not None and self._serving.scheduler.busy)
+        return bool(self._events) or (self._scheduler is not None and self._scheduler.busy)
+
+    @property
+    def _scheduler(self) -> Scheduler | None:
+        return self._serving.scheduler if self._serving is not None else None
 
     @torch.inference_mode()
     def step(self) -> list[Event]:
@@ -92,13 +104,15 @@ class Engine:
         Raises:
             EngineBrokenError: after an accelerator's error, or three failed steps in a row.
         """
-        if self._serving is not None and self._serving.scheduler.busy:
-            started, scheduler = time.perf_counter(), self._serving.scheduler
+        scheduler = self._scheduler
+        if scheduler is not None and scheduler.busy:
+            started = time.perf_counter()
             turns = scheduler.turns()
             if (stuck := scheduler.stuck()) is not None:
                 self._refuse(stuck)
             self._count([self._advance(scheduler, turn) for turn in turns])
-            self._tell(StepDone(time.perf_counter() - started, scheduler.running, scheduler.waiting))
+            self._tell(StepDone(time.perf_counter() - started))
+            self._tell_occupancy(scheduler)
         events, self._events = self._events, []
         return events
 
@@ -112,12 +126,11 @@ class Engine:
             case Mount():
                 self._mount(message)
             case Unmount():
-                if self._mounts.unmount(message.digest):
-                    self._tell(Unmounted(message.digest))
+                self._events += self._mounts.unmount(message.digest, keep=message.keep)
             case Start() if self._start is None:
                 self._start, self._mounts = message, Mounts(message.max_mounted_adapters)
                 self._load(message)
-            case ConvertTokenizer():
+            case ConvertTokenizer() | Inspect():
                 self._load(message)
             case Start():
                 logger.error("a second Start is ignored")
@@ -126,6 +139,12 @@ class Engine:
 
     def _tell(self, event: Event) -> None:
         self._events.append(event)
+
+    def _tell_occupancy(self, scheduler: Scheduler) -> None:
+        now = Occupancy(scheduler.running, scheduler.waiting, scheduler.flow.reserved)
+        if now != self._occupancy:
+            self._occupancy = now
+            self._tell(now)
 
     # what the loader brings
 
@@ -148,6 +167,7 @@ class Engine:
         except GraftError as error:
             self._tell(BaseFailed(EngineFault.of(error)))
             return
+        self._mounts.open_host(room_in_host(base.device), base.device)
         self._tell(
             BaseLoaded(
                 runner=self._serving.runner.name,
@@ -155,6 +175,7 @@ class Engine:
                 vocabulary_size=base.vocabulary_size,
                 parameter_count=sum(parameter.numel() for parameter in base.model.parameters()),
                 dtype=str(base.dtype).removeprefix("torch."),
+                task=base.task,
             )
         )
 
@@ -170,24 +191,23 @@ class Engine:
             self._mounts.abandon(digest)
             self._tell(MountFailed(digest, fault_of(error, f"adapter `{ready.name}`")))
             return
-        if self._mounts.publish(digest, adapter):
-            self._tell(Mounted(digest, adapter.rank, len(adapter.modules), adapter.bytes))
-        else:
-            self._tell(Unmounted(digest))
+        self._events += self._mounts.publish(digest, adapter)
 
     def _mount(self, mount: Mount) -> None:
         if self._mounts.loading(mount.digest):
             self._mounts.begin(mount.digest)
             return
         try:
-            adapter = self._mounts.begin(mount.digest)
-        except GraftError as error:
-            self._tell(MountFailed(mount.digest, EngineFault.of(error)))
+            mounted = self._mounts.begin(mount.digest)
+        except Exception as error:
+            if _is_fatal(error):
+                raise EngineBrokenError("the accelerator failed") from error
+            self._tell(MountFailed(mount.digest, fault_of(error, f"adapter `{mount.name}`")))
             return
-        if adapter is None:
+        if mounted is None:
             self._load(mount)
         else:
-            self._tell(Mounted(mount.digest, adapter.rank, len(adapter.modules), adapter.bytes))
+            self._tell(mounted)
 
     # requests
 
@@ -195,21 +215,35 @@ class Engine:
         held: list[str] = []
         try:
             serving = self._ready()
-            check_request(submit, serving.base, serving.runner.context_length)
+            check_request(submit, serving.base.task, serving.runner.context_length)
             adapters = []
             for served in submit.adapters:
                 adapter = self._mounts.hold(served.digest)
                 held.append(served.digest)
                 adapters.append(RowAdapter(adapter, served.weight, first_position(submit.prompt, adapter.invocation)))
-            check_columns(adapters, serving.runner.bank)
+            check_adapters(adapters, serving.runner.bank)
+            virtual = virtual_tokens(adapters)
+            check_length(len(submit.prompt) + virtual, serving.runner.context_length)
+            vocabulary = adapters[0].adapter.vocabulary if adapters else None
+            vocabulary = vocabulary if vocabulary is not None else serving.base.vocabulary_size
+            check_tokens(submit, vocabulary)
         except GraftError as error:
             for digest in held:
                 self._release(digest)
             self._tell(Generated(submit.request, [], "error", EngineFault.of(error)))
             return
-        room = serving.runner.context_length - len(submit.prompt)
+        taken = len(submit.prompt) + virtual if serving.base.task is Task.CAUSAL_LM else 1
+        room = serving.runner.context_length - taken
+        assert serving.scheduler is not None, "such a request was refused"
         serving.scheduler.add(
-            Request(submit, tuple(adapters), Draws(submit.sampling), max_tokens=min(submit.max_tokens, room))
+            Request(
+                submit,
+                tuple(adapters),
+                Draws(submit.sampling),
+                virtual=virtual,
+                max_tokens=min(submit.max_tokens, room),
+                vocabulary=vocabulary,
+            )
         )
 
     def _ready(self) -> _Serving:
@@ -219,17 +253,20 @@ class Engine:
 
     @torch.inference_mode()
     def _cancel(self, cancel: Cancel) -> None:
-        request = self._serving.scheduler.drop(cancel.request) if self._serving is not None else None
+        scheduler = self._scheduler
+        if scheduler is None:
+            return
+        request = scheduler.drop(cancel.request)
         if request is not None:
             self._ended(request)
+            self._tell_occupancy(scheduler)  # there may be no step after this
 
     def _ended(self, request: Request) -> None:
         for served in request.submit.adapters:
             self._release(served.digest)
 
     def _release(self, digest: str) -> None:
-        if self._mounts.release(digest):
-            self._tell(Unmounted(digest))
+        self._events += self._mounts.release(digest)
 
     # steps
 
@@ -237,6 +274,7 @@ class Engine:
         """One pass through the model. False when it failed."""
         try:
             requests, logits = turn.forward()
+            logits = limited(logits, [request.vocabulary for request in requests])
             tokens = choose(logits, [request.draws for request in requests])
             going = [self._goes_on(request, token) for request, token in zip(requests, tokens, strict=True)]
             turn.settle([request for request, goes_on in zip(requests, going, strict=True) if not goes_on])

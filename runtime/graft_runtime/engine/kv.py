@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 
 import torch
 
+from graft_runtime.adapters.deltas import Prefix
+
 SMALLEST_EXTENT = 64
 """Tokens."""
 
@@ -123,6 +125,11 @@ class KeyValueStore:
         """How many are reserved."""
         return sum(len(slab.extents) for slab in self._slabs.values())
 
+    @property
+    def reserved(self) -> int:
+        """Tokens of all extents that are reserved."""
+        return sum(slab.capacity * len(slab.extents) for slab in self._slabs.values())
+
     def reserve(self, tokens: int) -> Extent | None:
         """An extent for so many tokens or more, all zeros; None when there is no room."""
         capacity = self._capacity(tokens)
@@ -184,3 +191,10 @@ class KeyValueStore:
         for slab in self._slabs.values():
             if slab.slots > len(slab.extents):
                 slab.resize(len(slab.extents))
+
+
+def fill(extent: Extent, prefix: Prefix) -> None:
+    """Writes the first positions of an extent."""
+    for layer, (keys, values) in enumerate(zip(prefix.keys, prefix.values, strict=True)):
+        extent.slab.keys[layer][extent.slot, :, : prefix.tokens] = keys
+        extent.slab.values[layer][extent.slot, :, : prefix.tokens] = values

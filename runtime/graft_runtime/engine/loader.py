@@ -21,6 +21,8 @@ from graft_runtime.messages import (
     BaseFailed,
     ConvertTokenizer,
     EngineFault,
+    Inspect,
+    Inspected,
     Mount,
     MountFailed,
     Start,
@@ -31,7 +33,7 @@ from graft_runtime.model.load import BaseModel, load_base
 
 logger = logging.getLogger(__name__)
 
-Job = Start | Mount | ConvertTokenizer
+Job = Start | Mount | ConvertTokenizer | Inspect
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ class AdapterReady:
     adapter: CompiledAdapter
 
 
-Outcome = BaseReady | BaseFailed | AdapterReady | MountFailed | TokenizerConverted
+Outcome = BaseReady | BaseFailed | AdapterReady | MountFailed | TokenizerConverted | Inspected
 
 
 class Loader:
@@ -67,6 +69,9 @@ class Loader:
             return self._load_base(job)
         if isinstance(job, Mount):
             return self._load_adapter(job)
+        if isinstance(job, Inspect):
+            outcome = self._load_adapter(Mount("", job.directory, job.name))
+            return Inspected(job.directory, outcome.fault if isinstance(outcome, MountFailed) else None)
         return _convert_tokenizer(job)
 
     def _load_base(self, start: Start) -> BaseReady | BaseFailed:
@@ -77,6 +82,7 @@ class Loader:
                 name=start.name,
                 dtype=start.dtype,
                 max_sequence_length=start.max_sequence_length,
+                task=start.task,
             )
             if start.merge:
                 merge_into(base, start.merge, max_rank=start.max_rank)
@@ -95,6 +101,8 @@ class Loader:
             adapter = compile_adapter(files, base.layout, modules_of(base.model), dtype=base.dtype, device=base.device)
         except Exception as error:
             return MountFailed(mount.digest, fault_of(error, f"adapter `{mount.name}`"))
+        if adapter.remapped:
+            logger.warning("adapter `%s` names its modules otherwise than its base: %s", mount.name, adapter.remapped)
         return AdapterReady(mount.digest, mount.name, adapter)
 
 

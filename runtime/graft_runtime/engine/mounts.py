@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
+
 from graft_runtime.adapters.deltas import CompiledAdapter
+from graft_runtime.engine.host import HostMemory
 from graft_runtime.errors import ErrorCode, GraftError
+from graft_runtime.messages import Dropped, Mounted, Tier, Unmounted
 
 
 @dataclass
@@ -14,45 +18,67 @@ class _Mount:
     """None while it is being loaded."""
     holds: int = 0
     leaving: bool = False
+    keep: bool = False
 
 
 class Mounts:
-    """The adapters in the memory of the device, by digest. A request holds its adapters until it ends."""
+    """The adapters in the memory of the device, by digest. A request holds its adapters until it ends.
+
+    Args:
+        limit: how many.
+    """
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._mounts: dict[str, _Mount] = {}
+        self._device = torch.device("cpu")
+        self.host = HostMemory(0)
 
-    def begin(self, digest: str) -> CompiledAdapter | None:
-        """Makes room for an adapter, or keeps the one that is there.
+    def open_host(self, room: int, device: torch.device) -> None:
+        """Adapters that leave `device` are kept in so many bytes of host memory from now on."""
+        self.host, self._device = HostMemory(room), device
+
+    def begin(self, digest: str) -> Mounted | None:
+        """Mounts an adapter that is there or in host memory; makes room for any other.
 
         Returns:
-            The adapter when it is mounted already.
+            None when it has to be loaded.
 
         Raises:
             GraftError: NoCapacity.
+            torch.OutOfMemoryError: it stays in host memory then.
         """
         mount = self._mounts.get(digest)
-        if mount is None:
-            if len(self._mounts) >= self._limit:
-                raise GraftError(
-                    ErrorCode.NO_CAPACITY,
-                    f"{self._limit} adapters are mounted, the most that spec.engine.maxMountedAdapters allows",
-                    hint="unmount one, or raise spec.engine.maxMountedAdapters",
-                )
-            mount = self._mounts[digest] = _Mount()
-        mount.leaving = False
-        return mount.adapter
+        if mount is not None:
+            mount.leaving = False
+            return _mounted(digest, mount.adapter, "device") if mount.adapter is not None else None
+        if len(self._mounts) >= self._limit:
+            raise GraftError(
+                ErrorCode.NO_CAPACITY,
+                f"{self._limit} adapters are mounted, the most that spec.engine.maxMountedAdapters allows",
+                hint="unmount one, or raise spec.engine.maxMountedAdapters",
+            )
+        kept = self.host.take(digest)
+        if kept is None:
+            self._mounts[digest] = _Mount()
+            return None
+        try:
+            adapter = kept.to(self._device)
+        except Exception:
+            self.host.put(digest, kept)
+            raise
+        self._mounts[digest] = _Mount(adapter)
+        return _mounted(digest, adapter, "host")
 
     def loading(self, digest: str) -> bool:
         """Whether this adapter is on its way."""
         return digest in self._mounts and self._mounts[digest].adapter is None
 
-    def publish(self, digest: str, adapter: CompiledAdapter) -> bool:
-        """Requests may name it from now on. False when it was unmounted while it was loaded."""
+    def publish(self, digest: str, adapter: CompiledAdapter) -> list[Mounted | Unmounted | Dropped]:
+        """Requests may name it from now on, unless it was unmounted while it was loaded."""
         mount = self._mounts[digest]
         mount.adapter = adapter
-        return not self._leave(digest, mount)
+        return [*self._leave(digest, mount)] or [_mounted(digest, adapter, "disk")]
 
     def abandon(self, digest: str) -> None:
         """Loading it failed."""
@@ -66,22 +92,50 @@ class Mounts:
         mount.holds += 1
         return mount.adapter
 
-    def release(self, digest: str) -> bool:
-        """One request less. True when that unmounts the adapter."""
+    def release(self, digest: str) -> list[Unmounted | Dropped]:
+        """One request less, which may be what an unmounted adapter waited for."""
         mount = self._mounts[digest]
         mount.holds -= 1
         return self._leave(digest, mount)
 
-    def unmount(self, digest: str) -> bool:
-        """Takes no new request. True when the adapter is gone already, False when it goes later."""
+    def unmount(self, digest: str, *, keep: bool) -> list[Unmounted | Dropped]:
+        """Takes no new request; goes now, or when nobody holds it any longer.
+
+        Args:
+            digest: of an adapter, mounted or not.
+            keep: in host memory.
+        """
         mount = self._mounts.get(digest)
         if mount is None:
-            return True
-        mount.leaving = True
+            if not keep:
+                self.host.take(digest)
+            return [Unmounted(digest)]
+        mount.leaving, mount.keep = True, keep
         return self._leave(digest, mount)
 
-    def _leave(self, digest: str, mount: _Mount) -> bool:
-        gone = mount.leaving and mount.adapter is not None and mount.holds == 0
-        if gone:
-            del self._mounts[digest]
-        return gone
+    def _leave(self, digest: str, mount: _Mount) -> list[Unmounted | Dropped]:
+        if not mount.leaving or mount.adapter is None or mount.holds:
+            return []
+        del self._mounts[digest]
+        if not mount.keep:
+            return [Unmounted(digest)]
+        gone = self.host.put(digest, mount.adapter)
+        if gone == [digest]:
+            return [Unmounted(digest, "disk")]
+        kept = Unmounted(digest, "host")
+        return [Dropped(gone), kept] if gone else [kept]
+
+
+def _mounted(digest: str, adapter: CompiledAdapter, tier: Tier) -> Mounted:
+    return Mounted(
+        digest,
+        adapter.rank,
+        len(adapter.modules),
+        adapter.bytes,
+        tier=tier,
+        remapped=adapter.remapped,
+        additive=adapter.additive,
+        scalable=adapter.scalable,
+        vocabulary_size=adapter.vocabulary,
+        virtual_tokens=adapter.virtual_tokens,
+    )

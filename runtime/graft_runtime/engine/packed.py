@@ -82,6 +82,10 @@ class PackedFlow:
     def requests(self) -> list[Request]:
         return [running.request for running in self._running]
 
+    @property
+    def reserved(self) -> int:
+        return self.runner.kv.reserved
+
     def admit(self, waiting: deque[Request]) -> None:
         self._grow(waiting)
         while waiting and len(self._running) < self._max_sequences and self._start(waiting[0]):
@@ -124,7 +128,7 @@ class PackedFlow:
         if extent is None:
             self.runner.bank.release(request.adapters)
             return False
-        self._running.append(_Running(request, extent))
+        self._running.append(_Running(request, extent, self.runner.begin(extent, request.adapters)))
         return True
 
     def _grow(self, waiting: deque[Request]) -> None:

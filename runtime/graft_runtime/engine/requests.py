@@ -24,21 +24,28 @@ class Request:
     submit: Submit
     adapters: tuple[RowAdapter, ...]
     draws: Draws
+    virtual: int
+    """Positions before the prompt that are the adapter's."""
     max_tokens: int
     """As asked, and no more than the context has room for."""
+    vocabulary: int
+    """Token ids that mean something to its adapters, or to the base."""
     tokens: list[int] = field(default_factory=list)
     alone: bool = False
     """It was in a step that failed: it is tried again by itself, so that only the culprit fails."""
 
     @property
     def length(self) -> int:
-        """Tokens of prompt and answer."""
-        return len(self.submit.prompt) + len(self.tokens)
+        """Tokens of prompt and answer, and virtual ones."""
+        return self.virtual + len(self.submit.prompt) + len(self.tokens)
 
     def ids(self, start: int, end: int) -> list[int]:
-        """Tokens of prompt and answer, `start` … `end`."""
+        """Tokens of prompt and answer, `start` … `end`; any id stands for a virtual one."""
+        virtual = [0] * (min(end, self.virtual) - start)
+        start, end = max(0, start - self.virtual), max(0, end - self.virtual)
         prompt = len(self.submit.prompt)
-        return self.submit.prompt[start:end] + self.tokens[max(0, start - prompt) : max(0, end - prompt)]
+        real = self.submit.prompt[start:end] + self.tokens[max(0, start - prompt) : max(0, end - prompt)]
+        return virtual + real
 
 
 class Turn(Protocol):
@@ -62,6 +69,11 @@ class Flow(Protocol):
     @property
     def requests(self) -> Sequence[Request]:
         """Those that run, the oldest first."""
+        ...
+
+    @property
+    def reserved(self) -> int:
+        """Tokens for which there are keys and values, or room for them."""
         ...
 
     def admit(self, waiting: deque[Request]) -> None:

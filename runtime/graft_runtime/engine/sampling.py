@@ -44,6 +44,22 @@ class _Rows:
         return _Rows(self.top_p[rows], self.top_k[rows], self.draw[rows])
 
 
+def limited(logits: torch.Tensor, vocabularies: Sequence[int]) -> torch.Tensor:
+    """With -inf for the tokens that a row does not know: another row's vocabulary is larger, or padded.
+
+    Whatever the model did to its head's output, a softcap say, would have made numbers of an earlier -inf.
+
+    Args:
+        logits: [rows, vocabulary].
+        vocabularies: of each row, in tokens.
+    """
+    widest = logits.shape[-1]
+    if all(size >= widest for size in vocabularies):
+        return logits
+    sizes = torch.tensor(vocabularies, device=logits.device)[:, None]
+    return logits.masked_fill(torch.arange(widest, device=logits.device)[None] >= sizes, float("-inf"))
+
+
 def choose(logits: torch.Tensor, draws: Sequence[Draws]) -> list[int | None]:
     """The next token of each row; None where the row's logits are not finite, which is that row's fault alone.
 

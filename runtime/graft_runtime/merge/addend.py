@@ -11,7 +11,7 @@ import torch
 from graft_runtime.adapters.compile import Values, compile_parts, read_tensor
 from graft_runtime.adapters.deltas import LowRank, ModuleDelta
 from graft_runtime.adapters.files import AdapterFiles, open_weights, read_adapter_files
-from graft_runtime.adapters.fit import fit
+from graft_runtime.adapters.fit import fitted
 from graft_runtime.adapters.layout import BaseLayout
 from graft_runtime.adapters.parts.low_rank import LinearLowRank
 from graft_runtime.adapters.parts.part import BaseModule, Part
@@ -48,12 +48,12 @@ class Addend:
                 weight of 0.
         """
         files = read_adapter_files(directory, name=name, max_rank=max_rank)
-        fitted = fit(files.parts, layout, name=name, base_model=files.recipe.base_model)
+        files, own_layout = fitted(files, layout)
         parts: dict[str, list[Part]] = {}
         for part in files.parts:
-            for path in _paths(part, fitted):
+            for path in _paths(part, own_layout):
                 parts.setdefault(path, []).append(part)
-        addend = cls(files, weight, fitted, parts)
+        addend = cls(files, weight, own_layout, parts)
         addend._check_mergeable(layout, shared)
         addend._check_values()
         return addend
@@ -90,7 +90,7 @@ class Addend:
         part = self.parts[path][0]
         if len(self.parts[path]) > 1 or not isinstance(part, LinearLowRank) or not part.plain:
             return None
-        with open_weights(self.files.directory, self.files.name) as file:
+        with open_weights(self.files.directory, self.files.name, version=self.files.version) as file:
             a, b = (read_tensor(file, self.files, part.tensors[role].name).to(device) for role in ("lora_A", "lora_B"))
         return (b @ a) * (part.scale * self.weight)
 
@@ -127,7 +127,7 @@ class Addend:
     def _check_values(self) -> None:
         values = Values(self.files.name)
         changes = False
-        with open_weights(self.files.directory, self.files.name) as file:
+        with open_weights(self.files.directory, self.files.name, version=self.files.version) as file:
             for part in self.files.parts:
                 tensors = [read_tensor(file, self.files, tensor.name) for tensor in part.tensors.values()]
                 for tensor, value in zip(part.tensors.values(), tensors, strict=True):

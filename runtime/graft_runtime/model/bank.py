@@ -50,6 +50,8 @@ class Bank:
         """Those that an active adapter has changed."""
         self.width = 0
         """Columns that a step computes: the bucket of the highest that is owned."""
+        self.samples: dict[str, torch.Tensor | None] = {}
+        """What modules were given in an earlier trial, [1, features], for the next; None: the model never calls it."""
 
     @property
     def bytes_at_most(self) -> int:
@@ -99,11 +101,16 @@ class Bank:
         if not any(row.adapters for row in rows):
             return None
         slot_weights = self._slot_weights(rows).to(self._device)
-        slots = torch.tensor([self._slot_of(row) for row in rows]).repeat_interleave(
-            torch.tensor([row.tokens for row in rows])
-        )
+        counts = torch.tensor([row.tokens for row in rows])
+        slots = torch.tensor([self._slot_of(row) for row in rows]).repeat_interleave(counts)
         column_weights = slot_weights[:, self._column_owner()].to(self._dtype)
-        taken = Taken(column_weights != 0, column_weights, slots.to(self._device), slot_weights.to(self._dtype))
+        taken = Taken(
+            column_weights != 0,
+            column_weights,
+            slots.to(self._device),
+            slot_weights.to(self._dtype),
+            _positions(rows, counts).to(self._device),
+        )
         uniform = all(row.adapters == rows[0].adapters for row in rows) and not _partial(rows)
         return Step(taken, [row.tokens for row in rows], last, uniform=uniform)
 
@@ -122,8 +129,9 @@ class Bank:
         first = 0
         for row in rows:
             for part in row.adapters:
-                hidden = min(max(part.start - row.start, 0), row.tokens)
-                repeated[first : first + hidden, self.slot(part.adapter)] = 0
+                if part.start:
+                    hidden = min(max(part.start - row.start, 0), row.tokens)
+                    repeated[first : first + hidden, self.slot(part.adapter)] = 0
             first += row.tokens
         return repeated
 
@@ -182,6 +190,12 @@ class Bank:
         self.width = _bucket(highest) if highest else 0
         for module in self.modules.values():
             module.widen(self.width)
+
+
+def _positions(rows: Sequence[Row], counts: torch.Tensor) -> torch.Tensor:
+    """[tokens], int64."""
+    before = torch.tensor([row.start for row in rows]) - (counts.cumsum(0) - counts)
+    return torch.arange(int(counts.sum())) + before.repeat_interleave(counts)
 
 
 def _partial(rows: Sequence[Row]) -> bool:

@@ -52,7 +52,8 @@ class BankModule:
             end = start + delta.low_rank.a.shape[0]
             self.a[start:end], self.b[start:end] = delta.low_rank.a, delta.low_rank.b
             self._users.setdefault("low_rank", set()).add(adapter)
-        if delta.rows is not None or delta.parameters or (delta.low_rank is not None and not self._fits(delta)):
+        own = delta.rows is not None or delta.prompt is not None or bool(delta.parameters)
+        if own or (delta.low_rank is not None and not self._fits(delta)):
             self.groups[adapter] = delta
         for name in VECTORS:
             vector = getattr(delta, name)

@@ -172,6 +172,10 @@ class _HookedEmbedding(_Hooked):
                 at = torch.searchsorted(delta.rows.index, ids[tokens]).clamp(max=len(delta.rows.index) - 1)
                 own = delta.rows.index[at] == ids[tokens]
                 y[tokens[own]] = (delta.rows.weight[at[own]] * scale).to(y.dtype)
+            if delta.prompt is not None:
+                at = taken.positions[tokens]
+                virtual = (at >= 0) & (at < delta.prompt.shape[0])
+                y[tokens[virtual]] = delta.prompt[at[virtual]].to(y.dtype)
             if delta.low_rank is not None:
                 weight = self.weights(taken, adapter)
                 takers = (weight[:, 0] != 0).nonzero()[:, 0]

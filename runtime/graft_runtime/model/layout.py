@@ -9,9 +9,12 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightRenaming, apply_renamings
 from transformers.pytorch_utils import Conv1D
 
-from graft_runtime.adapters.layout import BaseLayout, EmbeddingShape, LinearShape
+from graft_runtime.adapters.layout import AttentionShape, BaseLayout, EmbeddingShape, LinearShape
 
 HEADS = frozenset({"score", "classifier", "qa_outputs", "classifier.out_proj", "classification_head.out_proj"})
 """How the last module of a classifier is called; an adapter may know other labels than the base."""
@@ -65,9 +68,40 @@ def layout_of(model: nn.Module, name: str) -> BaseLayout:
         embeddings,
         norms,
         ties=_ties(model, embedding, head),
-        input_embedding=embedding if embedding in embeddings else None,
+        attention=_attention(model),
+        input_embedding=embedding if embedding in embeddings and not _has_encoder(model) else None,
         resizable=frozenset(path for path in (embedding, head, *(HEADS & linear.keys())) if path is not None),
+        former=former_names(model),
+        wrapper=getattr(model, "base_model_prefix", ""),
     )
+
+
+def former_names(model: Any) -> dict[str, str]:
+    """How earlier versions of Transformers called what is in this model now: the beginning of a path → today's.
+
+    From Transformers' own table of renamed weights, read backwards, as `save_pretrained` does to write the old names.
+    """
+    if not isinstance(model, PreTrainedModel):
+        return {}
+    transforms = get_model_conversion_mapping(model, add_legacy=False)[::-1]
+    renamings = [transform.reverse_transform() for transform in transforms if type(transform) is WeightRenaming]
+    if not renamings:
+        return {}
+    found: dict[str, set[str]] = {}
+    for name, _ in model.named_parameters():
+        old, new = _without_common_end(apply_renamings(name, renamings), name)
+        if old != new:
+            found.setdefault(old, set()).add(new)
+    return {old: new for old, (new, *others) in found.items() if not others}
+
+
+def _without_common_end(one: str, other: str) -> tuple[str, str]:
+    """Both without the steps that they end with alike."""
+    ones, others = one.split("."), other.split(".")
+    while ones and others and ones[-1] == others[-1]:
+        ones.pop()
+        others.pop()
+    return ".".join(ones), ".".join(others)
 
 
 def shared_weights(model: nn.Module) -> frozenset[str]:
@@ -117,3 +151,21 @@ def _ties(model: nn.Module, embedding: str | None, head: str | None) -> dict[str
         return {}
     tied = model.get_submodule(embedding).weight is model.get_submodule(head).weight
     return {embedding: head} if tied else {}
+
+
+def _attention(model: Any) -> AttentionShape | None:
+    """By the config, as Transformers' caches are made: keys and values only, the same on every layer."""
+    config = getattr(model, "config", None)
+    if config is None or _has_encoder(model) or getattr(model, "_is_stateful", False):
+        return None
+    config = config.get_text_config(decoder=True)
+    layers, heads = getattr(config, "num_hidden_layers", None), getattr(config, "num_attention_heads", None)
+    if not isinstance(layers, int) or not isinstance(heads, int):
+        return None
+    features = getattr(config, "head_dim", None) or config.hidden_size // heads
+    return AttentionShape(layers, getattr(config, "num_key_value_heads", None) or heads, features)
+
+
+def _has_encoder(model: Any) -> bool:
+    """Whether a decoder reads what an encoder made of the prompt."""
+    return bool(getattr(getattr(model, "config", None), "is_encoder_decoder", False))

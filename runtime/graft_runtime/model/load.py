@@ -1,4 +1,4 @@
-"""Loads a base model: any causal language model of Transformers, from safetensors, without foreign code."""
+"""Loads a base model: any text model of Transformers for a task of PEFT's, from safetensors, without foreign code."""
 
 from __future__ import annotations
 
@@ -7,15 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from transformers.utils import logging as transformers_logging
 
 from graft_runtime.adapters.layout import BaseLayout
 from graft_runtime.adapters.strict_json import parse_object
+from graft_runtime.contract import Task
 from graft_runtime.errors import ErrorCode, GraftError, shown
 from graft_runtime.model.layout import layout_of
+from graft_runtime.model.tasks import auto_class, may_be_missing, task_of
 
 MAX_CONFIG_BYTES = 16 << 20
 WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json")
@@ -32,8 +33,9 @@ class BaseModel:
     """A base model that is ready to compute, in eval mode and without gradients."""
 
     name: str
+    task: Task
     model: Any
-    """A PreTrainedModel with a language modelling head."""
+    """A PreTrainedModel with the head of its task."""
     layout: BaseLayout
     context_length: int
     """Tokens."""
@@ -49,7 +51,9 @@ class BaseModel:
         return self.model.device  # type: ignore[no-any-return]
 
 
-def load_base(directory: Path, *, name: str, dtype: str, max_sequence_length: int) -> BaseModel:
+def load_base(
+    directory: Path, *, name: str, dtype: str, max_sequence_length: int, task: Task | None = None
+) -> BaseModel:
     """Loads the model onto the accelerator, or the CPU where there is none.
 
     Args:
@@ -57,6 +61,7 @@ def load_base(directory: Path, *, name: str, dtype: str, max_sequence_length: in
         name: how errors call the model.
         dtype: auto, float32, bfloat16 or float16.
         max_sequence_length: tokens; a cap on the model's own context.
+        task: what to load it for; None: what its config.json says.
 
     Raises:
         GraftError: NotAModel with the reason, UnsafeFile for pickles and for models that need their own code.
@@ -66,8 +71,8 @@ def load_base(directory: Path, *, name: str, dtype: str, max_sequence_length: in
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         config = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
-        _check_config(config, name)
-        model, report = AutoModelForCausalLM.from_pretrained(
+        task = task or task_of(config)
+        model, report = _class_for(task, config, name).from_pretrained(
             directory,
             config=config,
             dtype=DTYPES.get(dtype, "auto"),
@@ -80,11 +85,12 @@ def load_base(directory: Path, *, name: str, dtype: str, max_sequence_length: in
         raise
     except Exception as error:  # Transformers and safetensors raise every kind there is
         raise _not_a_model(name, f"Transformers can't load it: {type(error).__name__}: {error}") from error
-    _check_complete(report, name)
+    _complete(model, report, task, name)
     model = model.eval().requires_grad_(False).to(device)
     embeddings = model.get_input_embeddings()
     return BaseModel(
         name=name,
+        task=task,
         model=model,
         layout=layout_of(model, name),
         context_length=_context_length(config, max_sequence_length),
@@ -106,9 +112,9 @@ def empty_model(directory: Path, *, name: str) -> Any:
     _be_quiet()
     try:
         config = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
-        _check_config(config, name)
+        made_by = _class_for(task_of(config), config, name)
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+            model = made_by.from_config(config, trust_remote_code=False)
         model.tie_weights()
     except GraftError:
         raise
@@ -169,18 +175,24 @@ def _refuse_weights(present: set[str], name: str) -> None:
     raise _not_a_model(name, f"neither {WEIGHT_FILES[0]} nor {WEIGHT_FILES[1]} is there")
 
 
-def _check_config(config: Any, name: str) -> None:
-    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+def _class_for(task: Task, config: Any, name: str) -> Any:
+    found = auto_class(task, config)
+    if found is None:
         raise _not_a_model(
             name,
-            f"model_type {config.model_type!r} has no causal language model in Transformers",
-            "give a model that generates text",
+            f"model_type {config.model_type!r} has no model for {task} in Transformers",
+            "give a model that generates text, classifies or embeds, and a task that it has a class for",
         )
+    return found
 
 
-def _check_complete(report: dict[str, Any], name: str) -> None:
-    """Transformers fills what a checkpoint lacks with random numbers and only warns."""
-    faults = [f"{key}: missing" for key in sorted(report.get("missing_keys", ()))]
+def _complete(model: Any, report: dict[str, Any], task: Task, name: str) -> None:
+    """Transformers fills what a checkpoint lacks with random numbers and only warns. A head that only adapters bring is
+    zero in the base: the same on every pod.
+    """
+    missing = set(report.get("missing_keys", ()))
+    fresh = {key for key in missing if may_be_missing(key, task, model)}
+    faults = [f"{key}: missing" for key in sorted(missing - fresh)]
     faults += [f"{entry[0]}: {entry[1:]}" for entry in report.get("mismatched_keys", ())]
     faults += [str(fault) for fault in report.get("error_msgs", ())]
     if faults:
@@ -191,6 +203,9 @@ def _check_complete(report: dict[str, Any], name: str) -> None:
             hint="copy it again, or correct config.json; is this the checkpoint of a whole model?",
             field="spec.baseModel.uri",
         )
+    with torch.no_grad():
+        for key in fresh:
+            model.get_parameter(key).zero_()
 
 
 def _context_length(config: Any, max_sequence_length: int) -> int:
@@ -221,6 +236,6 @@ def _not_a_model(name: str, why: str, hint: str | None = None) -> GraftError:
     return GraftError(
         ErrorCode.NOT_A_MODEL,
         f"base model `{name}` can't be loaded: {why}",
-        hint=hint or "point spec.baseModel.uri at a Hugging Face checkpoint of a causal language model",
+        hint=hint or "point spec.baseModel.uri at a Hugging Face checkpoint of a text model",
         field="spec.baseModel.uri",
     )

@@ -39,6 +39,11 @@ class Row:
     tokens: int
 
 
+def virtual_tokens(adapters: Sequence[RowAdapter]) -> int:
+    """Positions that these take before the first token of a row's prompt."""
+    return sum(part.adapter.virtual_tokens for part in adapters)
+
+
 @dataclass(frozen=True)
 class Taken:
     """What each token takes of the active adapters.
@@ -48,16 +53,24 @@ class Taken:
         column_weights: [tokens, width].
         slots: [tokens], int64: of the adapter that has vectors; 0: none.
         slot_weights: [tokens, slots].
+        positions: [tokens], int64; negative for padding.
     """
 
     columns: torch.Tensor
     column_weights: torch.Tensor
     slots: torch.Tensor
     slot_weights: torch.Tensor
+    positions: torch.Tensor
 
     def of(self, tokens: torch.Tensor) -> Taken:
         """Those of these tokens, [n]."""
-        return Taken(self.columns[tokens], self.column_weights[tokens], self.slots[tokens], self.slot_weights[tokens])
+        return Taken(
+            self.columns[tokens],
+            self.column_weights[tokens],
+            self.slots[tokens],
+            self.slot_weights[tokens],
+            self.positions[tokens],
+        )
 
     def each(self, times: int) -> Taken:
         """Every token as often in a row."""

@@ -1,9 +1,12 @@
-"""Key-value caches of Transformers, widened, narrowed and joined: padding on the left, which the mask hides.
+"""Key-value caches of Transformers, widened, narrowed and joined: with padding that the mask hides, on the left where
+tokens follow, on the right for the prompts of an encoder.
 
 Padding is written as zeros: what is masked is still multiplied, and 0 · NaN is NaN.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch.nn import functional
@@ -15,10 +18,31 @@ from transformers.cache_utils import (
     LinearAttentionCacheLayerMixin,
 )
 
+from graft_runtime.adapters.deltas import Prefix
+
 
 def keeps_state(cache: DynamicCache) -> bool:
     """Whether a layer keeps a state instead of keys and values: padding would enter it."""
     return any(isinstance(layer, LinearAttentionCacheLayerMixin) for layer in cache.layers)
+
+
+def prefill(cache: DynamicCache, prefixes: Sequence[Prefix | None]) -> torch.Tensor:
+    """Writes what each row has before its first token, to the right; zeros before that.
+
+    Returns:
+        The mask, [rows, longest prefix].
+    """
+    longest = max(prefix.tokens for prefix in prefixes if prefix is not None)
+    shape = next(prefix.keys for prefix in prefixes if prefix is not None)
+    keys, values = (shape.new_zeros(len(prefixes), *shape.shape[:2], longest, shape.shape[3]) for _ in range(2))
+    mask = torch.zeros(len(prefixes), longest, dtype=torch.long, device=shape.device)
+    for row, prefix in enumerate(prefixes):
+        if prefix is not None:
+            first = longest - prefix.tokens
+            keys[row, :, :, first:], values[row, :, :, first:], mask[row, first:] = prefix.keys, prefix.values, 1
+    for layer in range(shape.shape[0]):
+        cache.update(keys[:, layer], values[:, layer], layer)
+    return mask
 
 
 def can_join(cache: DynamicCache) -> bool:
@@ -35,6 +59,26 @@ def join(cache: DynamicCache, other: DynamicCache) -> None:
         if _holds(layer):
             layer.keys = torch.cat([layer.keys, added.keys])
             layer.values = torch.cat([layer.values, added.values])
+
+
+def join_right(cache: DynamicCache, other: DynamicCache) -> None:
+    """Adds the rows of the other cache, padded to the longer on the right."""
+    for layer, added in zip(cache.layers, other.layers, strict=True):
+        if _holds(layer):
+            longest = max(layer.keys.shape[-2], added.keys.shape[-2])
+            layer.keys = torch.cat([_padded_right(keys, longest) for keys in (layer.keys, added.keys)])
+            layer.values = torch.cat([_padded_right(values, longest) for values in (layer.values, added.values)])
+
+
+def cut_right(cache: DynamicCache, length: int) -> None:
+    """Keeps the first `length` columns."""
+    for layer in cache.layers:
+        if _holds(layer):
+            layer.keys, layer.values = layer.keys[:, :, :length], layer.values[:, :, :length]
+
+
+def _padded_right(tensor: torch.Tensor, length: int) -> torch.Tensor:
+    return functional.pad(tensor, (0, 0, 0, length - tensor.shape[-2]))
 
 
 def pad_left(cache: DynamicCache, columns: int) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from graft_runtime.adapters.deltas import CompiledAdapter
-from graft_runtime.engine.kv import SMALLEST_EXTENT, KeyValueStore, LayerShape
+from graft_runtime.engine.kv import SMALLEST_EXTENT, Extent, KeyValueStore, LayerShape, fill
 from graft_runtime.model.deltas import AdapterModules
 from graft_runtime.model.load import BaseModel
 from graft_runtime.model.rows import Row, RowAdapter
@@ -99,6 +99,13 @@ class DecoderRunner:
         """Tokens of the longest sequence that can run."""
         return self.kv.longest
 
+    def begin(self, extent: Extent, adapters: Sequence[RowAdapter]) -> int:
+        """Writes what a sequence has before its first token. Returns how many positions that takes."""
+        prefixes = [part.adapter.prefix for part in adapters if part.adapter.prefix is not None]
+        for prefix in prefixes:
+            fill(extent, prefix)
+        return sum(prefix.tokens for prefix in prefixes)
+
     def pack(self, rows: Sequence[PackedRow]) -> PackedStep:
         """A step of these rows, each of its own sequence; computes nothing yet."""
         return PackedStep(rows, self._family.windows, self._base.device)
@@ -119,12 +126,14 @@ class DecoderRunner:
         try_adapter(self._base, self.bank, adapter, name, self._try)
 
     def _try(self, prompts: Sequence[list[int]], adapters: Sequence[tuple[RowAdapter, ...]]) -> torch.Tensor:
-        kv = scratch(self._base, self._family, [SMALLEST_EXTENT] * len(prompts))
+        kv = scratch(self._base, self._family, [max(SMALLEST_EXTENT, len(prompt)) for prompt in prompts])
         rows = []
         for prompt, row_adapters in zip(prompts, adapters, strict=True):
             extent = kv.reserve(len(prompt))
             assert extent is not None
-            rows.append(PackedRow(Piece(extent, 0, len(prompt)), prompt, row_adapters, answers=True))
+            done = self.begin(extent, row_adapters)
+            piece = Piece(extent, done, len(prompt) - done)
+            rows.append(PackedRow(piece, prompt[done:], row_adapters, answers=True))
         return self.forward(self.pack(rows))
 
 

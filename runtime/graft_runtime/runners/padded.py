@@ -20,7 +20,7 @@ from graft_runtime.errors import ErrorCode, GraftError
 from graft_runtime.model.deltas import AdapterModules
 from graft_runtime.model.load import BaseModel
 from graft_runtime.model.rows import Row, RowAdapter
-from graft_runtime.runners.caches import can_join, cut_left, join, keeps_state
+from graft_runtime.runners.caches import can_join, cut_left, join, keeps_state, prefill
 from graft_runtime.runners.trial import try_adapter
 
 NAME = "padded"
@@ -88,7 +88,7 @@ class PaddedRunner:
                 f"base model `{base.name}` can't be served: {type(base.model).__name__} takes no cache",
                 hint="use a model of a family that generates with a cache",
             )
-        self._padding_token = _padding_token(base)
+        self._padding_token = padding_token(base)
         self.pads = "attention_mask" in self._parameters and not keeps_state(self._new_cache())
         """Whether rows of unequal length may share a batch."""
         self.joins = self.pads and can_join(self._new_cache())
@@ -99,24 +99,30 @@ class PaddedRunner:
         """Tokens of the longest sequence that can run."""
         return self._base.context_length
 
-    def start(self, prompts: Sequence[Sequence[int]], adapters: Sequence[tuple[RowAdapter, ...]]) -> PaddedBatch:
+    def start(
+        self,
+        prompts: Sequence[Sequence[int]],
+        answers: Sequence[Sequence[int]],
+        adapters: Sequence[tuple[RowAdapter, ...]],
+    ) -> PaddedBatch:
         """A new batch; computes nothing yet.
 
         Args:
-            prompts: token ids of each row; of one length unless `pads`.
+            prompts: token ids of each row, any for virtual tokens.
+            answers: what each row has been answered already; with the prompts of one length unless `pads`.
             adapters: of each row.
         """
-        longest = max(len(prompt) for prompt in prompts)
-        padding = [longest - len(prompt) for prompt in prompts]
-        ids = [[self._padding_token] * pad + list(prompt) for pad, prompt in zip(padding, prompts, strict=True)]
-        mask = [[0] * pad + [1] * (longest - pad) for pad in padding]
-        device = self._base.device
-        return PaddedBatch(
-            torch.tensor(ids, device=device),
-            torch.tensor(mask, device=device),
-            adapters,
-            self._new_cache(),
-        )
+        prefixes = [next((part.adapter.prefix for part in row if part.adapter.prefix), None) for row in adapters]
+        rows = [[*prompt, *answer] for prompt, answer in zip(prompts, answers, strict=True)]
+        rows = [row[prefix.tokens if prefix else 0 :] for row, prefix in zip(rows, prefixes, strict=True)]
+        longest = max(map(len, rows))
+        padding = [longest - len(row) for row in rows]
+        ids = [[self._padding_token] * pad + row for pad, row in zip(padding, rows, strict=True)]
+        mask = torch.tensor([[0] * pad + [1] * (longest - pad) for pad in padding], device=self._base.device)
+        cache = self._new_cache()
+        if any(prefixes):
+            mask = torch.cat([prefill(cache, prefixes).to(mask), mask], dim=1)
+        return PaddedBatch(torch.tensor(ids, device=self._base.device), mask, adapters, cache)
 
     def forward(self, batch: PaddedBatch) -> torch.Tensor:
         """The logits after each row's last token, [rows, vocabulary]. `batch.cache` has grown by the input."""
@@ -129,7 +135,11 @@ class PaddedRunner:
 
     def trial(self, adapter: CompiledAdapter, name: str) -> None:
         """One forward pass of this adapter beside the base's. Raises GraftError, as `try_adapter` says."""
-        try_adapter(self._base, self.bank, adapter, name, lambda *rows: self.forward(self.start(*rows)))
+
+        def forward(prompts: Sequence[list[int]], adapters: Sequence[tuple[RowAdapter, ...]]) -> torch.Tensor:
+            return self.forward(self.start(prompts, [[] for _ in prompts], adapters))
+
+        try_adapter(self._base, self.bank, adapter, name, forward)
 
     def _inputs(self, batch: PaddedBatch) -> dict[str, Any]:
         positions = (batch.mask.cumsum(-1) - 1).clamp(min=0)
@@ -149,7 +159,7 @@ class PaddedRunner:
         return DynamicCache(config=self._base.model.config)
 
 
-def _padding_token(base: BaseModel) -> int:
+def padding_token(base: BaseModel) -> int:
     """Any token that the embedding has: what it computes is masked away."""
     declared = getattr(base.model.config.get_text_config(decoder=True), "pad_token_id", None)
     return declared if isinstance(declared, int) and 0 <= declared < base.vocabulary_size else 0

@@ -6,28 +6,36 @@ import logging
 
 import torch
 
+from graft_runtime.contract import Task
 from graft_runtime.engine.kv import KeyValueStore
 from graft_runtime.engine.ledger import open_ledger
 from graft_runtime.model.bank import Bank
 from graft_runtime.model.deltas import AdapterModules
 from graft_runtime.model.load import BaseModel
 from graft_runtime.runners.decoder import DecoderRunner
+from graft_runtime.runners.encoder import EncoderRunner
 from graft_runtime.runners.padded import PaddedRunner
 from graft_runtime.runners.probe import RefusedError, probe
+from graft_runtime.runners.seq2seq import Seq2SeqRunner
 
 logger = logging.getLogger(__name__)
 
-Runner = DecoderRunner | PaddedRunner
+Runner = DecoderRunner | PaddedRunner | Seq2SeqRunner | EncoderRunner
 
 
 def choose_runner(base: BaseModel, *, max_rank: int) -> Runner:
-    """The decoder runner where the probe lets it, else the padded one; the log says why.
+    """By the task; for a causal language model the decoder runner where the probe lets it, else the padded one, and the
+    log says why.
 
     Raises:
         GraftError: NotAModel when no runner can serve it, NoCapacity when the memory has no room for a request.
     """
     bank = Bank(base.layout.linear, max_rank=max_rank, dtype=base.dtype, device=base.device)
     modules = AdapterModules(base.model, bank)
+    if base.task is Task.SEQ_2_SEQ_LM:
+        return Seq2SeqRunner(base, modules)
+    if not base.task.generates:
+        return EncoderRunner(base, modules)
     try:
         with torch.inference_mode():
             family = probe(base, modules)

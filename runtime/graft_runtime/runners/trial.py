@@ -1,10 +1,16 @@
-"""The trial of an adapter: one forward pass beside a row of the base, before a request may name it."""
+"""The trial of an adapter, before a request may name it: it changes something, and nothing overflows.
+
+The first adapter on some modules goes through the model, beside a row of the base. That shows which modules the model
+calls and what they are given there, so that the next one is tried on that alone, module by module: a forward pass costs
+more than all the rest of a mount, and every request waits for it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
 import torch
+from torch.nn import functional
 
 from graft_runtime.adapters.deltas import CompiledAdapter
 from graft_runtime.errors import ErrorCode, GraftError
@@ -19,37 +25,71 @@ Forward = Callable[[Sequence[list[int]], Sequence[tuple[RowAdapter, ...]]], torc
 """Prompts and the adapters of each; returns the logits after each, [rows, vocabulary]."""
 
 
+LARGEST = 1e15
+"""A change beyond it is none that was trained; its square still is a number in bfloat16 and float32."""
+
+
 def try_adapter(base: BaseModel, bank: Bank, adapter: CompiledAdapter, name: str, forward: Forward) -> None:
-    """One forward pass of this adapter beside the base's.
+    """Raises GraftError unless the adapter can serve.
 
     Raises:
         GraftError: NoEffect when the model calls none of its modules, Corrupt when it overflows where the base does
             not, UnsupportedMethod when the model does not keep tokens in order.
     """
-    reached: set[str] = set()
+    narrow = base.dtype == torch.float16  # what each module does may fit, and their sum not
+    if narrow or adapter.virtual_tokens or not adapter.modules.keys() <= bank.samples.keys():
+        _try_on_model(base, bank, adapter, name, forward)
+    if adapter.prefix is None and all(bank.samples[path] is None for path in adapter.modules):
+        raise GraftError(
+            ErrorCode.NO_EFFECT,
+            f"adapter `{name}` changes nothing: the model calls none of its {len(adapter.modules)} modules",
+            hint="train it on modules that take part in generating text",
+        )
+    if not bool(_largest_change(adapter, bank) < LARGEST):
+        raise _overflow(name)
+
+
+def _try_on_model(base: BaseModel, bank: Bank, adapter: CompiledAdapter, name: str, forward: Forward) -> None:
+    given: dict[str, torch.Tensor | None] = dict.fromkeys(adapter.modules)
+
+    def keep(path: str, inputs: tuple[torch.Tensor, ...]) -> None:
+        given[path] = inputs[0].reshape(-1, inputs[0].shape[-1])[-1:].clone()  # of the base's row
+
     handles = [
-        base.model.get_submodule(path).register_forward_hook(lambda *_, path=path: reached.add(path))
+        base.model.get_submodule(path).register_forward_pre_hook(lambda _, inputs, path=path: keep(path, inputs))
         for path in adapter.modules
     ]
     prompt = [token % base.vocabulary_size for token in TRIAL_PROMPT]
     adapters = (RowAdapter(adapter, 1.0),)
     bank.hold_for_trial(adapter)
     try:
-        logits = forward([prompt, prompt], [adapters, ()])
+        logits = forward([[prompt[0]] * adapter.virtual_tokens + prompt, prompt], [adapters, ()])
     finally:
         bank.release(adapters)
         for handle in handles:
             handle.remove()
-    if not reached:
-        raise GraftError(
-            ErrorCode.NO_EFFECT,
-            f"adapter `{name}` changes nothing: the model calls none of its {len(adapter.modules)} modules",
-            hint="train it on modules that take part in generating text",
-        )
     adapted, plain = (logits < float("inf")).all(dim=-1).tolist()  # -inf: no token of this row's vocabulary
     if plain and not adapted:
-        raise GraftError(
-            ErrorCode.CORRUPT,
-            f"adapter `{name}` computes values that are not finite",
-            hint="its weights overflow the dtype of the model; use a wider spec.baseModel.dtype, or train it again",
-        )
+        raise _overflow(name)
+    bank.samples |= given
+
+
+def _largest_change(adapter: CompiledAdapter, bank: Bank) -> torch.Tensor:
+    """Of what each module adds to what the model once gave it, and of the vectors beside that; NaN if one is."""
+    changes = [torch.zeros(())]
+    for path, delta in adapter.modules.items():
+        given = bank.samples[path]
+        if given is not None and delta.low_rank is not None and given.shape[1] == delta.low_rank.a.shape[1]:
+            made = functional.linear(given.to(delta.low_rank.a.dtype), delta.low_rank.a) @ delta.low_rank.b
+            changes.append(made.abs().amax())
+        vectors = (delta.offset, delta.gain, delta.shift, delta.input_gain, delta.prompt)
+        changes += [vector.abs().amax() for vector in vectors if vector is not None]
+    return torch.stack([change.to(changes[-1].device, torch.float32) for change in changes]).amax()
+
+
+def _overflow(name: str) -> GraftError:
+    return GraftError(
+        ErrorCode.CORRUPT,
+        f"adapter `{name}` computes values that are not finite",
+        hint="its weights overflow the dtype of the model; use a wider spec.baseModel.dtype, or train it again",
+    )

@@ -6,7 +6,9 @@ import contextlib
 import errno
 import hashlib
 import itertools
+import json
 import logging
+import os
 import shutil
 import threading
 from collections.abc import Callable, Collection, Iterator
@@ -23,7 +25,8 @@ logger = logging.getLogger(__name__)
 
 CHUNK_BYTES = 1 << 20
 KEPT_COPIES = 4
-_NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+_DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+_NO_ROOM = _DISK_FULL | {errno.EFBIG}
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,7 @@ class _Arrival:
 
     directory: Path
     make_room: Callable[[int], None]
+    evict: Callable[[], bool]
     taken: int = 0
     records: dict[str, FileRecord] = field(default_factory=dict)
     """The files that are whole."""
@@ -51,7 +55,13 @@ class _Arrival:
         """Raises GraftError: NoCapacity; OSError."""
         self.make_room(len(piece))
         self.taken += len(piece)
-        file.write(piece)
+        rest = memoryview(piece)
+        while rest:  # a disk that fills takes a part, and refuses the next
+            try:
+                rest = rest[file.write(rest) :]
+            except OSError as error:
+                if error.errno not in _DISK_FULL or not self.evict():
+                    raise
 
     def sweep(self) -> int:
         """Removes what is not whole; the bytes that this gives back."""
@@ -99,8 +109,9 @@ class Cache:
         self._sizes = {path.name: _size(path) for path in self._checkpoints.iterdir()}
         """Bytes by hex digest, least recently used first."""
         self._arriving = 0
-        self._known: dict[str, str] = {}
-        """Digests by kind and identity of their sources."""
+        self._known_models = directory / "models.json"
+        self._known = self._read_known()
+        """Digests by kind and identity of their sources. Those of models outlive a restart."""
         self._busy: dict[str, _Busy] = {}
         self._kept: dict[str, _Arrival] = {}
         """What is left of copies whose sources broke off, by kind and identity, the oldest first."""
@@ -136,12 +147,31 @@ class Cache:
                 with self._alone(key):
                     known = self.find(self._known.get(key, ""))
                     cached = known or self._copy(directory, kind, key)
-                    self._known[key] = cached.digest
+                    if known is None:
+                        self._remember(key, cached.digest)
                 return replace(cached, revision=directory.revision)
         except OSError as error:
             with self._lock:
                 self._forget_kept(0)
             raise _disk_fault(uri, error) from error
+
+    def _remember(self, key: str, digest: str) -> None:
+        with self._lock:
+            self._known[key] = digest
+            models = {key: digest for key, digest in self._known.items() if key.startswith("model ")}
+            if key in models:
+                partial = self._known_models.with_suffix(".partial")
+                partial.write_text(json.dumps(models))
+                partial.replace(self._known_models)
+
+    def _read_known(self) -> dict[str, str]:
+        """What an earlier start remembered, as far as it is still here."""
+        try:
+            found = json.loads(self._known_models.read_text())
+        except (OSError, ValueError):
+            return {}
+        here = {f"sha256:{name}" for name in self._sizes}
+        return {key: digest for key, digest in found.items() if digest in here} if isinstance(found, dict) else {}
 
     def _copy(self, directory: Directory, kind: Kind, key: str | None = None) -> Cached:
         names = directory.names()
@@ -154,7 +184,7 @@ class Cache:
     @contextlib.contextmanager
     def _spool(self, uri: str) -> Iterator[Spool]:
         """A file that is gone afterwards; meanwhile it takes room as everything else does."""
-        with self._arrival(uri) as arrival, (arrival.directory / "archive").open("w+b") as file:
+        with self._arrival(uri) as arrival, (arrival.directory / "archive").open("w+b", buffering=0) as file:
             yield _SpoolFile(file, arrival)
 
     @contextlib.contextmanager
@@ -165,7 +195,7 @@ class Cache:
         if arrival is None:
             partial = self._partial / str(next(self._numbers))
             partial.mkdir()
-            arrival = _Arrival(partial, lambda size: self._make_room(size, uri))
+            arrival = _Arrival(partial, lambda size: self._make_room(size, uri), self._give_up_one)
         keep = False
         try:
             yield arrival
@@ -226,6 +256,11 @@ class Cache:
                     )
             self._arriving += size
 
+    def _give_up_one(self) -> bool:
+        """The disk is full, of what others keep there as well. False when nothing here can go."""
+        with self._lock:
+            return self._evict_one()
+
     def _evict_one(self) -> bool:
         if self._kept:
             self._forget_kept(len(self._kept) - 1)
@@ -250,6 +285,7 @@ def _copy_file(directory: Directory, name: str, arrival: _Arrival) -> FileRecord
             arrival.write(file, chunk)
             hasher.update(chunk)
             size += len(chunk)
+        os.fsync(file.fileno())  # its name must not outlive its bytes when the node loses power
     target.chmod(0o444)
     record = FileRecord(name, size, hasher.hexdigest())
     directory.check(record, target)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Literal
 
 from graft_runtime.contract import AdapterEntry, AdapterReport, AdapterState, Fault, Source
-from graft_runtime.errors import GraftError
+from graft_runtime.errors import ErrorCode, GraftError
+from graft_runtime.messages import Tier
 from graft_runtime.store.cache import Cached
 from graft_runtime.store.fetches import TRANSIENT
+
+PATIENCE_SECONDS = 1.0
+"""So long an adapter waits for one whose requests end by themselves; then another has to take no new ones."""
 
 
 class Residence(Enum):
@@ -36,7 +40,18 @@ class Artifact:
     cached: Cached | None = None
     method: str | None = None
     rank: int | None = None
+    remapped: str | None = None
+    """See `AdapterReport`."""
     bytes: int | None = None
+    highest_token: int | None = None
+    """The highest id that its own tokenizer makes and the base's does not; None for none."""
+    vocabulary_size: int | None = None
+    """Token ids that it brings rows for; None: those of the base."""
+    virtual_tokens: int = 0
+    """Of the context, before the prompt."""
+    additive: bool = True
+    """See Mounted."""
+    scalable: bool = True
     proven: bool = False
     """It passed every check against the base, a trial mount included."""
     fault: GraftError | None = None
@@ -45,7 +60,15 @@ class Artifact:
     """Requests that run on it."""
     waiters: int = 0
     """Requests that wait for it."""
+    since: float | None = None
+    """When it began to wait for a place; seconds of a monotonic clock."""
     last_used: int = 0
+    turn: int = 0
+    """The number of the mount that it has its place from."""
+    yielding: bool = False
+    """It is mounted and takes no new requests, so that another gets its place."""
+    in_host: bool = False
+    """Its pack is in host memory, for the next mount."""
 
     @property
     def state(self) -> AdapterState:
@@ -64,8 +87,22 @@ class Artifact:
         return self.cached is not None and self.method is not None and self.fault is None and self.wanted
 
     @property
+    def tier(self) -> Tier | None:
+        """The fastest one that it is in; None: in none yet."""
+        if self.residence is Residence.MOUNTED:
+            return "device"
+        if self.in_host:
+            return "host"
+        return "disk" if self.cached is not None else None
+
+    @property
+    def lendable(self) -> bool:
+        return self.residence is Residence.MOUNTED and not self.yielding
+
+    @property
     def displaceable(self) -> bool:
-        return self.residence is Residence.MOUNTED and not (self.pinned or self.users or self.waiters)
+        awaited = self.waiters and not self.yielding
+        return self.residence is Residence.MOUNTED and self.wanted and not (self.pinned or self.users or awaited)
 
 
 @dataclass
@@ -80,42 +117,92 @@ class Alias:
 
 @dataclass(frozen=True)
 class Step:
-    """One thing to do."""
+    """One thing to do. `yield` and `stay`: a mounted adapter takes no new requests, or does again."""
 
-    action: Literal["mount", "unmount", "refuse"]
+    action: Literal["mount", "unmount", "yield", "stay", "refuse"]
     digest: str
 
 
-def plan_mounts(artifacts: Iterable[Artifact], limit: int) -> list[Step]:
+@dataclass(frozen=True)
+class Plan:
+    """What to do, in order, and whether somebody still waits for a place then."""
+
+    steps: list[Step]
+    short: bool
+
+
+def plan_mounts(artifacts: Iterable[Artifact], limit: int, now: float) -> Plan:
     """What to mount and to unmount now.
 
-    An adapter is mounted when a request waits for it, when it is pinned, or to try it once; the least recently used
-    makes room. `refuse`: pinned adapters hold every place, it could never be mounted.
+    An adapter is mounted when a request waits for it, when it is pinned, or to try it once: first come, first served.
+    The least recently used makes room. Where requests keep all of them in use, the one with the oldest place yields to
+    the adapter that has waited too long, and gets into the queue behind it. `refuse`: pinned adapters hold every place,
+    it could never be mounted.
 
     Args:
         artifacts: all that are wanted, and those that the engine still holds.
-        limit: how many the engine can hold.
+        limit: how many the engine can hold. It lets go at once of what nobody uses: such a place can be filled in the
+            same breath.
+        now: seconds of the clock of `Artifact.since`.
     """
     everything = list(artifacts)
-    held = [a for a in everything if a.residence is not Residence.ABSENT]
-    steps = [
-        Step("unmount", a.digest) for a in held if a.residence is Residence.MOUNTED and not a.wanted and not a.users
-    ]
-    leaving = len(steps) + sum(a.residence is Residence.UNMOUNTING for a in held)
+    held = [a for a in everything if a.residence in {Residence.MOUNTING, Residence.MOUNTED}]
+    removed = [a for a in held if a.residence is Residence.MOUNTED and not a.wanted and not a.users]
     candidates = [a for a in everything if a.residence is Residence.ABSENT and a.mountable]
     wants = sorted((a for a in candidates if a.waiters or a.pinned or not a.proven), key=_urgency)
-    free = max(limit - len(held), 0)
-    steps += [Step("mount", a.digest) for a in wants[:free]]
-    waiting = wants[free:]
-    victims = sorted((a for a in held if a.wanted and a.displaceable), key=lambda a: a.last_used)
-    steps += [Step("unmount", a.digest) for a in victims[: max(len(waiting) - leaving, 0)]]
+    free = limit - len(held) + len(removed)
+    victims = sorted((a for a in held if a.displaceable), key=lambda a: (not a.yielding, a.last_used))
+    displaced = victims[: max(len(wants) - free, 0)]
+    room = max(free + len(displaced), 0)
+    mounts, waiting = wants[:room], wants[room:]
+    steps = [Step("unmount", a.digest) for a in [*removed, *displaced]]
+    leaving = {step.digest for step in steps}
+    steps += [Step("mount", a.digest) for a in mounts]
+    steps += _turns([a for a in held if a.digest not in leaving], waiting, now)
     if sum(a.pinned and a.wanted for a in held) >= limit:  # also those that were tried before the places went
         steps += [Step("refuse", a.digest) for a in candidates]
-    return steps
+    return Plan(steps, short=bool(waiting))
 
 
-def _urgency(artifact: Artifact) -> tuple[bool, bool, bool]:
-    return not artifact.pinned, not artifact.waiters, artifact.proven
+def _turns(held: list[Artifact], waiting: list[Artifact], now: float) -> list[Step]:
+    """Which mounted adapters take no new requests, for those that have waited too long."""
+    if not waiting:
+        return [Step("stay", a.digest) for a in held if a.yielding]
+    overdue = sum(a.since is not None and now - a.since >= PATIENCE_SECONDS for a in waiting)
+    busy = [a for a in held if a.residence is Residence.MOUNTED and a.users and a.wanted and not a.pinned]
+    more = max(overdue - sum(a.yielding for a in busy), 0)
+    oldest = sorted((a for a in busy if not a.yielding), key=lambda a: a.turn)
+    return [Step("yield", a.digest) for a in oldest[:more]]
+
+
+def _urgency(artifact: Artifact) -> tuple[bool, bool, float]:
+    return not artifact.pinned, not artifact.waiters, artifact.since or 0.0
+
+
+def scale_fault(entry: AdapterEntry, artifact: Artifact) -> GraftError | None:
+    """That an adapter can't be served with the scale of its entry. What it is made of is known once it was mounted."""
+    if entry.scale == 1 or artifact.scalable:
+        return None
+    return GraftError(
+        ErrorCode.NOT_SCALABLE,
+        f"adapter `{entry.name}` has scale {entry.scale:g}, and what it does to the base model is no sum to be scaled",
+        hint="leave scale out (1); only adapters that add to the base model's weights can be scaled, as LoRA does",
+    )
+
+
+def vocabulary_fault(artifact: Artifact, base_rows: int) -> GraftError | None:
+    """That the adapter's own tokenizer makes ids that no row of an embedding stands for."""
+    rows = artifact.vocabulary_size if artifact.vocabulary_size is not None else base_rows
+    highest = artifact.highest_token
+    if highest is None or highest < rows:
+        return None
+    whose = "adapter's embedding" if artifact.vocabulary_size is not None else "base model"
+    return GraftError(
+        ErrorCode.TOKENIZER_MISMATCH,
+        f"the tokenizer of adapter `{artifact.name}` makes token ids up to {highest}, and the {whose} has {rows} rows "
+        f"(0 … {rows - 1})",
+        hint="save the adapter with its resized embeddings (save_embedding_layers=True), or with the base's tokenizer",
+    )
 
 
 def report(alias: Alias, artifact: Artifact | None, candidate: Artifact | None) -> AdapterReport:
@@ -134,19 +221,25 @@ def report(alias: Alias, artifact: Artifact | None, candidate: Artifact | None) 
         name=entry.name,
         digest=artifact.digest,
         revision=entry.exact_source.revision,
-        state=AdapterState.DRAINING if alias.removed else artifact.state,
-        fault=_fault(artifact),
+        state=AdapterState.DRAINING if alias.removed else _state(entry, artifact),
+        fault=_fault(entry, artifact),
         method=artifact.method,
         rank=artifact.rank,
+        remapped=artifact.remapped,
         bytes=artifact.bytes,
         candidate=entry.candidate,
-        candidate_state=candidate.state if candidate else None,
-        candidate_fault=_fault(candidate) if candidate else None,
+        candidate_state=_state(entry, candidate) if candidate else None,
+        candidate_fault=_fault(entry, candidate) if candidate else None,
     )
 
 
-def _fault(artifact: Artifact) -> Fault | None:
-    return Fault.of(artifact.fault) if artifact.fault is not None else None
+def _state(entry: AdapterEntry, artifact: Artifact) -> AdapterState:
+    return artifact.state if scale_fault(entry, artifact) is None else AdapterState.FAILED
+
+
+def _fault(entry: AdapterEntry, artifact: Artifact) -> Fault | None:
+    fault = artifact.fault or scale_fault(entry, artifact)
+    return Fault.of(fault) if fault is not None else None
 
 
 def is_settled(adapter: AdapterReport, *, pinned: bool) -> bool:
@@ -154,3 +247,34 @@ def is_settled(adapter: AdapterReport, *, pinned: bool) -> bool:
     if adapter.fault is not None:
         return True
     return adapter.ready and not (pinned and adapter.state is AdapterState.CACHED)
+
+
+def no_place(name: str, limit: int) -> GraftError:
+    """Why an adapter is refused."""
+    return GraftError(
+        ErrorCode.NO_CAPACITY,
+        f"adapter `{name}` can't be mounted: pinned adapters hold all {limit} places",
+        hint="pin fewer adapters, or raise spec.engine.maxMountedAdapters",
+    )
+
+
+def check_places(group: Mapping[str, Artifact], everything: Iterable[Artifact], limit: int) -> None:
+    """That adapters can be mounted at the same time, beside those that are pinned.
+
+    Args:
+        group: that one request names, by digest.
+        everything: of the pod.
+        limit: how many the engine can hold.
+
+    Raises:
+        GraftError: NotComposable.
+    """
+    pinned = sum(other.pinned and other.wanted for other in everything if other.digest not in group)
+    if len(group) > 1 and len(group) + pinned > limit:
+        others = f", beside {pinned} pinned ones" if pinned else ""
+        raise GraftError(
+            ErrorCode.NOT_COMPOSABLE,
+            f"`adapters` names {len(group)} adapters{others}, and this pool mounts at most {limit}",
+            hint="name fewer adapters, or raise spec.engine.maxMountedAdapters",
+            field="adapters",
+        )

@@ -15,7 +15,8 @@ from graft_runtime.store.sources import Sources
 
 logger = logging.getLogger(__name__)
 
-COPIES_AT_ONCE = 2
+COPIES_AT_ONCE = 8
+"""More than slow sources are likely to be: the others wait while all threads are taken."""
 FIRST_RETRY_SECONDS = 1.0
 LAST_RETRY_SECONDS = 60.0
 FIRST_SLOW_RETRY_SECONDS = 4.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import os
 import socket
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -112,7 +113,16 @@ class GuardedTransport(httpx2.BaseTransport):
     def __init__(self, guard: AddressGuard) -> None:
         self._guard = guard
         # A connection to an address must not serve two hosts: its certificate was checked for one of them.
-        self._inner = httpx2.HTTPTransport(limits=httpx2.Limits(max_connections=64, max_keepalive_connections=0))
+        limits = httpx2.Limits(max_connections=64, max_keepalive_connections=0)
+        try:
+            self._inner = httpx2.HTTPTransport(limits=limits)
+        except OSError as error:  # that of a missing file does not name it
+            file = os.environ.get("SSL_CERT_FILE")
+            raise GraftError(
+                ErrorCode.INVALID_POD_TEMPLATE,
+                f"the authorities to trust can't be read from SSL_CERT_FILE=`{file}`: {error}",
+                hint="mount a file of PEM certificates by spec.podTemplate, and set the variable to its path",
+            ) from error
 
     def handle_request(self, request: httpx2.Request) -> httpx2.Response:
         """Raises GraftError: ForbiddenAddress, SourceUnavailable; httpx2.TransportError."""

@@ -4,39 +4,41 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 
 from graft_runtime.adapters.files import read_adapter_files
 from graft_runtime.contract import AdapterEntry, AdapterReport, AdapterSet, Source
 from graft_runtime.errors import ErrorCode, GraftError
-from graft_runtime.messages import Command, Mount, Mounted, MountFailed, ServedAdapter, Unmount, Unmounted
+from graft_runtime.messages import (
+    Command,
+    Dropped,
+    Mount,
+    Mounted,
+    MountFailed,
+    Tier,
+    Unmount,
+    Unmounted,
+)
 from graft_runtime.store.cache import Cached
-from graft_runtime.store.catalogue import Alias, Artifact, Residence, plan_mounts, report
+from graft_runtime.store.catalogue import (
+    PATIENCE_SECONDS,
+    Alias,
+    Artifact,
+    Residence,
+    Step,
+    check_places,
+    no_place,
+    plan_mounts,
+    report,
+    scale_fault,
+    vocabulary_fault,
+)
 from graft_runtime.store.fetches import TRANSIENT, Fetches
+from graft_runtime.store.leases import Lease
 
 logger = logging.getLogger(__name__)
 
 RETRY_MOUNT_SECONDS = 30.0
-
-
-class Lease:
-    """One request's hold on one version of an adapter, until `release`."""
-
-    def __init__(self, alias: Alias, artifact: Artifact, ended: Callable[[Lease], None]) -> None:
-        self.digest = artifact.digest
-        self.served = ServedAdapter(artifact.digest, alias.entry.scale)
-        self.alias = alias
-        self.artifact = artifact
-        self.revoked: Callable[[], None] | None = None
-        """Called when the adapter's time to drain is over."""
-        self._ended = ended
-        self._released = False
-
-    def release(self) -> None:
-        """Once or more often."""
-        if not self._released:
-            self._released = True
-            self._ended(self)
 
 
 class Residency:
@@ -45,6 +47,7 @@ class Residency:
     Args:
         fetches: bring them into the cache.
         send: hands a command to the engine.
+        highest_token: checks an adapter's own tokenizer and tells the highest id that it makes and the base's does not.
         limit: how many the engine can hold.
         max_rank: of the pool.
         drain_seconds: how long requests may go on under a name that was removed.
@@ -55,13 +58,14 @@ class Residency:
         self,
         fetches: Fetches,
         send: Callable[[Command], None],
+        highest_token: Callable[[Cached, str], Awaitable[int | None]],
         *,
         limit: int,
         max_rank: int,
         drain_seconds: float,
         changed: Callable[[str], None],
     ) -> None:
-        self._fetches, self._send = fetches, send
+        self._fetches, self._send, self._highest_token = fetches, send, highest_token
         self._limit, self._max_rank, self._drain_seconds = limit, max_rank, drain_seconds
         self._changed = changed
         self._aliases: dict[str, Alias] = {}
@@ -72,8 +76,13 @@ class Residency:
         self._preparing: dict[str, asyncio.Task[None]] = {}
         self._leases: set[Lease] = set()
         self._waiting: dict[str, asyncio.Event] = {}
-        self._clock = 0
-        self._base_loaded, self._advancing = False, False
+        self._clock, self._turns = 0, 0
+        self._rows: int | None = None
+        """Token ids that the base has; None before it is loaded."""
+        self._advancing = False
+        self._short = False
+        """Somebody waits for a place."""
+        self._one_group = asyncio.Lock()
         self.digests: frozenset[str] = frozenset()
         """All that the cache must keep. Read by other threads."""
 
@@ -94,9 +103,9 @@ class Residency:
         for name in entries:
             self._changed(name)
 
-    def base_loaded(self) -> None:
+    def base_loaded(self, vocabulary_size: int) -> None:
         """The engine can take adapters from now on."""
-        self._base_loaded = True
+        self._rows = vocabulary_size
         self._advance()
 
     def entry(self, name: str) -> AdapterEntry | None:
@@ -115,50 +124,86 @@ class Residency:
         digest, candidate = alias.entry.digest, alias.entry.candidate
         return report(alias, self._artifacts.get(digest or ""), self._artifacts.get(candidate or ""))
 
-    def cached_directory(self, digest: str) -> Cached | None:
-        artifact = self._artifacts.get(digest)
-        return artifact.cached if artifact is not None else None
+    def tier(self, name: str) -> Tier | None:
+        """Where what answers under a name is; None: in no tier yet, or no such name."""
+        alias = self._aliases.get(name)
+        artifact = self._artifacts.get(alias.serving or alias.entry.digest or "") if alias is not None else None
+        return artifact.tier if artifact is not None else None
 
-    async def acquire(self, name: str, wait_seconds: float) -> Lease:
-        """A mounted adapter for one request; waits until it is mounted.
+    async def acquire(self, names: Sequence[str], wait_seconds: float) -> tuple[Lease, ...]:
+        """Mounted adapters for one request, in this order; waits until all are mounted.
 
         Raises:
-            GraftError: UnknownModel, Resolving, Loading, or the adapter's own fault.
+            GraftError: UnknownModel, Resolving, Loading, NotComposable, or the own fault of one of them.
         """
-        deadline = asyncio.get_running_loop().time() + wait_seconds
-        while True:
-            alias, artifact = self._find(name)
-            if artifact.residence is Residence.MOUNTED:
-                return self._lend(alias, artifact)
-            if artifact.fault is not None:
-                raise artifact.fault
-            artifact.waiters += 1
-            try:
-                self._advance()
-                async with asyncio.timeout_at(deadline):
-                    await self._waiting.setdefault(artifact.digest, asyncio.Event()).wait()
-            except TimeoutError:
-                raise GraftError(
-                    ErrorCode.LOADING,
-                    f"adapter `{name}` is not mounted yet after {wait_seconds:g} s (it is {artifact.state.value})",
-                    hint="try again",
-                    field="model",
-                ) from None
-            finally:
-                artifact.waiters -= 1
+        found = [self._find(name)[1].tier for name in names]
+        try:
+            async with asyncio.timeout(wait_seconds):
+                if len(names) == 1 or not self._missing(names):
+                    return await self._acquire(names, found)
+                async with self._one_group:  # two, each with a place that the other waits for, would wait for ever
+                    return await self._acquire(names, found)
+        except TimeoutError:
+            missing = ", ".join(f"`{artifact.name}` ({artifact.state.value})" for artifact in self._missing(names))
+            raise GraftError(
+                ErrorCode.LOADING,
+                f"not mounted yet after {wait_seconds:g} s: {missing or 'adapters that were a moment ago'}",
+                hint="try again",
+                field="model",
+            ) from None
 
-    def on_event(self, event: Mounted | MountFailed | Unmounted) -> None:
+    async def _acquire(self, names: Sequence[str], found: Sequence[Tier | None]) -> tuple[Lease, ...]:
+        while missing := self._missing(names):
+            artifacts = {artifact.digest: artifact for _, artifact in map(self._find, names)}
+            check_places(artifacts, self._artifacts.values(), self._limit)
+            await self._turn_of(list(artifacts.values()), missing[0])
+        return tuple(self._lend(*self._find(name), tier) for name, tier in zip(names, found, strict=True))
+
+    async def _turn_of(self, artifacts: Sequence[Artifact], first: Artifact) -> None:
+        """Waits for these until something has changed about the first."""
+        loop = asyncio.get_running_loop()
+        for artifact in artifacts:
+            if not artifact.waiters:
+                artifact.since = loop.time()
+            artifact.waiters += 1
+        self._advance()
+        patience = loop.call_later(PATIENCE_SECONDS, self._advance)
+        try:
+            await self._waiting.setdefault(first.digest, asyncio.Event()).wait()
+        finally:
+            patience.cancel()
+            for artifact in artifacts:
+                artifact.waiters -= 1
+            if self._short:
+                self._advance()
+
+    def _missing(self, names: Sequence[str]) -> list[Artifact]:
+        """Those that a request has to wait for. Raises GraftError where waiting is no use."""
+        found = [self._find(name) for name in names]
+        for alias, artifact in found:
+            fault = scale_fault(alias.entry, artifact)
+            if fault is None and artifact.residence is not Residence.MOUNTED:
+                fault = artifact.fault
+            if fault is not None:
+                raise fault
+        return [artifact for _, artifact in found if not artifact.lendable]
+
+    def on_event(self, event: Mounted | MountFailed | Unmounted | Dropped) -> None:
         """Takes what the engine tells."""
-        artifact = self._artifacts.get(event.digest)
-        if artifact is None:
-            return
+        for digest in event.digests if isinstance(event, Dropped) else ():
+            if (artifact := self._artifacts.get(digest)) is not None:
+                artifact.in_host = False
+        if not isinstance(event, Dropped) and (artifact := self._artifacts.get(event.digest)) is not None:
+            self._moved(artifact, event)
+
+    def _moved(self, artifact: Artifact, event: Mounted | MountFailed | Unmounted) -> None:
         match event:
             case Mounted() if artifact.residence is not Residence.UNMOUNTING:
-                artifact.residence, artifact.proven, artifact.fault = Residence.MOUNTED, True, None
+                self._mounted(artifact, event)
             case MountFailed():
                 self._mount_failed(artifact, event.fault.error())
             case Unmounted() if artifact.residence is Residence.UNMOUNTING:
-                artifact.residence = Residence.ABSENT
+                artifact.residence, artifact.in_host = Residence.ABSENT, event.tier == "host"
         left_behind = [self._switch(self._aliases[name]) for name in self._names.get(artifact.digest, ())]
         if not artifact.wanted or any(left_behind):
             self._refresh()
@@ -219,7 +264,7 @@ class Residency:
     def _switch(self, alias: Alias) -> bool:
         """Lets a name be answered by its new version when that is ready. True when an old one is left behind."""
         new, old = self._artifacts.get(alias.entry.digest or ""), alias.serving
-        if new is None or not new.proven or old == new.digest:
+        if new is None or not new.proven or old == new.digest or scale_fault(alias.entry, new) is not None:
             return False
         alias.serving = new.digest
         if old is None:
@@ -243,6 +288,8 @@ class Residency:
         artifact.wanted, artifact.pinned = False, False
         if artifact.residence is Residence.ABSENT and not artifact.users:
             del self._artifacts[artifact.digest]
+            if artifact.in_host:
+                self._send(Unmount(artifact.digest))
             if (task := self._preparing.pop(artifact.digest, None)) is not None:
                 task.cancel()
             self._wake(artifact.digest)
@@ -261,6 +308,7 @@ class Residency:
                 return
             artifact.fault, artifact.cached, artifact.bytes = None, cached, cached.bytes
             files = await asyncio.to_thread(read_adapter_files, cached.directory, name=name, max_rank=self._max_rank)
+            artifact.highest_token = await self._highest_token(cached, name)
         except GraftError as error:
             logger.warning("%s", error)
             failed(error)
@@ -278,24 +326,47 @@ class Residency:
 
     def _advance(self) -> None:
         """Mounts and unmounts what is to be, once for all that happens at the same time."""
-        if self._base_loaded and not self._advancing:
+        if self._rows is not None and not self._advancing:
             self._advancing = True
             asyncio.get_running_loop().call_soon(self._mount_next)
 
     def _mount_next(self) -> None:
         self._advancing = False
-        for step in plan_mounts(self._artifacts.values(), self._limit):
+        plan = plan_mounts(self._artifacts.values(), self._limit, asyncio.get_running_loop().time())
+        self._short = plan.short
+        for step in plan.steps:
             artifact = self._artifacts[step.digest]
-            if step.action == "mount":
-                assert artifact.cached is not None
-                artifact.residence = Residence.MOUNTING
-                self._send(Mount(artifact.digest, str(artifact.cached.directory), artifact.name))
-            elif step.action == "unmount":
-                artifact.residence = Residence.UNMOUNTING
-                self._send(Unmount(artifact.digest))
-            else:
-                artifact.fault = _no_place(artifact.name, self._limit)
+            self._take(step, artifact)
             self._touched(artifact)
+
+    def _take(self, step: Step, artifact: Artifact) -> None:
+        match step.action:
+            case "mount":
+                assert artifact.cached is not None
+                self._turns += 1
+                artifact.residence, artifact.turn = Residence.MOUNTING, self._turns
+                self._send(Mount(artifact.digest, str(artifact.cached.directory), artifact.name))
+            case "unmount":
+                artifact.residence, artifact.in_host = Residence.UNMOUNTING, artifact.wanted
+                self._send(Unmount(artifact.digest, keep=artifact.wanted))
+            case "yield" | "stay":
+                artifact.yielding = step.action == "yield"
+            case "refuse":
+                artifact.fault = no_place(artifact.name, self._limit)
+
+    def _mounted(self, artifact: Artifact, event: Mounted) -> None:
+        assert self._rows is not None
+        artifact.vocabulary_size, artifact.virtual_tokens = event.vocabulary_size, event.virtual_tokens
+        artifact.additive, artifact.scalable = event.additive, event.scalable
+        artifact.in_host, artifact.yielding = False, False
+        artifact.remapped = event.remapped
+        artifact.fault = vocabulary_fault(artifact, self._rows)
+        if artifact.fault is None:
+            artifact.residence, artifact.proven = Residence.MOUNTED, True
+            return
+        logger.warning("%s", artifact.fault)
+        artifact.residence = Residence.UNMOUNTING
+        self._send(Unmount(artifact.digest))
 
     def _mount_failed(self, artifact: Artifact, error: GraftError) -> None:
         logger.warning("%s", error)
@@ -310,11 +381,11 @@ class Residency:
             self._touched(artifact)
             self._advance()
 
-    def _lend(self, alias: Alias, artifact: Artifact) -> Lease:
+    def _lend(self, alias: Alias, artifact: Artifact, found: Tier | None) -> Lease:
         self._clock += 1
         artifact.last_used = self._clock
         artifact.users += 1
-        lease = Lease(alias, artifact, self._returned)
+        lease = Lease(alias, artifact, found, self._returned)
         self._leases.add(lease)
         return lease
 
@@ -327,7 +398,7 @@ class Residency:
             self._changed(name)
         if not lease.artifact.wanted:
             self._refresh()
-        else:
+        elif self._short:
             self._advance()
 
     def _touched(self, artifact: Artifact) -> None:
@@ -339,11 +410,3 @@ class Residency:
         """Whoever waits for this version looks again."""
         if (event := self._waiting.pop(digest, None)) is not None:
             event.set()
-
-
-def _no_place(name: str, limit: int) -> GraftError:
-    return GraftError(
-        ErrorCode.NO_CAPACITY,
-        f"adapter `{name}` can't be mounted: pinned adapters hold all {limit} places",
-        hint="pin fewer adapters, or raise spec.engine.maxMountedAdapters",
-    )

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import os
 import stat
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Protocol, Self
@@ -20,6 +23,8 @@ from graft_runtime.store.checkpoints import FileRecord
 from graft_runtime.store.network import DEFAULT_PACE, Network, Pace
 from graft_runtime.store.remotes import ARCHIVE_SCHEME, HUB_SCHEME, Remotes
 
+SETTLED_SECONDS = 2
+"""A file that changed so recently may change again within one tick of the file system's clock."""
 _DIRECTORY_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FILE_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
@@ -151,15 +156,34 @@ class Sources:
             os.close(descriptor)
 
 
+@dataclass(frozen=True)
+class Stamp:
+    """What changes with a file's bytes. `changed` can't be set back by whoever writes them, as `modified` can."""
+
+    number: int
+    size: int
+    """Bytes."""
+    modified: int
+    """Nanoseconds."""
+    changed: int
+    """Nanoseconds."""
+
+    @classmethod
+    def of(cls, status: os.stat_result) -> Stamp:
+        return cls(status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+
+
 class SourceDirectory:
     """An open directory of a source. What happens to its path meanwhile changes nothing."""
 
     revision: str | None = None
-    identity: str | None = None
 
     def __init__(self, descriptor: int, uri: str) -> None:
         self._descriptor = descriptor
         self.uri = uri
+        self._stamps: dict[str, Stamp] = {}
+        """Of the files that were opened."""
+        self.identity = self._identity()
 
     def names(self) -> list[str]:
         """What is in it, sorted. Raises GraftError: SourceUnavailable."""
@@ -169,7 +193,10 @@ class SourceDirectory:
             raise _unavailable(self.uri, f"it can't be listed: {error.strerror}") from error
 
     def check(self, record: FileRecord, copy: Path) -> None:
-        """A directory announces nothing."""
+        """A directory announces nothing, but no file that was read may have changed since. Raises GraftError."""
+        for name, stamp in self._stamps.items():
+            if self._stamp(name) != stamp or (name == record.path and record.size != stamp.size):
+                raise _unavailable(self.uri, f"{name} changed while it was read")
 
     def folders_with(self, file: str) -> list[str]:
         """The folders in it that hold `file`: what the URI may have meant."""
@@ -187,10 +214,26 @@ class SourceDirectory:
             if error.errno == errno.ELOOP:
                 raise _link(self.uri, name) from None
             raise _unavailable(self.uri, f"{name} can't be opened: {error.strerror}") from error
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
             os.close(descriptor)
             raise GraftError(ErrorCode.UNSAFE_FILE, f"`{self.uri}`: {name} is not a regular file")
+        self._stamps[name] = Stamp.of(status)
         return os.fdopen(descriptor, "rb", buffering=0)
+
+    def _stamp(self, name: str) -> Stamp | None:
+        try:
+            return Stamp.of(os.stat(name, dir_fd=self._descriptor, follow_symlinks=False))
+        except OSError:
+            return None
+
+    def _identity(self) -> str | None:
+        """By the stamps of all that is in it, as git tells a changed file: none where the last change is too recent."""
+        stamps = [(name, self._stamp(name)) for name in self.names()]
+        newest = max((stamp.changed for _, stamp in stamps if stamp is not None), default=0)
+        if time.time_ns() - newest < SETTLED_SECONDS * 1_000_000_000:
+            return None
+        return f"{self.uri} {hashlib.sha256(repr(stamps).encode()).hexdigest()}"
 
 
 def _is_file(directory: int, path: str) -> bool:

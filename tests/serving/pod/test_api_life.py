@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -18,6 +19,8 @@ from typing import Any
 
 import pytest
 from graft_runtime.contract import BaseModelConfig, BaseState, EngineConfig, Source
+
+logger = logging.getLogger(__name__)
 
 LONG = {"model": "tiny", "prompt": "hello", "temperature": 0, "max_tokens": 200, "stream": True}
 
@@ -135,6 +138,24 @@ def test_when_the_engine_dies_the_pod_ends_and_says_so(doomed_pod: Any) -> None:
     assert "the engine process ended with status -9" in doomed_pod.log
 
 
+def test_when_the_engine_dies_whoever_is_no_generation_yet_is_told_as_well(
+    doomed_pod: Any, make_adapter: Callable[..., Path]
+) -> None:
+    """Two wait for an adapter to be mounted, the third has not sent all of its request."""
+    os.kill(doomed_pod.engine_pid, signal.SIGSTOP)
+    assert doomed_pod.push(doomed_pod.set_of(1, doomed_pod.entry("late", make_adapter("late")))).status == 200
+    slow = http.client.HTTPConnection(doomed_pod.address, 8000, timeout=60)
+    with ThreadPoolExecutor(2) as threads, contextlib.closing(slow):
+        waiting = [threads.submit(doomed_pod.complete, "late", stream=streamed) for streamed in (False, True)]
+        slow.request("POST", "/v1/completions", b"{", {"Content-Length": "100"})
+        threading.Event().wait(0.5)  # the requests are on their way: no one could see them arrive
+        os.kill(doomed_pod.engine_pid, signal.SIGKILL)
+        response = slow.getresponse()
+        answers = [(response.status, json.load(response))]
+        answers += [(answer.result().status, answer.result().json) for answer in waiting]
+    assert [(status, body["error"]["code"]) for status, body in answers] == [(503, "ShuttingDown")] * 3
+
+
 def test_when_the_pod_dies_the_engine_ends(doomed_pod: Any, wait_until: Callable[..., Any]) -> None:
     engine = doomed_pod.engine_pid
     doomed_pod.kill()
@@ -150,7 +171,10 @@ def _is_zombie(pid: int) -> bool:
 @pytest.mark.parametrize("streamed", [True, False])
 def test_a_client_that_goes_away_frees_its_place(pod: Any, streamed: bool, wait_until: Callable[..., Any]) -> None:
     """The engine is stopped meanwhile, so that no answer can end by itself."""
-    gone, generated = 'graft_requests_total{adapter="tiny",route="completions",status="499"}', "graft_generated_tokens"
+    gone, generated = (
+        'graft_requests_total{adapter="tiny",route="completions",status="499"}',
+        "graft_generated_tokens_total",
+    )
     before, tokens = metric(pod, gone), metric(pod, generated)
     os.kill(pod.engine_pid, signal.SIGSTOP)
     try:
@@ -165,6 +189,47 @@ def test_a_client_that_goes_away_frees_its_place(pod: Any, streamed: bool, wait_
     assert pod.text("tiny")
     wait_until(lambda: metric(pod, "graft_running_sequences") == 0)
     assert metric(pod, generated) < tokens + 100
+
+
+@pytest.fixture(scope="module")
+def patient_pod(make_pod: Callable[..., Any], tiny_base: Path) -> Any:
+    """Its context is so long that no answer ends by itself while a test looks on."""
+    base = BaseModelConfig(name="tiny", source=Source(uri="pvc://shelf/patient"), dtype="float32")
+    engine = EngineConfig(max_sequences=4, max_rank=16, max_sequence_length=ENDLESS + 100)
+    pod = make_pod(base_model=base, engine=engine, adapter_startup_seconds=0)
+    pod.put("patient", tiny_base)
+    config = pod.shelf / "patient" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"max_position_embeddings": ENDLESS + 100}))
+    pod.start()
+    pod.wait_ready()
+    return pod
+
+
+ENDLESS = 8000
+FREED_SECONDS = 1.0
+BUSY_MACHINE = 5
+"""How many times longer it may take while other work has the machine."""
+
+
+@pytest.mark.parametrize("streamed", [True, False])
+def test_a_client_that_goes_away_frees_its_keys_and_values_within_a_second(
+    patient_pod: Any, streamed: bool, wait_until: Callable[..., Any]
+) -> None:
+    pod = patient_pod
+    connection = http.client.HTTPConnection(pod.address, 8000, timeout=60)
+    body = json.dumps(LONG | {"stream": streamed, "max_tokens": ENDLESS, "prompt": ["hello"] * 4})
+    connection.request("POST", "/v1/completions", body, {"Content-Type": "application/json"})
+    with contextlib.ExitStack() as client:
+        client.callback(connection.close)
+        if streamed:
+            client.enter_context(connection.getresponse()).readline()
+        wait_until(lambda: metric(pod, "graft_running_sequences") == 4)
+        assert metric(pod, "graft_reserved_tokens") >= 4 * len("hello")
+    gone = time.monotonic()
+    wait_until(lambda: metric(pod, "graft_reserved_tokens") == 0, FREED_SECONDS * BUSY_MACHINE)
+    logger.info("free after %.3f s", time.monotonic() - gone)
+    assert metric(pod, "graft_running_sequences") == 0
+    assert metric(pod, "graft_generated_tokens_total") < 4 * ENDLESS, "it did not end by itself"
 
 
 def test_too_many_requests_are_turned_away(pod: Any, wait_until: Callable[..., Any]) -> None:

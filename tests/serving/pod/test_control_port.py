@@ -13,7 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from graft_runtime.contract import EngineConfig, Fault, Resolution, ResolveRequest, Source
+from graft_runtime.contract import (
+    AdapterInspection,
+    EngineConfig,
+    Fault,
+    InspectRequest,
+    Resolution,
+    ResolveRequest,
+    Source,
+)
+from safetensors.torch import load_file, save_file
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +63,7 @@ TOKENS: dict[str, Callable[[Any], str | None]] = {
 
 @pytest.mark.parametrize("token", TOKENS.values(), ids=TOKENS.keys())
 def test_a_bad_token_opens_nothing(pod: Any, token: Callable[[Any], str]) -> None:
-    for method, path in (("GET", "/status"), ("PUT", "/adapter-set"), ("POST", "/resolve")):
+    for method, path in (("GET", "/status"), ("PUT", "/adapter-set"), ("POST", "/resolve"), ("POST", "/inspect")):
         reply = pod.control(method, path, token=token(pod))
         assert reply.status == 401
         assert Fault.model_validate_json(reply.content).code == "Unauthenticated"
@@ -212,6 +221,29 @@ def test_resolving_gives_a_digest_or_a_fault(pod: Any, adapters: dict[str, Path]
         assert resolution.digest is None
         assert resolution.fault is not None
         assert resolution.fault.code == code, uri
+
+
+def test_a_dry_run_tells_what_a_mount_would(pod: Any, adapters: dict[str, Path], make_adapter: Any) -> None:
+    def inspect(uri: str) -> Any:
+        reply = pod.control("POST", "/inspect", InspectRequest(source=Source(uri=uri)).canonical_json())
+        assert reply.status == 200, reply.content
+        return AdapterInspection.model_validate_json(reply.content)
+
+    entry = pod.entry("a", adapters["a"])
+    found = inspect(entry.source.uri)
+    assert (found.method, found.digest, found.fault) == ("LORA", entry.digest, None)
+    before = pod.status()
+    narrow = make_adapter("narrow")
+    weights = load_file(narrow / "adapter_model.safetensors")
+    name = min(weights)
+    weights[name] = weights[name][:, :-1].contiguous()
+    save_file(weights, narrow / "adapter_model.safetensors")
+    shutil.copytree(narrow, pod.shelf / "narrow")
+    refused = inspect("pvc://shelf/narrow")
+    assert refused.fault is not None
+    assert refused.fault.code == "ShapeMismatch"
+    assert refused.rank == 4
+    assert pod.status().adapters == before.adapters  # nothing is mounted by it
 
 
 def test_the_long_poll_brings_changes_only(pod: Any, adapters: dict[str, Path], wait_until: Any) -> None:

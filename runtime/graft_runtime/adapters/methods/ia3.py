@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 
 from graft_runtime.adapters.fields import FieldReader
 from graft_runtime.adapters.methods.module_recipe import ModuleRecipe
 from graft_runtime.adapters.parts.part import Part, Roles
 from graft_runtime.adapters.parts.vectors import Gain
+from graft_runtime.adapters.patterns import Expression
 
 
 class Ia3(ModuleRecipe):
@@ -34,6 +34,6 @@ class Ia3(ModuleRecipe):
 
     def _is_feedforward(self, path: str) -> bool:
         """PEFT's rule: a pattern of the whole path, or any of these endings, dots or not."""
-        if isinstance(self._feedforward, re.Pattern):
-            return self._feedforward.fullmatch(path) is not None
+        if isinstance(self._feedforward, Expression):
+            return self._feedforward.matches(path)
         return path.endswith(tuple(self._feedforward or ()))

@@ -39,6 +39,7 @@ class Lora:
         self._config = read_lora_config(config, name)
         self.base_model = self._config.base_model
         self.invocation = self._config.invocation
+        self.targets = self._config.targets
 
     def parts(self, tensors: Mapping[str, TensorSpan]) -> list[Part]:
         """See `Recipe`."""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeVar, runtime_checkable
 
+from graft_runtime.adapters.fields import Targets
 from graft_runtime.adapters.parts.part import Part
 from graft_runtime.adapters.tensors import TensorSpan
 from graft_runtime.errors import ErrorCode, GraftError, shown
@@ -64,6 +65,13 @@ def each_in_time(parts: Sequence[SomePart], check: Callable[[SomePart], Iterable
             return [f"matching its patterns against {len(parts)} modules takes over {MATCHING_SECONDS} s"]
         faults += check(part)
     return faults
+
+
+@runtime_checkable
+class Targeting(Protocol):
+    """A recipe whose config says which modules of a base have an adapter, not only which tensors there are."""
+
+    targets: Targets
 
 
 def foreign_tensors(name: str, method: str, tensors: Sequence[str]) -> GraftError:

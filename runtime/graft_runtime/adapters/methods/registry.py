@@ -17,6 +17,7 @@ from graft_runtime.adapters.methods.loha import LoHa
 from graft_runtime.adapters.methods.lokr import LoKr
 from graft_runtime.adapters.methods.lora import Lora
 from graft_runtime.adapters.methods.miss import Miss
+from graft_runtime.adapters.methods.prompts import PrefixTuning, PromptTuning, PTuning
 from graft_runtime.adapters.methods.recipe import Recipe
 from graft_runtime.adapters.methods.trainable_tokens import TrainableTokens
 from graft_runtime.adapters.methods.unilora import UniLora
@@ -29,6 +30,7 @@ METHODS: Mapping[str, Callable[[Mapping[str, Any], str], Recipe]] = {
     recipe.method: recipe
     for recipe in (
         *(Lora, AdaLora, Ia3, LoHa, LoKr, Vera, LnTuning, TrainableTokens),
+        *(PromptTuning, PTuning, PrefixTuning),
         *(Miss, Hra, DeLora, GraLora, Beft, VbLora, UniLora),
     )
 }
@@ -59,6 +61,9 @@ _NOT = Support(*[False] * 5)
 SUPPORT: Mapping[str, Support] = {
     **dict.fromkeys(METHODS, Support()),
     **dict.fromkeys(("IA3", "LN_TUNING", "TRAINABLE_TOKENS"), _REPLACES),
+    **dict.fromkeys(
+        ("PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING"), Support(merged=False, scaled=False, composed=False)
+    ),
     **dict.fromkeys(sorted(UNSERVED), _NOT),
 }
 """By `peft_type`."""

@@ -11,6 +11,7 @@ from graft_runtime.adapters.deltas import LowRank, ModuleDelta
 from graft_runtime.adapters.layout import BaseLayout, LinearShape
 from graft_runtime.adapters.parts.part import Source
 from graft_runtime.adapters.parts.shaped import Shape, ShapedPart
+from graft_runtime.errors import ErrorCode, GraftError
 
 if TYPE_CHECKING:
     import torch
@@ -48,6 +49,12 @@ class Projections:
         """As PEFT makes them: A, then B, uniform and scaled by fan-in (Kaiming), from one generator on the CPU."""
         import torch  # noqa: PLC0415 - the process that only checks adapters has none
 
+        if moved := [path for path in self.paths if path not in layout.linear]:
+            raise GraftError(
+                ErrorCode.UNSUPPORTED_METHOD,
+                f"VeRA's projections are as wide as the modules of its training, of which {moved[0]} is none here",
+                hint="save the adapter with save_projection=True",
+            )
         inputs = max(layout.linear[path].input_features for path in self.paths)
         outputs = max(layout.linear[path].output_features for path in self.paths)
         generator = torch.Generator().manual_seed(self._key)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import socket
+from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -13,6 +14,19 @@ from graft_runtime.store.network import AddressGuard, Pace, make_client, parse_n
 
 PACE = Pace(silent_seconds=2.0)
 LOOPBACK = AddressGuard([parse_network("127.0.0.0/8")])
+
+
+@pytest.mark.parametrize("content", [None, "no certificate"])
+def test_authorities_that_can_t_be_read_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str | None
+) -> None:
+    file = tmp_path / "authorities.pem"
+    if content is not None:
+        file.write_text(content)
+    monkeypatch.setenv("SSL_CERT_FILE", str(file))
+    with pytest.raises(GraftError, match=str(file)) as refused:
+        make_client(LOOPBACK, PACE)
+    assert refused.value.code == "InvalidPodTemplate"
 
 
 @pytest.mark.parametrize(

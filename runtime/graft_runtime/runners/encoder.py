@@ -1,0 +1,159 @@
+"""The `encoder` runner: one pass through models that classify, find answers or embed.
+
+What a family lets rows share is tried on the model itself, once it is loaded: on which side they may be padded, and
+which modules see something else than the rows' tokens.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from graft_runtime.adapters.deltas import CompiledAdapter
+from graft_runtime.contract import Task
+from graft_runtime.model.deltas import AdapterModules
+from graft_runtime.model.load import BaseModel
+from graft_runtime.model.rows import Row, RowAdapter
+from graft_runtime.runners.sharing import Sharing, try_sharing
+from graft_runtime.runners.trial import try_adapter
+
+NAME = "encoder"
+
+
+@dataclass(frozen=True)
+class EncoderRow:
+    """One input.
+
+    Attributes:
+        ids: token ids.
+        adapters: the bank holds them.
+        types: token types, as many as ids, for a pair of texts; None: one text.
+    """
+
+    ids: Sequence[int]
+    adapters: tuple[RowAdapter, ...] = ()
+    types: Sequence[int] | None = None
+
+
+class EncoderRunner:
+    """Takes rows through the model."""
+
+    name = NAME
+
+    def __init__(self, base: BaseModel, modules: AdapterModules) -> None:
+        self._base = base
+        self._modules = modules
+        self.bank = modules.bank
+        self._parameters = set(inspect.signature(base.model.forward).parameters)
+        self._padding = _Padding(base)
+        self._has_types = bool(getattr(base.model.config, "type_vocab_size", 0))
+        """Whether a text of its own has a type; others add a token's embedding for any type that they are given."""
+        self._sharing = Sharing(side="right")
+        with torch.inference_mode():
+            self._sharing = try_sharing(base, self._plain)
+
+    @property
+    def context_length(self) -> int:
+        """Tokens of the longest row."""
+        return self._base.context_length
+
+    def forward(self, rows: Sequence[EncoderRow]) -> list[torch.Tensor]:
+        """What the model says of each row.
+
+        Returns:
+            By the base's task: sequence classification [labels], token classification [tokens, labels], question
+            answering [2, tokens] (start, end), all of them logits; feature extraction [tokens, features].
+        """
+        made: dict[int, torch.Tensor] = {}
+        for group in self._groups(rows):
+            outputs = self._computed([rows[index] for index in group], self._sharing.side)
+            made.update(zip(group, outputs, strict=True))
+        return [made[index] for index in range(len(rows))]
+
+    def trial(self, adapter: CompiledAdapter, name: str) -> None:
+        """One forward pass of this adapter beside the base's. Raises GraftError, as `try_adapter` says."""
+
+        def forward(prompts: Sequence[list[int]], adapters: Sequence[tuple[RowAdapter, ...]]) -> torch.Tensor:
+            rows = [EncoderRow(self._sharing.ended(prompt), row) for prompt, row in zip(prompts, adapters, strict=True)]
+            # Rows may have labels of their own: of each, its largest value says whether all are finite.
+            return torch.stack([output.abs().max()[None] for output in self.forward(rows)])
+
+        try_adapter(self._base, self.bank, adapter, name, forward)
+
+    def _groups(self, rows: Sequence[EncoderRow]) -> list[list[int]]:
+        """The rows that may share a pass."""
+        apart = any(path in self._sharing.unled and module.used for path, module in self.bank.modules.items())
+        groups: dict[Hashable, list[int]] = {}
+        for index, row in enumerate(rows):
+            length = len(row.ids) if self._sharing.side is None else 0
+            groups.setdefault((length, row.adapters if apart else ()), []).append(index)
+        return list(groups.values())
+
+    def _plain(self, rows: Sequence[Sequence[int]], side: str | None) -> list[torch.Tensor]:
+        return self._computed([EncoderRow(ids) for ids in rows], side)
+
+    def _computed(self, rows: Sequence[EncoderRow], side: str | None) -> list[torch.Tensor]:
+        """One pass of these rows, padded on this side; None: they are of one length."""
+        longest = max(len(row.ids) for row in rows)
+        padding = self._padding.token_for(rows)
+        ids, mask, types = (
+            torch.tensor([_padded(values(row), longest, fill, side) for row in rows], device=self._base.device)
+            for values, fill in (
+                (lambda row: row.ids, padding),
+                (lambda row: [1] * len(row.ids), 0),
+                (lambda row: row.types or [0] * len(row.ids), 0),
+            )
+        )
+        offered = {"attention_mask": mask, "use_cache": False}
+        if self._has_types or any(row.types for row in rows):
+            offered["token_type_ids"] = types
+        inputs = {name: value for name, value in offered.items() if name in self._parameters}
+        last = torch.arange(1, len(rows) + 1, device=ids.device) * longest - 1
+        starts = [len(row.ids) - longest if side == "left" else 0 for row in rows]
+        with self._modules.active(
+            [Row(row.adapters, start, longest) for row, start in zip(rows, starts, strict=True)], last
+        ):
+            made = self._base.model(input_ids=ids, return_dict=True, **inputs)
+        spans = [slice(longest - len(row.ids), longest) if side == "left" else slice(0, len(row.ids)) for row in rows]
+        return [self._output(made, index, span) for index, span in enumerate(spans)]
+
+    def _output(self, made: Any, row: int, span: slice) -> torch.Tensor:
+        output: torch.Tensor
+        match self._base.task:
+            case Task.SEQ_CLS:
+                output = made.logits[row]
+            case Task.TOKEN_CLS:
+                output = made.logits[row, span]
+            case Task.QUESTION_ANS:
+                output = torch.stack([made.start_logits[row, span], made.end_logits[row, span]])
+            case _:
+                output = made.last_hidden_state[row, span]
+        return output
+
+
+class _Padding:
+    """The token that pads. Some models find the end of a row by it, so it must be the one that they know."""
+
+    def __init__(self, base: BaseModel) -> None:
+        self._vocabulary = base.vocabulary_size
+        self._config = base.model.config.get_text_config()
+        declared = getattr(self._config, "pad_token_id", None)
+        self._declared = declared if isinstance(declared, int) and 0 <= declared < self._vocabulary else None
+
+    def token_for(self, rows: Sequence[EncoderRow]) -> int:
+        """The declared one; where there is none, one that none of the rows holds."""
+        if self._declared is not None:
+            return self._declared
+        used = {token for row in rows for token in row.ids}
+        token = next((token for token in range(self._vocabulary) if token not in used), 0)
+        self._config.pad_token_id = token
+        return token
+
+
+def _padded(values: Sequence[int], length: int, fill: int, side: str | None) -> list[int]:
+    padding = [fill] * (length - len(values))
+    return [*padding, *values] if side == "left" else [*values, *padding]

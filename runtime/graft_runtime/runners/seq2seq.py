@@ -1,0 +1,213 @@
+"""Sequence-to-sequence models on the `padded` runner: the prompt goes through the encoder once, the answer is decoded.
+
+Prompts are padded on the right, since encoders count positions from the first token; answers on the left, as in the
+padded runner. How far a family lets rows share a batch is tried on the model itself.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from transformers import DynamicCache, EncoderDecoderCache
+from transformers.modeling_outputs import BaseModelOutput
+
+from graft_runtime.adapters.deltas import CompiledAdapter
+from graft_runtime.errors import ErrorCode, GraftError
+from graft_runtime.model.deltas import AdapterModules
+from graft_runtime.model.load import BaseModel
+from graft_runtime.model.rows import Row, RowAdapter
+from graft_runtime.runners.caches import can_join
+from graft_runtime.runners.padded import NAME, padding_token
+from graft_runtime.runners.positions import Positions
+from graft_runtime.runners.seq2seq_batch import Seq2SeqBatch
+from graft_runtime.runners.trial import try_adapter
+
+logger = logging.getLogger(__name__)
+
+TOLERANCES = {torch.float32: 5e-4, torch.float16: 2e-2, torch.bfloat16: 6e-2}
+"""Of the largest logit, between a row alone and the same in a batch."""
+PROMPTS = ((5, 3, 7, 2, 9, 4), (6, 8))
+"""Of the trial of a model: any tokens will do, their numbers differ."""
+ANSWER = (3, 5, 2)
+
+
+class Seq2SeqRunner:
+    """Makes batches and takes them through the model.
+
+    Raises:
+        GraftError: NotAModel for a model that does not generate from token ids alone, or not with a cache.
+    """
+
+    name = NAME
+
+    def __init__(self, base: BaseModel, modules: AdapterModules) -> None:
+        self._base = base
+        self._modules = modules
+        self.bank = modules.bank
+        self._padding_token = padding_token(base)
+        self._start_token = _start_token(base)
+        self._forced_first = _own_token(base.model.generation_config.forced_bos_token_id, base)
+        self._positions = Positions(base.model)
+        self.pads = self.joins = True
+        """Whether rows of unequal length may share a batch, and whether a batch can take in the rows of another."""
+        try:
+            with torch.inference_mode():
+                self.pads, self.joins = self._try_sharing()
+        except Exception as error:
+            raise GraftError(
+                ErrorCode.NOT_A_MODEL,
+                f"base model `{base.name}` can't be served: {type(base.model).__name__} failed on a trial: "
+                f"{type(error).__name__}: {error}",
+                hint="use a model that makes text from text",
+            ) from error
+        if not (self.pads and self.joins):
+            logger.warning("base model `%s`: rows share a batch only where they begin at once", base.name)
+
+    @property
+    def context_length(self) -> int:
+        """Tokens of the longest prompt, and of the longest answer, that can run."""
+        return self._base.context_length
+
+    def start(
+        self,
+        prompts: Sequence[Sequence[int]],
+        answers: Sequence[Sequence[int]],
+        adapters: Sequence[tuple[RowAdapter, ...]],
+    ) -> Seq2SeqBatch:
+        """A new batch; computes nothing yet.
+
+        Args:
+            prompts: token ids of each row; of one length unless `pads`.
+            answers: what each row has been answered already, as a rule nothing.
+            adapters: of each row.
+        """
+        begun = [[self._start_token, *answer] for answer in answers]
+        prompt, prompt_mask = self._padded(prompts, left=False)
+        ids, mask = self._padded(begun, left=True)
+        return Seq2SeqBatch(prompt, prompt_mask, ids, mask, adapters)
+
+    def forward(self, batch: Seq2SeqBatch) -> torch.Tensor:
+        """The logits after each row's last token, [rows, vocabulary]. `batch.cache` has grown by the input."""
+        logits = self._logits(batch)
+        if self._forced_first is None:
+            return logits
+        begins = batch.mask.sum(dim=1, keepdim=True) == 1
+        others = torch.arange(logits.shape[1], device=logits.device) != self._forced_first
+        return logits.masked_fill(begins & others, -torch.inf)
+
+    def trial(self, adapter: CompiledAdapter, name: str) -> None:
+        """One forward pass of this adapter beside the base's. Raises GraftError, as `try_adapter` says."""
+
+        def forward(prompts: Sequence[list[int]], adapters: Sequence[tuple[RowAdapter, ...]]) -> torch.Tensor:
+            return self._logits(self.start(prompts, [[] for _ in prompts], adapters))
+
+        try_adapter(self._base, self.bank, adapter, name, forward)
+
+    def _logits(self, batch: Seq2SeqBatch) -> torch.Tensor:
+        if batch.states is None:
+            batch.states = self._encode(batch)
+        rows, tokens = batch.ids.shape
+        last = torch.arange(1, rows + 1, device=batch.ids.device) * tokens - 1
+        starts = (batch.mask.sum(dim=1) - tokens).tolist()
+        active = self._modules.active(_rows(batch, starts, tokens), last)
+        with active, self._positions.less(batch.padding):
+            made = self._base.model(
+                encoder_outputs=BaseModelOutput(last_hidden_state=batch.states),
+                attention_mask=batch.prompt_mask,
+                decoder_input_ids=batch.ids,
+                decoder_attention_mask=batch.mask,
+                past_key_values=batch.cache,
+                use_cache=True,
+                return_dict=True,
+            )
+        batch.cache = made.past_key_values
+        logits: torch.Tensor = made.logits[:, -1]
+        return logits
+
+    def _encode(self, batch: Seq2SeqBatch) -> torch.Tensor:
+        rows, tokens = batch.prompt.shape
+        last = torch.arange(1, rows + 1, device=batch.ids.device) * tokens - 1
+        with self._modules.active(_rows(batch, [0] * rows, tokens), last):
+            made = self._base.model.get_encoder()(
+                input_ids=batch.prompt, attention_mask=batch.prompt_mask, return_dict=True
+            )
+        states: torch.Tensor = made.last_hidden_state
+        # What is masked is still multiplied, and 0 · NaN is NaN.
+        return torch.where(batch.prompt_mask[:, :, None] == 1, states, 0)
+
+    def _padded(self, rows: Sequence[Sequence[int]], *, left: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        longest = max(map(len, rows))
+        device = self._base.device
+        ids = torch.full((len(rows), longest), self._padding_token, device=device)
+        mask = torch.zeros_like(ids)
+        for index, row in enumerate(rows):
+            place = slice(longest - len(row), longest) if left else slice(len(row))
+            ids[index, place] = torch.tensor(row, device=device)
+            mask[index, place] = 1
+        return ids, mask
+
+    # what the family lets rows share
+
+    def _try_sharing(self) -> tuple[bool, bool]:
+        """Whether padded rows get what they get alone, and whether they do so in batches that were joined."""
+        prompts = [[token % self._base.vocabulary_size for token in prompt] for prompt in PROMPTS]
+        alone = [self._answer(prompt) for prompt in prompts]
+        together = self.start(prompts, [[], []], [(), ()])
+        expected = torch.stack(alone, dim=1)
+        pads = self._same(self._decode(together, len(ANSWER)), expected)
+        if not (pads and self._can_join(together)):
+            return pads, False
+        old, new = self.start(prompts[:1], [[]], [()]), self.start(prompts[1:], [[]], [()])
+        self._decode(old, 2)
+        self._decode(new, 1)
+        old.join(new)
+        joined = self._logits(old)
+        return pads, self._same(joined, torch.stack([alone[0][2], alone[1][1]]))
+
+    def _answer(self, prompt: list[int]) -> torch.Tensor:
+        return self._decode(self.start([prompt], [[]], [()]), len(ANSWER))[:, 0]
+
+    def _decode(self, batch: Seq2SeqBatch, steps: int) -> torch.Tensor:
+        """[steps, rows, vocabulary]"""
+        made = []
+        for token in ANSWER[:steps]:
+            made.append(self._logits(batch))
+            batch.extend([token % self._base.vocabulary_size] * batch.ids.shape[0])
+        return torch.stack(made)
+
+    def _same(self, made: torch.Tensor, expected: torch.Tensor) -> bool:
+        largest = max(1.0, float(expected.abs().max()))
+        off = float((made.float() - expected.float()).abs().max())
+        return off <= TOLERANCES[self._base.dtype] * largest
+
+    @staticmethod
+    def _can_join(batch: Seq2SeqBatch) -> bool:
+        if not isinstance(batch.cache, EncoderDecoderCache):
+            return False
+        caches = (batch.cache.self_attention_cache, batch.cache.cross_attention_cache)
+        return all(isinstance(cache, DynamicCache) and can_join(cache) for cache in caches)
+
+
+def _start_token(base: BaseModel) -> int:
+    """What the decoder's first input is, as Transformers picks it. Raises GraftError: NotAModel."""
+    generation, config = base.model.generation_config, base.model.config.get_text_config(decoder=True)
+    for field in ("decoder_start_token_id", "bos_token_id"):
+        for declares in (generation, config):
+            if (token := _own_token(getattr(declares, field, None), base)) is not None:
+                return token
+    raise GraftError(
+        ErrorCode.NOT_A_MODEL,
+        f"base model `{base.name}` can't be served: nothing says what its decoder starts with",
+        hint="set decoder_start_token_id in its generation_config.json",
+    )
+
+
+def _own_token(value: Any, base: BaseModel) -> int | None:
+    return value if type(value) is int and 0 <= value < base.vocabulary_size else None
+
+
+def _rows(batch: Seq2SeqBatch, starts: Sequence[int], tokens: int) -> list[Row]:
+    return [Row(adapters, start, tokens) for adapters, start in zip(batch.adapters, starts, strict=True)]

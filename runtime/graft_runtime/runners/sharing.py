@@ -1,0 +1,178 @@
+"""What rows of one pass may share on a model: tried on it, with rows of unequal length beside each other and alone."""
+
+from __future__ import annotations
+
+import logging
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from graft_runtime.errors import ErrorCode, GraftError
+from graft_runtime.model.load import BaseModel
+
+logger = logging.getLogger(__name__)
+
+SIDES = ("right", "left")
+LENGTHS = (7, 4, 5)
+"""Tokens of the rows that are tried."""
+TOLERANCES = {torch.float32: 5e-4, torch.float16: 2e-2, torch.bfloat16: 6e-2}
+"""Of the largest value. What is mixed up or not masked is off by far more."""
+
+Calls = Mapping[str, list[torch.Tensor]]
+"""What each module was handed, call by call, by its path."""
+Compute = Callable[[Sequence[Sequence[int]], str | None], list[torch.Tensor]]
+"""The outputs of rows of token ids in one pass, padded on a side; None: they are of one length."""
+
+
+@dataclass(frozen=True)
+class Sharing:
+    """What rows of one pass may share.
+
+    Attributes:
+        side: where shorter rows are padded; None: rows of a pass must be of one length.
+        unled: paths of the modules whose input is not the rows' tokens, row by row, as positions are that all rows
+            share: an adapter on these can't share a pass with others.
+        end: the token that every row must end with, if any.
+    """
+
+    side: str | None
+    unled: frozenset[str] = frozenset()
+    end: int | None = None
+
+    def ended(self, ids: Sequence[int]) -> list[int]:
+        """With the end that the model looks for."""
+        return [*ids] if self.end is None else [*ids, self.end]
+
+
+def try_sharing(base: BaseModel, compute: Compute) -> Sharing:
+    """Takes rows through the model alone and together.
+
+    Raises:
+        GraftError: NotAModel when the model fails on them, or one row of a pass changes another.
+    """
+    end = _end(base)
+    for side in (*SIDES, None):
+        lengths = LENGTHS if side else (LENGTHS[0],) * len(LENGTHS)
+        rows = [_row(base, length, index, end) for index, length in enumerate(lengths)]
+        found = _tried(base, compute, rows, side)
+        if found is not None:
+            logger.info("base model `%s`: %s", base.name, f"rows are padded on the {side}" if side else "no padding")
+            return Sharing(side, found, end)
+    raise GraftError(
+        ErrorCode.NOT_A_MODEL,
+        f"base model `{base.name}` can't be served: what it says of one row depends on the others beside it",
+        hint="use a model of a family whose rows are independent",
+    )
+
+
+def _tried(base: BaseModel, compute: Compute, rows: Sequence[list[int]], side: str | None) -> frozenset[str] | None:
+    """The modules that are not led by rows; None where the rows don't get what they get alone."""
+    expected, alone = [], []
+    for row in rows:
+        with _recorded(base.model) as calls:
+            expected += _attempt(base, lambda row=row: compute([row], side))  # type: ignore[misc]
+        alone.append(calls)
+    with _recorded(base.model) as together:
+        try:
+            made = compute(rows, side)
+        except torch.AcceleratorError:
+            raise
+        except Exception as error:  # whatever a model raises on padding
+            logger.warning("base model `%s` fails on rows that are padded on the %s: %s", base.name, side, error)
+            return None
+    tolerance = TOLERANCES[base.dtype]
+    if not all(_same(mine, theirs, tolerance) for mine, theirs in zip(made, expected, strict=True)):
+        return None
+    longest = max(map(len, rows))
+    return frozenset(
+        path
+        for path, calls in together.items()
+        if not all(
+            len(calls) == len(one.get(path, ())) and all(
+                _is_of_row(mine, theirs, index, (len(rows), longest), left=side == "left", tolerance=tolerance)
+                for mine, theirs in zip(calls, one[path], strict=True)
+            )
+            for index, one in enumerate(alone)
+        )
+    )  # fmt: skip
+
+
+def _attempt(base: BaseModel, compute: Callable[[], list[torch.Tensor]]) -> list[torch.Tensor]:
+    try:
+        return compute()
+    except torch.AcceleratorError:
+        raise
+    except Exception as error:  # whatever a model raises
+        raise GraftError(
+            ErrorCode.NOT_A_MODEL,
+            f"base model `{base.name}` can't be served: {type(base.model).__name__} failed on a trial: "
+            f"{type(error).__name__}: {error}",
+            hint="use a model that takes text alone",
+        ) from error
+
+
+def _is_of_row(
+    together: torch.Tensor, alone: torch.Tensor, row: int, size: tuple[int, int], *, left: bool, tolerance: float
+) -> bool:
+    """Whether a module's input of a pass holds, in the place of this row, what it was handed of the row alone.
+
+    Args:
+        together: of all rows.
+        alone: of the row.
+        row: its number.
+        size: rows of the pass, and tokens of the longest.
+        left: whether padding comes first.
+        tolerance: of the largest value.
+    """
+    rows, longest = size
+    if together.dim() > 3:  # heads: in any order behind the rows
+        return together.shape[0] == rows
+    features = together.shape[-1] if together.is_floating_point() and together.shape[-1] == alone.shape[-1] else 1
+    flat, own = together.reshape(-1, features), alone.reshape(-1, features)
+    if flat.shape[0] != rows * longest and together.shape[0] != rows:
+        return False
+    each = flat.shape[0] // rows
+    mine = flat[row * each : (row + 1) * each]
+    mine = mine[each - own.shape[0] :] if left else mine[: own.shape[0]]
+    return mine.shape == own.shape and _same(mine, own, tolerance)
+
+
+def _same(mine: torch.Tensor, theirs: torch.Tensor, tolerance: float) -> bool:
+    largest = max(1.0, float(theirs.abs().max()))
+    return mine.shape == theirs.shape and float((mine.float() - theirs.float()).abs().max()) <= tolerance * largest
+
+
+@contextmanager
+def _recorded(model: Any) -> Iterator[Calls]:
+    """What the modules with weights of their own are handed meanwhile."""
+    calls: dict[str, list[torch.Tensor]] = defaultdict(list)
+
+    def record(path: str, inputs: tuple[Any, ...]) -> None:
+        if inputs and isinstance(inputs[0], torch.Tensor):
+            calls[path].append(inputs[0])
+
+    with ExitStack() as hooks:
+        for path, module in model.named_modules():
+            if next(module.parameters(recurse=False), None) is not None:
+                hook = module.register_forward_pre_hook(lambda _, inputs, path=path: record(path, inputs))
+                hooks.callback(hook.remove)
+        yield calls
+
+
+def _end(base: BaseModel) -> int | None:
+    """Encoder-decoders that classify look at the state of the last end token."""
+    config = base.model.config
+    return config.eos_token_id if config.is_encoder_decoder and isinstance(config.eos_token_id, int) else None
+
+
+def _row(base: BaseModel, length: int, index: int, end: int | None) -> list[int]:
+    """Any tokens that mean nothing special; `end` at the end."""
+    config = base.model.config.get_text_config()
+    special = {getattr(config, f"{name}_token_id", None) for name in ("pad", "eos", "bos", "sep", "cls")}
+    plain = [token for token in range(min(base.vocabulary_size, 256)) if token not in special]
+    row = [plain[(place * place * 7 + place * 13 + index * 31) % len(plain)] for place in range(length)]
+    return row if end is None else [*row[:-1], end]

@@ -1,0 +1,284 @@
+"""A constant load: clients who ask all the time, know what the answers must be, and judge what they get."""
+
+from __future__ import annotations
+
+import http.client
+import itertools
+import json
+import select
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from tests.serving.cluster.conftest import Pool
+
+PROMPTS = ("hello", "1, 2, 3,")
+CLIENT_SECONDS = 60.0
+PAUSE_SECONDS = 0.2
+LEAD = 1e-4
+"""Of each token of the expected answers over the next best: what else is in a batch must not decide."""
+
+
+class Outcome(StrEnum):
+    """What became of a request."""
+
+    RIGHT = "right"
+    ERROR = "error in OpenAI's shape"
+    CUT = "connection refused or cut"
+    """No answer, and nobody can take it for one: what has come so far is the beginning of the right one."""
+    WRONG = "wrong"
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A request and what must come of it."""
+
+    name: str
+    prompt: str
+    tokens: int
+    streamed: bool
+    text: str
+    digest: str | None
+
+    @property
+    def body(self) -> bytes:
+        wanted = {"model": self.name, "prompt": self.prompt, "max_tokens": self.tokens, "temperature": 0}
+        return json.dumps(wanted | {"stream": self.streamed}).encode()
+
+
+@dataclass(frozen=True)
+class Result:
+    """Of one request; times of the monotonic clock."""
+
+    asked: Asked
+    began: float
+    ended: float
+    outcome: Outcome
+    why: str = ""
+
+
+@dataclass
+class Received:
+    """What came over the connection."""
+
+    status: int = 0
+    headers: dict[str, str] = field(default_factory=dict)
+    """By lower-case name."""
+    content: bytes = b""
+    whole: bool = False
+    why: str = "nothing came"
+
+    def judged(self, asked: Asked) -> tuple[Outcome, str]:
+        """What it is, and why."""
+        if self.status == 0 or (self.status != 200 and not self.whole):
+            return Outcome.CUT, self.why
+        if self.status != 200:
+            return _judged_error(self.status, self.content, self.headers)
+        if self.headers.get("x-graft-adapter-digest") != asked.digest:
+            return Outcome.WRONG, f"digest {self.headers.get('x-graft-adapter-digest')}, expected {asked.digest}"
+        if asked.streamed:
+            return self._judged_stream(asked)
+        if not self.whole:
+            return Outcome.CUT, self.why
+        answer = json.loads(self.content)
+        return _judged_text(asked, answer["model"], answer["choices"][0]["text"], self.content)
+
+    def _judged_stream(self, asked: Asked) -> tuple[Outcome, str]:
+        events, _, rest = self.content.rpartition(b"\n\n")
+        told = [event.removeprefix(b"data: ") for event in events.split(b"\n\n") if event]
+        values = [json.loads(event) for event in told if event != b"[DONE]"]
+        errors = [value for value in values if "error" in value]
+        chunks = [value for value in values if "choices" in value]
+        text = "".join(chunk["choices"][0]["text"] for chunk in chunks)
+        if any(chunk["model"] != asked.name for chunk in chunks) or not asked.text.startswith(text):
+            return Outcome.WRONG, f"a stream of {text!r}, expected {asked.text!r}"
+        if errors:
+            return _judged_error(500, json.dumps(errors[-1]).encode())
+        finished = bool(chunks) and chunks[-1]["choices"][0]["finish_reason"] is not None
+        if self.whole and finished and told[-1] == b"[DONE]" and not rest:
+            return _judged_text(asked, chunks[-1]["model"], text, self.content)
+        # Whoever reads the end of the connection as the end of the answer is misled.
+        misleads = self.whole or finished
+        return (Outcome.WRONG if misleads else Outcome.CUT), f"{self.why} after {text!r}"
+
+
+def _judged_text(asked: Asked, model: str, text: str, content: bytes) -> tuple[Outcome, str]:
+    if (model, text) == (asked.name, asked.text):
+        return Outcome.RIGHT, ""
+    return Outcome.WRONG, f"{content[:300]!r}, expected {asked.text!r}"
+
+
+def _judged_error(status: int, content: bytes, headers: Mapping[str, str] | None = None) -> tuple[Outcome, str]:
+    """A name that is served is never refused for good: 5xx, which clients try again; 503 says when."""
+    try:
+        error = json.loads(content)["error"]
+        told = f"{status} {error['code']}: {error['message']}"
+        shaped = {"message", "type", "param", "code"} <= error.keys()
+    except (ValueError, TypeError, KeyError):
+        return Outcome.WRONG, f"{status}, no error in OpenAI's shape: {content[:300]!r}"
+    retried = status == 500 or (status == 503 and "retry-after" in (headers or {}))
+    return (Outcome.ERROR if shaped and retried else Outcome.WRONG), told
+
+
+class Client:
+    """Asks one thing after the other, on a connection of its own each, or on one that it keeps."""
+
+    def __init__(self, address: str, *, keeps: bool) -> None:
+        self._address, self._keeps = address, keeps
+        self._connection: http.client.HTTPConnection | None = None
+
+    def ask(self, asked: Asked) -> Result:
+        began = time.monotonic()
+        received = Received()
+        try:
+            self._receive(asked, received)
+        except TimeoutError as error:  # nobody may be left hanging
+            return Result(asked, began, time.monotonic(), Outcome.WRONG, repr(error))
+        except (OSError, http.client.HTTPException) as error:
+            received.why = repr(error)
+        if not self._keeps or not received.whole:
+            self.close()
+        return Result(asked, began, time.monotonic(), *received.judged(asked))
+
+    def _receive(self, asked: Asked, received: Received) -> None:
+        if self._connection is not None and _has_ended(self._connection):
+            self.close()
+        if self._connection is None:
+            self._connection = http.client.HTTPConnection(self._address, timeout=CLIENT_SECONDS)
+        self._connection.request("POST", "/v1/completions", asked.body, {"Content-Type": "application/json"})
+        response = self._connection.getresponse()
+        received.status = response.status
+        received.headers = {name.lower(): value for name, value in response.getheaders()}
+        while piece := response.read1():
+            received.content += piece
+        received.whole = not response.length  # bytes that are missing
+        response.close()
+
+    def close(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+
+def _has_ended(connection: http.client.HTTPConnection) -> bool:
+    """Whether the other side has closed a connection on which nothing is awaited: clients look before they ask."""
+    return connection.sock is not None and bool(select.select([connection.sock], [], [], 0)[0])
+
+
+class Load:
+    """Clients who ask all the time, each for every name in turn."""
+
+    def __init__(self, address: str, kinds: Mapping[str, Sequence[Asked]]) -> None:
+        self.names = {one.name for asked in kinds.values() for one in asked}
+        self._stop = threading.Event()
+        self._lock = threading.Lock()
+        self._results: list[Result] = []
+        self._faults: list[BaseException] = []
+        self._under_way: dict[str, float] = {}
+        self._threads = [
+            threading.Thread(target=self._run, args=(Client(address, keeps=kind.startswith("kept")), asked), name=kind)
+            for kind, asked in kinds.items()
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def results(self, since: float) -> list[Result]:
+        """Of the requests that ended since this time of the monotonic clock."""
+        assert not self._faults, self._faults
+        with self._lock:
+            return [result for result in self._results if result.ended >= since]
+
+    def held(self, seconds: float) -> int:
+        """How many requests have been under way for so long."""
+        before = time.monotonic() - seconds
+        with self._lock:
+            return sum(began < before for began in self._under_way.values())
+
+    def stop(self) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join()
+
+    def _run(self, client: Client, asked: Sequence[Asked]) -> None:
+        try:
+            for one in itertools.cycle(asked):
+                name = threading.current_thread().name
+                with self._lock:
+                    self._under_way[name] = time.monotonic()
+                result = client.ask(one)
+                with self._lock:
+                    del self._under_way[name]
+                    self._results.append(result)
+                if self._stop.wait(PAUSE_SECONDS):
+                    break
+        except BaseException as fault:  # told by `results`
+            self._faults.append(fault)
+        finally:
+            client.close()
+
+
+@pytest.fixture(scope="module")
+def expected(pool: Pool, checkpoints: dict[str, Path]) -> Callable[[str, str, int], str]:
+    """`expected(name, prompt, tokens)`: what Transformers and PEFT answer, greedily, in float32."""
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    base, *adapters = pool.names
+    tokenizer = AutoTokenizer.from_pretrained(checkpoints[base])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        models = {name: AutoModelForCausalLM.from_pretrained(checkpoints[base]) for name in pool.names}
+        for name in adapters:
+            models[name] = PeftModel.from_pretrained(models[name], checkpoints[name])
+
+    def answer(name: str, prompt: str, tokens: int) -> str:
+        ids = tokenizer(prompt, return_tensors="pt").input_ids
+        length = ids.shape[1]
+        with torch.inference_mode():
+            while ids.shape[1] < length + tokens and int(ids[0, -1]) != tokenizer.eos_token_id:
+                best = models[name].eval()(input_ids=ids).logits[0, -1].topk(2)
+                assert best.values[0] - best.values[1] > LEAD, f"{name} may go on from {prompt!r} in two ways"
+                ids = torch.cat([ids, best.indices[None, :1]], dim=1)
+        return str(tokenizer.decode(ids[0, length:], skip_special_tokens=True))
+
+    return answer
+
+
+@pytest.fixture(scope="module")
+def load(pool: Pool, expected: Callable[[str, str, int], str]) -> Iterator[Load]:
+    """Running, and every name was answered."""
+    digests = pool.digests()
+
+    def asked(tokens: int, *, streamed: bool) -> list[Asked]:
+        found = [
+            Asked(name, prompt, tokens, streamed, expected(name, prompt, tokens), digests.get(name))
+            for prompt in PROMPTS
+            for name in pool.names
+        ]
+        assert len({one.text for one in found}) == len(found), "the answers must tell the names apart"
+        return found
+
+    kinds = {
+        "short": asked(12, streamed=False),
+        "kept connection": asked(24, streamed=False),
+        "stream": asked(24, streamed=True),
+        "long stream": asked(120, streamed=True),
+    }
+    load = Load(pool.address, kinds)
+    try:
+        began = time.monotonic()
+        while len(load.results(began)) < 4 * len(pool.names) * len(PROMPTS):
+            assert time.monotonic() < began + 60
+            time.sleep(0.05)
+        yield load
+    finally:
+        load.stop()

@@ -1,0 +1,177 @@
+"""Sequence-to-sequence models: greedy answers and logits equal Transformers + PEFT, alone and in mixed batches."""
+
+from __future__ import annotations
+
+import random
+import warnings
+from collections.abc import Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from graft_runtime.contract import Task
+from graft_runtime.messages import BaseLoaded, Mounted, Sampling, ServedAdapter, Submit
+from graft_runtime.model.rows import RowAdapter
+
+TASK = "SEQ_2_SEQ_LM"
+TOLERANCE = 1e-4
+"""Of logits in float32; a token passes where the reference's best two are closer."""
+NEW_TOKENS = 12
+PROMPTS = [[*b"hello", 257], [*b"select * from users where id = 7", 257], [*b"?", 257], [*b"Dear Sir or Madam", 257]]
+FAMILIES: dict[str, dict[str, list[str] | str]] = {
+    "t5": {"attention": ["q", "v"], "everything": "all-linear", "cross": r".*EncDecAttention\.[kvo]"},
+    "bart": {"attention": ["q_proj", "v_proj"], "everything": "all-linear", "cross": r".*encoder_attn\.[kv]_proj"},
+}
+ADAPTERS = [None, "attention", "everything", "cross"]
+
+
+class Reference:
+    """Transformers and PEFT, one request at a time."""
+
+    def __init__(self, base: Path) -> None:
+        from transformers import AutoModelForSeq2SeqLM
+
+        self.model = AutoModelForSeq2SeqLM.from_pretrained(base, dtype=torch.float32).eval()
+        self.loaded = False
+
+    def load(self, adapter: Path) -> None:
+        from peft import PeftModel
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            if self.loaded:
+                self.model.load_adapter(adapter, adapter_name=adapter.name)
+            else:
+                self.model = PeftModel.from_pretrained(self.model, adapter, adapter_name=adapter.name).eval()
+        self.loaded = True
+
+    @torch.no_grad()
+    def answer(self, prompt: Sequence[int], adapter: str | None) -> tuple[list[int], torch.Tensor]:
+        """The tokens, and the logits [tokens, vocabulary] that each was chosen from."""
+        if adapter is not None:
+            self.model.set_adapter(adapter)
+        with nullcontext() if adapter is not None or not self.loaded else self.model.disable_adapter():
+            made = self.model.generate(
+                input_ids=torch.tensor([prompt]),
+                attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
+                max_new_tokens=NEW_TOKENS,
+                do_sample=False,
+                eos_token_id=None,
+                return_dict_in_generate=True,
+                output_logits=True,
+            )
+        return made.sequences[0, 1:].tolist(), torch.cat(made.logits)
+
+
+Setting = tuple[Any, dict[tuple[int, str | None], tuple[list[int], torch.Tensor]]]
+
+
+@pytest.fixture(scope="module", params=list(FAMILIES))
+def setting(request: Any, make_base: Any, make_adapter: Any, make_engine: Any) -> Setting:
+    """An engine with three adapters, and what each prompt is answered by each."""
+    base = make_base(request.param, TASK)
+    engine, reference = make_engine(base), Reference(base)
+    for name, modules in FAMILIES[request.param].items():
+        adapter = make_adapter(name, base=base, task=TASK, target_modules=modules)
+        reference.load(adapter)
+        assert isinstance(engine.mount(name, adapter), Mounted)
+    rows = [(index, name) for index in range(len(PROMPTS)) for name in ADAPTERS]
+    return engine, {(index, name): reference.answer(PROMPTS[index], name) for index, name in rows}
+
+
+def submit(request: str, prompt: Sequence[int], name: str | None, tokens: int = NEW_TOKENS) -> Submit:
+    adapters = (ServedAdapter(name, 1.0),) if name else ()
+    return Submit(request, list(prompt), tokens, adapters, Sampling(temperature=0))
+
+
+def assert_same(answer: list[int], expected: tuple[list[int], torch.Tensor]) -> None:
+    tokens, logits = expected
+    for mine, theirs, scores in zip(answer, tokens, logits, strict=True):
+        if mine != theirs:
+            best, second = scores.topk(2).values.tolist()
+            assert best - second < TOLERANCE, (answer, tokens)
+            return  # a near tie went the other way: what follows may differ
+
+
+def test_the_base_is_served_by_the_padded_runner(setting: Setting) -> None:
+    loaded = setting[0].started[0]
+    assert isinstance(loaded, BaseLoaded)
+    assert (loaded.runner, loaded.task) == ("padded", Task.SEQ_2_SEQ_LM)
+    runner = setting[0].engine._ready().runner
+    assert runner.pads
+    assert runner.joins
+
+
+class Rows:
+    """Some rows on the runner, that are told the reference's tokens."""
+
+    def __init__(self, setting: Setting, names: list[tuple[int, str | None]]) -> None:
+        engine, self.expected = setting
+        self.runner, self.names = engine.engine._ready().runner, names
+        mounts = engine.engine._mounts
+        self.adapters = [(RowAdapter(mounts.hold(name), 1.0),) if name else () for _, name in names]
+        assert all(self.runner.bank.hold(row) for row in self.adapters)
+        self.batch = self.runner.start([PROMPTS[index] for index, _ in names], [[] for _ in names], self.adapters)
+        self.done = [0 for _ in names]
+
+    def step(self) -> None:
+        """Each row's next logits are the reference's."""
+        logits = self.runner._logits(self.batch)
+        for row, name in enumerate(self.names):
+            assert (logits[row] - self.expected[name][1][self.done[row]]).abs().max() <= TOLERANCE, name
+        self.batch.extend([self.expected[name][0][done] for name, done in zip(self.names, self.done, strict=True)])
+        self.done = [done + 1 for done in self.done]
+
+    def take_in(self, other: Rows) -> None:
+        self.batch.join(other.batch)
+        self.names, self.done = self.names + other.names, self.done + other.done
+
+    def keep(self, rows: list[int]) -> None:
+        self.batch.keep(rows)
+        self.names, self.done = [self.names[row] for row in rows], [self.done[row] for row in rows]
+
+
+@torch.inference_mode()
+def test_every_logit_equals_peft(setting: Setting) -> None:
+    _, expected = setting
+    names = random.Random(1).sample(list(expected), len(expected))
+    first, second, third = Rows(setting, names[:5]), Rows(setting, names[5:6]), Rows(setting, names[6:])
+    everyone = (first, second, third)
+    held = [row for rows in everyone for row in rows.adapters]
+    for rows, steps in zip(everyone, (4, 1, 2), strict=True):
+        for _ in range(steps):
+            rows.step()
+    first.take_in(third)
+    first.step()
+    first.keep([12, 4, 0, 7])
+    first.step()
+    second.take_in(first)
+    for _ in range(3):
+        second.step()
+    for row in held:
+        second.runner.bank.release(row)
+
+
+def test_adapters_show(setting: Setting) -> None:
+    _, expected = setting
+    for name in ADAPTERS[1:]:
+        assert (expected[1, name][1][0] - expected[1, None][1][0]).abs().max() > 0.1
+
+
+def test_alone_mixed_and_joined_equal_peft(setting: Setting) -> None:
+    engine, expected = setting
+    for name in ADAPTERS:
+        assert_same(engine.answers([submit("alone", PROMPTS[1], name)])["alone"], expected[1, name])
+    mixed = engine.answers([submit(f"{index} {name}", PROMPTS[index], name) for index, name in expected])
+    for (index, name), answer in expected.items():
+        assert_same(mixed[f"{index} {name}"], answer)
+    # Shuffled, one after the other: each begins while others decode, joins them, and leaves before some of them.
+    events: list[Any] = []
+    for index, name in random.Random(0).sample(list(expected), len(expected)):
+        engine.handle(submit(f"{index} {name}", PROMPTS[index], name))
+        events += [event for _ in range(2) for event in engine.step()]
+    joined = engine.collect(events)
+    for (index, name), answer in expected.items():
+        assert_same(joined[f"{index} {name}"], answer)

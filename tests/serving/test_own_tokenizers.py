@@ -1,0 +1,370 @@
+"""An adapter's own tokenizer: as Transformers loads it, in memory once where it is like its base's, never trusted."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from graft_runtime.api.manner import CHAT_TEMPLATE_FILE, GENERATION_FILE
+from graft_runtime.api.tokenizer_files import (
+    ADDED_TOKENS_FILE,
+    CONFIG_FILE,
+    MAX_TOKENIZER_BYTES,
+    SPECIAL_TOKENS_FILE,
+    TOKENIZER_FILE,
+)
+from graft_runtime.api.voices import BaseVoice, Voice, Voices, load_base_voice
+from graft_runtime.contract import ADAPTER_FILE_PATTERNS
+from graft_runtime.errors import GraftError
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+TEXTS = ["hello", " two  spaces\n", "Grüße 😀", "<s>twice", "<|tool|>call<|end|>", "a<pad></s>b", ""]
+
+
+def test_all_that_is_read_is_part_of_the_digest() -> None:
+    files = (TOKENIZER_FILE, CONFIG_FILE, SPECIAL_TOKENS_FILE, ADDED_TOKENS_FILE, CHAT_TEMPLATE_FILE, GENERATION_FILE)
+    assert set(files) <= set(ADAPTER_FILE_PATTERNS)
+
+
+@pytest.fixture(scope="module")
+def base(tiny_base: Path) -> BaseVoice:
+    return load_base_voice(tiny_base, tiny_base)
+
+
+@pytest.fixture
+def grown(tiny_base: Path, tmp_path: Path) -> Path:
+    """The base's tokenizer with two tokens added, as Trainer saves it beside an adapter."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny_base)
+    tokenizer.add_special_tokens({"extra_special_tokens": ["<|tool|>"]})
+    tokenizer.add_tokens(["<|end|>"])
+    tokenizer.eos_token = "<|end|>"
+    tokenizer.save_pretrained(tmp_path / "grown")
+    return tmp_path / "grown"
+
+
+async def voice(base: BaseVoice, directory: Path, voices: Voices | None = None) -> Voice:
+    if voices is None:
+        voices = Voices()
+        voices.base_loaded(base)
+    return await voices.of(str(directory), directory, "mine")
+
+
+def edited(directory: Path, change: Callable[[Any], None], name: str = "tokenizer.json") -> Path:
+    content = json.loads((directory / name).read_text())
+    change(content)
+    (directory / name).write_text(json.dumps(content))
+    return directory
+
+
+async def test_added_tokens_are_tokens_and_special_ones_leave_the_text(base: BaseVoice, grown: Path) -> None:
+    from transformers import AutoTokenizer
+
+    own, oracle = await voice(base, grown), AutoTokenizer.from_pretrained(grown)
+    for text in TEXTS:
+        ids = own.tokenizer.encode(text)
+        assert ids == oracle.encode(text)
+        assert own.tokenizer.decode(ids) == oracle.decode(ids, skip_special_tokens=True)
+    assert own.tokenizer.encode("<|tool|>") == [259] != base.voice.tokenizer.encode("<|tool|>")
+    assert own.highest_token == 260
+    assert own.manner.stop_tokens == {257, 260}, "the base's end token means the same here"
+    template = own.manner.chat_template
+    assert template is not None
+    messages = [{"role": "user", "content": "a<|tool|>b"}]
+    chat = oracle.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+    assert own.tokenizer.encode_chat(messages, template) == chat
+
+
+async def test_what_is_alike_is_in_memory_once(base: BaseVoice, tiny_base: Path, grown: Path, tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    voices = Voices()
+    voices.base_loaded(base)
+    padding = AutoTokenizer.from_pretrained(tiny_base)
+    padding("a", padding="max_length", truncation=True, max_length=4)  # what training leaves behind in the file
+    padding.save_pretrained(tmp_path / "padding")
+    assert '"padding": null' not in (tmp_path / "padding/tokenizer.json").read_text()
+    same = await voice(base, tmp_path / "padding", voices)
+    assert same.tokenizer.fast is base.voice.tokenizer.fast
+    assert same.highest_token is None
+    first = await voice(base, grown, voices)
+    edited(grown, lambda content: content.update(padding=None)).rename(tmp_path / "again")
+    second = await voice(base, tmp_path / "again", voices)
+    assert first.tokenizer.fast is second.tokenizer.fast is not base.voice.tokenizer.fast
+
+
+async def test_a_vocabulary_of_its_own_is_used(base: BaseVoice, grown: Path) -> None:
+    def merge(content: Any) -> None:
+        vocabulary = content["model"]["vocab"]
+        vocabulary["he"] = vocabulary.pop(next(token for token, number in vocabulary.items() if number == 200))
+        content["model"]["merges"] = [["h", "e"]]
+
+    own = await voice(base, edited(grown, merge))
+    assert own.tokenizer.encode("hello") == [200, 75, 75, 78]
+    assert own.tokenizer.decode([200, 75]) == "hel"
+    assert own.highest_token == 260
+
+
+async def test_what_the_base_s_tokenizer_makes_too_is_no_fault(tiny_base: Path, tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny_base)
+    tokenizer.add_tokens([f"<|{number}|>" for number in range(100)])  # its embedding has 320 rows
+    for name in ("large", "less"):
+        tokenizer.save_pretrained(tmp_path / name)
+    large = load_base_voice(tmp_path / "large", tiny_base)
+    edited(tmp_path / "less", lambda content: content["added_tokens"].pop())
+    assert (await voice(large, tmp_path / "less")).highest_token is None
+
+
+async def test_end_tokens_of_the_base_that_mean_something_else_here_are_none(base: BaseVoice, grown: Path) -> None:
+    def other(content: Any) -> None:
+        for token in content["added_tokens"]:
+            token["content"] = {"</s>": "<think>"}.get(token["content"], token["content"])
+
+    (edited(grown, other) / "tokenizer_config.json").write_text('{"eos_token": "<|end|>"}')
+    assert (await voice(base, grown)).manner.stop_tokens == {260}
+
+
+async def test_tokens_added_beside_the_base_s_tokenizer_get_the_ids_that_the_files_name(
+    base: BaseVoice, tmp_path: Path
+) -> None:
+    (tmp_path / "added_tokens.json").write_text('{"<|tool|>": 259, "<|end|>": 260}')
+    (tmp_path / "special_tokens_map.json").write_text('{"eos_token": {"content": "<|end|>"}}')
+    own = await voice(base, tmp_path)
+    assert own.tokenizer.encode("a<|end|>") == [64, 260]
+    assert own.tokenizer.decode([64, 259, 260]) == "a<|tool|>"
+    assert own.manner.stop_tokens == {257, 260}
+    (tmp_path / "added_tokens.json").write_text('{"<|tool|>": 270}')
+    with pytest.raises(GraftError, match=r"'<\|tool\|>': id 270, makes 259") as caught:
+        await voice(base, tmp_path)
+    assert caught.value.code == "Corrupt"
+
+
+@pytest.mark.parametrize("adds", [True, False])
+async def test_bos_is_as_the_adapter_s_files_say(base: BaseVoice, tmp_path: Path, tiny_base: Path, adds: bool) -> None:
+    from transformers import AutoTokenizer
+
+    AutoTokenizer.from_pretrained(tiny_base, add_bos_token=adds).save_pretrained(tmp_path / "whole")
+    (tmp_path / "config").mkdir()
+    (tmp_path / "config/tokenizer_config.json").write_text(json.dumps({"add_bos_token": adds}))
+    for directory in (tmp_path / "whole", tmp_path / "config"):
+        own = await voice(base, directory)
+        assert own.tokenizer.encode("hi") == [256] * adds + [71, 72], directory
+        assert own.tokenizer.encode("<s>hi") == [256, 71, 72]
+
+
+def nested(content: Any) -> None:
+    part: Any = {"type": "NFC"}
+    for _ in range(100):
+        part = {"type": "Sequence", "normalizers": [part]}
+    content["normalizer"] = part
+
+
+def growing(content: Any) -> None:
+    replace = {"type": "Replace", "pattern": {"String": "a"}, "content": "a" * 10}
+    content["normalizer"] = {"type": "Sequence", "normalizers": [replace] * 20}
+
+
+def with_pattern(content: Any) -> None:
+    split = {"type": "Split", "pattern": {"Regex": "(a+)+$"}, "behavior": "Isolated", "invert": False}
+    content["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [split, content["pre_tokenizer"]]}
+
+
+def with_template(content: Any) -> None:
+    piece = {"SpecialToken": {"id": "<s>", "type_id": 0}}
+    content["post_processor"] = {
+        "type": "TemplateProcessing",
+        "single": [{"Sequence": {"id": "A", "type_id": 0}}, *[piece] * 10_000],
+        "pair": [{"Sequence": {"id": "A", "type_id": 0}}],
+        "special_tokens": {"<s>": {"id": "<s>", "ids": [256], "tokens": ["<s>"]}},
+    }
+
+
+HOSTILE: dict[str, tuple[Callable[[Any], None], str, str]] = {
+    "a slow pattern": (with_pattern, "UnsafeFile", "none of the base model's"),
+    "text that grows": (growing, "UnsafeFile", "normalizer makes"),
+    "an endless template": (with_template, "UnsafeFile", "entries"),
+    "a foreign character map": (
+        lambda content: content.update(normalizer={"type": "Precompiled", "precompiled_charsmap": "AAAA"}),
+        "UnsafeFile",
+        "precompiled_charsmap",
+    ),
+    "chance": (lambda content: content["model"].update(dropout=0.5), "UnsafeFile", "dropout"),
+    "a token like a book": (lambda content: content["model"]["vocab"].update({"x" * 2000: 300}), "UnsafeFile", "2000"),
+    "an added one": (
+        lambda content: content["added_tokens"].append(content["added_tokens"][0] | {"id": 300, "content": "x" * 2000}),
+        "UnsafeFile",
+        "2000",
+    ),
+    "a negative id": (lambda content: content["added_tokens"][0].update(id=-1), "UnsafeFile", "id -1"),
+    "an unknown part": (lambda content: content.update(decoder={"type": "Python"}), "Corrupt", "can't be loaded"),
+    "a merge of nothing": (
+        lambda content: content["model"].update(merges=[["nobody", "knows"]]),
+        "Corrupt",
+        "can't be loaded",
+    ),
+    "nesting": (nested, "Corrupt", "can't be loaded"),
+    "no model": (lambda content: content.pop("model"), "Corrupt", "model"),
+    "ids that are text": (lambda content: content["model"]["vocab"].update(a="1"), "Corrupt", "tokenizers library"),
+    "ids beyond an integer": (lambda content: content["model"]["vocab"].update(a=2**70), "Corrupt", "can't be loaded"),
+}
+
+
+@pytest.mark.parametrize("case", HOSTILE.values(), ids=HOSTILE.keys())
+async def test_a_broken_or_hostile_tokenizer_is_a_fault(
+    base: BaseVoice, grown: Path, case: tuple[Callable[[Any], None], str, str]
+) -> None:
+    change, code, says = case
+    with pytest.raises(GraftError, match=says) as caught:
+        await voice(base, edited(grown, change))
+    assert caught.value.code == code
+    assert "`mine`" in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("content", "code"),
+    [
+        (b"", "Corrupt"),
+        (b"{}", "Corrupt"),
+        (b"\xff\xfe", "Corrupt"),
+        (b"[" * 100_000, "Corrupt"),
+        (b'{"model": ' + b"[" * 100_000, "Corrupt"),
+        (b'{"a": [' + b"[]," * 5_000_000, "UnsafeFile"),
+        (None, "UnsafeFile"),
+    ],
+    ids=["nothing", "an empty object", "no text", "depth", "depth in the model", "a bomb", "a giant"],
+)
+async def test_a_tokenizer_that_is_no_json_of_the_library_is_a_fault(
+    base: BaseVoice, tmp_path: Path, content: bytes | None, code: str
+) -> None:
+    file = tmp_path / "tokenizer.json"
+    file.write_bytes(content or b"{")
+    if content is None:
+        os.truncate(file, MAX_TOKENIZER_BYTES + 1)
+    with pytest.raises(GraftError, match=r"tokenizer\.json of adapter `mine`") as caught:
+        await voice(base, tmp_path)
+    assert caught.value.code == code
+
+
+async def test_code_and_links_are_refused(base: BaseVoice, grown: Path) -> None:
+    edited(grown, lambda config: config.update(auto_map={"AutoTokenizer": ["x.Y", None]}), "tokenizer_config.json")
+    with pytest.raises(GraftError, match="never run") as caught:
+        await voice(base, grown)
+    assert caught.value.code == "UnsafeFile"
+    (grown / "tokenizer_config.json").unlink()
+    (grown / "tokenizer_config.json").symlink_to("/etc/passwd")
+    with pytest.raises(GraftError, match="can't be opened") as caught:
+        await voice(base, grown)
+    assert caught.value.code == "UnsafeFile"
+
+
+async def test_paths_in_a_config_are_not_opened(base: BaseVoice, grown: Path) -> None:
+    names = ("vocab_file", "tokenizer_file", "gguf_file", "tokenizer_object", "name_or_path")
+    paths = dict.fromkeys(names, "/etc/passwd")
+    edited(grown, lambda config: config.update(paths), "tokenizer_config.json")
+    assert (await voice(base, grown)).tokenizer.encode("a<|end|>") == [64, 260]
+
+
+async def test_what_fails_in_the_library_is_a_fault_of_the_text(base: BaseVoice, grown: Path) -> None:
+    def unknown(content: Any) -> None:
+        content["model"]["vocab"]["zz"] = content["model"]["vocab"].pop("z")
+        content["model"]["type"] = "WordPiece"
+        content["model"] |= {"unk_token": "nowhere", "continuing_subword_prefix": "", "max_input_chars_per_word": 10}
+
+    own = await voice(base, edited(grown, unknown))
+    assert own.tokenizer.encode("hello")
+    with pytest.raises(GraftError, match="fails on this text") as caught:
+        own.tokenizer.encode("zebra")
+    assert caught.value.code == "Corrupt"
+
+
+LEAVES = (
+    "null",
+    "true",
+    "-1",
+    "0",
+    "300",
+    str(2**70),
+    "0.5",
+    '""',
+    '"<s>"',
+    '"aaaaa"',
+    "[]",
+    "{}",
+    "[[]]",
+    '{"type": "BPE"}',
+)
+
+
+@settings(deadline=None, max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_any_change_of_a_tokenizer_is_a_tokenizer_or_a_fault(base: BaseVoice, grown: Path, data: Any) -> None:
+    """One value after another of the JSON is replaced by one of another kind; what loads, works."""
+    content = json.loads((base_file := grown / "tokenizer.json").read_text())
+    for _ in range(data.draw(st.integers(1, 3))):
+        place = content
+        while True:
+            keys: list[Any] = list(place) if isinstance(place, dict) else list(range(len(place)))
+            if not keys:
+                break
+            key = data.draw(st.sampled_from(keys[-8:]))
+            if isinstance(place[key], dict | list) and place[key] and data.draw(st.integers(0, 4)):
+                place = place[key]
+            else:
+                place[key] = json.loads(data.draw(st.sampled_from(LEAVES)))
+                break
+    directory = grown / "changed"
+    directory.mkdir(exist_ok=True)
+    (directory / base_file.name).write_text(json.dumps(content))
+    with contextlib.suppress(GraftError):
+        own = asyncio.run(voice(base, directory))
+        for text in TEXTS:
+            with contextlib.suppress(GraftError):
+                ids = own.tokenizer.encode(text)
+                own.tokenizer.decode(ids)
+                assert max(ids, default=0) <= max(own.highest_token or 0, 258)
+
+
+async def test_many_voices_are_not_all_kept(base: BaseVoice, grown: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = sys.modules["graft_runtime.api.voices"]
+    monkeypatch.setattr(module, "MAX_BYTES", 1)
+    voices = Voices()
+    voices.base_loaded(base)
+    first = await voices.of("1", grown, "mine")
+    assert await voices.of("1", grown, "mine") is first
+    edited(grown, lambda content: content["added_tokens"].pop())
+    await voices.of("2", grown, "mine")
+    assert await voices.of("1", grown, "mine") is not first
+
+
+WITHOUT_TORCH = """
+import asyncio, sys
+from pathlib import Path
+from graft_runtime.api.voices import Voices, load_base_voice
+
+async def main(base, own):
+    voices = Voices()
+    voices.base_loaded(load_base_voice(base, base))
+    voice = await voices.of("digest", own, "mine")
+    voice.tokenizer.encode_chat([{"role": "user", "content": "<|tool|>"}], voice.manner.chat_template)
+
+asyncio.run(main(*map(Path, sys.argv[1:])))
+print("tokenizers" in sys.modules, "torch" in sys.modules)
+"""
+
+
+def test_a_tokenizer_needs_no_torch(tiny_base: Path, grown: Path) -> None:
+    command = [sys.executable, "-c", WITHOUT_TORCH, str(tiny_base), str(grown)]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=100, check=True)
+    assert ended.stdout.split() == ["True", "False"]
