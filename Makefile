@@ -45,8 +45,9 @@ lint: setup ## format, lint, types, import walls
 	$(RUN) -m mypy
 	.venv/bin/lint-imports
 
-generate: setup ## write the CRD from the API models
+generate: setup ## write the CRD from the API models, and the reference's table of methods
 	$(RUN) -m graft_operator.crd
+	$(RUN) -m graft_runtime.adapters.methods.reference docs/reference.md
 
 verify: generate lint test ## all that CI checks; then the tree must be clean
 	git diff --exit-code

@@ -10,6 +10,7 @@ import pytest
 import yaml
 from graft_operator.conditions import ConditionType, Reason
 from graft_operator.metrics import REGISTRY as OPERATOR_METRICS
+from graft_runtime.adapters.methods.reference import with_table
 from graft_runtime.api.metrics import Metrics
 from graft_runtime.errors import ErrorCode
 
@@ -41,6 +42,10 @@ def _metrics() -> list[str]:
 )
 def test_the_reference_names_it(name: str) -> None:
     assert f"`{name}`" in REFERENCE
+
+
+def test_the_table_of_methods_is_the_registry_s() -> None:
+    assert with_table(REFERENCE) == REFERENCE, "run `make generate`"
 
 
 def test_the_reference_names_no_code_that_is_gone() -> None:

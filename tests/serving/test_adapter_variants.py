@@ -72,7 +72,7 @@ def peft_logits(base: Path, adapter: Path | None, prompts: Sequence[Sequence[int
         warnings.simplefilter("ignore")
         model = AutoModelForCausalLM.from_pretrained(base)
         if adapter is not None:
-            ends = ("embed_tokens.weight", "embed_tokens.base_layer.weight")
+            ends = tuple(f"embed_tokens.{inner}weight" for inner in ("", "base_layer.", "token_adapter.base_layer."))
             saved = load_file(adapter / "adapter_model.safetensors")
             rows = next((tensor.shape[0] for key, tensor in saved.items() if key.endswith(ends)), None)
             if rows and rows != model.get_input_embeddings().weight.shape[0]:

@@ -48,6 +48,19 @@ class Rows:
     bias: torch.Tensor | None
     count: int
 
+    def under(self, other: Rows) -> Rows:
+        """With the weights of another in the place of its own; biases stay, where there are any."""
+        has = self.index.new_zeros(other.count).bool()
+        has[self.index], has[other.index] = True, True
+        place = has.cumsum(0) - 1
+        weight = self.weight.new_empty(int(has.sum()), self.weight.shape[1])
+        weight[place[self.index]], weight[place[other.index]] = self.weight, other.weight
+        bias = None if self.bias is None else self.bias.new_zeros(weight.shape[0])
+        if bias is not None and self.bias is not None:
+            bias[place[other.index]] = 0 if other.bias is None else other.bias
+            bias[place[self.index]] = self.bias
+        return Rows(has.nonzero()[:, 0], weight, bias, other.count)
+
 
 @dataclass(frozen=True, eq=False)
 class ModuleDelta:
@@ -119,7 +132,7 @@ class ModuleDelta:
         )
 
     def __or__(self, other: ModuleDelta) -> ModuleDelta:
-        """Both on one module: shifts add up. Raises ValueError when they share another part."""
+        """Both on one module: shifts add up, the other's rows stand over these. Raises ValueError for other parts."""
         parts: dict[str, Any] = {}
         for part in fields(self):
             mine, theirs = getattr(self, part.name), getattr(other, part.name)
@@ -129,6 +142,8 @@ class ModuleDelta:
                 parts[part.name] = theirs if mine is None else mine
             elif part.name == "shift":
                 parts[part.name] = mine + theirs
+            elif part.name == "rows":
+                parts[part.name] = mine.under(theirs)
             else:
                 raise ValueError(part.name)
         return ModuleDelta(**parts)

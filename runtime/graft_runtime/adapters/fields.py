@@ -103,6 +103,14 @@ class FieldReader:
         self.faults.append(f"{field} is {value!r}, expected a whole number of at least 1")
         return 1
 
+    def natural(self, field: str, default: int) -> int:
+        """A whole number of at least 0."""
+        value = self.config.get(field, default)
+        if type(value) is int and 0 <= value < 1 << 63:
+            return value
+        self.faults.append(f"{field} is {shortened(value)}, expected a whole number of at least 0")
+        return default
+
     def number(self, field: str, value: Any) -> float:
         if type(value) in (int, float) and abs(value) < 1 << 62 and math.isfinite(value):
             return float(value)
@@ -134,6 +142,27 @@ class FieldReader:
             )
             return []
         return [(key, expression, item) for key, expression, item in compiled if expression is not None]
+
+    def rank_patterns(self) -> tuple[Pattern, ...]:
+        """rank_pattern."""
+        patterns = self.patterns("rank_pattern")
+        return tuple(Pattern(made, self.rank(f"rank_pattern.{key}", value)) for key, made, value in patterns)
+
+    def kept_ranks(self, field: str, ending: str) -> dict[str, int]:
+        """How many of a module's singular values are left: path + ending → a list of truths (AdaLoRA)."""
+        value = self.config.get(field) or {}
+        lists = value.values() if isinstance(value, dict) else ()
+        if not isinstance(value, dict) or not all(
+            isinstance(kept, list) and all(isinstance(item, bool) for item in kept) for kept in lists
+        ):
+            self.faults.append(f"{field} is {shortened(value)}, expected lists of true and false by parameter")
+            return {}
+        return {key.removesuffix(ending): sum(kept) for key, kept in value.items()}
+
+    def alpha_patterns(self) -> tuple[Pattern, ...]:
+        """alpha_pattern."""
+        patterns = self.patterns("alpha_pattern")
+        return tuple(Pattern(made, self.number(f"alpha_pattern.{key}", value)) for key, made, value in patterns)
 
     def modules(self, field: str) -> Expression | frozenset[str] | None:
         value = self.config.get(field)

@@ -84,12 +84,19 @@ def read_adapter_files(directory: Path, *, name: str, max_rank: int) -> AdapterF
         directory, name, recipe, recipe.parts(tensors), config_bytes + weight_bytes, tensors, version, remapped
     )
     if files.rank > max_rank:
-        raise GraftError(
-            ErrorCode.RANK_TOO_HIGH,
-            f"adapter `{name}` has rank {files.rank}, the pool takes at most {max_rank} (spec.engine.maxRank)",
-            hint=f"train with r ≤ {max_rank} or raise spec.engine.maxRank",
-        )
+        raise _rank_too_high(files, max_rank)
     return files
+
+
+def _rank_too_high(files: AdapterFiles, max_rank: int) -> GraftError:
+    highest = max(files.parts, key=lambda part: part.rank)
+    why = highest.why_rank
+    return GraftError(
+        ErrorCode.RANK_TOO_HIGH,
+        f"adapter `{files.name}` has rank {files.rank}, the pool takes at most {max_rank} (spec.engine.maxRank)",
+        details=[f"{highest.path}: {why}"] if why else [],
+        hint=f"train with {'a lower r' if why else f'r ≤ {max_rank}'} or raise spec.engine.maxRank",
+    )
 
 
 def open_weights(directory: Path, name: str, *, version: tuple[int, ...] | None = None) -> BinaryIO:

@@ -72,7 +72,7 @@ def whole_weights(
     foreign: list[str] = []
     for name, span in rest.items():
         path, _, parameter = name.removeprefix(PREFIX).rpartition(".")
-        own = path.removesuffix(".base_layer")
+        own = path.removesuffix(".base_layer").removesuffix(".token_adapter")  # of the layers that PEFT wraps it in
         if not name.startswith(PREFIX) or parameter not in ("weight", "bias"):
             foreign.append(name)
         elif is_saved(path, saved) or (parameter == "weight" and (own != path or is_embedding(path))):
@@ -93,6 +93,13 @@ def is_saved(path: str, saved: Collection[str]) -> bool:
     """Whether modules_to_save names this module or one that it is in."""
     steps = path.split(".")
     return any(".".join(steps[:end]).endswith(tuple(saved)) for end in range(1, len(steps) + 1))
+
+
+def absent(saved: Collection[str], parts: Iterable[Part]) -> list[str]:
+    """What is wrong when modules_to_save is set; a base has not every head that it may name."""
+    if not saved or any(is_saved(part.path, saved) for part in parts):
+        return []
+    return [f"modules_to_save names {', '.join(saved)}, no tensor is of these"]
 
 
 def incomplete(parts: Sequence[Part]) -> list[str]:

@@ -111,9 +111,7 @@ class Addend:
                 path for path in self.parts if _rows(layout, path) != _rows(self.layout, path)
             ],
             "it adds a bias where the base has none": [
-                part.path
-                for part in self.files.parts
-                if isinstance(part, LinearLowRank) and part.biased and not layout.linear[part.path].bias
+                part.path for part in self.files.parts if part.biased and not layout.linear[part.path].bias
             ],
             "it changes stacked experts": [path for path in self.parts if path in layout.experts],
             "it takes part in some tokens of a prompt only": list(self.parts) if self.files.recipe.invocation else [],

@@ -6,13 +6,12 @@ against the tensors. `fan_in_fan_out` is not read: whether the base keeps a weig
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from graft_runtime.adapters.keys import Keys, by_module, incomplete, is_embedding, is_saved, whole_weights
+from graft_runtime.adapters.keys import Keys, absent, by_module, incomplete, is_embedding, is_saved, whole_weights
 from graft_runtime.adapters.methods.lora_config import read_lora_config
-from graft_runtime.adapters.methods.recipe import contradiction, foreign_tensors, misshapen
+from graft_runtime.adapters.methods.recipe import contradiction, each_in_time, foreign_tensors, misshapen
 from graft_runtime.adapters.parts.experts import StackedLowRank
 from graft_runtime.adapters.parts.low_rank import EmbeddingLowRank, LinearLowRank
 from graft_runtime.adapters.parts.part import Part, Roles, Tensor
@@ -29,8 +28,6 @@ ROLES = {
     ".lora_embedding_B": "lora_embedding_B",
     ".token_adapter.trainable_tokens_delta": "trainable_tokens_delta",
 }
-MATCHING_SECONDS = 5.0
-"""All patterns against all modules; honest ones take milliseconds."""
 
 
 class Lora:
@@ -65,7 +62,8 @@ class Lora:
             parts += self._module(path, roles)
         if faults := faults + incomplete(parts):
             raise misshapen(self._name, faults)
-        if faults := self._contradictions(parts):
+        low_ranks = [part for part in parts if isinstance(part, LinearLowRank | EmbeddingLowRank)]
+        if faults := each_in_time(low_ranks, self._contradictions):
             raise contradiction(self._name, faults)
         return parts
 
@@ -80,8 +78,7 @@ class Lora:
             names = [name for name in STACKED if any(_ends(f"{path}.{name}", end) for end in self._config.parameters)]
             inner = [f"{path}{'.base_layer' * depth}" for depth in range(len(names) - 1, -1, -1)]
             for name, wrapped in zip(names, inner, strict=True):
-                if wrapped in keys.modules:
-                    found[path, name] = keys.modules[wrapped]
+                found[path, name] = keys.modules.get(wrapped, {})
         return found
 
     def _module(self, path: str, roles: Roles) -> Iterable[Part]:
@@ -99,10 +96,8 @@ class Lora:
             yield TrainedTokens(path, delta, self._tokens_of(path))
 
     def _absent(self, parts: Iterable[Part], keys: Keys) -> list[str]:
-        """What the config speaks of and no tensor tells. A base has not every head that modules_to_save may name."""
-        faults = []
-        if self._config.saved and not any(is_saved(part.path, self._config.saved) for part in parts):
-            faults.append(f"modules_to_save names {', '.join(self._config.saved)}, no tensor is of these")
+        """What the config speaks of and no tensor tells."""
+        faults = absent(self._config.saved, parts)
         if self._config.tokens and not any("trainable_tokens_delta" in roles for roles in keys.modules.values()):
             faults.append("trainable_token_indices names tokens, trainable_tokens_delta is missing")
         return faults
@@ -123,20 +118,14 @@ class Lora:
         tokens = self._config.tokens
         return next((tokens[end] for end in tokens if end == path or path.endswith("." + end)), tokens.get("", ()))
 
-    def _contradictions(self, parts: Iterable[Part]) -> list[str]:
-        config, deadline = self._config, time.monotonic() + MATCHING_SECONDS
-        low_ranks = [part for part in parts if isinstance(part, LinearLowRank | EmbeddingLowRank)]
-        faults = []
-        for part in low_ranks:
-            if time.monotonic() > deadline:
-                return [f"matching its patterns against {len(low_ranks)} modules takes over {MATCHING_SECONDS} s"]
-            if part.file_rank != (expected := config.rank_of(part.path)):
-                faults.append(f"{part.path}: the tensors have rank {part.file_rank}, r and rank_pattern say {expected}")
-            if part.path not in config.targets and not (config.tied and is_embedding(part.path)):
-                faults.append(f"{part.path}: it has tensors, but target_modules and the options beside it leave it out")
-            if is_saved(part.path, config.saved):
-                faults.append(f"{part.path}: it has tensors of LoRA, but modules_to_save keeps it whole")
-        return faults
+    def _contradictions(self, part: LinearLowRank | EmbeddingLowRank) -> Iterable[str]:
+        config = self._config
+        if part.file_rank != (expected := config.rank_of(part.path)):
+            yield f"{part.path}: the tensors have rank {part.file_rank}, r and rank_pattern say {expected}"
+        if part.path not in config.targets and not (config.tied and is_embedding(part.path)):
+            yield f"{part.path}: it has tensors, but target_modules and the options beside it leave it out"
+        if is_saved(part.path, config.saved):
+            yield f"{part.path}: it has tensors of LoRA, but modules_to_save keeps it whole"
 
 
 STACKED = ("gate_up_proj", "up_proj", "down_proj")

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from graft_runtime.adapters.fields import NEUTRAL, FieldReader, Pattern, Targets, first_match, refuse_options
+from graft_runtime.adapters.methods.recipe import options_not_served
 from graft_runtime.adapters.parts.low_rank import OLORA, STARTS
-from graft_runtime.errors import ErrorCode, GraftError, shown
 
-_HARMLESS = frozenset(
+HARMLESS = frozenset(
     {"lora_dropout", "fan_in_fan_out", "megatron_core", "loftq_config", "eva_config", "corda_config", "lora_ga_config"}
     | {"qalora_group_size", "runtime_config", "merge_weights"}
 )
@@ -27,7 +27,7 @@ _READ = frozenset(
         "target_parameters",
     }
 )
-_REFUSED = {
+REFUSED = {
     "layer_replication": "replicated layers",
     "use_qalora": "QA-LoRA",
     "use_bdlora": "BD-LoRA",
@@ -93,27 +93,15 @@ def read_lora_config(config: Mapping[str, Any], name: str) -> LoraConfig:
             that has no meaning.
     """
     if refused := _refused(config):
-        raise GraftError(
-            ErrorCode.UNSUPPORTED_METHOD,
-            f"adapter `{name}` uses options of LoRA that Graft does not serve",
-            details=shown(refused, 8),
-            hint="train it without them, or merge this adapter with peft's merge_and_unload() and serve the result as "
-            "a base model",
-        )
+        raise options_not_served(name, "LoRA", refused)
     reader = FieldReader(config)
     start = config.get("init_lora_weights", True)
     read = LoraConfig(
         rank=reader.rank("r", config.get("r", 8)),
         alpha=reader.number("lora_alpha", config.get("lora_alpha", 8)),
         rank_stabilized=reader.flag("use_rslora"),
-        rank_patterns=tuple(
-            Pattern(expression, reader.rank(f"rank_pattern.{key}", value))
-            for key, expression, value in reader.patterns("rank_pattern")
-        ),
-        alpha_patterns=tuple(
-            Pattern(expression, reader.number(f"alpha_pattern.{key}", value))
-            for key, expression, value in reader.patterns("alpha_pattern")
-        ),
+        rank_patterns=reader.rank_patterns(),
+        alpha_patterns=reader.alpha_patterns(),
         targets=reader.targets(),
         start=start if start in STARTS else None,
         dora=reader.flag("use_dora"),
@@ -132,7 +120,7 @@ def read_lora_config(config: Mapping[str, Any], name: str) -> LoraConfig:
 
 
 def _refused(config: Mapping[str, Any]) -> list[str]:
-    refused = refuse_options(config, _READ | _HARMLESS, _REFUSED)
+    refused = refuse_options(config, _READ | HARMLESS, REFUSED)
     start = config.get("init_lora_weights", True)
     if isinstance(start, dict | list) or start not in (*_PLAIN_STARTS, *STARTS):
         refused.append(
@@ -165,5 +153,7 @@ def _check_together(read: LoraConfig, reader: FieldReader) -> None:
     """Options that PEFT does not combine; what such a file would mean is anybody's guess."""
     if read.dora and (read.biased or read.start or read.invocation):
         reader.faults.append("use_dora stands beside lora_bias, aLoRA or an init_lora_weights that changes the base")
+    if read.parameters and (read.dora or read.biased or read.start):
+        reader.faults.append("target_parameters stands beside use_dora, lora_bias or an init_lora_weights of its own")
     if read.invocation and (read.saved or read.tokens or read.bias != "none" or read.start == OLORA):
         reader.faults.append("alora_invocation_tokens stands beside options that change every token")

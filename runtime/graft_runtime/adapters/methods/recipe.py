@@ -2,24 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Protocol, runtime_checkable
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Protocol, TypeVar, runtime_checkable
 
 from graft_runtime.adapters.fields import Targets
 from graft_runtime.adapters.parts.part import Part
 from graft_runtime.adapters.tensors import TensorSpan
 from graft_runtime.errors import ErrorCode, GraftError, shown
 
+MATCHING_SECONDS = 5.0
+"""All patterns against all modules; honest ones take milliseconds."""
+
+
+SomePart = TypeVar("SomePart", bound=Part)
+
 
 class Recipe(Protocol):
     """One adapter's config, checked, and what its method makes of its tensors."""
 
-    method: str
-    """PEFT's name of the method: `LORA`."""
-    base_model: str | None
-    """What the adapter says that it was trained for; only told, never opened."""
-    invocation: tuple[int, ...]
-    """See `CompiledAdapter.invocation`."""
+    @property
+    def method(self) -> str:
+        """PEFT's name of the method: `LORA`."""
+        ...
+
+    @property
+    def base_model(self) -> str | None:
+        """What the adapter says that it was trained for; only told, never opened."""
+        ...
+
+    @property
+    def invocation(self) -> tuple[int, ...]:
+        """See `CompiledAdapter.invocation`."""
+        ...
 
     def parts(self, tensors: Mapping[str, TensorSpan]) -> Sequence[Part]:
         """Every tensor in exactly one part, the config checked against them. The base is not known yet.
@@ -29,6 +44,27 @@ class Recipe(Protocol):
                 InvalidConfig for a config that contradicts its tensors.
         """
         ...
+
+
+def options_not_served(name: str, method: str, refused: Sequence[str]) -> GraftError:
+    """The error for options of a method that are refused by name."""
+    return GraftError(
+        ErrorCode.UNSUPPORTED_METHOD,
+        f"adapter `{name}` uses options of {method} that Graft does not serve",
+        details=shown(refused, 8),
+        hint="train it without them, or merge this adapter with peft's merge_and_unload() and serve the result as "
+        "a base model",
+    )
+
+
+def each_in_time(parts: Sequence[SomePart], check: Callable[[SomePart], Iterable[str]]) -> list[str]:
+    """The faults of all parts, by a check that matches patterns of strangers; one fault if it takes too long."""
+    deadline, faults = time.monotonic() + MATCHING_SECONDS, list[str]()
+    for part in parts:
+        if time.monotonic() > deadline:
+            return [f"matching its patterns against {len(parts)} modules takes over {MATCHING_SECONDS} s"]
+        faults += check(part)
+    return faults
 
 
 @runtime_checkable

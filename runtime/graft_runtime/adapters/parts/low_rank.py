@@ -35,6 +35,10 @@ class LinearLowRank(Part):
         return self.file_rank * (2 if self.start else 1)
 
     @property
+    def why_rank(self) -> str | None:
+        return f"{self.start} of r = {self.file_rank} is a low rank of 2r = {self.rank}" if self.start else None
+
+    @property
     def file_rank(self) -> int:
         """Of the tensors in the file."""
         return self.tensors["lora_A"].shape[0]
@@ -45,7 +49,6 @@ class LinearLowRank(Part):
 
     @property
     def biased(self) -> bool:
-        """Whether B has a bias."""
         return "lora_B.bias" in self.tensors
 
     @property

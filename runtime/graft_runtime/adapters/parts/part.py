@@ -85,8 +85,18 @@ class Part:
         return 0
 
     @property
+    def why_rank(self) -> str | None:
+        """Why that is more than the rank of its tensors, for people; None when it is not."""
+        return None
+
+    @property
     def additive(self) -> bool:
         """Whether all that it does is ΔW, which can be weighted and added to others."""
+        return False
+
+    @property
+    def biased(self) -> bool:
+        """Whether it adds a bias, also where the base has none."""
         return False
 
     def faults(self) -> Iterable[str]:

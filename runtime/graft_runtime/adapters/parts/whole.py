@@ -103,9 +103,11 @@ class TrainedTokens(Part):
 
     Attributes:
         tokens: their ids, in the order of the file.
+        copy: whether it repeats what the embedding has, if the base ties this head to it.
     """
 
     tokens: tuple[int, ...]
+    copy: bool = False
 
     kinds: ClassVar = ("an embedding", "linear")
 
@@ -125,10 +127,16 @@ class TrainedTokens(Part):
     def compile(self, source: Source) -> Mapping[str, ModuleDelta]:
         import torch  # noqa: PLC0415 - the process that only checks adapters has none
 
-        values, weight = source.tensor("trainable_tokens_delta"), source.base().weight
+        layout, values = source.layout, source.tensor("trainable_tokens_delta")
+        if self.copy and self.path in layout.ties.values():
+            return {}
         index, order = torch.tensor(self.tokens, device=values.device).sort()
-        head = source.layout.ties.get(self.path)
-        linear = head if head is not None else self.path if self.path in source.layout.linear else None
-        bias = source.base().bias if linear == self.path else None
-        rows = Rows(index, values[order], None if bias is None else bias[index].float(), weight.shape[0])
-        return {path: ModuleDelta(rows=rows) for path in dict.fromkeys((self.path, linear)) if path is not None}
+        bias, count = None, layout.embeddings[self.path].rows if self.path in layout.embeddings else 0
+        if self.path in layout.linear:
+            base, count = source.base().bias, layout.linear[self.path].output_features
+            if base is not None:
+                bias = base.new_zeros(max(count, base.shape[0])).float()
+                bias[: base.shape[0]] = base
+        rows = Rows(index, values[order], None if bias is None else bias[index], count)
+        paths = (self.path, layout.ties.get(self.path))
+        return {path: ModuleDelta(rows=rows) for path in paths if path is not None}
