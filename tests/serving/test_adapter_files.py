@@ -197,7 +197,6 @@ def test_other_methods_are_refused_by_name(adapter: Path, method: str) -> None:
 
 
 REFUSED: dict[str, Any] = {
-    "target_parameters": ["mlp.experts.down_proj"],
     "layer_replication": [[0, 2]],
     "use_qalora": True,
     "arrow_config": {"top_k": 2},
@@ -210,6 +209,7 @@ WITHOUT_TENSORS: dict[str, Any] = {
     "lora_bias": True,
     "modules_to_save": ["lm_head"],
     "trainable_token_indices": [1, 2],
+    "target_parameters": ["mlp.experts.down_proj"],
 }
 
 

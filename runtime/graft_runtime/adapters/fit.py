@@ -37,7 +37,8 @@ def fitted(files: AdapterFiles, layout: BaseLayout) -> tuple[AdapterFiles, BaseL
             return False
         return True
 
-    files = replace(files, parts=stacked(files.parts, layout))
+    if layout.experts:
+        files = replace(files, parts=stacked(files.parts, layout))
     paths = list(dict.fromkeys(part.path for part in files.parts if part.path not in (INPUT_EMBEDDING, ATTENTION)))
     found = remap(paths, layout, fits)
     _check_depth(files, {path: path for path in paths} if found is None else found.names, layout)

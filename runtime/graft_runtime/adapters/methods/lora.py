@@ -100,6 +100,8 @@ class Lora:
         faults = absent(self._config.saved, parts)
         if self._config.tokens and not any("trainable_tokens_delta" in roles for roles in keys.modules.values()):
             faults.append("trainable_token_indices names tokens, trainable_tokens_delta is missing")
+        if self._config.parameters and not self._stacks(keys):
+            faults.append(f"target_parameters names {', '.join(self._config.parameters)}, no tensor is of these")
         return faults
 
     def _strangers(self, path: str, roles: Roles) -> Iterable[str]:
