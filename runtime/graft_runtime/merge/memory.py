@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from graft_runtime.contract import Task
 from graft_runtime.errors import ErrorCode, GraftError
 from graft_runtime.merge.addend import Addend
 from graft_runtime.merge.sums import Sum
@@ -29,6 +30,12 @@ def merge_into(base: BaseModel, sources: Sequence[MergeSource], *, max_rank: int
     Raises:
         GraftError: what a mount of one of the adapters raises, and see `Addend.read` and `Sum`.
     """
+    if base.task is not Task.CAUSAL_LM:
+        raise GraftError(
+            ErrorCode.UNSUPPORTED_METHOD,
+            f"adapters can't be merged into `{base.name}`, which is loaded for {base.task}",
+            hint="serve them in hot mode, or merge them with graft-runtime merge and serve the result",
+        )
     shared = shared_weights(base.model)
     merged = Sum(
         [
