@@ -123,6 +123,8 @@ def _configs() -> dict[str, Callable[[], Any]]:
         ),
         "llama": lambda: hf.LlamaConfig(**llama_like),
         "mistral": lambda: hf.MistralConfig(**llama_like, sliding_window=8),
+        "tied": lambda: hf.LlamaConfig(**(llama_like | {"tie_word_embeddings": True})),
+        "qwen2": lambda: hf.Qwen2Config(**llama_like),
         "qwen3": lambda: hf.Qwen3Config(**llama_like, head_dim=8),
         "gemma3": lambda: hf.Gemma3TextConfig(
             **llama_like, head_dim=8, sliding_window=8, layer_types=["sliding_attention", "full_attention"]
@@ -170,6 +172,12 @@ def auto_class(task: str) -> Any:
     }[task]
 
 
+def load_for(task: str, base: Path, labels: int | None = None) -> Any:
+    """The base as Transformers loads it for a task; with another number of labels its head is fresh."""
+    head = {} if labels is None else {"num_labels": labels, "ignore_mismatched_sizes": True}
+    return auto_class(task).from_pretrained(base, **head).eval()
+
+
 def build_base(directory: Path, family: str = "llama", seed: int = 0, task: str = "CAUSAL_LM") -> Path:
     """Saves a tiny random model of this family, in float32, with a tokenizer and a chat template."""
     import torch
@@ -194,10 +202,20 @@ def build_base(directory: Path, family: str = "llama", seed: int = 0, task: str 
     return directory
 
 
-def build_adapter(base: Path, directory: Path, seed: int = 1, task: str = "CAUSAL_LM", **lora: Any) -> Path:
+def build_adapter(
+    base: Path,
+    directory: Path,
+    seed: int = 1,
+    *,
+    rows: int | None = None,
+    task: str = "CAUSAL_LM",
+    labels: int | None = None,
+    **lora: Any,
+) -> Path:
     """Saves a random LoRA adapter for `base` with peft itself; `lora` goes to LoraConfig.
 
-    Without `target_modules` every linear module is a target.
+    Without `target_modules` every linear module is a target. With `rows`, the vocabulary had another size in training,
+    with `labels` the head of a classifier.
     """
     import torch
     from peft import LoraConfig, get_peft_model
@@ -211,8 +229,10 @@ def build_adapter(base: Path, directory: Path, seed: int = 1, task: str = "CAUSA
     }
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        model = auto_class(task).from_pretrained(base)
         torch.manual_seed(seed)
+        model = load_for(task, base, labels)
+        if rows is not None:
+            model.resize_token_embeddings(rows)
         get_peft_model(model, LoraConfig(**(options | lora))).save_pretrained(directory)
     return directory
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from graft_runtime.contract import Task
 from graft_runtime.messages import BaseLoaded, Generated, Mounted, Submit
-from graft_runtime.model.bank import RowAdapter
+from graft_runtime.model.rows import RowAdapter
 from graft_runtime.runners.encoder import EncoderRow
 
 TOLERANCE = 1e-4

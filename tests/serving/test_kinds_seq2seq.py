@@ -13,7 +13,7 @@ import pytest
 import torch
 from graft_runtime.contract import Task
 from graft_runtime.messages import BaseLoaded, Mounted, Sampling, ServedAdapter, Submit
-from graft_runtime.model.bank import RowAdapter
+from graft_runtime.model.rows import RowAdapter
 
 TASK = "SEQ_2_SEQ_LM"
 TOLERANCE = 1e-4

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import BinaryIO
 
 import torch
 
-from graft_runtime.adapters.deltas import CompiledAdapter, LowRank
+from graft_runtime.adapters.deltas import CompiledAdapter, ModuleDelta
 from graft_runtime.adapters.files import AdapterFiles, open_weights
+from graft_runtime.adapters.fit import fit
 from graft_runtime.adapters.layout import BaseLayout
-from graft_runtime.adapters.methods import lora
+from graft_runtime.adapters.parts.part import BaseModule, Part
 from graft_runtime.adapters.tensors import TensorSpan
 from graft_runtime.errors import ErrorCode, GraftError, shown
 
@@ -23,9 +26,12 @@ TORCH_DTYPES = {
     "F8_E5M2": torch.float8_e5m2,
 }
 
+BaseModules = Callable[[str], BaseModule]
+"""The modules of a base by their path."""
+
 
 def compile_adapter(
-    files: AdapterFiles, layout: BaseLayout, *, dtype: torch.dtype, device: torch.device
+    files: AdapterFiles, layout: BaseLayout, modules: BaseModules, *, dtype: torch.dtype, device: torch.device
 ) -> CompiledAdapter:
     """Reads the weights of a checked adapter and fits them to the base.
 
@@ -36,55 +42,117 @@ def compile_adapter(
     Args:
         files: checked config and header.
         layout: of the base model.
+        modules: of the base model; read, never written.
         dtype: of the model's weights.
         device: of the model's weights.
 
     Raises:
-        GraftError: BaseMismatch, ModuleMissing, ShapeMismatch, InvalidConfig, Corrupt, NoEffect, UnsafeFile.
+        GraftError: BaseMismatch, ModuleMissing, ShapeMismatch, Corrupt, NoEffect, UnsafeFile, UnsupportedMethod.
     """
-    plans = lora.plan(files.config, files.tensors, layout, files.name)
-    deltas: dict[str, LowRank] = {}
-    faults: list[str] = []
-    with open_weights(files.directory, files.name) as file:
-        for step in plans:
-            a = read_tensor(file, files, step.a)
-            b = read_tensor(file, files, step.b)
-            faults += [
-                f"{name}: values that are not finite" for name, t in ((step.a, a), (step.b, b)) if not is_finite(t)
-            ]
-            delta = LowRank(a.to(dtype), (b * step.scale).T.contiguous().to(dtype))
-            if not faults and not (is_finite(delta.a) and is_finite(delta.b)):
-                faults.append(f"{step.path}: values too large for {dtype} once its scale {step.scale:g} is folded in")
-            deltas[step.path] = delta
-    check_values(files.name, faults, any(delta.a.any() and delta.b.any() for delta in deltas.values()))
-    moved = {path: LowRank(delta.a.to(device), delta.b.to(device)) for path, delta in deltas.items()}
-    return CompiledAdapter(files.method, files.rank, moved)
+    values = Values(files.name)
+    deltas: dict[str, ModuleDelta] = {}
+    fitted = fit(files.parts, layout, name=files.name, base_model=files.recipe.base_model)
+    for path, delta in compile_parts(files, fitted, modules, device, values):
+        cast = values.cast(path, delta, dtype)
+        deltas[path] = _both(files.name, path, deltas[path], cast) if path in deltas else cast
+    values.check(any(delta.changes for delta in deltas.values()))
+    return CompiledAdapter(files.method, files.rank, deltas, files.recipe.invocation, _vocabulary(fitted, layout))
 
 
-def check_values(name: str, faults: list[str], changes: bool) -> None:
-    """That an adapter's values can be computed with and do something.
+def compile_parts(
+    files: AdapterFiles, layout: BaseLayout, modules: BaseModules, device: torch.device, values: Values
+) -> Iterator[tuple[str, ModuleDelta]]:
+    """What each part does to a module, in float32, part by part: only one is in memory at a time.
 
     Args:
-        name: how errors call the adapter.
-        faults: what can't be computed with.
-        changes: some module gains something.
-
-    Raises:
-        GraftError: Corrupt, NoEffect.
+        files: checked config and header.
+        layout: as `fit` returns it.
+        modules: of the base model.
+        device: of the deltas.
+        values: takes note of what is not finite.
     """
-    if faults:
+    with open_weights(files.directory, files.name) as file:
+        for part in files.parts:
+            source = _Source(part, layout, modules, file, files, device, values)
+            yield from part.compile(source).items()
+
+
+@dataclass(frozen=True)
+class _Source:
+    """What a part is compiled from."""
+
+    part: Part
+    layout: BaseLayout
+    modules: BaseModules
+    file: BinaryIO
+    files: AdapterFiles
+    device: torch.device
+    values: Values
+
+    def tensor(self, role: str) -> torch.Tensor:
+        name = self.part.tensors[role].name
+        tensor = read_tensor(self.file, self.files, name)
+        self.values.note(name, tensor)
+        return tensor.to(self.device)
+
+    def base(self) -> BaseModule:
+        return self.modules(self.part.path)
+
+
+class Values:
+    """Whether an adapter's values can be computed with and do something."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._faults: list[str] = []
+
+    def note(self, tensor_name: str, tensor: torch.Tensor) -> None:
+        """Takes a fault down when a tensor of the file is not finite."""
+        if not is_finite(tensor):
+            self._faults.append(f"{tensor_name}: values that are not finite")
+
+    def cast(self, path: str, delta: ModuleDelta, dtype: torch.dtype) -> ModuleDelta:
+        """The delta in the model's dtype; takes a fault down when that or its scale is too much for its values."""
+        made = delta.map(lambda tensor: tensor.to(dtype))
+        if not self._faults and not all(is_finite(tensor) for tensor in made.tensors):
+            self._faults.append(f"{path}: values too large for {dtype} once its scale is folded in")
+        return made
+
+    def check(self, changes: bool) -> None:
+        """Raises GraftError: Corrupt with the faults, NoEffect when nothing changes."""
+        if self._faults:
+            raise GraftError(
+                ErrorCode.CORRUPT,
+                f"adapter `{self._name}` holds values that can't be computed with",
+                details=shown(self._faults),
+                hint="its training diverged, or the file is damaged; train or copy it again",
+            )
+        if not changes:
+            raise GraftError(
+                ErrorCode.NO_EFFECT,
+                f"adapter `{self._name}` changes nothing: A or B of every module is zero, and what it keeps whole is "
+                "the base's",
+                hint="it was saved before it was trained, or lora_alpha is 0",
+            )
+
+
+def _both(name: str, path: str, one: ModuleDelta, other: ModuleDelta) -> ModuleDelta:
+    try:
+        return one | other
+    except ValueError as error:
         raise GraftError(
-            ErrorCode.CORRUPT,
-            f"adapter `{name}` holds values that can't be computed with",
-            details=shown(faults),
-            hint="its training diverged, or the file is damaged; train or copy it again",
-        )
-    if not changes:
-        raise GraftError(
-            ErrorCode.NO_EFFECT,
-            f"adapter `{name}` changes nothing: A or B of every module is zero",
-            hint="it was saved before it was trained, or lora_alpha is 0",
-        )
+            ErrorCode.UNSUPPORTED_METHOD,
+            f"adapter `{name}` changes {path} twice in the same way ({error})",
+            hint="it combines options of PEFT that exclude each other; train it again",
+        ) from None
+
+
+def _vocabulary(fitted: BaseLayout, layout: BaseLayout) -> int | None:
+    """The rows of the adapter's own input embedding, unless it has the base's."""
+    if layout.input_embedding is None:
+        return None
+    rows = fitted.embeddings[layout.input_embedding].rows
+    return None if rows == layout.embeddings[layout.input_embedding].rows else rows
 
 
 def is_finite(tensor: torch.Tensor) -> bool:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
-from graft_runtime.adapters.methods.lora import check_tensors
-from graft_runtime.adapters.methods.lora_config import LoraConfig, read_lora_config
+from graft_runtime.adapters.keys import highest_rank
+from graft_runtime.adapters.methods.recipe import Recipe
+from graft_runtime.adapters.methods.registry import read_recipe
+from graft_runtime.adapters.parts.part import Part
 from graft_runtime.adapters.strict_json import parse_object
 from graft_runtime.adapters.tensors import TensorSpan, read_header
 from graft_runtime.errors import ErrorCode, GraftError, shown
@@ -29,14 +31,21 @@ class AdapterFiles:
     directory: Path
     name: str
     """How errors call it."""
-    method: str
-    """PEFT's name of the method: `LORA`."""
-    rank: int
-    """The highest of its modules."""
+    recipe: Recipe
+    parts: Sequence[Part]
     bytes: int
     """Of both files."""
-    config: LoraConfig
     tensors: Mapping[str, TensorSpan]
+
+    @property
+    def method(self) -> str:
+        """PEFT's name of the method: `LORA`."""
+        return self.recipe.method
+
+    @property
+    def rank(self) -> int:
+        """The highest of its modules."""
+        return highest_rank(self.parts)
 
 
 def read_adapter_files(directory: Path, *, name: str, max_rank: int) -> AdapterFiles:
@@ -60,19 +69,18 @@ def read_adapter_files(directory: Path, *, name: str, max_rank: int) -> AdapterF
             f"{CONFIG_FILE} of adapter `{name}` has {config_bytes} bytes, expected at most {MAX_CONFIG_BYTES}",
         )
     raw = parse_object(text, f"{CONFIG_FILE} of adapter `{name}`", ErrorCode.INVALID_CONFIG)
-    method = _method(raw, name)
-    config = read_lora_config(raw, name)
+    recipe = read_recipe(raw, name)
     with open_weights(directory, name) as file:
         weight_bytes = os.fstat(file.fileno()).st_size
         tensors = read_header(file, f"{WEIGHTS_FILE} of adapter `{name}`")
-    rank = check_tensors(tensors, name)
-    if rank > max_rank:
+    files = AdapterFiles(directory, name, recipe, recipe.parts(tensors), config_bytes + weight_bytes, tensors)
+    if files.rank > max_rank:
         raise GraftError(
             ErrorCode.RANK_TOO_HIGH,
-            f"adapter `{name}` has rank {rank}, the pool takes at most {max_rank} (spec.engine.maxRank)",
+            f"adapter `{name}` has rank {files.rank}, the pool takes at most {max_rank} (spec.engine.maxRank)",
             hint=f"train with r ≤ {max_rank} or raise spec.engine.maxRank",
         )
-    return AdapterFiles(directory, name, method, rank, config_bytes + weight_bytes, config, tensors)
+    return files
 
 
 def open_weights(directory: Path, name: str) -> BinaryIO:
@@ -122,21 +130,3 @@ def _open(path: Path, name: str) -> BinaryIO:
         os.close(descriptor)
         raise GraftError(ErrorCode.UNSAFE_FILE, f"{path.name} of adapter `{name}` is not a regular file")
     return os.fdopen(descriptor, "rb")
-
-
-def _method(config: Mapping[str, Any], name: str) -> str:
-    method = config.get("peft_type")
-    if method == "LORA":
-        return "LORA"
-    if not isinstance(method, str) or not method:
-        raise GraftError(
-            ErrorCode.INVALID_CONFIG,
-            f"{CONFIG_FILE} of adapter `{name}` has peft_type {method!r}, expected the name of a PEFT method",
-            hint="save the adapter with peft's save_pretrained()",
-        )
-    raise GraftError(
-        ErrorCode.UNSUPPORTED_METHOD,
-        f"adapter `{name}` is of method {method[:40]!r}; Graft serves LORA",
-        hint="train LoRA, convert it with peft's convert_to_lora(), or merge it with merge_and_unload() and serve the "
-        "result as a base model",
-    )

@@ -9,7 +9,8 @@ from typing import Any, Protocol
 import torch
 
 from graft_runtime.engine.requests import Request
-from graft_runtime.model.bank import Bank, RowAdapter
+from graft_runtime.model.bank import Bank
+from graft_runtime.model.rows import RowAdapter
 
 MAX_BATCHES = 8
 """Batches that run side by side: a request that comes while others decode starts one, and joins another later."""

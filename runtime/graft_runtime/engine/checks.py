@@ -7,8 +7,9 @@ from collections.abc import Sequence
 
 from graft_runtime.errors import ErrorCode, GraftError
 from graft_runtime.messages import Sampling, Submit
-from graft_runtime.model.bank import Bank, RowAdapter
+from graft_runtime.model.bank import Bank
 from graft_runtime.model.load import BaseModel
+from graft_runtime.model.rows import RowAdapter
 
 
 def check_request(submit: Submit, base: BaseModel, context_length: int) -> None:

@@ -14,7 +14,7 @@ from graft_runtime.engine.checks import check_columns, check_request
 from graft_runtime.engine.loader import AdapterReady, BaseReady, Job, Outcome, fault_of
 from graft_runtime.engine.mounts import Mounts
 from graft_runtime.engine.packed import PackedFlow
-from graft_runtime.engine.requests import Flow, Request, Turn
+from graft_runtime.engine.requests import Flow, Request, Turn, first_position
 from graft_runtime.engine.sampling import Draws, choose
 from graft_runtime.engine.scheduler import Scheduler
 from graft_runtime.errors import ErrorCode, GraftError
@@ -36,8 +36,8 @@ from graft_runtime.messages import (
     Unmount,
     Unmounted,
 )
-from graft_runtime.model.bank import RowAdapter
 from graft_runtime.model.load import BaseModel
+from graft_runtime.model.rows import RowAdapter
 from graft_runtime.runners.decoder import DecoderRunner
 from graft_runtime.runners.encoder import EncoderRunner
 from graft_runtime.runners.route import Runner, choose_runner
@@ -183,7 +183,7 @@ class Engine:
             self._tell(MountFailed(digest, fault_of(error, f"adapter `{ready.name}`")))
             return
         if self._mounts.publish(digest, adapter):
-            self._tell(Mounted(digest, adapter.rank, len(adapter.low_rank), adapter.bytes))
+            self._tell(Mounted(digest, adapter.rank, len(adapter.modules), adapter.bytes))
         else:
             self._tell(Unmounted(digest))
 
@@ -199,7 +199,7 @@ class Engine:
         if adapter is None:
             self._load(mount)
         else:
-            self._tell(Mounted(mount.digest, adapter.rank, len(adapter.low_rank), adapter.bytes))
+            self._tell(Mounted(mount.digest, adapter.rank, len(adapter.modules), adapter.bytes))
 
     # requests
 
@@ -210,8 +210,9 @@ class Engine:
             check_request(submit, serving.base, serving.runner.context_length)
             adapters = []
             for served in submit.adapters:
-                adapters.append(RowAdapter(self._mounts.hold(served.digest), served.weight))
+                adapter = self._mounts.hold(served.digest)
                 held.append(served.digest)
+                adapters.append(RowAdapter(adapter, served.weight, first_position(submit.prompt, adapter.invocation)))
             check_columns(adapters, serving.runner.bank)
         except GraftError as error:
             for digest in held:

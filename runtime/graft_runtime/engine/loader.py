@@ -26,6 +26,7 @@ from graft_runtime.messages import (
     Start,
     TokenizerConverted,
 )
+from graft_runtime.model.layout import modules_of
 from graft_runtime.model.load import BaseModel, load_base
 
 logger = logging.getLogger(__name__)
@@ -91,7 +92,8 @@ class Loader:
             return MountFailed(mount.digest, EngineFault(ErrorCode.NOT_READY, what))
         try:
             files = read_adapter_files(Path(mount.directory), name=mount.name, max_rank=self._max_rank)
-            adapter = compile_adapter(files, self._base.layout, dtype=self._base.dtype, device=self._base.device)
+            base = self._base
+            adapter = compile_adapter(files, base.layout, modules_of(base.model), dtype=base.dtype, device=base.device)
         except Exception as error:
             return MountFailed(mount.digest, fault_of(error, f"adapter `{mount.name}`"))
         return AdapterReady(mount.digest, mount.name, adapter)

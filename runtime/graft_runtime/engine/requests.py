@@ -11,7 +11,10 @@ import torch
 
 from graft_runtime.engine.sampling import Draws
 from graft_runtime.messages import Submit
-from graft_runtime.model.bank import RowAdapter
+from graft_runtime.model.rows import RowAdapter
+
+NEVER = 1 << 62
+"""A position that no sequence has."""
 
 
 @dataclass(eq=False)
@@ -72,3 +75,20 @@ class Flow(Protocol):
     def leave(self, request: Request) -> None:
         """A request that runs does so no longer, and what it held is free."""
         ...
+
+
+def first_position(prompt: Sequence[int], invocation: Sequence[int]) -> int:
+    """Where an adapter begins to take part: the last place where the prompt says its invocation tokens.
+
+    https://arxiv.org/abs/2504.12397 (aLoRA). Without any it takes part from the first token on; a prompt that does not
+    say them is the base's.
+
+    Args:
+        prompt: token ids.
+        invocation: token ids.
+    """
+    length = len(invocation)
+    if not length:
+        return 0
+    starts = range(len(prompt) - length, -1, -1)
+    return next((at for at in starts if list(prompt[at : at + length]) == list(invocation)), NEVER)

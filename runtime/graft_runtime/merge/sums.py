@@ -8,11 +8,11 @@ from pathlib import Path
 
 import torch
 
-from graft_runtime.adapters.compile import check_values, is_finite, read_tensor
+from graft_runtime.adapters.compile import Values, is_finite, read_tensor
 from graft_runtime.adapters.files import AdapterFiles, open_weights, read_adapter_files
+from graft_runtime.adapters.fit import fit
 from graft_runtime.adapters.layout import BaseLayout
-from graft_runtime.adapters.methods import lora
-from graft_runtime.adapters.methods.lora import LowRankPlan
+from graft_runtime.adapters.parts.low_rank import LinearLowRank
 from graft_runtime.errors import ErrorCode, GraftError, shown
 
 
@@ -22,7 +22,7 @@ class Addend:
 
     files: AdapterFiles
     weight: float
-    plans: Mapping[str, LowRankPlan]
+    plans: Mapping[str, LinearLowRank]
     """By the path of the module."""
 
     @classmethod
@@ -43,8 +43,8 @@ class Addend:
             GraftError: what a mount raises; UnsupportedMethod for a shared weight, NoEffect for a weight of 0.
         """
         files = read_adapter_files(directory, name=name, max_rank=max_rank)
-        plans = {plan.path: plan for plan in lora.plan(files.config, files.tensors, layout, name)}
-        addend = cls(files, weight, plans)
+        fit(files.parts, layout, name=name, base_model=files.recipe.base_model)
+        addend = cls(files, weight, _plain(files))
         addend._check_shared(shared)
         addend._check_values()
         return addend
@@ -53,7 +53,7 @@ class Addend:
         """What this adapter adds to a module: [output features, input features] in float32, on `device`."""
         plan = self.plans[path]
         with open_weights(self.files.directory, self.files.name) as file:
-            a, b = (read_tensor(file, self.files, name).to(device) for name in (plan.a, plan.b))
+            a, b = (read_tensor(file, self.files, plan.tensors[role].name).to(device) for role in ("lora_A", "lora_B"))
         return (b @ a) * (plan.scale * self.weight)
 
     def _check_shared(self, shared: Collection[str]) -> None:
@@ -74,18 +74,32 @@ class Addend:
                 f"adapter `{self.files.name}` changes nothing: its weight times its scale is 0",
                 hint="leave it out of the merge, or give it another weight",
             )
-        faults: list[str] = []
+        values = Values(self.files.name)
         changes = False
         with open_weights(self.files.directory, self.files.name) as file:
             for plan in self.plans.values():
-                a, b = read_tensor(file, self.files, plan.a), read_tensor(file, self.files, plan.b)
-                faults += [
-                    f"{tensor}: values that are not finite"
-                    for tensor, values in ((plan.a, a), (plan.b, b))
-                    if not is_finite(values)
-                ]
-                changes = changes or bool(a.any() and b.any() and plan.scale)
-        check_values(self.files.name, faults, changes)
+                factors = [read_tensor(file, self.files, tensor.name) for tensor in plan.tensors.values()]
+                for tensor, factor in zip(plan.tensors.values(), factors, strict=True):
+                    values.note(tensor.name, factor)
+                changes = changes or (all(bool(factor.any()) for factor in factors) and bool(plan.scale))
+        values.check(changes)
+
+
+def _plain(files: AdapterFiles) -> dict[str, LinearLowRank]:
+    """The parts of a plain LoRA adapter by the path of the module. Raises GraftError: UnsupportedMethod for others."""
+    plain = {
+        part.path: part
+        for part in files.parts
+        if isinstance(part, LinearLowRank) and part.start is None and part.tensors.keys() == {"lora_A", "lora_B"}
+    }
+    if len(plain) == len(files.parts):
+        return plain
+    raise GraftError(
+        ErrorCode.UNSUPPORTED_METHOD,
+        f"adapter `{files.name}` is more than plain LoRA, which is all that can be merged",
+        details=shown([part.path for part in files.parts if part is not plain.get(part.path)]),
+        hint="serve it in hot mode, or merge it with peft's merge_and_unload()",
+    )
 
 
 class Sum:

@@ -1,8 +1,7 @@
-"""The active bank: the columns of the adapters with running rows, side by side on every module.
+"""The active bank: what the adapters with running rows add, side by side on every module.
 
-A module has `a` [columns, input] and `b` [columns, output]. An adapter owns the same contiguous columns on all modules,
-zeros where its rank is lower or the module is none of its own. The width of the bank is bucketed and follows what runs,
-not what is mounted.
+An adapter owns the same contiguous columns on all modules, for its low rank, and one slot, for its vectors. The width
+of the bank is bucketed and follows what runs, not what is mounted.
 """
 
 from __future__ import annotations
@@ -14,64 +13,27 @@ import torch
 
 from graft_runtime.adapters.deltas import CompiledAdapter
 from graft_runtime.adapters.layout import LinearShape
+from graft_runtime.model.bank_module import BankModule
+from graft_runtime.model.rows import Row, RowAdapter, Step, Taken
 
 NARROWEST = 64
 WIDEST = 1024
 """Columns that requests can take, unless a single adapter may need more."""
 
 
-@dataclass(frozen=True)
-class RowAdapter:
-    """One adapter of one row, and how much of it."""
-
-    adapter: CompiledAdapter
-    weight: float
-
-
 @dataclass(eq=False)
 class _Place:
     start: int
     columns: int
+    slot: int
     holds: int = 0
-
-
-@dataclass(frozen=True)
-class Columns:
-    """Which token takes which column of the bank, and how much.
-
-    Attributes:
-        taken: [tokens, width], bool.
-        weight: [tokens, width].
-    """
-
-    taken: torch.Tensor
-    weight: torch.Tensor
-
-    def of(self, tokens: torch.Tensor) -> Columns:
-        """Those of these tokens, [tokens]."""
-        return Columns(self.taken[tokens], self.weight[tokens])
-
-
-@dataclass(eq=False)
-class Module:
-    """One module's part of the bank.
-
-    Attributes:
-        a: [columns, input features].
-        b: [columns, output features].
-    """
-
-    a: torch.Tensor
-    b: torch.Tensor
-    adapters: int = 0
-    """Active ones with columns here."""
 
 
 class Bank:
     """Columns as a resource: an adapter is active while requests hold it, and what does not fit waits.
 
     Args:
-        shapes: of the modules, by path.
+        shapes: of the linear modules, by path.
         max_rank: of one adapter.
         dtype: of the model.
         device: of the model.
@@ -81,17 +43,18 @@ class Bank:
         self, shapes: Mapping[str, LinearShape], *, max_rank: int, dtype: torch.dtype, device: torch.device
     ) -> None:
         self._limit = _bucket(max(WIDEST, max_rank))
-        self._dtype, self._device = dtype, device
+        self._shapes, self._dtype, self._device = shapes, dtype, device
         self._places: dict[CompiledAdapter, _Place] = {}
         self._owners: torch.Tensor | None = None
-        self.modules = {path: self._module(shape) for path, shape in shapes.items()}
+        self.modules: dict[str, BankModule] = {}
+        """Those that an active adapter has changed."""
         self.width = 0
         """Columns that a step computes: the bucket of the highest that is owned."""
 
     @property
     def bytes_at_most(self) -> int:
         """At its widest."""
-        features = sum(module.a.shape[1] + module.b.shape[1] for module in self.modules.values())
+        features = sum(shape.input_features + shape.output_features for shape in self._shapes.values())
         return self._limit * features * self._dtype.itemsize
 
     @property
@@ -126,52 +89,68 @@ class Bank:
         for adapter in dict.fromkeys(part.adapter for part in adapters):
             self._let_go(adapter)
 
-    def columns(self, rows: Sequence[Sequence[RowAdapter]], tokens: Sequence[int]) -> Columns | None:
-        """What each token of a step takes; None when all of them are the base model's.
+    def step(self, rows: Sequence[Row], last: torch.Tensor) -> Step | None:
+        """What each token of a pass takes; None when all of them are the base model's.
 
         Args:
-            rows: the adapters of each row, all held.
-            tokens: of each row.
+            rows: of the pass, in order; the bank holds their adapters.
+            last: see `Step`.
         """
-        if not any(rows):
+        if not any(row.adapters for row in rows):
             return None
-        numbers = {adapter: number for number, adapter in enumerate(self._places)}
-        weights = torch.zeros(len(rows), len(numbers) + 1)  # the last is nobody's
+        slot_weights = self._slot_weights(rows).to(self._device)
+        slots = torch.tensor([self._slot_of(row) for row in rows]).repeat_interleave(
+            torch.tensor([row.tokens for row in rows])
+        )
+        column_weights = slot_weights[:, self._column_owner()].to(self._dtype)
+        taken = Taken(column_weights != 0, column_weights, slots.to(self._device), slot_weights.to(self._dtype))
+        uniform = all(row.adapters == rows[0].adapters for row in rows) and not _partial(rows)
+        return Step(taken, [row.tokens for row in rows], last, uniform=uniform)
+
+    def slot(self, adapter: CompiledAdapter) -> int:
+        """Of an active adapter."""
+        return self._places[adapter].slot
+
+    def _slot_weights(self, rows: Sequence[Row]) -> torch.Tensor:
+        """[tokens, slots], in float32; slot 0 is nobody's."""
+        slots = 1 + max(place.slot for place in self._places.values())
+        weights = torch.zeros(len(rows), slots)
         for index, row in enumerate(rows):
-            for part in row:
-                weights[index, numbers[part.adapter]] += part.weight
-        repeated = weights.repeat_interleave(torch.tensor(tokens), dim=0).to(self._device)
-        weight = repeated[:, self._column_owner()].to(self._dtype)
-        return Columns(weight != 0, weight)
+            for part in row.adapters:
+                weights[index, self.slot(part.adapter)] += part.weight
+        repeated = weights.repeat_interleave(torch.tensor([row.tokens for row in rows]), dim=0)
+        first = 0
+        for row in rows:
+            for part in row.adapters:
+                hidden = min(max(part.start - row.start, 0), row.tokens)
+                repeated[first : first + hidden, self.slot(part.adapter)] = 0
+            first += row.tokens
+        return repeated
+
+    def _slot_of(self, row: Row) -> int:
+        """The slot of the adapter whose vectors the row takes. Only those that are alone in their row have any."""
+        return self.slot(row.adapters[0].adapter) if len(row.adapters) == 1 else 0
 
     def _column_owner(self) -> torch.Tensor:
-        """[width]: the number of the adapter that owns the column, or one past the last."""
+        """[width]: the slot of the adapter that owns the column; 0: nobody."""
         if self._owners is None:
-            owners = torch.full((self.width,), len(self._places), dtype=torch.long)
-            for number, place in enumerate(self._places.values()):
-                owners[place.start : place.start + place.columns] = number
+            owners = torch.zeros(self.width, dtype=torch.long)
+            for place in self._places.values():
+                owners[place.start : place.start + place.columns] = place.slot
             self._owners = owners.to(self._device)
         return self._owners
 
-    def _module(self, shape: LinearShape) -> Module:
-        def zeros(features: int) -> torch.Tensor:
-            return torch.zeros(0, features, dtype=self._dtype, device=self._device)
-
-        return Module(zeros(shape.input_features), zeros(shape.output_features))
-
     def _activate(self, adapter: CompiledAdapter, limit: int | None) -> bool:
-        """Copies the adapter into the lowest free columns that are contiguous."""
+        """Copies the adapter into the lowest free columns that are contiguous, and into the lowest free slot."""
         start = self._free(adapter.rank)
-        end = start + adapter.rank
-        if limit is not None and end > limit:
+        if limit is not None and start + adapter.rank > limit:
             return False
-        self._places[adapter] = _Place(start, adapter.rank)
+        place = self._places[adapter] = _Place(start, adapter.rank, self._free_slot())
         self._resize()
-        for path, delta in adapter.low_rank.items():
-            module = self.modules[path]
-            module.adapters += 1
-            module.a[start : start + delta.a.shape[0]] = delta.a
-            module.b[start : start + delta.b.shape[0]] = delta.b
+        for path, delta in adapter.modules.items():
+            if path not in self.modules:
+                self.modules[path] = BankModule(self._shapes.get(path), self._dtype, self._device)
+            self.modules[path].put(adapter, delta, place.slot, start, self.width)
         return True
 
     def _free(self, columns: int) -> int:
@@ -179,8 +158,12 @@ class Bank:
         for place in sorted(self._places.values(), key=lambda place: place.start):
             if place.start - start >= columns:
                 return start
-            start = place.start + place.columns
+            start = max(start, place.start + place.columns)
         return start
+
+    def _free_slot(self) -> int:
+        used = {place.slot for place in self._places.values()}
+        return next(slot for slot in range(1, len(used) + 2) if slot not in used)
 
     def _let_go(self, adapter: CompiledAdapter) -> None:
         place = self._places[adapter]
@@ -188,22 +171,22 @@ class Bank:
         if place.holds:
             return
         del self._places[adapter]
-        for path in adapter.low_rank:
-            module = self.modules[path]
-            module.adapters -= 1
-            module.a[place.start : place.start + place.columns] = 0
-            module.b[place.start : place.start + place.columns] = 0
+        for path in adapter.modules:
+            self.modules[path].clear(adapter, place.slot, place.start, place.columns)
         self._resize()
 
     def _resize(self) -> None:
-        """Sets the width, and makes room for it; what was made once stays, since the next request needs it soon."""
+        """Sets the width. A module makes room when it is needed, and keeps it, since the next request needs it soon."""
         self._owners = None
         highest = max((place.start + place.columns for place in self._places.values()), default=0)
         self.width = _bucket(highest) if highest else 0
         for module in self.modules.values():
-            if module.a.shape[0] < self.width:
-                module.a = _widened(module.a, self.width)
-                module.b = _widened(module.b, self.width)
+            module.widen(self.width)
+
+
+def _partial(rows: Sequence[Row]) -> bool:
+    """Whether an adapter takes part in some tokens of its row only."""
+    return any(part.start > row.start for row in rows for part in row.adapters if part.start)
 
 
 def _bucket(columns: int) -> int:
@@ -211,9 +194,3 @@ def _bucket(columns: int) -> int:
     while width < columns:
         width *= 2
     return width
-
-
-def _widened(tensor: torch.Tensor, columns: int) -> torch.Tensor:
-    wider = tensor.new_zeros(columns, tensor.shape[1])
-    wider[: tensor.shape[0]] = tensor
-    return wider

@@ -1,26 +1,73 @@
-"""The layout of a loaded model, as adapters are checked against."""
+"""The layout of a loaded model, as adapters are checked against, and its modules, as they are compiled against."""
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
+import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from graft_runtime.adapters.layout import BaseLayout, LinearShape
+from graft_runtime.adapters.layout import BaseLayout, EmbeddingShape, LinearShape
+
+HEADS = frozenset({"score", "classifier", "qa_outputs", "classifier.out_proj", "classification_head.out_proj"})
+"""How the last module of a classifier is called; an adapter may know other labels than the base."""
+
+
+@dataclass(frozen=True)
+class LoadedModule:
+    """One module of a loaded model, whichever way its weight lies."""
+
+    module: Any
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """[output features, input features], or [rows, features] of an embedding."""
+        weight: torch.Tensor = self.module.weight.detach()
+        return weight.T if isinstance(self.module, Conv1D) else weight
+
+    @property
+    def bias(self) -> torch.Tensor | None:
+        """[output features]."""
+        bias = getattr(self.module, "bias", None)
+        return bias.detach() if isinstance(bias, torch.Tensor) else None
+
+
+def modules_of(model: nn.Module) -> Callable[[str], LoadedModule]:
+    """The modules of a model by their path."""
+    return lambda path: LoadedModule(model.get_submodule(path))
 
 
 def layout_of(model: nn.Module, name: str) -> BaseLayout:
-    """Every module by its path; tied modules count once, under the first path."""
+    """Every module by its path; a module that is in the model twice counts once, under the first path."""
     linear: dict[str, LinearShape] = {}
+    embeddings: dict[str, EmbeddingShape] = {}
+    norms: dict[str, dict[str, int]] = {}
     other: dict[str, str] = {}
     for path, module in model.named_modules():
-        shape = linear_shape(module)
-        if shape is None:
-            other[path] = type(module).__name__
-        else:
+        if (shape := linear_shape(module)) is not None:
             linear[path] = shape
-    return BaseLayout(name, linear, other)
+        elif isinstance(module, nn.Embedding) and _looks_up(module):
+            embeddings[path] = EmbeddingShape(module.num_embeddings, module.embedding_dim)
+        elif vectors := _vectors(module):
+            norms[path] = vectors
+        else:
+            other[path] = type(module).__name__
+    paths = {id(module): path for path, module in model.named_modules()}
+    embedding, head = _path(model, "get_input_embeddings", paths), _path(model, "get_output_embeddings", paths)
+    return BaseLayout(
+        name,
+        linear,
+        other,
+        embeddings,
+        norms,
+        ties=_ties(model, embedding, head),
+        input_embedding=embedding if embedding in embeddings else None,
+        resizable=frozenset(path for path in (embedding, head, *(HEADS & linear.keys())) if path is not None),
+    )
 
 
 def shared_weights(model: nn.Module) -> frozenset[str]:
@@ -36,9 +83,37 @@ def shared_weights(model: nn.Module) -> frozenset[str]:
 
 
 def linear_shape(module: nn.Module) -> LinearShape | None:
-    """The size of a module that computes y = W·x, or None."""
+    """The size of a module that computes y = W·x + b, or None."""
     if isinstance(module, Conv1D):
-        return LinearShape(module.nx, module.nf)
+        return LinearShape(module.nx, module.nf, bias=True, transposed=True)
     if isinstance(module, nn.Linear):
-        return LinearShape(module.in_features, module.out_features)
+        return LinearShape(module.in_features, module.out_features, bias=module.bias is not None)
     return None
+
+
+def _looks_up(module: nn.Embedding) -> bool:
+    """Whether it takes token ids and nothing else; positions are computed by some from a mask."""
+    return type(module).forward is nn.Embedding.forward or hasattr(module, "embed_scale")
+
+
+def _vectors(module: nn.Module) -> dict[str, int]:
+    """The sizes of a module's parameters when all of them are vectors and it has no modules of its own."""
+    parameters = dict(module.named_parameters())
+    if any(True for _ in module.children()) or any(parameter.dim() != 1 for parameter in parameters.values()):
+        return {}
+    return {name: parameter.shape[0] for name, parameter in parameters.items()}
+
+
+def _path(model: Any, getter: str, paths: dict[int, str]) -> str | None:
+    try:
+        module = getattr(model, getter)()
+    except (AttributeError, NotImplementedError):
+        return None
+    return paths.get(id(module)) if module is not None else None
+
+
+def _ties(model: nn.Module, embedding: str | None, head: str | None) -> dict[str, str]:
+    if embedding is None or head is None:
+        return {}
+    tied = model.get_submodule(embedding).weight is model.get_submodule(head).weight
+    return {embedding: head} if tied else {}

@@ -15,9 +15,9 @@ import torch
 
 from graft_runtime.adapters.deltas import CompiledAdapter
 from graft_runtime.engine.kv import SMALLEST_EXTENT, KeyValueStore, LayerShape
-from graft_runtime.model.bank import RowAdapter
 from graft_runtime.model.deltas import AdapterModules
 from graft_runtime.model.load import BaseModel
+from graft_runtime.model.rows import Row, RowAdapter
 from graft_runtime.runners.attention import Layout, Piece, attending
 from graft_runtime.runners.trial import try_adapter
 
@@ -105,10 +105,9 @@ class DecoderRunner:
 
     def forward(self, step: PackedStep) -> torch.Tensor:
         """The logits of the rows that answer, [answers, vocabulary]; every row's tokens are in its extent then."""
-        adapters = [row.adapters for row in step.rows]
-        tokens = [row.piece.tokens for row in step.rows]
+        rows = [Row(row.adapters, row.piece.start, row.piece.tokens) for row in step.rows]
         options: dict[str, Any] = {"logits_to_keep": step.last} if self._limits_head else {}
-        with self._modules.active(adapters, tokens, step.last), attending(step.layout.attend):
+        with self._modules.active(rows, step.last), attending(step.layout.attend):
             made = self._base.model(
                 input_ids=step.ids, position_ids=step.positions, use_cache=False, return_dict=True, **options
             )

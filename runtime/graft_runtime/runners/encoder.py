@@ -15,9 +15,9 @@ import torch
 
 from graft_runtime.adapters.deltas import CompiledAdapter
 from graft_runtime.contract import Task
-from graft_runtime.model.bank import RowAdapter
 from graft_runtime.model.deltas import AdapterModules
 from graft_runtime.model.load import BaseModel
+from graft_runtime.model.rows import Row, RowAdapter
 from graft_runtime.runners.sharing import Sharing, try_sharing
 from graft_runtime.runners.trial import try_adapter
 
@@ -84,7 +84,7 @@ class EncoderRunner:
 
     def _groups(self, rows: Sequence[EncoderRow]) -> list[list[int]]:
         """The rows that may share a pass."""
-        apart = any(path in self._sharing.unled and module.adapters for path, module in self.bank.modules.items())
+        apart = any(path in self._sharing.unled and module.used for path, module in self.bank.modules.items())
         groups: dict[Hashable, list[int]] = {}
         for index, row in enumerate(rows):
             length = len(row.ids) if self._sharing.side is None else 0
@@ -106,10 +106,12 @@ class EncoderRunner:
                 (lambda row: row.types or [0] * len(row.ids), 0),
             )
         )
-        offered = {"attention_mask": mask, "token_type_ids": types, "use_cache": False}
+        offered = {"attention_mask": mask, "use_cache": False}
+        if any(row.types for row in rows):  # GPT-2 adds a token's embedding for the type 0 as well
+            offered["token_type_ids"] = types
         inputs = {name: value for name, value in offered.items() if name in self._parameters}
         last = torch.arange(1, len(rows) + 1, device=ids.device) * longest - 1
-        with self._modules.active([row.adapters for row in rows], [longest] * len(rows), last):
+        with self._modules.active([Row(row.adapters, 0, longest) for row in rows], last):
             made = self._base.model(input_ids=ids, return_dict=True, **inputs)
         spans = [slice(longest - len(row.ids), longest) if side == "left" else slice(0, len(row.ids)) for row in rows]
         return [self._output(made, index, span) for index, span in enumerate(spans)]

@@ -17,9 +17,9 @@ from transformers import DynamicCache
 
 from graft_runtime.adapters.deltas import CompiledAdapter
 from graft_runtime.errors import ErrorCode, GraftError
-from graft_runtime.model.bank import RowAdapter
 from graft_runtime.model.deltas import AdapterModules
 from graft_runtime.model.load import BaseModel
+from graft_runtime.model.rows import Row, RowAdapter
 from graft_runtime.runners.caches import can_join, cut_left, join, keeps_state
 from graft_runtime.runners.trial import try_adapter
 
@@ -127,9 +127,11 @@ class PaddedRunner:
 
     def forward(self, batch: PaddedBatch) -> torch.Tensor:
         """The logits after each row's last token, [rows, vocabulary]. `batch.cache` has grown by the input."""
-        rows, tokens = batch.ids.shape
-        last = torch.arange(1, rows + 1, device=batch.ids.device) * tokens - 1
-        with self._modules.active(batch.adapters, [tokens] * rows, last):
+        count, tokens = batch.ids.shape
+        last = torch.arange(1, count + 1, device=batch.ids.device) * tokens - 1
+        starts = (batch.mask.sum(dim=1) - tokens).tolist()
+        rows = [Row(adapters, start, tokens) for adapters, start in zip(batch.adapters, starts, strict=True)]
+        with self._modules.active(rows, last):
             return self._base.model(**self._inputs(batch)).logits[:, -1]  # type: ignore[no-any-return]
 
     def trial(self, adapter: CompiledAdapter, name: str) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -16,9 +17,9 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from graft_runtime.adapters.deltas import CompiledAdapter
 from graft_runtime.errors import ErrorCode, GraftError
-from graft_runtime.model.bank import RowAdapter
 from graft_runtime.model.deltas import AdapterModules
 from graft_runtime.model.load import BaseModel
+from graft_runtime.model.rows import Row, RowAdapter
 from graft_runtime.runners.caches import can_join
 from graft_runtime.runners.padded import NAME, padding_token
 from graft_runtime.runners.positions import Positions
@@ -109,9 +110,7 @@ class Seq2SeqRunner:
     def _logits(self, batch: Seq2SeqBatch) -> torch.Tensor:
         if batch.states is None:
             batch.states = self._encode(batch)
-        rows, tokens = batch.ids.shape
-        last = torch.arange(1, rows + 1, device=batch.ids.device) * tokens - 1
-        with self._modules.active(batch.adapters, [tokens] * rows, last), self._positions.less(batch.padding):
+        with self._active(batch.adapters, batch.ids), self._positions.less(batch.padding):
             made = self._base.model(
                 encoder_outputs=BaseModelOutput(last_hidden_state=batch.states),
                 attention_mask=batch.prompt_mask,
@@ -125,10 +124,14 @@ class Seq2SeqRunner:
         logits: torch.Tensor = made.logits[:, -1]
         return logits
 
+    def _active(self, adapters: Sequence[tuple[RowAdapter, ...]], ids: torch.Tensor) -> AbstractContextManager[None]:
+        """Inside, a pass of these tokens, [rows, tokens], has these adapters, each from its row's first token on."""
+        count, tokens = ids.shape
+        last = torch.arange(1, count + 1, device=ids.device) * tokens - 1
+        return self._modules.active([Row(row, 0, tokens) for row in adapters], last)
+
     def _encode(self, batch: Seq2SeqBatch) -> torch.Tensor:
-        rows, tokens = batch.prompt.shape
-        last = torch.arange(1, rows + 1, device=batch.ids.device) * tokens - 1
-        with self._modules.active(batch.adapters, [tokens] * rows, last):
+        with self._active(batch.adapters, batch.prompt):
             made = self._base.model.get_encoder()(
                 input_ids=batch.prompt, attention_mask=batch.prompt_mask, return_dict=True
             )

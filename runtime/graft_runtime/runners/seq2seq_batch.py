@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional
 from transformers import EncoderDecoderCache
 
-from graft_runtime.model.bank import RowAdapter
+from graft_runtime.model.rows import RowAdapter
 from graft_runtime.runners.caches import cut_left, cut_right, join, join_right
 
 

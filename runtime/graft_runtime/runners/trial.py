@@ -8,11 +8,12 @@ import torch
 
 from graft_runtime.adapters.deltas import CompiledAdapter
 from graft_runtime.errors import ErrorCode, GraftError
-from graft_runtime.model.bank import Bank, RowAdapter
+from graft_runtime.model.bank import Bank
 from graft_runtime.model.load import BaseModel
+from graft_runtime.model.rows import RowAdapter
 
-TRIAL_PROMPT = (3, 1, 2, 5)
-"""Any tokens will do."""
+TRIAL_PROMPT = (3, 1, 2, 5, 4, 1, 3, 2, 6, 5, 7)
+"""Any tokens will do; no model has as many heads, or twice as many, which is how norms of heads are told apart."""
 
 Forward = Callable[[Sequence[list[int]], Sequence[tuple[RowAdapter, ...]]], torch.Tensor]
 """Prompts and the adapters of each; returns the logits after each, [rows, vocabulary]."""
@@ -28,7 +29,7 @@ def try_adapter(base: BaseModel, bank: Bank, adapter: CompiledAdapter, name: str
     reached: set[str] = set()
     handles = [
         base.model.get_submodule(path).register_forward_hook(lambda *_, path=path: reached.add(path))
-        for path in adapter.low_rank
+        for path in adapter.modules
     ]
     prompt = [token % base.vocabulary_size for token in TRIAL_PROMPT]
     adapters = (RowAdapter(adapter, 1.0),)
@@ -42,10 +43,10 @@ def try_adapter(base: BaseModel, bank: Bank, adapter: CompiledAdapter, name: str
     if not reached:
         raise GraftError(
             ErrorCode.NO_EFFECT,
-            f"adapter `{name}` changes nothing: the model calls none of its {len(adapter.low_rank)} modules",
+            f"adapter `{name}` changes nothing: the model calls none of its {len(adapter.modules)} modules",
             hint="train it on modules that take part in generating text",
         )
-    adapted, plain = torch.isfinite(logits).all(dim=-1).tolist()
+    adapted, plain = (logits < float("inf")).all(dim=-1).tolist()  # -inf: no token of this row's vocabulary
     if plain and not adapted:
         raise GraftError(
             ErrorCode.CORRUPT,

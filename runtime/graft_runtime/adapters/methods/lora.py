@@ -6,207 +6,122 @@ against the tensors. `fan_in_fan_out` is not read: whether the base keeps a weig
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from typing import Any
 
-from graft_runtime.adapters.layout import BaseLayout
-from graft_runtime.adapters.methods.lora_config import LoraConfig
-from graft_runtime.adapters.tensors import FLOATING, TensorSpan
-from graft_runtime.errors import ErrorCode, GraftError, shown
+from graft_runtime.adapters.keys import Keys, by_module, incomplete, is_embedding, is_saved, whole_weights
+from graft_runtime.adapters.methods.lora_config import read_lora_config
+from graft_runtime.adapters.methods.recipe import contradiction, foreign_tensors, misshapen
+from graft_runtime.adapters.parts.low_rank import EmbeddingLowRank, LinearLowRank
+from graft_runtime.adapters.parts.part import Part, Roles, Tensor
+from graft_runtime.adapters.parts.whole import TrainedTokens
+from graft_runtime.adapters.tensors import TensorSpan
 
-PREFIX = "base_model.model."
-ROLES = {".lora_A.weight": "A", ".lora_B.weight": "B"}
+ROLES = {
+    ".lora_A.weight": "lora_A",
+    ".lora_B.weight": "lora_B",
+    ".lora_B.bias": "lora_B.bias",
+    ".lora_magnitude_vector": "lora_magnitude_vector",
+    ".lora_magnitude_vector.weight": "lora_magnitude_vector",
+    ".lora_embedding_A": "lora_embedding_A",
+    ".lora_embedding_B": "lora_embedding_B",
+    ".token_adapter.trainable_tokens_delta": "trainable_tokens_delta",
+}
 MATCHING_SECONDS = 5.0
 """All patterns against all modules; honest ones take milliseconds."""
 
-_FOREIGN = {
-    ".lora_magnitude_vector": "DoRA's magnitudes",
-    ".lora_embedding_A": "LoRA on an embedding",
-    ".lora_embedding_B": "LoRA on an embedding",
-    ".lora_B.bias": "lora_bias",
-    ".lora_A.bias": "lora_bias",
-    ".trainable_tokens_delta": "trainable tokens",
-    ".base_layer.weight": "a saved copy of a base weight (save_embedding_layers)",
-}
+
+class Lora:
+    """The recipe of one LoRA adapter."""
+
+    method = "LORA"
+
+    def __init__(self, config: Mapping[str, Any], name: str) -> None:
+        self._name = name
+        self._config = read_lora_config(config, name)
+        self.base_model = self._config.base_model
+        self.invocation = self._config.invocation
+
+    def parts(self, tensors: Mapping[str, TensorSpan]) -> list[Part]:
+        """See `Recipe`."""
+        config = self._config
+        keys = by_module(tensors, ROLES)
+        parts, foreign = whole_weights(keys.rest, config.saved, biases=config.bias != "none")
+        if foreign:
+            raise foreign_tensors(self._name, self.method, foreign)
+        faults = self._absent(parts, keys)
+        for path, roles in keys.modules.items():
+            faults += self._strangers(path, roles)
+            parts += self._module(path, roles)
+        if faults := faults + incomplete(parts):
+            raise misshapen(self._name, faults)
+        if faults := self._contradictions(parts):
+            raise contradiction(self._name, faults)
+        return parts
+
+    def _module(self, path: str, roles: Roles) -> Iterable[Part]:
+        """The parts that the tensors of one module make."""
+        linear = {role: tensor for role, tensor in roles.items() if role in LINEAR}
+        embedding = {role: tensor for role, tensor in roles.items() if role in EMBEDDING}
+        if linear:
+            rank = _rank(linear.get("lora_A"))
+            yield LinearLowRank(path, linear, self._config.scale_of(path, rank), self._config.start)
+        if embedding:
+            rank = _rank(embedding.get("lora_embedding_A"))
+            yield EmbeddingLowRank(path, embedding, self._config.scale_of(path, rank))
+        if "trainable_tokens_delta" in roles:
+            delta = {"trainable_tokens_delta": roles["trainable_tokens_delta"]}
+            yield TrainedTokens(path, delta, self._tokens_of(path))
+
+    def _absent(self, parts: Iterable[Part], keys: Keys) -> list[str]:
+        """What the config speaks of and no tensor tells. A base has not every head that modules_to_save may name."""
+        faults = []
+        if self._config.saved and not any(is_saved(part.path, self._config.saved) for part in parts):
+            faults.append(f"modules_to_save names {', '.join(self._config.saved)}, no tensor is of these")
+        if self._config.tokens and not any("trainable_tokens_delta" in roles for roles in keys.modules.values()):
+            faults.append("trainable_token_indices names tokens, trainable_tokens_delta is missing")
+        return faults
+
+    def _strangers(self, path: str, roles: Roles) -> Iterable[str]:
+        """Tensors that the config does not speak of, and the other way round."""
+        if "lora_A" in roles and self._config.dora != ("lora_magnitude_vector" in roles):
+            said = "says DoRA" if self._config.dora else "does not say DoRA"
+            yield f"{path}: use_dora {said}, lora_magnitude_vector is {'missing' if self._config.dora else 'there'}"
+        if "lora_A" in roles and self._config.biased != ("lora_B.bias" in roles):
+            yield f"{path}: lora_bias is {self._config.biased}, lora_B.bias {_there(roles, 'lora_B.bias')}"
+        if "lora_embedding_A" in roles and (self._config.dora or self._config.start):
+            yield f"{path}: DoRA, PiSSA or OLoRA on an embedding, which Graft does not serve"
+        if "trainable_tokens_delta" in roles and not self._tokens_of(path):
+            yield f"{path}: trainable_tokens_delta is there, trainable_token_indices does not name it"
+
+    def _tokens_of(self, path: str) -> tuple[int, ...]:
+        tokens = self._config.tokens
+        return next((tokens[end] for end in tokens if end == path or path.endswith("." + end)), tokens.get("", ()))
+
+    def _contradictions(self, parts: Iterable[Part]) -> list[str]:
+        config, deadline = self._config, time.monotonic() + MATCHING_SECONDS
+        low_ranks = [part for part in parts if isinstance(part, LinearLowRank | EmbeddingLowRank)]
+        faults = []
+        for part in low_ranks:
+            if time.monotonic() > deadline:
+                return [f"matching its patterns against {len(low_ranks)} modules takes over {MATCHING_SECONDS} s"]
+            if part.file_rank != (expected := config.rank_of(part.path)):
+                faults.append(f"{part.path}: the tensors have rank {part.file_rank}, r and rank_pattern say {expected}")
+            if part.path not in config.targets and not (config.tied and is_embedding(part.path)):
+                faults.append(f"{part.path}: it has tensors, but target_modules and the options beside it leave it out")
+            if is_saved(part.path, config.saved):
+                faults.append(f"{part.path}: it has tensors of LoRA, but modules_to_save keeps it whole")
+        return faults
 
 
-@dataclass(frozen=True)
-class LowRankPlan:
-    """What one module gains: `scale` · `b` · `a`, by the names of the tensors."""
-
-    path: str
-    a: str
-    b: str
-    rank: int
-    scale: float
+LINEAR = frozenset({"lora_A", "lora_B", "lora_B.bias", "lora_magnitude_vector"})
+EMBEDDING = frozenset({"lora_embedding_A", "lora_embedding_B"})
 
 
-def check_tensors(tensors: Mapping[str, TensorSpan], name: str) -> int:
-    """That these are the tensors of a plain LoRA adapter: A and B for each module, two-dimensional, of one rank.
-
-    Returns:
-        The highest rank of a module.
-
-    Raises:
-        GraftError: UnsupportedMethod for tensors of other methods, Corrupt for an incomplete or misshapen set.
-    """
-    foreign = [f"{tensor}: {_what_it_is(tensor)}" for tensor in tensors if _split(tensor) is None]
-    if foreign:
-        raise GraftError(
-            ErrorCode.UNSUPPORTED_METHOD,
-            f"adapter `{name}` holds {len(foreign)} tensors that are no part of plain LoRA",
-            details=shown(foreign),
-            hint="expected names like base_model.model.<module>.lora_A.weight; train plain LoRA, or merge this adapter "
-            "with peft's merge_and_unload() and serve the result as a base model",
-        )
-    pairs = _pairs(tensors)
-    faults = [] if pairs else ["it holds no tensor"]
-    faults += [fault for path, roles in pairs.items() for fault in _pair_faults(path, roles, tensors)]
-    if faults:
-        raise GraftError(
-            ErrorCode.CORRUPT,
-            f"adapter `{name}` is incomplete or misshapen",
-            details=shown(faults),
-            hint="save it again with peft's save_pretrained()",
-        )
-    return max(tensors[roles["A"]].shape[0] for roles in pairs.values())
+def _rank(a: Tensor | None) -> int:
+    return a.shape[0] if a is not None and a.shape and a.shape[0] else 1
 
 
-def plan(config: LoraConfig, tensors: Mapping[str, TensorSpan], layout: BaseLayout, name: str) -> list[LowRankPlan]:
-    """What each module of the base gains, every tensor accounted for.
-
-    Args:
-        config: of this adapter.
-        tensors: of this adapter; `check_tensors` has passed them.
-        layout: of the base model.
-        name: how errors call the adapter.
-
-    Raises:
-        GraftError: BaseMismatch, ModuleMissing, ShapeMismatch, UnsupportedMethod, InvalidConfig.
-    """
-    pairs = _pairs(tensors)
-    _check_modules(config, pairs, tensors, layout, name)
-    deadline = time.monotonic() + MATCHING_SECONDS
-    plans, faults = [], []
-    for path, roles in pairs.items():
-        if time.monotonic() > deadline:
-            raise _invalid(
-                name, [f"matching its patterns against {len(pairs)} modules takes over {MATCHING_SECONDS} s"]
-            )
-        rank = tensors[roles["A"]].shape[0]
-        expected = config.rank_of(path)
-        if rank != expected:
-            faults.append(f"{path}: the tensors have rank {rank}, r and rank_pattern say {expected}")
-        if not config.targets(path):
-            faults.append(f"{path}: it has tensors, but target_modules and the options beside it leave it out")
-        plans.append(LowRankPlan(path, roles["A"], roles["B"], rank, config.alpha_of(path) / _divisor(config, rank)))
-    if faults:
-        raise _invalid(name, faults)
-    return plans
-
-
-def _divisor(config: LoraConfig, rank: int) -> float:
-    return math.sqrt(rank) if config.rank_stabilized else float(rank)
-
-
-def _split(tensor: str) -> tuple[str, str] | None:
-    """The module path and the role, or None for what is no tensor of LoRA."""
-    for ending, role in ROLES.items():
-        if tensor.endswith(ending) and tensor.startswith(PREFIX):
-            return tensor.removeprefix(PREFIX).removesuffix(ending), role
-    return None
-
-
-def _pairs(tensors: Iterable[str]) -> dict[str, dict[str, str]]:
-    pairs: dict[str, dict[str, str]] = {}
-    for tensor in tensors:
-        if (found := _split(tensor)) is not None:
-            pairs.setdefault(found[0], {})[found[1]] = tensor
-    return pairs
-
-
-def _what_it_is(tensor: str) -> str:
-    for ending, what in _FOREIGN.items():
-        if tensor.endswith(ending):
-            return what
-    if not tensor.startswith(PREFIX):
-        return f"its name does not begin with {PREFIX}"
-    return "a whole weight (modules_to_save or bias)" if tensor.endswith((".weight", ".bias")) else "unknown to LoRA"
-
-
-def _pair_faults(path: str, roles: Mapping[str, str], tensors: Mapping[str, TensorSpan]) -> list[str]:
-    if missing := [role for role in ("A", "B") if role not in roles]:
-        return [f"{path}: lora_{missing[0]} is missing"]
-    a, b = tensors[roles["A"]], tensors[roles["B"]]
-    if strange := [span.dtype for span in (a, b) if span.dtype not in FLOATING]:
-        return [f"{path}: dtype {strange[0]}, expected a floating point one"]
-    if len(a.shape) != 2 or len(b.shape) != 2 or a.shape[0] != b.shape[1] or 0 in (*a.shape, *b.shape):
-        return [f"{path}: lora_A {a.shape} and lora_B {b.shape}, expected (r, in) and (out, r)"]
-    return []
-
-
-def _check_modules(
-    config: LoraConfig,
-    pairs: Mapping[str, Mapping[str, str]],
-    tensors: Mapping[str, TensorSpan],
-    layout: BaseLayout,
-    name: str,
-) -> None:
-    wrong_kind = [f"{path}: {layout.other[path]}" for path in pairs if path in layout.other]
-    if wrong_kind:
-        raise GraftError(
-            ErrorCode.UNSUPPORTED_METHOD,
-            f"adapter `{name}` has LoRA on modules that are not linear",
-            details=shown(wrong_kind),
-            hint="name linear modules only in target_modules",
-        )
-    missing = [path for path in pairs if path not in layout.linear]
-    misfits = [
-        misfit
-        for path, roles in pairs.items()
-        if path in layout.linear
-        for misfit in _misfits(path, roles, tensors, layout)
-    ]
-    if not missing and not misfits:
-        return
-    faults = [f"{path}: the model has no such module" for path in missing] + misfits
-    count = 2 * len(missing) + len(misfits)
-    raise GraftError(
-        _mismatch(len(missing), len(pairs)),
-        f"adapter `{name}` can't be mounted on `{layout.name}`: {count} of {len(tensors)} tensors don't fit",
-        details=shown(faults),
-        hint=_base_hint(config),
-    )
-
-
-def _misfits(
-    path: str, roles: Mapping[str, str], tensors: Mapping[str, TensorSpan], layout: BaseLayout
-) -> Iterable[str]:
-    shape = layout.linear[path]
-    a, b = tensors[roles["A"]].shape, tensors[roles["B"]].shape
-    if a[1] != shape.input_features:
-        yield f"{path}.lora_A: adapter {a}, model needs {(a[0], shape.input_features)}"
-    if b[0] != shape.output_features:
-        yield f"{path}.lora_B: adapter {b}, model needs {(shape.output_features, b[1])}"
-
-
-def _mismatch(missing: int, modules: int) -> ErrorCode:
-    if missing == modules:
-        return ErrorCode.BASE_MISMATCH
-    return ErrorCode.MODULE_MISSING if missing else ErrorCode.SHAPE_MISMATCH
-
-
-def _base_hint(config: LoraConfig) -> str:
-    trained = f"adapter_config.json names base model `{config.base_model}`; " if config.base_model else ""
-    return f"{trained}set spec.baseModel to the model it was trained for, or train it for this one"
-
-
-def _invalid(name: str, faults: list[str]) -> GraftError:
-    return GraftError(
-        ErrorCode.INVALID_CONFIG,
-        f"adapter_config.json of adapter `{name}` contradicts its tensors",
-        details=shown(faults),
-        hint="save the adapter again with peft's save_pretrained(), which writes both files",
-    )
+def _there(roles: Roles, role: str) -> str:
+    return "is there" if role in roles else "is missing"

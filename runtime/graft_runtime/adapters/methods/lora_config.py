@@ -3,34 +3,26 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from graft_runtime.adapters.patterns import UnsafePatternError, compile_pattern
+from graft_runtime.adapters.fields import NEUTRAL, FieldReader, Pattern, Targets, first_match, refuse_options
+from graft_runtime.adapters.parts.low_rank import OLORA, STARTS
 from graft_runtime.errors import ErrorCode, GraftError, shown
 
-MAX_PATTERNS = 4096
-"""Keys of rank_pattern or alpha_pattern: some trainers write one a module."""
-
 _HARMLESS = frozenset(
-    {"peft_type", "task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "inference_mode"}
-    | {"lora_dropout", "fan_in_fan_out", "megatron_core", "loftq_config", "eva_config", "corda_config"}
-    | {"lora_ga_config", "qalora_group_size", "runtime_config", "merge_weights"}
+    {"lora_dropout", "fan_in_fan_out", "megatron_core", "loftq_config", "eva_config", "corda_config", "lora_ga_config"}
+    | {"qalora_group_size", "runtime_config", "merge_weights"}
 )
 """They change nothing in the forward pass of a saved adapter."""
 _READ = frozenset(
     {"r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "target_modules", "exclude_modules"}
-    | {"layers_to_transform", "layers_pattern", "bias", "init_lora_weights"}
+    | {"layers_to_transform", "layers_pattern", "bias", "init_lora_weights", "use_dora", "lora_bias"}
+    | {"modules_to_save", "trainable_token_indices", "ensure_weight_tying", "alora_invocation_tokens"}
 )
 _REFUSED = {
-    "use_dora": "DoRA",
-    "modules_to_save": "whole modules saved beside the adapter",
-    "trainable_token_indices": "trainable tokens",
     "target_parameters": "LoRA on parameters, as of mixture-of-experts layers",
-    "lora_bias": "a bias in lora_B",
-    "alora_invocation_tokens": "aLoRA",
     "layer_replication": "replicated layers",
     "use_qalora": "QA-LoRA",
     "use_bdlora": "BD-LoRA",
@@ -39,17 +31,10 @@ _REFUSED = {
     "kasa_config": "KaSA",
     "monteclora_config": "MonteCLoRA",
     "megatron_config": "Megatron layers",
-    "ensure_weight_tying": "adapters tied between embedding and head",
 }
 _PLAIN_STARTS = (None, True, False, "gaussian", "eva", "orthogonal", "mica")
 """Values of init_lora_weights that leave the base as it is."""
-_NEUTRAL: tuple[Any, ...] = (None, False, "", [], {})
-
-
-@dataclass(frozen=True)
-class _Pattern:
-    expression: re.Pattern[str]
-    value: float
+BIASES = ("none", "all", "lora_only")
 
 
 @dataclass(frozen=True)
@@ -59,40 +44,38 @@ class LoraConfig:
     rank: int
     alpha: float
     rank_stabilized: bool
-    rank_patterns: tuple[_Pattern, ...]
-    alpha_patterns: tuple[_Pattern, ...]
-    target: re.Pattern[str] | frozenset[str] | None
-    exclude: re.Pattern[str] | frozenset[str] | None
-    layers: frozenset[int] | None
-    layer_patterns: tuple[re.Pattern[str], ...]
+    rank_patterns: tuple[Pattern, ...]
+    alpha_patterns: tuple[Pattern, ...]
+    targets: Targets
+    start: str | None
+    """How A and B were taken out of the base's weights when the training began: `pissa`, `olora`."""
+    dora: bool
+    biased: bool
+    """B has a bias (`lora_bias`)."""
+    bias: str
+    """Which biases of the base were trained along: `none`, `all`, `lora_only`."""
+    saved: tuple[str, ...]
+    """modules_to_save."""
+    tokens: Mapping[str, tuple[int, ...]]
+    """The rows of embeddings that were trained, by the end of the embedding's path; `` for the input embedding."""
+    tied: bool
+    """A head that is tied to the embedding has the embedding's adapter (`ensure_weight_tying`)."""
+    invocation: tuple[int, ...]
+    """Of an activated LoRA: the tokens from which on it takes part."""
     base_model: str | None
     """What the adapter says that it was trained for; only told, never opened."""
 
     def rank_of(self, path: str) -> int:
         """`r`, or what the first matching key of rank_pattern says."""
-        return int(_first_match(self.rank_patterns, path, self.rank))
+        return int(first_match(self.rank_patterns, path, self.rank))
 
     def alpha_of(self, path: str) -> float:
         """`lora_alpha`, or what the first matching key of alpha_pattern says."""
-        return _first_match(self.alpha_patterns, path, self.alpha)
+        return first_match(self.alpha_patterns, path, self.alpha)
 
-    def targets(self, path: str) -> bool:
-        """Whether PEFT would give this module an adapter."""
-        if self.exclude is not None and _names(self.exclude, path):
-            return False
-        if self.target is None:
-            return True
-        if isinstance(self.target, re.Pattern) or path in self.target:
-            return _names(self.target, path)
-        return _names(self.target, path) and self._in_layers(path)
-
-    def _in_layers(self, path: str) -> bool:
-        if self.layers is None:
-            return True
-        for pattern in self.layer_patterns:
-            if found := pattern.match(path):
-                return int(found["index"]) in self.layers
-        return False
+    def scale_of(self, path: str, rank: int) -> float:
+        """alpha/r, or alpha/√r for rsLoRA (https://arxiv.org/abs/2312.03732)."""
+        return self.alpha_of(path) / (math.sqrt(rank) if self.rank_stabilized else rank)
 
 
 def read_lora_config(config: Mapping[str, Any], name: str) -> LoraConfig:
@@ -107,140 +90,72 @@ def read_lora_config(config: Mapping[str, Any], name: str) -> LoraConfig:
             ErrorCode.UNSUPPORTED_METHOD,
             f"adapter `{name}` uses options of LoRA that Graft does not serve",
             details=shown(refused, 8),
-            hint="train plain LoRA (rsLoRA, rank_pattern and alpha_pattern are served), or merge this adapter with "
-            "peft's merge_and_unload() and serve the result as a base model",
+            hint="train it without them, or merge this adapter with peft's merge_and_unload() and serve the result as "
+            "a base model",
         )
-    reader = _Reader(config)
+    reader = FieldReader(config)
+    start = config.get("init_lora_weights", True)
     read = LoraConfig(
         rank=reader.rank("r", config.get("r", 8)),
         alpha=reader.number("lora_alpha", config.get("lora_alpha", 8)),
         rank_stabilized=reader.flag("use_rslora"),
         rank_patterns=tuple(
-            _Pattern(expression, reader.rank(f"rank_pattern.{key}", value))
+            Pattern(expression, reader.rank(f"rank_pattern.{key}", value))
             for key, expression, value in reader.patterns("rank_pattern")
         ),
         alpha_patterns=tuple(
-            _Pattern(expression, reader.number(f"alpha_pattern.{key}", value))
+            Pattern(expression, reader.number(f"alpha_pattern.{key}", value))
             for key, expression, value in reader.patterns("alpha_pattern")
         ),
-        target=reader.modules("target_modules"),
-        exclude=reader.modules("exclude_modules"),
-        layers=reader.layers(),
-        layer_patterns=reader.layer_patterns(),
-        base_model=base if isinstance(base := config.get("base_model_name_or_path"), str) else None,
+        targets=reader.targets(),
+        start=start if start in STARTS else None,
+        dora=reader.flag("use_dora"),
+        biased=reader.flag("lora_bias"),
+        bias=reader.choice("bias", BIASES),
+        saved=reader.names("modules_to_save"),
+        tokens=_tokens(reader),
+        tied=reader.flag("ensure_weight_tying"),
+        invocation=_invocation(reader),
+        base_model=reader.base_model(),
     )
-    if reader.faults:
-        raise GraftError(
-            ErrorCode.INVALID_CONFIG,
-            f"adapter_config.json of adapter `{name}` has values without a meaning",
-            details=shown(reader.faults),
-            hint="correct them, or save the adapter again with peft's save_pretrained()",
-        )
+    _check_together(read, reader)
+    reader.check(name)
     return read
 
 
 def _refused(config: Mapping[str, Any]) -> list[str]:
-    refused = []
-    for key, value in config.items():
-        if key in _HARMLESS or (key not in _READ and value in _NEUTRAL):
-            continue
-        if key not in _READ:
-            refused.append(f"{key}: {_REFUSED.get(key, 'an option that Graft does not know')}")
-    if (bias := config.get("bias", "none")) not in ("none", None):
-        refused.append(f"bias {bias!r}: biases of the base that were trained along")
-    if (start := config.get("init_lora_weights", True)) not in _PLAIN_STARTS:
+    refused = refuse_options(config, _READ | _HARMLESS, _REFUSED)
+    start = config.get("init_lora_weights", True)
+    if isinstance(start, dict | list) or start not in (*_PLAIN_STARTS, *STARTS):
         refused.append(
-            f"init_lora_weights {start!r}: it changes the base's own weights; save the adapter converted to plain LoRA "
-            "(save_pretrained with path_initial_model_for_weight_conversion)"
+            f"init_lora_weights {start!r}: it changes the base's own weights in a way that the files don't tell; save "
+            "the adapter converted to plain LoRA (save_pretrained with path_initial_model_for_weight_conversion)"
         )
     return refused
 
 
-def _first_match(patterns: tuple[_Pattern, ...], path: str, default: float) -> float:
-    return next((pattern.value for pattern in patterns if pattern.expression.match(path)), default)
+def _tokens(reader: FieldReader) -> Mapping[str, tuple[int, ...]]:
+    value = reader.config.get("trainable_token_indices")
+    if value in NEUTRAL:
+        return {}
+    given = value if isinstance(value, dict) else {"": value}
+    found = {}
+    for module, tokens in given.items():
+        field = f"trainable_token_indices.{module}" if module else "trainable_token_indices"
+        found[module] = reader.tokens(field, tokens)
+        if len(set(found[module])) < len(found[module]):
+            reader.faults.append(f"{field} names a token twice")
+    return found
 
 
-def _names(modules: re.Pattern[str] | frozenset[str], path: str) -> bool:
-    if isinstance(modules, re.Pattern):
-        return modules.fullmatch(path) is not None
-    parts = path.split(".")
-    return any(".".join(parts[start:]) in modules for start in range(len(parts)))
+def _invocation(reader: FieldReader) -> tuple[int, ...]:
+    value = reader.config.get("alora_invocation_tokens")
+    return () if value in NEUTRAL else reader.tokens("alora_invocation_tokens", value)
 
 
-class _Reader:
-    """Reads values and notes what is wrong with them, so that one error can list every fault."""
-
-    def __init__(self, config: Mapping[str, Any]) -> None:
-        self.config = config
-        self.faults: list[str] = []
-
-    def rank(self, field: str, value: Any) -> int:
-        if type(value) is int and 1 <= value <= 1 << 20:
-            return value
-        self.faults.append(f"{field} is {value!r}, expected a whole number of at least 1")
-        return 1
-
-    def number(self, field: str, value: Any) -> float:
-        if type(value) in (int, float) and abs(value) < 1 << 62 and math.isfinite(value):
-            return float(value)
-        self.faults.append(f"{field} is {value!r}, expected a finite number")
-        return 1.0
-
-    def flag(self, field: str) -> bool:
-        value = self.config.get(field)
-        if value is not None and not isinstance(value, bool):
-            self.faults.append(f"{field} is {value!r}, expected true or false")
-        return bool(value)
-
-    def patterns(self, field: str) -> list[tuple[str, re.Pattern[str], Any]]:
-        value = self.config.get(field) or {}
-        if not isinstance(value, dict):
-            self.faults.append(f"{field} is {value!r}, expected an object")
-            return []
-        if len(value) > MAX_PATTERNS:
-            self.faults.append(f"{field} has {len(value)} keys, expected at most {MAX_PATTERNS}")
-            return []
-        # PEFT's own rule: the first key that matches the path, or the end of it after a dot.
-        compiled = [(key, self._compile(field, key, r"(.*\.)?({})$"), item) for key, item in value.items()]
-        return [(key, expression, item) for key, expression, item in compiled if expression is not None]
-
-    def modules(self, field: str) -> re.Pattern[str] | frozenset[str] | None:
-        value = self.config.get(field)
-        if value in _NEUTRAL:
-            return None
-        if isinstance(value, list) and all(isinstance(item, str) for item in value):
-            return frozenset(value)
-        if isinstance(value, str):
-            return None if field == "target_modules" and value.lower() == "all-linear" else self._compile(field, value)
-        self.faults.append(f"{field} is {value!r}, expected a list of names or one pattern")
-        return None
-
-    def layers(self) -> frozenset[int] | None:
-        value = self.config.get("layers_to_transform")
-        if value is None or value == []:
-            return None
-        layers = value if isinstance(value, list) else [value]
-        if all(type(layer) is int and layer >= 0 for layer in layers):
-            return frozenset(layers)
-        self.faults.append(f"layers_to_transform is {value!r}, expected natural numbers")
-        return None
-
-    def layer_patterns(self) -> tuple[re.Pattern[str], ...]:
-        value = self.config.get("layers_pattern") or []
-        patterns = [value] if isinstance(value, str) else value
-        if not isinstance(patterns, list) or not all(isinstance(pattern, str) for pattern in patterns):
-            self.faults.append(f"layers_pattern is {value!r}, expected a name or a list of names")
-            return ()
-        if not patterns:
-            return (re.compile(r".*?\.[^.]*\.(?P<index>\d+)\."),)
-        compiled = [
-            self._compile("layers_pattern", pattern, r"(?:^|.*?\.){}\.(?P<index>\d+)\.") for pattern in patterns
-        ]
-        return tuple(expression for expression in compiled if expression is not None)
-
-    def _compile(self, field: str, pattern: str, wrapped: str = "{}") -> re.Pattern[str] | None:
-        try:
-            return compile_pattern(pattern, wrapped)
-        except UnsafePatternError as error:
-            self.faults.append(f"{field} {pattern[:80]!r}: {error}")
-            return None
+def _check_together(read: LoraConfig, reader: FieldReader) -> None:
+    """Options that PEFT does not combine; what such a file would mean is anybody's guess."""
+    if read.dora and (read.biased or read.start or read.invocation):
+        reader.faults.append("use_dora stands beside lora_bias, aLoRA or an init_lora_weights that changes the base")
+    if read.invocation and (read.saved or read.tokens or read.bias != "none" or read.start == OLORA):
+        reader.faults.append("alora_invocation_tokens stands beside options that change every token")

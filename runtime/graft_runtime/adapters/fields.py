@@ -1,0 +1,230 @@
+"""Fields of an adapter_config.json, read strictly: one error can list every fault."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from graft_runtime.adapters.patterns import UnsafePatternError, compile_pattern
+from graft_runtime.errors import ErrorCode, GraftError, shown
+
+MAX_PATTERNS = 4096
+"""Keys of rank_pattern or alpha_pattern: some trainers write one a module."""
+MAX_NAMES = 65_536
+"""Items of a list: modules, tokens."""
+COMMON = frozenset(
+    {"peft_type", "task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "inference_mode"}
+)
+"""They change nothing in the forward pass of a saved adapter."""
+NEUTRAL: tuple[Any, ...] = (None, False, "", [], {})
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """One key of rank_pattern or alpha_pattern, and its value."""
+
+    expression: re.Pattern[str]
+    value: float
+
+
+def first_match(patterns: Iterable[Pattern], path: str, default: float) -> float:
+    """The value of the first pattern that matches the path, in the order of the config."""
+    return next((pattern.value for pattern in patterns if pattern.expression.match(path)), default)
+
+
+@dataclass(frozen=True)
+class Targets:
+    """Which modules PEFT gives an adapter.
+
+    Attributes:
+        target: a pattern or names; None when every linear module is one.
+        exclude: what is left out.
+        layers: only these, if the target is a list of names.
+        layer_patterns: how a path tells its layer, as `index`.
+    """
+
+    target: re.Pattern[str] | frozenset[str] | None
+    exclude: re.Pattern[str] | frozenset[str] | None = None
+    layers: frozenset[int] | None = None
+    layer_patterns: tuple[re.Pattern[str], ...] = ()
+
+    def __contains__(self, path: str) -> bool:
+        if self.exclude is not None and names(self.exclude, path):
+            return False
+        if self.target is None:
+            return True
+        if isinstance(self.target, re.Pattern) or path in self.target:
+            return names(self.target, path)
+        return names(self.target, path) and self._in_layers(path)
+
+    def _in_layers(self, path: str) -> bool:
+        if self.layers is None:
+            return True
+        for pattern in self.layer_patterns:
+            if found := pattern.match(path):
+                return int(found["index"]) in self.layers
+        return False
+
+
+def names(modules: re.Pattern[str] | frozenset[str], path: str) -> bool:
+    """Whether a pattern, or one of these names, means the module: the whole path, or its end after a dot."""
+    if isinstance(modules, re.Pattern):
+        return modules.fullmatch(path) is not None
+    parts = path.split(".")
+    return any(".".join(parts[start:]) in modules for start in range(len(parts)))
+
+
+def refuse_options(config: Mapping[str, Any], read: frozenset[str], refused: Mapping[str, str]) -> list[str]:
+    """The options of a config that are set and that nobody reads.
+
+    Args:
+        config: all of it.
+        read: fields that are read, or that change nothing.
+        refused: what a field asks for, for people.
+    """
+    return [
+        f"{key}: {refused.get(key, 'an option that Graft does not know')}"
+        for key, value in config.items()
+        if key not in COMMON and key not in read and value not in NEUTRAL
+    ]
+
+
+class FieldReader:
+    """Reads values and notes what is wrong with them, so that one error can list every fault."""
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        self.config = config
+        self.faults: list[str] = []
+
+    def rank(self, field: str, value: Any) -> int:
+        if type(value) is int and 1 <= value <= 1 << 20:
+            return value
+        self.faults.append(f"{field} is {value!r}, expected a whole number of at least 1")
+        return 1
+
+    def number(self, field: str, value: Any) -> float:
+        if type(value) in (int, float) and abs(value) < 1 << 62 and math.isfinite(value):
+            return float(value)
+        self.faults.append(f"{field} is {value!r}, expected a finite number")
+        return 1.0
+
+    def flag(self, field: str) -> bool:
+        value = self.config.get(field)
+        if value is not None and not isinstance(value, bool):
+            self.faults.append(f"{field} is {value!r}, expected true or false")
+        return bool(value)
+
+    def patterns(self, field: str) -> list[tuple[str, re.Pattern[str], Any]]:
+        value = self.config.get(field) or {}
+        if not isinstance(value, dict):
+            self.faults.append(f"{field} is {value!r}, expected an object")
+            return []
+        if len(value) > MAX_PATTERNS:
+            self.faults.append(f"{field} has {len(value)} keys, expected at most {MAX_PATTERNS}")
+            return []
+        # PEFT's own rule: the first key that matches the path, or the end of it after a dot.
+        compiled = [(key, self._compile(field, key, r"(.*\.)?({})$"), item) for key, item in value.items()]
+        return [(key, expression, item) for key, expression, item in compiled if expression is not None]
+
+    def modules(self, field: str) -> re.Pattern[str] | frozenset[str] | None:
+        value = self.config.get(field)
+        if value in NEUTRAL:
+            return None
+        if isinstance(value, list) and all(isinstance(item, str) for item in value):
+            return frozenset(value)
+        if isinstance(value, str):
+            return None if field == "target_modules" and value.lower() == "all-linear" else self._compile(field, value)
+        self.faults.append(f"{field} is {value!r}, expected a list of names or one pattern")
+        return None
+
+    def layers(self) -> frozenset[int] | None:
+        value = self.config.get("layers_to_transform")
+        if value is None or value == []:
+            return None
+        layers = value if isinstance(value, list) else [value]
+        if all(type(layer) is int and layer >= 0 for layer in layers):
+            return frozenset(layers)
+        self.faults.append(f"layers_to_transform is {value!r}, expected natural numbers")
+        return None
+
+    def layer_patterns(self) -> tuple[re.Pattern[str], ...]:
+        value = self.config.get("layers_pattern") or []
+        patterns = [value] if isinstance(value, str) else value
+        if not isinstance(patterns, list) or not all(isinstance(pattern, str) for pattern in patterns):
+            self.faults.append(f"layers_pattern is {value!r}, expected a name or a list of names")
+            return ()
+        if not patterns:
+            return (re.compile(r".*?\.[^.]*\.(?P<index>\d+)\."),)
+        compiled = [
+            self._compile("layers_pattern", pattern, r"(?:^|.*?\.){}\.(?P<index>\d+)\.") for pattern in patterns
+        ]
+        return tuple(expression for expression in compiled if expression is not None)
+
+    def targets(self) -> Targets:
+        """target_modules and the options beside it."""
+        return Targets(
+            self.modules("target_modules"), self.modules("exclude_modules"), self.layers(), self.layer_patterns()
+        )
+
+    def names(self, field: str) -> tuple[str, ...]:
+        """A list of names."""
+        value = self.config.get(field)
+        if value in NEUTRAL:
+            return ()
+        if (
+            isinstance(value, list)
+            and len(value) <= MAX_NAMES
+            and all(isinstance(item, str) and item for item in value)
+        ):
+            return tuple(value)
+        self.faults.append(f"{field} is {shortened(value)}, expected a list of names")
+        return ()
+
+    def tokens(self, field: str, value: Any) -> tuple[int, ...]:
+        """A list of token ids."""
+        natural = isinstance(value, list) and all(type(item) is int and 0 <= item < 1 << 31 for item in value)
+        if natural and 0 < len(value) <= MAX_NAMES:
+            return tuple(value)
+        self.faults.append(f"{field} is {shortened(value)}, expected a list of token ids")
+        return ()
+
+    def choice(self, field: str, choices: tuple[Any, ...]) -> Any:
+        """One of these values; the first where the field is missing or null."""
+        value = self.config.get(field)
+        if value is None:
+            return choices[0]
+        if value not in choices:
+            self.faults.append(f"{field} is {shortened(value)}, expected one of {', '.join(map(repr, choices))}")
+            return choices[0]
+        return value
+
+    def base_model(self) -> str | None:
+        """What the adapter says that it was trained for; only told, never opened."""
+        value = self.config.get("base_model_name_or_path")
+        return value if isinstance(value, str) else None
+
+    def check(self, name: str) -> None:
+        """Raises GraftError: InvalidConfig with every fault that was noted."""
+        if self.faults:
+            raise GraftError(
+                ErrorCode.INVALID_CONFIG,
+                f"adapter_config.json of adapter `{name}` has values without a meaning",
+                details=shown(self.faults),
+                hint="correct them, or save the adapter again with peft's save_pretrained()",
+            )
+
+    def _compile(self, field: str, pattern: str, wrapped: str = "{}") -> re.Pattern[str] | None:
+        try:
+            return compile_pattern(pattern, wrapped)
+        except UnsafePatternError as error:
+            self.faults.append(f"{field} {pattern[:80]!r}: {error}")
+            return None
+
+
+def shortened(value: Any) -> str:
+    """A value of a stranger's config, for an error."""
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."

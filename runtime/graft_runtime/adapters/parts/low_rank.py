@@ -1,0 +1,147 @@
+"""y += s·B·(A·x), with what LoRA's variants put around it: DoRA's norm, a bias in B, a start taken from the base."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from graft_runtime.adapters.deltas import LowRank, ModuleDelta
+from graft_runtime.adapters.layout import BaseLayout
+from graft_runtime.adapters.parts.part import Part, Source, integers, misfit
+
+if TYPE_CHECKING:
+    import torch
+
+PISSA, OLORA = "pissa", "olora"
+STARTS = (PISSA, OLORA)
+"""Values of init_lora_weights that took the start of A and B out of the base's weight."""
+
+
+@dataclass(frozen=True)
+class LinearLowRank(Part):
+    """LoRA on a linear module.
+
+    Attributes:
+        scale: alpha/r or alpha/√r.
+        start: one of STARTS; None when the base was left as it is.
+    """
+
+    scale: float
+    start: str | None = None
+
+    @property
+    def rank(self) -> int:
+        return self.file_rank * (2 if self.start else 1)
+
+    @property
+    def file_rank(self) -> int:
+        """Of the tensors in the file."""
+        return self.tensors["lora_A"].shape[0]
+
+    def faults(self) -> Iterable[str]:
+        if missing := [role for role in ("lora_A", "lora_B") if role not in self.tensors]:
+            return [f"{self.path}: {missing[0]} is missing"]
+        a, b = self.tensors["lora_A"].shape, self.tensors["lora_B"].shape
+        if len(a) != 2 or len(b) != 2 or a[0] != b[1] or 0 in (*a, *b):
+            return [f"{self.path}: lora_A {a} and lora_B {b}, expected (r, in) and (out, r)"]
+        return integers(self.path, self.tensors)
+
+    def misfits(self, layout: BaseLayout) -> Iterable[str]:
+        shape = layout.linear[self.path]
+        rank, outputs = self.file_rank, shape.output_features
+        expected = {"lora_A": (rank, shape.input_features), "lora_B": (outputs, rank)}
+        for role, tensor in self.tensors.items():
+            yield from misfit(self.path, role, tensor, expected.get(role, (outputs,)))
+
+    def compile(self, source: Source) -> Mapping[str, ModuleDelta]:
+        a, b = source.tensor("lora_A"), (source.tensor("lora_B") * self.scale).T.contiguous()
+        if self.start:
+            a, b = _without_start(a, b, source.base().weight.float(), self.start, self.scale)
+        offset = source.tensor("lora_B.bias") * self.scale if "lora_B.bias" in self.tensors else None
+        delta = ModuleDelta(low_rank=LowRank(a, b), offset=offset)
+        if "lora_magnitude_vector" in self.tensors:
+            delta |= _normed(delta, source)
+        return {self.path: delta}
+
+
+def _normed(delta: ModuleDelta, source: Source) -> ModuleDelta:
+    """DoRA: y = g ⊙ (W·x + s·B·A·x) + c with g = m / ‖W + s·B·A‖ of each output row. https://arxiv.org/abs/2402.09353
+
+    The norm depends on nothing but the adapter and the base, so it is taken once.
+    """
+    assert delta.low_rank is not None
+    base = source.base()
+    weight = base.weight.float() + delta.low_rank.b.T @ delta.low_rank.a
+    gain = source.tensor("lora_magnitude_vector") / weight.norm(dim=1)
+    bias = base.bias
+    return ModuleDelta(gain=gain, shift=None if bias is None else bias.float() * (1 - gain))
+
+
+def _without_start(
+    a: torch.Tensor, b: torch.Tensor, weight: torch.Tensor, start: str, scale: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """ΔW = s·B·A - s·B₀·A₀ of twice the rank: what training took out of the base at its start is taken out here.
+
+    Args:
+        a: [r, in].
+        b: [r, out], with the scale in it.
+        weight: [out, in], the base's, in float32.
+        start: PiSSA (https://arxiv.org/abs/2404.02948): s·B₀·A₀ is the best approximation of W of rank r; OLoRA
+            (https://arxiv.org/abs/2406.01775): B₀ and A₀ are the first r of the QR decomposition of W.
+        scale: s.
+
+    Returns:
+        [2r, in] and [2r, out].
+    """
+    import torch  # noqa: PLC0415 - the process that only checks adapters has none
+
+    rank = a.shape[0]
+    if start == PISSA:
+        left, values, right = torch.linalg.svd(weight, full_matrices=False)
+        taken_a, taken_b = right[:rank], (left[:, :rank] * values[:rank]).T
+    else:
+        left, right = torch.linalg.qr(weight)
+        taken_a, taken_b = right[:rank], scale * left[:, :rank].T
+    return torch.cat([a, taken_a]), torch.cat([b, -taken_b])
+
+
+@dataclass(frozen=True)
+class EmbeddingLowRank(Part):
+    """LoRA on an embedding.
+
+    Attributes:
+        scale: alpha/r or alpha/√r.
+    """
+
+    scale: float
+
+    kinds: ClassVar = ("an embedding",)
+
+    @property
+    def rank(self) -> int:
+        return self.tensors["lora_embedding_A"].shape[0]
+
+    @property
+    def file_rank(self) -> int:
+        """Of the tensors in the file."""
+        return self.rank
+
+    def faults(self) -> Iterable[str]:
+        if missing := [role for role in ("lora_embedding_A", "lora_embedding_B") if role not in self.tensors]:
+            return [f"{self.path}: {missing[0]} is missing"]
+        a, b = self.tensors["lora_embedding_A"].shape, self.tensors["lora_embedding_B"].shape
+        if len(a) != 2 or len(b) != 2 or a[0] != b[1] or 0 in (*a, *b):
+            return [f"{self.path}: lora_embedding_A {a} and lora_embedding_B {b}, expected (r, rows) and (features, r)"]
+        return integers(self.path, self.tensors)
+
+    def misfits(self, layout: BaseLayout) -> Iterable[str]:
+        shape = layout.embeddings[self.path]
+        expected = {"lora_embedding_A": (self.rank, shape.rows), "lora_embedding_B": (shape.features, self.rank)}
+        for role, tensor in self.tensors.items():
+            yield from misfit(self.path, role, tensor, expected[role])
+
+    def compile(self, source: Source) -> Mapping[str, ModuleDelta]:
+        a = source.tensor("lora_embedding_A")
+        b = (source.tensor("lora_embedding_B") * self.scale).T.contiguous()
+        return {self.path: ModuleDelta(low_rank=LowRank(a, b))}

@@ -1,0 +1,113 @@
+"""What every part has: the tensors it accounts for, what it asks of the base, and how it becomes a delta."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Protocol
+
+from graft_runtime.adapters.layout import BaseLayout
+from graft_runtime.adapters.tensors import FLOATING, TensorSpan
+
+if TYPE_CHECKING:
+    import torch
+
+    from graft_runtime.adapters.deltas import ModuleDelta
+
+
+class BaseModule(Protocol):
+    """One module of the base. Read only: no adapter ever writes into the base."""
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """[output features, input features] of a linear module, whichever way it lies; [rows, features] of an
+        embedding. In the model's dtype, on its device.
+        """
+        ...
+
+    @property
+    def bias(self) -> torch.Tensor | None:
+        """[output features]."""
+        ...
+
+
+class Source(Protocol):
+    """What a part is compiled from."""
+
+    @property
+    def layout(self) -> BaseLayout:
+        """Of the base."""
+        ...
+
+    def tensor(self, role: str) -> torch.Tensor:
+        """This part's own tensor in this role, in float32, on the model's device."""
+        ...
+
+    def base(self) -> BaseModule:
+        """The module of the base that the part changes."""
+        ...
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """One tensor of the file."""
+
+    name: str
+    span: TensorSpan
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.span.shape
+
+
+Roles = Mapping[str, Tensor]
+"""The tensors of one part, by what they are in it: `A`, `B`, `magnitude`."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some tensors of an adapter and the module that they change.
+
+    Attributes:
+        path: of the module.
+        tensors: by role.
+    """
+
+    path: str
+    tensors: Roles
+
+    kinds: ClassVar[tuple[str, ...]] = ("linear",)
+    """Of modules that it can change, in the words of `BaseLayout.kind`."""
+
+    @property
+    def rank(self) -> int:
+        """Columns of the bank that it takes."""
+        return 0
+
+    def faults(self) -> Iterable[str]:
+        """What is wrong with the tensors by themselves."""
+        return integers(self.path, self.tensors)
+
+    def misfits(self, layout: BaseLayout) -> Iterable[str]:
+        """What does not fit the module, which is there and of the right kind."""
+        raise NotImplementedError
+
+    def compile(self, source: Source) -> Mapping[str, ModuleDelta]:
+        """The deltas by the path of the module, in float32. Most parts change their own module only."""
+        raise NotImplementedError
+
+
+def integers(path: str, tensors: Roles) -> list[str]:
+    """The faults of tensors that hold no floating point numbers."""
+    return [
+        f"{path}: {role} has dtype {tensor.span.dtype}, expected a floating point one"
+        for role, tensor in tensors.items()
+        if tensor.span.dtype not in FLOATING
+    ]
+
+
+def misfit(path: str, role: str, tensor: Tensor, expected: tuple[int, ...]) -> list[str]:
+    """One fault, unless the tensor has the shape that the model needs."""
+    if tensor.shape == expected:
+        return []
+    return [f"{path}.{role}: adapter {tensor.shape}, model needs {expected}"]

@@ -1,0 +1,112 @@
+"""One module's part of the active bank. Everything is made when it is first needed, and then kept."""
+
+from __future__ import annotations
+
+import torch
+
+from graft_runtime.adapters.deltas import CompiledAdapter, ModuleDelta
+from graft_runtime.adapters.layout import LinearShape
+
+VECTORS = {"offset": 0.0, "gain": 1.0, "shift": 0.0, "input_gain": 1.0}
+"""What a slot holds of an adapter that has no such vector, and slot 0 for the base."""
+
+
+class BankModule:
+    """What the active adapters add to one module.
+
+    Attributes:
+        a: [columns, input features]; None while no active adapter ever had a low rank here.
+        b: [columns, output features].
+        vectors: [slots, features], by the name of `ModuleDelta`'s part.
+        groups: the adapters that have rows or parameters of their own here, or a low rank that fits no column.
+    """
+
+    def __init__(self, shape: LinearShape | None, dtype: torch.dtype, device: torch.device) -> None:
+        self._shape, self._dtype, self._device = shape, dtype, device
+        self._users: dict[str, set[CompiledAdapter]] = {}
+        self.a: torch.Tensor | None = None
+        self.b: torch.Tensor | None = None
+        self.vectors: dict[str, torch.Tensor] = {}
+        self.groups: dict[CompiledAdapter, ModuleDelta] = {}
+
+    @property
+    def used(self) -> bool:
+        """Whether an active adapter changes this module."""
+        return any(self._users.values()) or bool(self.groups)
+
+    @property
+    def low_rank_possible(self) -> bool:
+        """Whether the module is linear."""
+        return self._shape is not None
+
+    def uses(self, part: str) -> bool:
+        """Whether an active adapter has this part here."""
+        return bool(self._users.get(part))
+
+    def put(self, adapter: CompiledAdapter, delta: ModuleDelta, slot: int, start: int, width: int) -> None:
+        """Copies an adapter's delta into its columns and its slot."""
+        if delta.low_rank is not None and self._fits(delta):
+            self._make_columns(width)
+            assert self.a is not None
+            assert self.b is not None
+            end = start + delta.low_rank.a.shape[0]
+            self.a[start:end], self.b[start:end] = delta.low_rank.a, delta.low_rank.b
+            self._users.setdefault("low_rank", set()).add(adapter)
+        if delta.rows is not None or delta.parameters or (delta.low_rank is not None and not self._fits(delta)):
+            self.groups[adapter] = delta
+        for name in VECTORS:
+            vector = getattr(delta, name)
+            if vector is not None:
+                self._vector(name, slot, vector.shape[0])[slot] = vector
+                self._users.setdefault(name, set()).add(adapter)
+
+    def clear(self, adapter: CompiledAdapter, slot: int, start: int, columns: int) -> None:
+        """Zeroes what an adapter had here."""
+        if self.a is not None and self.b is not None:
+            self.a[start : start + columns], self.b[start : start + columns] = 0, 0
+        for name, vectors in self.vectors.items():
+            if slot < vectors.shape[0]:
+                vectors[slot] = VECTORS[name]
+        for users in self._users.values():
+            users.discard(adapter)
+        self.groups.pop(adapter, None)
+
+    def widen(self, width: int) -> None:
+        """Makes room for this many columns, if there are any."""
+        if self.a is not None and self.b is not None and self.a.shape[0] < width:
+            self.a, self.b = _grown(self.a, width, 0.0), _grown(self.b, width, 0.0)
+
+    def low_rank_in_columns(self, delta: ModuleDelta) -> bool:
+        """Whether its low rank is in the bank's columns, and not in a group."""
+        return delta.low_rank is not None and self._fits(delta)
+
+    def vector(self, name: str, slots: torch.Tensor) -> torch.Tensor:
+        """[tokens, features]: of the adapter in each token's slot."""
+        vectors = self.vectors[name]
+        return vectors[torch.where(slots < vectors.shape[0], slots, 0)]
+
+    def _fits(self, delta: ModuleDelta) -> bool:
+        """Whether a low rank is of the base's size; that of an embedding is looked up, and a head may have grown."""
+        assert delta.low_rank is not None
+        return self._shape is not None and delta.low_rank.b.shape[1] == self._shape.output_features
+
+    def _make_columns(self, width: int) -> None:
+        if self.a is None and self._shape is not None:
+            self.a = torch.zeros(width, self._shape.input_features, dtype=self._dtype, device=self._device)
+            self.b = torch.zeros(width, self._shape.output_features, dtype=self._dtype, device=self._device)
+
+    def _vector(self, name: str, slot: int, features: int) -> torch.Tensor:
+        """The vectors of this name, with room for this slot."""
+        vectors = self.vectors.get(name)
+        if vectors is None:
+            vectors = torch.full((1, features), VECTORS[name], dtype=self._dtype, device=self._device)
+        if vectors.shape[0] <= slot:
+            vectors = _grown(vectors, max(16, 2 * slot), VECTORS[name])
+        self.vectors[name] = vectors
+        return vectors
+
+
+def _grown(tensor: torch.Tensor, rows: int, value: float) -> torch.Tensor:
+    larger = tensor.new_full((rows, tensor.shape[1]), value)
+    larger[: tensor.shape[0]] = tensor
+    return larger

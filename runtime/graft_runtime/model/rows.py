@@ -1,0 +1,115 @@
+"""Rows of a step: which adapters each has, and what its tokens take of the bank."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from graft_runtime.adapters.deltas import CompiledAdapter
+from graft_runtime.errors import ErrorCode, GraftError
+
+
+@dataclass(frozen=True)
+class RowAdapter:
+    """One adapter of one row, and how much of it.
+
+    Attributes:
+        start: the position of the first token that it takes part in.
+    """
+
+    adapter: CompiledAdapter
+    weight: float
+    start: int = 0
+
+
+@dataclass(frozen=True)
+class Row:
+    """The tokens of one row in a pass through the model.
+
+    Attributes:
+        adapters: of the row; the bank holds them.
+        start: the position of the first of the tokens; negative for padding before the first.
+        tokens: how many.
+    """
+
+    adapters: tuple[RowAdapter, ...]
+    start: int
+    tokens: int
+
+
+@dataclass(frozen=True)
+class Taken:
+    """What each token takes of the active adapters.
+
+    Attributes:
+        columns: [tokens, width], bool: those that take part.
+        column_weights: [tokens, width].
+        slots: [tokens], int64: of the adapter that has vectors; 0: none.
+        slot_weights: [tokens, slots].
+    """
+
+    columns: torch.Tensor
+    column_weights: torch.Tensor
+    slots: torch.Tensor
+    slot_weights: torch.Tensor
+
+    def of(self, tokens: torch.Tensor) -> Taken:
+        """Those of these tokens, [n]."""
+        return Taken(self.columns[tokens], self.column_weights[tokens], self.slots[tokens], self.slot_weights[tokens])
+
+    def each(self, times: int) -> Taken:
+        """Every token as often in a row."""
+        return self.of(torch.arange(self.slots.shape[0], device=self.slots.device).repeat_interleave(times))
+
+
+class Step:
+    """What the modules see while a forward pass runs.
+
+    Args:
+        taken: by all tokens of the pass, in order.
+        tokens: of each row; together all of them.
+        last: the tokens that the head computes if it is limited, as indices of all tokens.
+        uniform: whether every token takes the same.
+    """
+
+    def __init__(self, taken: Taken, tokens: Sequence[int], last: torch.Tensor, *, uniform: bool) -> None:
+        self.all = taken
+        self.last = taken.of(last)
+        self._rows = len(tokens)
+        self._even = len(set(tokens)) == 1
+        self._uniform = uniform
+        self._others: dict[int, Taken] = {}
+
+    def of(self, count: int, leading: int, *, head: bool = False) -> Taken:
+        """What the tokens of a module's input take.
+
+        Args:
+            count: of its tokens.
+            leading: its first dimension.
+            head: whether it is the head.
+
+        Raises:
+            GraftError: UnsupportedMethod when the model hands the module tokens that can't be told apart.
+        """
+        if head and count == self.last.slots.shape[0]:
+            return self.last
+        if count == self.all.slots.shape[0]:
+            return self.all
+        if count not in self._others:
+            self._others[count] = self._other(count, leading)
+        return self._others[count]
+
+    def _other(self, count: int, leading: int) -> Taken:
+        device = self.all.slots.device
+        if self._uniform:
+            return self.all.of(torch.zeros(count, dtype=torch.long, device=device))
+        if self._even and leading == self._rows and count % self._rows == 0:  # a row's own: what it attends to, a sum
+            width = self.all.slots.shape[0] // self._rows
+            return self.all.of(torch.arange(self._rows, device=device) * width + width - 1).each(count // self._rows)
+        raise GraftError(
+            ErrorCode.UNSUPPORTED_METHOD,
+            f"the model hands one of its modules {count} tokens of {self.all.slots.shape[0]}",
+            hint="train the adapter without the modules that see only some tokens, as experts do",
+        )
