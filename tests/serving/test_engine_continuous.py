@@ -162,7 +162,7 @@ def test_a_step_of_the_base_alone_touches_no_adapter(engine: Any, monkeypatch: p
     def fail(*_: object) -> None:
         raise AssertionError("a hook was made")
 
-    monkeypatch.setattr(AdapterModules, "_hook", fail)
+    monkeypatch.setattr(AdapterModules, "_hooked", fail)
     assert len(engine.answers([ask("base", SHORT)])["base"]) == 8
 
 

@@ -101,6 +101,9 @@ def test_bad_adapters_leave_the_engine_serving(
     truncated = shutil.copytree(good, tmp_path / "truncated")
     with (truncated / "adapter_model.safetensors").open("r+b") as file:
         file.truncate(1000)
+    pooled = shutil.copytree(good, tmp_path / "pooled")
+    config = json.loads((pooled / "adapter_config.json").read_text())
+    (pooled / "adapter_config.json").write_text(json.dumps(config | {"use_qalora": True}))
     bad = {
         tmp_path / "nowhere": ErrorCode.NOT_AN_ADAPTER,
         truncated: ErrorCode.CORRUPT,
@@ -108,7 +111,7 @@ def test_bad_adapters_leave_the_engine_serving(
         edited(good, tmp_path / "zero", _fill(0.0, "lora_B.weight")): ErrorCode.NO_EFFECT,
         edited(good, tmp_path / "incomplete", _drop_one): ErrorCode.CORRUPT,
         make_adapter("wide", r=17): ErrorCode.RANK_TOO_HIGH,
-        make_adapter("dora", use_dora=True): ErrorCode.UNSUPPORTED_METHOD,
+        pooled: ErrorCode.UNSUPPORTED_METHOD,
         make_adapter("foreign", base=make_base("gpt2")): ErrorCode.BASE_MISMATCH,
     }
     for directory, code in bad.items():
