@@ -128,3 +128,26 @@ def test_a_request_for_text_is_refused(make_base: Any, in_process: Any) -> None:
     assert answer.fault is not None
     assert (answer.finish, answer.fault.code) == ("error", "NotGenerative")
     assert not engine.engine.busy
+
+
+@pytest.mark.parametrize("family", ["bert", "roberta", "deberta", "llama", "bart"])
+def test_adapters_with_heads_of_their_own(family: str, make_base: Any, make_adapter: Any, in_process: Any) -> None:
+    """Saved with the adapter by PEFT, with as many labels as the base or other ones; cut per row."""
+    from peft import PeftModel
+
+    from tests.serving.conftest import load_for
+
+    base = make_base(family, "SEQ_CLS")
+    setting = Setting(in_process(base), base, "SEQ_CLS")
+    head = ["classification_head"] if family == "bart" else None
+    for name, labels in (("same", 3), ("more", 5), ("fewer", 2)):
+        options = {"target_modules": ATTENTION[family], "modules_to_save": head}
+        adapter = make_adapter(name, base=base, task="SEQ_CLS", labels=labels, **options)
+        assert isinstance(setting.engine.mount(name, adapter), Mounted)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            setting.models[name] = PeftModel.from_pretrained(load_for("SEQ_CLS", base, labels), adapter).eval()
+    rows = [(prompt, name) for prompt in PROMPTS for name in (None, "same", "more", "fewer")]
+    random.Random(0).shuffle(rows)
+    for row, mine in zip(rows, setting.outputs([setting.row(*row) for row in rows]), strict=True):
+        assert same(mine, setting.expected(*row)), row

@@ -16,6 +16,7 @@ import torch
 from graft_runtime.adapters.deltas import CompiledAdapter
 from graft_runtime.contract import Task
 from graft_runtime.model.deltas import AdapterModules
+from graft_runtime.model.layout import HEADS
 from graft_runtime.model.load import BaseModel
 from graft_runtime.model.rows import Row, RowAdapter
 from graft_runtime.runners.sharing import Sharing, try_sharing
@@ -114,20 +115,30 @@ class EncoderRunner:
         with self._modules.active([Row(row.adapters, 0, longest) for row in rows], last):
             made = self._base.model(input_ids=ids, return_dict=True, **inputs)
         spans = [slice(longest - len(row.ids), longest) if side == "left" else slice(0, len(row.ids)) for row in rows]
-        return [self._output(made, index, span) for index, span in enumerate(spans)]
+        return [self._output(made, row, index, span) for index, (row, span) in enumerate(zip(rows, spans, strict=True))]
 
-    def _output(self, made: Any, row: int, span: slice) -> torch.Tensor:
+    def _labels(self, row: EncoderRow) -> int:
+        """Those of the row's adapter where it has a head of its own, else the base's."""
+        own = [count for part in row.adapters if (count := _own_labels(part.adapter)) is not None]
+        return own[0] if own else int(self._base.model.config.num_labels)
+
+    def _output(self, made: Any, row: EncoderRow, index: int, span: slice) -> torch.Tensor:
         output: torch.Tensor
         match self._base.task:
             case Task.SEQ_CLS:
-                output = made.logits[row]
+                output = made.logits[index, : self._labels(row)]
             case Task.TOKEN_CLS:
-                output = made.logits[row, span]
+                output = made.logits[index, span, : self._labels(row)]
             case Task.QUESTION_ANS:
-                output = torch.stack([made.start_logits[row, span], made.end_logits[row, span]])
+                output = torch.stack([made.start_logits[index, span], made.end_logits[index, span]])
             case _:
-                output = made.last_hidden_state[row, span]
+                output = made.last_hidden_state[index, span]
         return output
+
+
+def _own_labels(adapter: CompiledAdapter) -> int | None:
+    """How many labels an adapter's own head has."""
+    return next((d.rows.count for path, d in adapter.modules.items() if path in HEADS and d.rows is not None), None)
 
 
 class _Padding:
