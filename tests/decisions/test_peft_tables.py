@@ -38,6 +38,19 @@ def test_shortened_lists_mean_the_modules_that_they_stand_for(row: dict[str, Any
     assert not any(path in config.targets for path in row["others"])
 
 
+@pytest.mark.parametrize("row", TABLES["parameters"], ids=lambda row: str(row["target_parameters"]))
+def test_targeted_parameters(row: dict[str, Any]) -> None:
+    config = read({"target_parameters": row["target_parameters"], "target_modules": ["none"]})
+    assert [path for path in row["parameters"] if config.names_parameter(path)] == row["targeted"]
+
+
+@pytest.mark.parametrize("row", TABLES["expanded"], ids=lambda row: f"{row['model']}-{row['kind']}")
+def test_what_all_linear_is_saved_as(row: dict[str, Any]) -> None:
+    config = read({"target_modules": row["target_modules"]})
+    assert all(f"model.layers.0.block.{name}" in config.targets for name in row["target_modules"])
+    assert not any(path in config.targets for path in ("lm_head", "embed_out", "model.embed_tokens"))
+
+
 @pytest.mark.parametrize("row", TABLES["patterns"], ids=lambda row: row["name"])
 def test_ranks_and_scales(row: dict[str, Any]) -> None:
     config = read(row["config"])

@@ -75,7 +75,7 @@ class Lora:
         """
         found: dict[tuple[str, str], Roles] = {}
         for path in dict.fromkeys(map(_bare, keys.modules)):
-            names = [name for name in STACKED if any(_ends(f"{path}.{name}", end) for end in self._config.parameters)]
+            names = [name for name in STACKED if self._config.names_parameter(f"{path}.{name}")]
             inner = [f"{path}{'.base_layer' * depth}" for depth in range(len(names) - 1, -1, -1)]
             for name, wrapped in zip(names, inner, strict=True):
                 found[path, name] = keys.modules.get(wrapped, {})
@@ -145,10 +145,6 @@ def _bare(path: str) -> str:
     while path.endswith(".base_layer"):
         path = path.removesuffix(".base_layer")
     return path
-
-
-def _ends(path: str, end: str) -> bool:
-    return path == end or path.endswith("." + end)
 
 
 def _there(roles: Roles, role: str) -> str:

@@ -72,6 +72,10 @@ class LoraConfig:
     base_model: str | None
     """What the adapter says that it was trained for; only told, never opened."""
 
+    def names_parameter(self, path: str) -> bool:
+        """Whether target_parameters means this parameter: its whole path, or the end of it after a dot."""
+        return any(path == end or path.endswith("." + end) for end in self.parameters)
+
     def rank_of(self, path: str) -> int:
         """`r`, or what the first matching key of rank_pattern says."""
         return int(first_match(self.rank_patterns, path, self.rank))
