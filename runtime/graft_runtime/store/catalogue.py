@@ -9,7 +9,7 @@ from typing import Literal
 
 from graft_runtime.contract import AdapterEntry, AdapterReport, AdapterState, Fault, Source
 from graft_runtime.errors import ErrorCode, GraftError
-from graft_runtime.messages import Tier
+from graft_runtime.messages import Mounted, Tier
 from graft_runtime.store.cache import Cached
 from graft_runtime.store.fetches import TRANSIENT
 
@@ -94,6 +94,15 @@ class Artifact:
         if self.in_host:
             return "host"
         return "disk" if self.cached is not None else None
+
+    def mounted(self, event: Mounted, base_rows: int) -> None:
+        """The engine has it; with a fault, it is to be unmounted at once."""
+        self.in_host, self.yielding, self.remapped = False, False, event.remapped
+        self.vocabulary_size, self.virtual_tokens = event.vocabulary_size, event.virtual_tokens
+        self.additive, self.scalable = event.additive, event.scalable
+        self.fault = vocabulary_fault(self, base_rows)
+        self.proven = self.proven or self.fault is None
+        self.residence = Residence.MOUNTED if self.fault is None else Residence.UNMOUNTING
 
     @property
     def lendable(self) -> bool:

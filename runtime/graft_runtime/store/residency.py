@@ -31,7 +31,6 @@ from graft_runtime.store.catalogue import (
     plan_mounts,
     report,
     scale_fault,
-    vocabulary_fault,
 )
 from graft_runtime.store.fetches import TRANSIENT, Fetches
 from graft_runtime.store.leases import Lease
@@ -356,17 +355,10 @@ class Residency:
 
     def _mounted(self, artifact: Artifact, event: Mounted) -> None:
         assert self._rows is not None
-        artifact.vocabulary_size, artifact.virtual_tokens = event.vocabulary_size, event.virtual_tokens
-        artifact.additive, artifact.scalable = event.additive, event.scalable
-        artifact.in_host, artifact.yielding = False, False
-        artifact.remapped = event.remapped
-        artifact.fault = vocabulary_fault(artifact, self._rows)
-        if artifact.fault is None:
-            artifact.residence, artifact.proven = Residence.MOUNTED, True
-            return
-        logger.warning("%s", artifact.fault)
-        artifact.residence = Residence.UNMOUNTING
-        self._send(Unmount(artifact.digest))
+        artifact.mounted(event, self._rows)
+        if artifact.fault is not None:
+            logger.warning("%s", artifact.fault)
+            self._send(Unmount(artifact.digest))
 
     def _mount_failed(self, artifact: Artifact, error: GraftError) -> None:
         logger.warning("%s", error)
