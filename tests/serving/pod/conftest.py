@@ -255,12 +255,12 @@ def _command_line(pid: int) -> bytes:
 
 @pytest.fixture(scope="module")
 def make_pod(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Iterator[Callable[..., PodProcess]]:
-    """`make_pod(**config)`: a pod with the tiny base on its shelf, not started yet; killed at the end."""
+    """`make_pod(base=tiny_base, **config)`: a pod with the base on its shelf, not started yet; killed at the end."""
     made: list[PodProcess] = []
 
-    def make(**config: Any) -> PodProcess:
+    def make(base: Path = tiny_base, **config: Any) -> PodProcess:
         pod = PodProcess(tmp_path_factory.mktemp("pod"), **config)
-        pod.put("base", tiny_base)
+        pod.put("base", base)
         made.append(pod)
         return pod
 
