@@ -7,7 +7,8 @@ import errno
 import io
 import os
 import resource
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +34,15 @@ def sources(tmp_path: Path) -> Sources:
     return Sources((MOUNT,), {"shelf": tmp_path / "shelf"})
 
 
-@pytest.fixture
-def file_size_limit() -> Iterator[Callable[[int], None]]:
-    """`file_size_limit(bytes)`: no file of this process may grow past it from then on."""
+@contextmanager
+def file_size_limit(size: int) -> Iterator[None]:
+    """Inside, no file of this process may grow past this many bytes, not even a log that pytest writes to."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def write_adapter(directory: Path, content: str) -> None:
@@ -208,13 +212,10 @@ def test_a_full_disk_is_told_and_leaves_nothing(
     assert list((tmp_path / "cache" / "partial").iterdir()) == []
 
 
-def test_a_disk_that_takes_only_part_of_a_write_is_full(
-    tmp_path: Path, sources: Sources, file_size_limit: Callable[[int], None]
-) -> None:
+def test_a_disk_that_takes_only_part_of_a_write_is_full(tmp_path: Path, sources: Sources) -> None:
     """The kernel writes what still fits and says so; only the next write is refused."""
     cache = Cache(tmp_path / "cache", None, tuple)
-    file_size_limit(WEIGHTS_BYTES - 1)
-    with pytest.raises(GraftError) as caught:
+    with file_size_limit(WEIGHTS_BYTES - 1), pytest.raises(GraftError) as caught:
         copy(cache, sources, "a")
     assert caught.value.code == "NoCapacity"
     assert cache.unfinished == []
