@@ -102,7 +102,7 @@ def fit(parts: Sequence[Part], layout: BaseLayout, *, name: str, base_model: str
     layout = layout.resized(_own_rows(parts, layout))
     missing = [part for part in parts if layout.kind(part.path) is None]
     strange = [part for part in parts if layout.kind(part.path) not in (None, *part.kinds)]
-    misfits = [fault for part in parts if part not in missing and part not in strange for fault in part.misfits(layout)]
+    misfits = [fault for part in parts if layout.kind(part.path) in part.kinds for fault in part.misfits(layout)]
     if strange:
         raise GraftError(
             ErrorCode.UNSUPPORTED_METHOD,

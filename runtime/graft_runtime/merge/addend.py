@@ -73,11 +73,11 @@ class Addend:
         """
         values = Values(self.files.name)
         total = ModuleDelta()
-        for part in self.parts.get(path, ()):
-            made = compile_parts(self.files, [part], self.layout, lambda _: module, device=device, values=values)
-            for made_path, delta in made:
-                if made_path == path:
-                    total |= delta
+        parts = self.parts.get(path, ())
+        made = compile_parts(self.files, parts, self.layout, lambda _: module, device=device, values=values)
+        for made_path, delta in made:
+            if made_path == path:
+                total |= delta
         if total.low_rank is not None and path in self.layout.embeddings:
             total = replace(total, low_rank=LowRank(total.low_rank.b, total.low_rank.a))
         return total

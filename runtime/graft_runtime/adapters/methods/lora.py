@@ -49,14 +49,15 @@ class Lora:
         parts, foreign = whole_weights(keys.rest, config.saved, biases=config.bias != "none")
         if foreign:
             raise foreign_tensors(self._name, self.method, foreign)
-        faults = self._absent(parts, keys)
-        for (path, parameter), roles in self._stacks(keys).items():
+        stacks = self._stacks(keys)
+        faults = self._absent(parts, keys, stacks)
+        for (path, parameter), roles in stacks.items():
             rank = config.rank_of(f"{path}.{parameter}")
             scale = config.scale_of(f"{path}.{parameter}", rank)
             parts.append(StackedLowRank(path, roles, parameter, scale, rank))
-        stacks = {path for path, _ in self._stacks(keys)}
+        stacked = {path for path, _ in stacks}
         for path, roles in keys.modules.items():
-            if _bare(path) in stacks:
+            if _bare(path) in stacked:
                 continue
             faults += self._strangers(path, roles)
             parts += self._module(path, roles)
@@ -95,12 +96,12 @@ class Lora:
             delta = {"trainable_tokens_delta": roles["trainable_tokens_delta"]}
             yield TrainedTokens(path, delta, self._tokens_of(path))
 
-    def _absent(self, parts: Iterable[Part], keys: Keys) -> list[str]:
+    def _absent(self, parts: Iterable[Part], keys: Keys, stacks: Mapping[tuple[str, str], Roles]) -> list[str]:
         """What the config speaks of and no tensor tells."""
         faults = absent(self._config.saved, parts)
         if self._config.tokens and not any("trainable_tokens_delta" in roles for roles in keys.modules.values()):
             faults.append("trainable_token_indices names tokens, trainable_tokens_delta is missing")
-        if self._config.parameters and not self._stacks(keys):
+        if self._config.parameters and not stacks:
             faults.append(f"target_parameters names {', '.join(self._config.parameters)}, no tensor is of these")
         return faults
 
