@@ -128,6 +128,19 @@ def test_every_floating_dtype_is_read(tmp_path: Path, stored: torch.dtype) -> No
     assert torch.equal(adapter.modules[Q].tensors[0], expected)
 
 
+def test_a_file_of_several_dtypes(tmp_path: Path) -> None:
+    halves = {name: tensor.to(torch.bfloat16) for name, tensor in pair(V, rank=3, outputs=6).items()}
+    adapter = compiled(tmp_path, pair(Q) | halves, rank_pattern={"v_proj": 3})
+    assert torch.equal(adapter.modules[V].tensors[0], halves[f"base_model.model.{V}.lora_A.weight"].float())
+    assert torch.equal(adapter.modules[Q].tensors[0], pair(Q)[f"base_model.model.{Q}.lora_A.weight"])
+
+
+def test_what_is_known_of_the_values_bounds_them(tmp_path: Path) -> None:
+    adapter = compiled(tmp_path, dtype=torch.bfloat16, lora_alpha=40)
+    for delta in adapter.modules.values():
+        assert max(tensor.abs().max() for tensor in delta.tensors) <= delta.largest < 100
+
+
 def test_a_base_of_another_size(tmp_path: Path) -> None:
     error = refusal(tmp_path, pair(Q, inputs=7) | pair(V, outputs=6), base_model_name_or_path="Qwen/Qwen2.5-0.5B")
     assert str(error) == (

@@ -3,37 +3,18 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import BinaryIO
 
 import torch
 
+from graft_runtime.adapters.content import Content, OneByOne, is_finite, read_content
 from graft_runtime.adapters.deltas import CompiledAdapter, ModuleDelta, Prefix
 from graft_runtime.adapters.files import AdapterFiles, open_weights
 from graft_runtime.adapters.fit import fitted
 from graft_runtime.adapters.layout import BaseLayout
 from graft_runtime.adapters.parts.part import BaseModule, Part
 from graft_runtime.adapters.parts.virtual import KeysAndValues
-from graft_runtime.adapters.tensors import TensorSpan
 from graft_runtime.errors import ErrorCode, GraftError, shown
-
-TORCH_DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
-    "U8": torch.uint8,
-    "I16": torch.int16,
-    "I32": torch.int32,
-    "I64": torch.int64,
-}
-
-MAX_AT_ONCE = 64 << 20
-"""Bytes of a file that is read in one piece."""
 
 BaseModules = Callable[[str], BaseModule]
 """The modules of a base by their path."""
@@ -100,11 +81,10 @@ def compile_parts(
         values: takes note of what is not finite.
     """
     with open_weights(files.directory, files.name, version=files.version) as file:
-        content = _content(file, files) if len(parts) == len(files.parts) else None  # a merge asks for a few at a time
-        finite = content is not None and _is_all_finite(content, files)
+        every = len(parts) == len(files.parts)  # a merge asks for a few at a time
+        content = read_content(file, files, device) if every else OneByOne(file, files, device)
         for part in parts:
-            source = _Source(part, layout, modules, file, files, device, values, content, finite)
-            yield from part.compile(source).items()
+            yield from part.compile(_Source(part, layout, modules, content, values)).items()
 
 
 def _prefix(
@@ -114,34 +94,25 @@ def _prefix(
     if part is None:
         return None
     with open_weights(files.directory, files.name, version=files.version) as file:
-        return part.prefix(_Source(part, layout, modules, file, files, device, values))
+        return part.prefix(_Source(part, layout, modules, OneByOne(file, files, device), values))
 
 
-@dataclass(frozen=True)
 class _Source:
     """What a part is compiled from."""
 
-    part: Part
-    layout: BaseLayout
-    modules: BaseModules
-    file: BinaryIO
-    files: AdapterFiles
-    device: torch.device
-    values: Values
-    content: torch.Tensor | None = None
-    """Of the whole file, where it was read at once."""
-    finite: bool = False
-    """Every tensor of the file is known to be."""
+    def __init__(self, part: Part, layout: BaseLayout, modules: BaseModules, content: Content, values: Values) -> None:
+        self.layout, self.largest = layout, content.largest
+        self._part, self._modules, self._content, self._values = part, modules, content, values
 
     def tensor(self, role: str) -> torch.Tensor:
-        name = self.part.tensors[role].name
-        tensor = read_tensor(self.file, self.files, name, self.content)
-        if not self.finite:
-            self.values.note(name, tensor)
-        return tensor.to(self.device)
+        name, span = self._part.tensors[role]
+        tensor = self._content.tensor(span)
+        if not math.isfinite(self.largest):
+            self._values.note(name, tensor)
+        return tensor
 
     def base(self) -> BaseModule:
-        return self.modules(self.part.path)
+        return self._modules(self._part.path)
 
 
 class Values:
@@ -159,7 +130,8 @@ class Values:
     def cast(self, path: str, delta: ModuleDelta, dtype: torch.dtype) -> ModuleDelta:
         """The delta in the model's dtype; takes a fault down when that or its scale is too much for its values."""
         made = delta if dtype == torch.float32 else delta.map(lambda tensor: tensor.to(dtype))
-        self.note_cast(path, made.tensors, dtype)
+        if not delta.largest <= torch.finfo(dtype).max:
+            self.note_cast(path, made.tensors, dtype)
         return made
 
     def note_cast(self, what: str, tensors: Sequence[torch.Tensor], dtype: torch.dtype) -> None:
@@ -202,52 +174,3 @@ def _vocabulary(own: BaseLayout, layout: BaseLayout) -> int | None:
         return None
     rows = own.embeddings[layout.input_embedding].rows
     return None if rows == layout.embeddings[layout.input_embedding].rows else rows
-
-
-def is_finite(tensor: torch.Tensor) -> bool:
-    """Whether every value is a number. The least and the most say so, twenty times as fast as looking at each."""
-    if not tensor.numel():
-        return True
-    least, most = torch.aminmax(tensor.T if tensor.dim() == 2 and not tensor.is_contiguous() else tensor)
-    return math.isfinite(least.item()) and math.isfinite(most.item())
-
-
-def read_tensor(file: BinaryIO, files: AdapterFiles, name: str, content: torch.Tensor | None = None) -> torch.Tensor:
-    """One tensor in float32, in our own memory: never a map of a file that others could truncate.
-
-    Args:
-        file: the weights.
-        files: of the adapter.
-        name: of the tensor.
-        content: of the whole file, where it was read at once; the tensor may lie in it.
-
-    Raises:
-        GraftError: Corrupt.
-    """
-    span: TensorSpan = files.tensors[name]
-    dtype = TORCH_DTYPES[span.dtype]
-    data = _read(file, files, span.begin, span.end) if content is None else content[span.begin : span.end]
-    if span.begin % dtype.itemsize and content is not None:
-        data = data.clone()
-    return data.view(dtype).reshape(span.shape).to(torch.float32)
-
-
-def _content(file: BinaryIO, files: AdapterFiles) -> torch.Tensor | None:
-    """The whole file in one read, where it is of a usual size: many small ones take longer."""
-    end = max((span.end for span in files.tensors.values()), default=0)
-    return _read(file, files, 0, end) if end <= MAX_AT_ONCE else None
-
-
-def _is_all_finite(content: torch.Tensor, files: AdapterFiles) -> bool:
-    """Whether all tensors are, in one look, where they are float32 throughout and lie as they should."""
-    begin = min((span.begin for span in files.tensors.values()), default=0)
-    if begin % 4 or any(span.dtype != "F32" for span in files.tensors.values()):
-        return False
-    return is_finite(content[begin:].view(torch.float32))
-
-
-def _read(file: BinaryIO, files: AdapterFiles, begin: int, end: int) -> torch.Tensor:
-    data = torch.empty(end - begin, dtype=torch.uint8)
-    if os.preadv(file.fileno(), [data.numpy().data], begin) != len(data):
-        raise GraftError(ErrorCode.CORRUPT, f"the weights of adapter `{files.name}` were cut while they were read")
-    return data

@@ -10,6 +10,7 @@ Every part is optional and free when it is absent. Tensors are of the model's dt
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
@@ -25,10 +26,16 @@ class LowRank:
     Attributes:
         a: [rank, input features]; of an embedding [rank, rows].
         b: [rank, output features].
+        largest: no value of both is beyond it, in either direction; infinity when nobody looked.
     """
 
     a: torch.Tensor
     b: torch.Tensor
+    largest: float = math.inf
+
+    def map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> LowRank:
+        """With both tensors in another dtype or place."""
+        return LowRank(change(self.a), change(self.b), self.largest)
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,6 +111,12 @@ class ModuleDelta:
         return [tensor for tensor in (*low_rank, *rows, *vectors, *experts) if tensor is not None]
 
     @property
+    def largest(self) -> float:
+        """No value is beyond it, in either direction; infinity when nobody looked."""
+        alone = self.low_rank is not None and self.additive and self.offset is None and not self.experts
+        return self.low_rank.largest if self.low_rank is not None and alone else math.inf
+
+    @property
     def changes(self) -> bool:
         """Whether any of it is more than zeros and ones."""
         low_ranks = [*self.experts.values(), *([self.low_rank] if self.low_rank else [])]
@@ -113,21 +126,21 @@ class ModuleDelta:
         return low_rank or gains or sums or self.rows is not None or bool(self.parameters) or self.prompt is not None
 
     def map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> ModuleDelta:
-        """With every tensor of floating point changed, and `Rows.index` as it is."""
+        """With every tensor of floating point in another dtype or place, and `Rows.index` as it is."""
 
         def changed(value: torch.Tensor | None) -> torch.Tensor | None:
             return None if value is None else change(value)
 
         low_rank, rows = self.low_rank, self.rows
         return ModuleDelta(
-            low_rank=low_rank and LowRank(change(low_rank.a), change(low_rank.b)),
+            low_rank=low_rank and low_rank.map(change),
             offset=changed(self.offset),
             gain=changed(self.gain),
             shift=changed(self.shift),
             input_gain=changed(self.input_gain),
             rows=rows and replace(rows, weight=change(rows.weight), bias=changed(rows.bias)),
             prompt=changed(self.prompt),
-            experts={name: LowRank(change(low.a), change(low.b)) for name, low in self.experts.items()},
+            experts={name: low.map(change) for name, low in self.experts.items()},
             parameters={name: change(value) for name, value in self.parameters.items()},
         )
 

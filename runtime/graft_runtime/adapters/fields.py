@@ -71,8 +71,12 @@ def names(modules: Expression | frozenset[str], path: str) -> bool:
     """Whether a pattern, or one of these names, means the module: the whole path, or its end after a dot."""
     if isinstance(modules, Expression):
         return modules.matches(path)
-    parts = path.split(".")
-    return any(".".join(parts[start:]) in modules for start in range(len(parts)))
+    dot = path.rfind(".")
+    while dot >= 0:
+        if path[dot + 1 :] in modules:
+            return True
+        dot = path.rfind(".", 0, dot)
+    return path in modules
 
 
 def refuse_options(config: Mapping[str, Any], read: frozenset[str], refused: Mapping[str, str]) -> list[str]:

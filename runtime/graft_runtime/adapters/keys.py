@@ -44,13 +44,20 @@ def by_module(tensors: Mapping[str, TensorSpan], roles: Mapping[str, str]) -> Ke
     modules: dict[str, dict[str, Tensor]] = {}
     rest: dict[str, TensorSpan] = {}
     for name, span in tensors.items():
-        ending = next((ending for ending in roles if name.endswith(ending)), None)
+        ending = _ending(name, roles)
         if ending is None or not name.startswith(PREFIX):
             rest[name] = span
         else:
-            path = name.removeprefix(PREFIX).removesuffix(ending)
+            path = name[len(PREFIX) : -len(ending)]
             modules.setdefault(path, {})[roles[ending]] = Tensor(name, span)
     return Keys(modules, rest)
+
+
+def _ending(name: str, roles: Iterable[str]) -> str | None:
+    for ending in roles:
+        if name.endswith(ending):
+            return ending
+    return None
 
 
 def whole_weights(
@@ -91,6 +98,8 @@ def is_embedding(path: str) -> bool:
 
 def is_saved(path: str, saved: Collection[str]) -> bool:
     """Whether modules_to_save names this module or one that it is in."""
+    if not saved:
+        return False
     steps = path.split(".")
     return any(".".join(steps[:end]).endswith(tuple(saved)) for end in range(1, len(steps) + 1))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import chain
 
 
@@ -97,6 +98,8 @@ class BaseLayout:
 
     def resized(self, rows: Mapping[str, int]) -> BaseLayout:
         """With other numbers of rows, by the paths of linear modules and embeddings."""
+        if not rows:
+            return self
         linear = {path: replace(self.linear[path], output_features=rows[path]) for path in rows.keys() & self.linear}
         embeddings = {path: replace(self.embeddings[path], rows=rows[path]) for path in rows.keys() & self.embeddings}
         return replace(self, linear={**self.linear, **linear}, embeddings={**self.embeddings, **embeddings})
@@ -106,5 +109,9 @@ class BaseLayout:
         if path in (INPUT_EMBEDDING, ATTENTION):
             there = self.input_embedding if path == INPUT_EMBEDDING else self.attention
             return None if there is None else path
-        tables = {"linear": self.linear, "an embedding": self.embeddings, "a norm": self.norms, EXPERTS: self.experts}
-        return next((kind for kind, table in tables.items() if path in table), self.other.get(path))
+        return self._kinds.get(path)
+
+    @cached_property
+    def _kinds(self) -> dict[str, str]:
+        tables = {EXPERTS: self.experts, "a norm": self.norms, "an embedding": self.embeddings, "linear": self.linear}
+        return {**self.other, **{path: kind for kind, table in tables.items() for path in table}}

@@ -8,6 +8,7 @@ from typing import Any, NoReturn
 from graft_runtime.errors import ErrorCode, GraftError
 
 MAX_DEPTH = 16
+CONTAINERS = (dict, list)
 
 
 def parse_object(text: bytes, what: str, code: ErrorCode) -> dict[str, Any]:
@@ -47,15 +48,14 @@ def _refuse_constant(constant: str) -> NoReturn:
     raise ValueError(f"{constant} is not a number")
 
 
-def _depth(value: Any) -> int:
-    depth, level = 0, [value]
+def _depth(value: dict[str, Any]) -> int:
+    depth, level = 0, list[Any]([value])
     while level and depth <= MAX_DEPTH:
         depth += 1
         level = [
             child
             for item in level
-            if isinstance(item, dict | list)
-            for child in (item.values() if isinstance(item, dict) else item)
-            if isinstance(child, dict | list)
+            for child in (item.values() if type(item) is dict else item)
+            if type(child) in CONTAINERS
         ]
     return depth

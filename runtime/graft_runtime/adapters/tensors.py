@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from dataclasses import dataclass
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 from graft_runtime.adapters.strict_json import parse_object
 from graft_runtime.errors import ErrorCode, GraftError, shown
@@ -13,6 +12,9 @@ from graft_runtime.errors import ErrorCode, GraftError, shown
 MAX_HEADER_BYTES = 16 << 20
 MAX_TENSORS = 65_536
 MAX_DIMENSIONS = 8
+FIELDS = frozenset({"dtype", "shape", "data_offsets"})
+HIGHEST = 1 << 62
+"""Numbers of a header are below it."""
 LENGTH_BYTES = 8
 """The file begins with the length of its header, little-endian."""
 
@@ -23,8 +25,7 @@ ITEM_BYTES = {
 FLOATING = frozenset({"F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"})
 
 
-@dataclass(frozen=True)
-class TensorSpan:
+class TensorSpan(NamedTuple):
     """One tensor of a file: `begin` and `end` are bytes from the start of the file."""
 
     dtype: str
@@ -74,7 +75,7 @@ def read_header(file: BinaryIO, what: str) -> dict[str, TensorSpan]:
 
 def _span(entry: Any, start: int) -> TensorSpan | str:
     """The span that this entry of the header describes, or what is wrong with it."""
-    if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
+    if not isinstance(entry, dict) or entry.keys() != FIELDS:
         return "expected exactly dtype, shape and data_offsets"
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in ITEM_BYTES:
@@ -90,7 +91,9 @@ def _span(entry: Any, start: int) -> TensorSpan | str:
 
 
 def _naturals(value: Any) -> bool:
-    return isinstance(value, list) and all(type(item) is int and 0 <= item < 1 << 62 for item in value)
+    if not isinstance(value, list) or not {*map(type, value)} <= {int}:
+        return False
+    return not value or (min(value) >= 0 and max(value) < HIGHEST)
 
 
 def _gaps(spans: dict[str, TensorSpan], start: int, size: int) -> list[str]:

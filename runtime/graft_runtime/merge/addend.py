@@ -8,7 +8,8 @@ from pathlib import Path
 
 import torch
 
-from graft_runtime.adapters.compile import Values, compile_parts, read_tensor
+from graft_runtime.adapters.compile import Values, compile_parts
+from graft_runtime.adapters.content import OneByOne
 from graft_runtime.adapters.deltas import LowRank, ModuleDelta
 from graft_runtime.adapters.files import AdapterFiles, open_weights, read_adapter_files
 from graft_runtime.adapters.fit import fitted
@@ -91,7 +92,8 @@ class Addend:
         if len(self.parts[path]) > 1 or not isinstance(part, LinearLowRank) or not part.plain:
             return None
         with open_weights(self.files.directory, self.files.name, version=self.files.version) as file:
-            a, b = (read_tensor(file, self.files, part.tensors[role].name).to(device) for role in ("lora_A", "lora_B"))
+            content = OneByOne(file, self.files, device)
+            a, b = (content.tensor(part.tensors[role].span) for role in ("lora_A", "lora_B"))
         return (b @ a) * (part.scale * self.weight)
 
     def _check_mergeable(self, layout: BaseLayout, shared: Collection[str]) -> None:
@@ -129,8 +131,9 @@ class Addend:
         values = Values(self.files.name)
         changes = False
         with open_weights(self.files.directory, self.files.name, version=self.files.version) as file:
+            content = OneByOne(file, self.files, torch.device("cpu"))
             for part in self.files.parts:
-                tensors = [read_tensor(file, self.files, tensor.name) for tensor in part.tensors.values()]
+                tensors = [content.tensor(tensor.span) for tensor in part.tensors.values()]
                 for tensor, value in zip(part.tensors.values(), tensors, strict=True):
                     values.note(tensor.name, value)
                 if isinstance(part, LinearLowRank) and part.plain:

@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 import torch
 from transformers.pytorch_utils import Conv1D
 
-from graft_runtime.adapters.compile import TORCH_DTYPES
+from graft_runtime.adapters.content import TORCH_DTYPES
 from graft_runtime.adapters.files import CONFIG_FILE, WEIGHTS_FILE
 from graft_runtime.adapters.strict_json import parse_object
 from graft_runtime.adapters.tensors import TensorSpan, read_header

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from graft_runtime.adapters.compile import is_finite
+from graft_runtime.adapters.content import is_finite
 from graft_runtime.adapters.deltas import ModuleDelta
 from graft_runtime.adapters.parts.part import BaseModule
 from graft_runtime.errors import ErrorCode, GraftError

@@ -12,9 +12,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch.nn import functional
 
-from graft_runtime.adapters.deltas import CompiledAdapter
+from graft_runtime.adapters.deltas import CompiledAdapter, LowRank
 from graft_runtime.errors import ErrorCode, GraftError
-from graft_runtime.model.bank import Bank
+from graft_runtime.model.bank import Bank, Sample
 from graft_runtime.model.load import BaseModel
 from graft_runtime.model.rows import RowAdapter
 
@@ -50,10 +50,11 @@ def try_adapter(base: BaseModel, bank: Bank, adapter: CompiledAdapter, name: str
 
 
 def _try_on_model(base: BaseModel, bank: Bank, adapter: CompiledAdapter, name: str, forward: Forward) -> None:
-    given: dict[str, torch.Tensor | None] = dict.fromkeys(adapter.modules)
+    given: dict[str, Sample | None] = dict.fromkeys(adapter.modules)
 
     def keep(path: str, inputs: tuple[torch.Tensor, ...]) -> None:
-        given[path] = inputs[0].reshape(-1, inputs[0].shape[-1])[-1:].clone()  # of the base's row
+        values = inputs[0].reshape(-1, inputs[0].shape[-1])[-1:].clone()  # of the base's row
+        given[path] = Sample(values, values.abs().sum(dtype=torch.float64).item())
 
     handles = [
         base.model.get_submodule(path).register_forward_pre_hook(lambda _, inputs, path=path: keep(path, inputs))
@@ -75,15 +76,24 @@ def _try_on_model(base: BaseModel, bank: Bank, adapter: CompiledAdapter, name: s
 
 
 def _largest_change(adapter: CompiledAdapter, bank: Bank) -> torch.Tensor:
-    """Of what each module adds to what the model once gave it, and of the vectors beside that; NaN if one is."""
+    """Of what each module adds to what the model once gave it, and of the vectors beside that; NaN if one is.
+
+    A module whose change can't be beyond LARGEST, whatever its values are, is not computed.
+    """
     changes: list[torch.Tensor] = []
     for path, delta in adapter.modules.items():
-        given = bank.samples[path]
-        if given is not None and delta.low_rank is not None and given.shape[1] == delta.low_rank.a.shape[1]:
-            changes.append(functional.linear(given.to(delta.low_rank.a.dtype), delta.low_rank.a) @ delta.low_rank.b)
+        given, low_rank = bank.samples[path], delta.low_rank
+        if given is not None and low_rank is not None and _may_be_large(given, low_rank):
+            changes.append(functional.linear(given.values.to(low_rank.a.dtype), low_rank.a) @ low_rank.b)
         vectors = (delta.offset, delta.gain, delta.shift, delta.input_gain, delta.prompt)
         changes += [vector for vector in vectors if vector is not None]
     return torch.cat([change.flatten() for change in changes]).abs().amax() if changes else torch.zeros(())
+
+
+def _may_be_large(given: Sample, low_rank: LowRank) -> bool:
+    """Whether x·aᵀ·b could be: |x·aᵀ·b| ≤ r · max|a| · Σ|x| · max|b|. An embedding is given no values to go by."""
+    rank, features = low_rank.a.shape
+    return given.values.shape[1] == features and not rank * low_rank.largest * low_rank.largest * given.sum < LARGEST
 
 
 def _overflow(name: str) -> GraftError:

@@ -75,6 +75,8 @@ class Lora:
         further inside have `base_layer` in them; the name of the parameter is in none, so the order tells which it is.
         """
         found: dict[tuple[str, str], Roles] = {}
+        if not self._config.parameters:
+            return found
         for path in dict.fromkeys(map(_bare, keys.modules)):
             names = [name for name in STACKED if self._config.names_parameter(f"{path}.{name}")]
             inner = [f"{path}{'.base_layer' * depth}" for depth in range(len(names) - 1, -1, -1)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
@@ -73,10 +74,12 @@ class LinearLowRank(Part):
 
     def compile(self, source: Source) -> Mapping[str, ModuleDelta]:
         a, b = source.tensor("lora_A"), _scaled(source.tensor("lora_B"), self.scale)
+        largest = source.largest * max(1.0, abs(self.scale))
         if self.start:
+            largest = math.inf
             a, b = _without_start(a, b, source.base().weight.float(), self.start, self.scale)
         offset = source.tensor("lora_B.bias") * self.scale if self.biased else None
-        delta = ModuleDelta(low_rank=LowRank(a, b), offset=offset)
+        delta = ModuleDelta(low_rank=LowRank(a, b, largest), offset=offset)
         if not self.additive:
             delta |= _normed(delta, source)
         return {self.path: delta}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Protocol
+from typing import TYPE_CHECKING, ClassVar, NamedTuple, Protocol
 
 from graft_runtime.adapters.layout import BaseLayout
 from graft_runtime.adapters.tensors import FLOATING, TensorSpan
@@ -39,6 +39,11 @@ class Source(Protocol):
         """Of the base."""
         ...
 
+    @property
+    def largest(self) -> float:
+        """No value of the file is beyond it, in either direction; infinity when nobody looked."""
+        ...
+
     def tensor(self, role: str) -> torch.Tensor:
         """This part's own tensor in this role, in float32, on the model's device."""
         ...
@@ -48,8 +53,7 @@ class Source(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class Tensor:
+class Tensor(NamedTuple):
     """One tensor of the file."""
 
     name: str
