@@ -98,8 +98,8 @@ class ModuleDelta:
     @property
     def additive(self) -> bool:
         """Whether it is ΔW·x + Δc: it can be weighted, and added to others."""
-        others = (self.gain, self.shift, self.input_gain, self.rows, self.prompt)
-        return all(other is None for other in others) and not self.parameters
+        whole = self.rows is not None or self.prompt is not None or bool(self.parameters)
+        return not whole and self.gain is None and self.shift is None and self.input_gain is None
 
     @property
     def tensors(self) -> list[torch.Tensor]:
@@ -113,8 +113,9 @@ class ModuleDelta:
     @property
     def largest(self) -> float:
         """No value is beyond it, in either direction; infinity when nobody looked."""
-        alone = self.low_rank is not None and self.additive and self.offset is None and not self.experts
-        return self.low_rank.largest if self.low_rank is not None and alone else math.inf
+        if self.low_rank is None or self.offset is not None or self.experts or not self.additive:
+            return math.inf
+        return self.low_rank.largest
 
     @property
     def changes(self) -> bool:
