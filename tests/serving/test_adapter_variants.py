@@ -13,12 +13,12 @@ from graft_runtime.adapters.compile import compile_adapter
 from graft_runtime.adapters.deltas import CompiledAdapter
 from graft_runtime.adapters.files import read_adapter_files
 from graft_runtime.engine.requests import first_position
+from graft_runtime.engine.route import choose_runner
 from graft_runtime.model.layout import modules_of
 from graft_runtime.model.load import load_base
 from graft_runtime.model.rows import RowAdapter
 from graft_runtime.runners.decoder import DecoderRunner
 from graft_runtime.runners.padded import PaddedRunner
-from graft_runtime.runners.route import choose_runner
 
 PROMPTS = ([3, 1, 2, 5, 9, 11, 4], [7, 8, 300, 6], [1, 2, 5, 9, 3, 3, 2, 5, 10], [40, 41])
 

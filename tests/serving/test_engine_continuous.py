@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from graft_runtime.engine.kv import SMALLEST_EXTENT, KeyValueStore, LayerShape
 from graft_runtime.errors import ErrorCode
 from graft_runtime.messages import Cancel, Generated, Sampling, ServedAdapter, Submit
+from graft_runtime.runners.kv import SMALLEST_EXTENT, KeyValueStore, LayerShape
 
 GREEDY = Sampling(temperature=0)
 LONG = [256, *[(index * 37 + 11) % 256 for index in range(150)]]

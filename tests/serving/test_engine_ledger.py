@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 from graft_runtime.engine import ledger
-from graft_runtime.engine.kv import LayerShape
 from graft_runtime.engine.ledger import CPU_CAP, Ledger, free_memory, open_ledger, room_in_host
 from graft_runtime.errors import ErrorCode, GraftError
+from graft_runtime.runners.kv import LayerShape
 
 MEBIBYTE = 1 << 20
 

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 import torch
+from graft_runtime.engine.route import choose_runner
 from graft_runtime.messages import BaseLoaded, Sampling, Submit
 from graft_runtime.model.load import BaseModel, load_base
 from graft_runtime.runners.attention import IMPLEMENTATION
 from graft_runtime.runners.decoder import DecoderRunner
 from graft_runtime.runners.padded import PaddedRunner
-from graft_runtime.runners.route import choose_runner
 
 
 @pytest.fixture

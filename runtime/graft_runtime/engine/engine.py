@@ -16,6 +16,7 @@ from graft_runtime.engine.loader import AdapterReady, BaseReady, Job, Outcome, f
 from graft_runtime.engine.mounts import Mounts
 from graft_runtime.engine.packed import PackedFlow
 from graft_runtime.engine.requests import Flow, Request, Turn, first_position
+from graft_runtime.engine.route import Runner, choose_runner
 from graft_runtime.engine.sampling import Draws, choose, limited
 from graft_runtime.engine.scheduler import Scheduler
 from graft_runtime.errors import ErrorCode, GraftError
@@ -41,7 +42,6 @@ from graft_runtime.model.load import BaseModel
 from graft_runtime.model.rows import RowAdapter, virtual_tokens
 from graft_runtime.runners.decoder import DecoderRunner
 from graft_runtime.runners.encoder import EncoderRunner
-from graft_runtime.runners.route import Runner, choose_runner
 
 logger = logging.getLogger(__name__)
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import torch
 
-from graft_runtime.engine.kv import LayerShape
 from graft_runtime.errors import ErrorCode, GraftError
+from graft_runtime.runners.kv import LayerShape
 
 logger = logging.getLogger(__name__)
 

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 import torch
 
-from graft_runtime.engine.kv import Extent
 from graft_runtime.engine.requests import Request
 from graft_runtime.runners.attention import Piece
 from graft_runtime.runners.decoder import DecoderRunner, PackedRow
+from graft_runtime.runners.kv import Extent
 
 PROMPT_TOKENS = {"cpu": 512, "cuda": 4096}
 """Of all prompts in one step: those that decode wait for it, so it is bounded by the device's speed."""

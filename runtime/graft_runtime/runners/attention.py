@@ -16,7 +16,7 @@ import torch
 from torch.nn import functional
 from transformers import AttentionInterface
 
-from graft_runtime.engine.kv import Extent, Slab
+from graft_runtime.runners.kv import Extent, Slab
 
 IMPLEMENTATION = "graft"
 

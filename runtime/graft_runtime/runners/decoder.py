@@ -14,11 +14,11 @@ from typing import Any
 import torch
 
 from graft_runtime.adapters.deltas import CompiledAdapter
-from graft_runtime.engine.kv import SMALLEST_EXTENT, Extent, KeyValueStore, LayerShape, fill
 from graft_runtime.model.deltas import AdapterModules
 from graft_runtime.model.load import BaseModel
 from graft_runtime.model.rows import Row, RowAdapter
 from graft_runtime.runners.attention import Layout, Piece, attending
+from graft_runtime.runners.kv import SMALLEST_EXTENT, Extent, KeyValueStore, LayerShape, fill
 from graft_runtime.runners.trial import try_adapter
 
 NAME = "decoder"

@@ -11,11 +11,11 @@ from typing import Any
 
 import torch
 
-from graft_runtime.engine.kv import KeyValueStore, LayerShape
 from graft_runtime.model.deltas import AdapterModules
 from graft_runtime.model.load import BaseModel
 from graft_runtime.runners.attention import IMPLEMENTATION, Piece, attending
 from graft_runtime.runners.decoder import DecoderRunner, Family, PackedRow, scratch
+from graft_runtime.runners.kv import KeyValueStore, LayerShape
 
 HANDLED = {"scaling", "dropout", "sliding_window", "softcap", "s_aux", "is_causal"}
 """What our attention does as it is asked, or what is checked here."""

@@ -7,13 +7,13 @@ import logging
 import torch
 
 from graft_runtime.contract import Task
-from graft_runtime.engine.kv import KeyValueStore
 from graft_runtime.engine.ledger import open_ledger
 from graft_runtime.model.bank import Bank
 from graft_runtime.model.deltas import AdapterModules
 from graft_runtime.model.load import BaseModel
 from graft_runtime.runners.decoder import DecoderRunner
 from graft_runtime.runners.encoder import EncoderRunner
+from graft_runtime.runners.kv import KeyValueStore
 from graft_runtime.runners.padded import PaddedRunner
 from graft_runtime.runners.probe import RefusedError, probe
 from graft_runtime.runners.seq2seq import Seq2SeqRunner
