@@ -76,6 +76,7 @@ def adapter_status(
         revision=entry.revision if entry is not None else None,
         method=shown.method if shown is not None else None,
         rank=shown.rank if shown is not None else None,
+        remapped=shown.remapped if shown is not None else None,
         reason=None if fault is None else fault.code.value,
         message=None if fault is None else fault.message,
     )

@@ -406,5 +406,7 @@ class AdapterInspection(Wire):
     digest: Digest | None = None
     base_model: str | None = None
     """What it says that it was trained for."""
+    remapped: str | None = None
+    """What was done to find its modules in the base, in words; None when they are where its files say."""
     fault: Fault | None = None
     """Why it would be refused."""

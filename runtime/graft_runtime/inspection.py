@@ -5,9 +5,12 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 from graft_runtime.adapters.files import AdapterFiles, read_adapter_files
+from graft_runtime.adapters.fit import fitted
+from graft_runtime.adapters.layout import BaseLayout
 from graft_runtime.contract import AdapterInspection, Fault
 from graft_runtime.errors import GraftError
 from graft_runtime.store.checkpoints import FileRecord, digest_of, select_files
@@ -16,18 +19,31 @@ HIGHEST_RANK = 1 << 20
 """No pool's limit."""
 
 
-def inspect_adapter(directory: Path, *, name: str, max_rank: int = HIGHEST_RANK) -> AdapterInspection:
+def inspect_adapter(
+    directory: Path,
+    *,
+    name: str,
+    max_rank: int = HIGHEST_RANK,
+    layout: Callable[[], BaseLayout] | None = None,
+) -> AdapterInspection:
     """Reads config and header, and no weight but for the digest.
 
     Args:
         directory: of the adapter.
         name: how errors call it.
         max_rank: the pool's limit.
+        layout: of a base that it ought to fit; it may raise GraftError.
     """
+    found = AdapterInspection()
     try:
-        return described(read_adapter_files(directory, name=name, max_rank=max_rank), local_digest(directory, name))
+        files = read_adapter_files(directory, name=name, max_rank=max_rank)
+        found = described(files, local_digest(directory, name))
+        if layout is None:
+            return found
+        files, _ = fitted(files, layout())
+        return found.model_copy(update={"remapped": files.remapped})
     except GraftError as error:
-        return AdapterInspection(fault=Fault.of(error))
+        return found.model_copy(update={"fault": Fault.of(error)})
 
 
 def described(files: AdapterFiles, digest: str | None) -> AdapterInspection:
@@ -40,6 +56,7 @@ def described(files: AdapterFiles, digest: str | None) -> AdapterInspection:
         bytes=files.bytes,
         digest=digest,
         base_model=files.recipe.base_model,
+        remapped=files.remapped,
     )
 
 
@@ -67,6 +84,8 @@ def for_people(found: AdapterInspection, name: str) -> str:
             f"digest      {found.digest}",
             f"trained for {found.base_model or 'it does not say'}",
         ]
+    if found.remapped is not None:
+        lines.append(f"remapped    {found.remapped}")
     if found.fault is not None:
         lines += ["", "it would be refused:", f"{found.fault.message}   [code: {found.fault.code.value}]"]
     return "\n".join(lines)

@@ -243,10 +243,12 @@ class TokenizerConverted(_Message, frozen=True, tag=True, array_like=True):
 
 
 class Inspected(_Message, frozen=True, tag=True, array_like=True):
-    """The answer to Inspect: why the adapter would be refused, if it would."""
+    """The answer to Inspect: why the adapter would be refused, if it would, or what Mounted would tell."""
 
     directory: str
     fault: EngineFault | None = None
+    remapped: str | None = None
+    vocabulary_size: int | None = None
 
 
 Event = (

@@ -193,7 +193,8 @@ def report_of(entry: AdapterEntry) -> AdapterReport:
         fault = Fault(code=ErrorCode.RANK_TOO_HIGH, message="rank 128 is over the pool's maxRank 64")
         return AdapterReport(name=entry.name, digest=entry.digest, state=AdapterState.FAILED, fault=fault)
     state = AdapterState.CHECKING if "slow" in entry.source.uri else AdapterState.MOUNTED
-    return AdapterReport(name=entry.name, digest=entry.digest, state=state, method="LORA", rank=8)
+    remapped = "nothing → model at the start of modules' names" if "drifted" in entry.source.uri else None
+    return AdapterReport(name=entry.name, digest=entry.digest, state=state, method="LORA", rank=8, remapped=remapped)
 
 
 def answer(body: RuntimeStatus | Accepted | Resolution) -> web.Response:

@@ -224,9 +224,12 @@ def test_a_bad_adapter_is_told_and_blocks_no_other(stage: Stage) -> None:
         BILLING,
         {"name": "missing", "uri": "pvc://shelf/missing"},
         {"name": "misfit", "uri": "pvc://shelf/misfit"},
+        {"name": "drifted", "uri": "pvc://shelf/drifted"},
         {"name": "stray", "uri": "pvc://elsewhere/x"},
     )
-    stage.until(lambda: stage.status()["adapterCounts"] == {"desired": 4, "ready": 1, "failed": 3}, "three faults")
+    stage.until(lambda: stage.status()["adapterCounts"] == {"desired": 5, "ready": 2, "failed": 3}, "three faults")
+    assert stage.adapter("drifted")["remapped"] == "nothing → model at the start of modules' names"
+    assert "remapped" not in stage.adapter("billing")
     assert {name: stage.adapter(name)["reason"] for name in ("missing", "misfit", "stray")} == {
         "missing": "NotFound",
         "misfit": "RankTooHigh",

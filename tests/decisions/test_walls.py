@@ -8,7 +8,12 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 
-API_PROCESS = ["graft_runtime.__main__", "graft_runtime.api", "graft_runtime.store", "graft_runtime.adapters.files"]
+API_PROCESS = [
+    "graft_runtime.commands.serve",
+    "graft_runtime.api",
+    "graft_runtime.store",
+    "graft_runtime.adapters.files",
+]
 
 
 def test_imports_stay_inside_their_walls() -> None:

@@ -130,6 +130,8 @@ class AdapterStatus(Reported):
     """PEFT's type, such as LORA."""
     rank: Count | None = None
     """The highest rank among its modules."""
+    remapped: Message | None = None
+    """What was done to find its modules in the base model; absent when they are where its files say."""
     reason: Reason | None = None
     """Why it is not ready everywhere: a documented word."""
     message: Message | None = None

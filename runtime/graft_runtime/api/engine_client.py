@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 from graft_runtime.errors import ErrorCode, GraftError
 from graft_runtime.messages import (
@@ -31,6 +32,8 @@ from graft_runtime.messages import (
 )
 
 logger = logging.getLogger(__name__)
+
+Answered = TypeVar("Answered", TokenizerConverted, Inspected)
 
 ENDING_SECONDS = 5.0
 """From the end of the engine's messages to the end of its process."""
@@ -111,7 +114,7 @@ class EngineClient:
         self._process: asyncio.subprocess.Process | None = None
         self._writer: asyncio.StreamWriter | None = None
         self._answers: dict[str, Answer] = {}
-        self._asked: dict[tuple[type, str], asyncio.Future[None]] = {}
+        self._asked: dict[tuple[type, str], asyncio.Future[TokenizerConverted | Inspected]] = {}
         """By the kind of the answer and the directory that it is about."""
         self._numbers = itertools.count(1)
         self.progress = Progress()
@@ -174,17 +177,19 @@ class EngineClient:
         """Writes a tokenizer.json for a directory without one. Raises GraftError."""
         await self._ask(ConvertTokenizer(directory, output), TokenizerConverted, directory)
 
-    async def inspect(self, directory: str, name: str) -> None:
+    async def inspect(self, directory: str, name: str) -> Inspected:
         """A dry run of a mount. Raises GraftError: why the adapter would be refused."""
-        await self._ask(Inspect(directory, name), Inspected, directory)
+        return await self._ask(Inspect(directory, name), Inspected, directory)
 
-    async def _ask(self, command: Command, answer: type, directory: str) -> None:
+    async def _ask(self, command: Command, answer: type[Answered], directory: str) -> Answered:
         """Whoever asks the same while it is under way shares the answer."""
         future = self._asked.get((answer, directory))
         if future is None:
             future = self._asked[answer, directory] = asyncio.get_running_loop().create_future()
             self.send(command)
-        await asyncio.shield(future)
+        answered = await asyncio.shield(future)
+        assert isinstance(answered, answer), "futures are kept by the type of their answer"
+        return answered
 
     async def _listen(self, reader: asyncio.StreamReader) -> None:
         try:
@@ -220,7 +225,7 @@ class EngineClient:
         if future is None or future.done():
             return
         if event.fault is None:
-            future.set_result(None)
+            future.set_result(event)
         else:
             future.set_exception(event.fault.error())
             future.exception()  # whoever asked may have gone

@@ -45,7 +45,7 @@ from graft_runtime.messages import (
     Unmounted,
 )
 from graft_runtime.store.cache import Cache, Cached
-from graft_runtime.store.catalogue import is_settled
+from graft_runtime.store.catalogue import is_settled, vocabulary_fault
 from graft_runtime.store.fetches import TRANSIENT, Fetches
 from graft_runtime.store.leases import Lease
 from graft_runtime.store.network import Network
@@ -272,12 +272,14 @@ class Pod:
             return found
         await self.engine.spawned.wait()
         try:
-            await self.engine.inspect(str(cached.directory), source.uri)
-            if self.base is not None:  # a tokenizer is judged beside its base's
-                await self._highest_token(cached, source.uri)
+            inspected = await self.engine.inspect(str(cached.directory), source.uri)
+            found = found.model_copy(update={"remapped": inspected.remapped})
+            highest = await self._highest_token(cached, source.uri)
+            rows = self.serving_base().loaded.vocabulary_size
+            fault = vocabulary_fault(source.uri, highest, inspected.vocabulary_size, rows)
         except GraftError as error:
-            return found.model_copy(update={"fault": Fault.of(error)})
-        return found
+            fault = error
+        return found if fault is None else found.model_copy(update={"fault": Fault.of(fault)})
 
     # what is true
 

@@ -71,7 +71,9 @@ class Loader:
             return self._load_adapter(job)
         if isinstance(job, Inspect):
             outcome = self._load_adapter(Mount("", job.directory, job.name))
-            return Inspected(job.directory, outcome.fault if isinstance(outcome, MountFailed) else None)
+            if isinstance(outcome, MountFailed):
+                return Inspected(job.directory, outcome.fault)
+            return Inspected(job.directory, None, outcome.adapter.remapped, outcome.adapter.vocabulary)
         return _convert_tokenizer(job)
 
     def _load_base(self, start: Start) -> BaseReady | BaseFailed:

@@ -98,12 +98,13 @@ def load_base(
     )
 
 
-def empty_model(directory: Path, *, name: str) -> Any:
+def empty_model(directory: Path, *, name: str, task: Task | None = None) -> Any:
     """The model without its weights (on the device `meta`): its modules, shapes and ties.
 
     Args:
         directory: config.json and safetensors.
         name: how errors call the model.
+        task: what to make it for; None: what its config.json says.
 
     Raises:
         GraftError: as `load_base` does.
@@ -112,7 +113,7 @@ def empty_model(directory: Path, *, name: str) -> Any:
     _be_quiet()
     try:
         config = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
-        made_by = _class_for(task_of(config), config, name)
+        made_by = _class_for(task or task_of(config), config, name)
         with torch.device("meta"):
             model = made_by.from_config(config, trust_remote_code=False)
         model.tie_weights()

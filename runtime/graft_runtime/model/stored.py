@@ -1,27 +1,24 @@
-"""Whether an adapter fits a base that is not loaded: no weight of either is read."""
+"""The layout of a base that is not loaded: no weight of it is read."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from graft_runtime.adapters.files import read_adapter_files
-from graft_runtime.adapters.fit import fitted
+from graft_runtime.adapters.layout import BaseLayout
+from graft_runtime.contract import Task
 from graft_runtime.model.layout import layout_of
 from graft_runtime.model.load import empty_model
 
 
-def check_fit(directory: Path, base: Path, *, name: str, max_rank: int) -> None:
-    """That the modules of an adapter are in a base, and of its sizes.
+def stored_layout(base: Path, *, name: str, task: Task | None = None) -> BaseLayout:
+    """What a checkpoint offers to adapters; see `base_layouts`, which keeps it.
 
     Args:
-        directory: of the adapter.
         base: a checkpoint; its config.json is read.
-        name: how errors call the adapter.
-        max_rank: the highest rank of a module.
+        name: how errors call it.
+        task: what it is to be loaded for; None: what its config.json says.
 
     Raises:
-        GraftError: what a mount raises before it reads a weight.
+        GraftError: NotAModel, UnsafeFile.
     """
-    files = read_adapter_files(directory, name=name, max_rank=max_rank)
-    layout = layout_of(empty_model(base, name=base.name), base.name)
-    fitted(files, layout)
+    return layout_of(empty_model(base, name=name, task=task), name)

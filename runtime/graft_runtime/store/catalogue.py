@@ -100,7 +100,7 @@ class Artifact:
         self.in_host, self.yielding, self.remapped = False, False, event.remapped
         self.vocabulary_size, self.virtual_tokens = event.vocabulary_size, event.virtual_tokens
         self.additive, self.scalable = event.additive, event.scalable
-        self.fault = vocabulary_fault(self, base_rows)
+        self.fault = vocabulary_fault(self.name, self.highest_token, self.vocabulary_size, base_rows)
         self.proven = self.proven or self.fault is None
         self.residence = Residence.MOUNTED if self.fault is None else Residence.UNMOUNTING
 
@@ -199,16 +199,22 @@ def scale_fault(entry: AdapterEntry, artifact: Artifact) -> GraftError | None:
     )
 
 
-def vocabulary_fault(artifact: Artifact, base_rows: int) -> GraftError | None:
-    """That the adapter's own tokenizer makes ids that no row of an embedding stands for."""
-    rows = artifact.vocabulary_size if artifact.vocabulary_size is not None else base_rows
-    highest = artifact.highest_token
+def vocabulary_fault(name: str, highest: int | None, own_rows: int | None, base_rows: int) -> GraftError | None:
+    """That an adapter's own tokenizer makes ids that no row of an embedding stands for.
+
+    Args:
+        name: of the adapter.
+        highest: see `Artifact.highest_token`.
+        own_rows: see `Artifact.vocabulary_size`.
+        base_rows: of the base's input embedding.
+    """
+    rows = own_rows if own_rows is not None else base_rows
     if highest is None or highest < rows:
         return None
-    whose = "adapter's embedding" if artifact.vocabulary_size is not None else "base model"
+    whose = "adapter's embedding" if own_rows is not None else "base model"
     return GraftError(
         ErrorCode.TOKENIZER_MISMATCH,
-        f"the tokenizer of adapter `{artifact.name}` makes token ids up to {highest}, and the {whose} has {rows} rows "
+        f"the tokenizer of adapter `{name}` makes token ids up to {highest}, and the {whose} has {rows} rows "
         f"(0 … {rows - 1})",
         hint="save the adapter with its resized embeddings (save_embedding_layers=True), or with the base's tokenizer",
     )

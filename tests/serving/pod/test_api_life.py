@@ -316,7 +316,7 @@ async def serve_and_ask(*arguments):
     asking = asyncio.create_task(ask(arguments[-1]))
     return await asyncio.gather(serve(*arguments), asking)
 
-import graft_runtime.__main__ as program
+import graft_runtime.commands.serve as program
 program.serve = serve_and_ask
 main(sys.argv[1:])
 """

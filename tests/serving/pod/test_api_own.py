@@ -162,13 +162,15 @@ def test_what_can_t_be_served_as_it_is_says_so(pod: Any, name: str, code: str, s
     assert reply.json["error"]["message"] == report.fault.message
 
 
-def test_a_dry_run_tells_of_a_broken_tokenizer_too(pod: Any, entries: list[AdapterEntry]) -> None:
+def test_a_dry_run_tells_of_the_tokenizer_too(pod: Any, entries: list[AdapterEntry]) -> None:
     def fault(name: str) -> Any:
         source = next(entry.source for entry in entries if entry.name == name)
         return pod.control("POST", "/inspect", InspectRequest(source=source).canonical_json()).json["fault"]
 
     assert fault("marked") is None
     assert fault("broken")["code"] == "Corrupt"
+    assert fault("beyond")["code"] == "TokenizerMismatch"
+    assert fault("grown") is None
 
 
 def test_a_weighted_sum_answers_through_the_official_client(pod: Any, client: openai.OpenAI) -> None:

@@ -233,6 +233,13 @@ def test_a_dry_run_tells_what_a_mount_would(pod: Any, adapters: dict[str, Path],
     found = inspect(entry.source.uri)
     assert (found.method, found.digest, found.fault) == ("LORA", entry.digest, None)
     before = pod.status()
+    drifted = make_adapter("drifted", target_modules=["q_proj", "v_proj"])
+    weights = load_file(drifted / "adapter_model.safetensors")
+    weights = {name.replace("model.model.layers", "model.layers"): tensor for name, tensor in weights.items()}
+    save_file(weights, drifted / "adapter_model.safetensors")
+    shutil.copytree(drifted, pod.shelf / "drifted")
+    moved = inspect("pvc://shelf/drifted")
+    assert (moved.fault, moved.remapped) == (None, "nothing → model at the start of modules' names")
     narrow = make_adapter("narrow")
     weights = load_file(narrow / "adapter_model.safetensors")
     name = min(weights)

@@ -1,0 +1,1 @@
+"""What the console script can do, a module a command."""

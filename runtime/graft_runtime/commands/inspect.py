@@ -1,0 +1,42 @@
+"""`graft-runtime inspect`: what an adapter is, and why it would be refused."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from functools import partial
+from pathlib import Path
+
+from graft_runtime.base_layouts import layout_of_checkpoint
+from graft_runtime.contract import Task
+from graft_runtime.inspection import HIGHEST_RANK, for_people, inspect_adapter
+
+EXIT_REFUSED = 1
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Describes the command line."""
+    parser.add_argument("directory", type=Path, metavar="DIR", help="an adapter as PEFT saves it")
+    parser.add_argument("--base", type=Path, metavar="DIR", help="a checkpoint that it ought to fit")
+    parser.add_argument(
+        "--task",
+        type=Task,
+        choices=list(Task),
+        metavar="TASK",
+        help=f"what the base is loaded for: {', '.join(Task)} (default: what its config.json says)",
+    )
+    parser.add_argument("--max-rank", type=int, default=HIGHEST_RANK, metavar="N", help="of a pool")
+    parser.add_argument("--output", choices=("text", "json"), default="text", help="for people or for programs")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Returns the exit status."""
+    directory, name = options.directory.resolve(), options.directory.resolve().name
+    layout = None
+    if options.base is not None:
+        base = options.base.resolve()
+        layout = partial(layout_of_checkpoint, base, name=base.name, task=options.task)
+    found = inspect_adapter(directory, name=name, max_rank=options.max_rank, layout=layout)
+    text = found.model_dump_json(by_alias=True, indent=2) if options.output == "json" else for_people(found, name)
+    sys.stdout.write(text + "\n")
+    return EXIT_REFUSED if found.fault is not None else 0

@@ -1,0 +1,55 @@
+"""`graft-runtime merge`: a checkpoint with adapters folded into their base."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from pathlib import Path
+
+from graft_runtime.errors import GraftError
+
+EXIT_REFUSED = 2
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Describes the command line."""
+    parser.add_argument("--base", type=Path, required=True, metavar="DIR", help="a checkpoint in safetensors")
+    parser.add_argument(
+        "--adapter",
+        type=_adapter,
+        action="append",
+        required=True,
+        metavar="DIR[=WEIGHT]",
+        help="an adapter as PEFT saves it, and how much of it (default 1); may be repeated",
+    )
+    parser.add_argument(
+        "--output", type=Path, required=True, metavar="DIR", help="new, or left by an interrupted run of the same"
+    )
+
+
+def run(options: argparse.Namespace) -> int:
+    """Returns the exit status."""
+    from graft_runtime.merge.files import AdapterPath, merge_files  # noqa: PLC0415 - torch, which help can do without
+
+    def tell(line: str) -> None:
+        sys.stderr.write(line + "\n")
+
+    try:
+        adapters = [AdapterPath(directory, weight) for directory, weight in options.adapter]
+        merge_files(options.base.resolve(), adapters, options.output, tell=tell)
+    except (GraftError, OSError) as error:
+        tell(str(error))
+        return EXIT_REFUSED
+    return 0
+
+
+def _adapter(text: str) -> tuple[Path, float]:
+    directory, equals, weight = text.rpartition("=")
+    try:
+        number = float(weight) if equals else 1.0
+    except ValueError:
+        directory, number = text, 1.0  # the `=` is part of the path
+    if not math.isfinite(number):
+        raise argparse.ArgumentTypeError(f"the weight {weight} of {directory} is not a finite number")
+    return Path(directory if equals else text).resolve(), number

@@ -1,0 +1,78 @@
+"""`graft-runtime serve`: the API process of a pod."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import NoReturn
+
+from graft_runtime.api.logs import configure_logs
+from graft_runtime.api.pod import Places
+from graft_runtime.api.server import read_config, serve
+from graft_runtime.errors import GraftError
+from graft_runtime.store.network import parse_network
+
+logger = logging.getLogger("graft_runtime")
+
+EXIT_USAGE = 2
+_OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
+"""For both processes: the store alone fetches, and only from declared sources."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Describes the command line."""
+    for name, text in (
+        ("config", "the pod's RuntimeConfig"),
+        ("adapter-set", "the adapter set, where there is one"),
+        ("keys", "public keys of the operator"),
+        ("cache", "checkpoints, by digest; of this pod alone"),
+        ("state", "what must outlive a restart of the container"),
+    ):
+        parser.add_argument(f"--{name}-directory", type=Path, required=True, metavar="DIRECTORY", help=text)
+    parser.add_argument("--bind-address", default="0.0.0.0", help="for both ports")  # noqa: S104 - a pod's default
+    parser.add_argument("--pod-uid", required=True, help="the audience of control tokens")
+    parser.add_argument(
+        "--source-mount",
+        nargs=2,
+        action="append",
+        default=[],
+        metavar=("NAME", "DIRECTORY"),
+        help="where a declared source is mounted; may be repeated",
+    )
+    parser.add_argument(
+        "--allowed-network",
+        type=parse_network,
+        action="append",
+        default=[],
+        metavar="CIDR",
+        help="where sources may be, beside public addresses; may be repeated",
+    )
+
+
+def run(options: argparse.Namespace) -> NoReturn:
+    """Serves until it is told to end; ends the process."""
+    configure_logs()
+    os.environ.update(_OFFLINE)
+    sources = {name: Path(directory) for name, directory in options.source_mount}
+    places = Places(
+        adapter_set=options.adapter_set_directory,
+        keys=options.keys_directory,
+        cache=options.cache_directory,
+        state=options.state_directory,
+        sources=sources,
+        allowed_networks=tuple(options.allowed_network),
+    )
+    try:
+        status = asyncio.run(
+            serve(read_config(options.config_directory), places, options.pod_uid, options.bind_address)
+        )
+    except (GraftError, OSError) as error:
+        logger.critical("%s", error)
+        status = EXIT_USAGE
+    logging.shutdown()
+    sys.stderr.flush()
+    os._exit(status)  # a thread may still copy from a source that hangs
