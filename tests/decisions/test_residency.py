@@ -112,7 +112,7 @@ def play(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Played]:
     async def at_once(function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
         return function(*arguments, **options)
 
-    monkeypatch.setattr(residency_module, "read_adapter_files", lambda *_, **__: Files)
+    monkeypatch.setattr("graft_runtime.store.preparations.read_adapter_files", lambda *_, **__: Files)
     monkeypatch.setattr(asyncio, "to_thread", at_once)
     return Played
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
-from graft_runtime.adapters.files import read_adapter_files
 from graft_runtime.contract import AdapterEntry, AdapterReport, AdapterSet, Source
 from graft_runtime.errors import ErrorCode, GraftError
 from graft_runtime.messages import (
@@ -19,7 +18,6 @@ from graft_runtime.messages import (
     Unmount,
     Unmounted,
 )
-from graft_runtime.store.cache import Cached
 from graft_runtime.store.catalogue import (
     PATIENCE_SECONDS,
     Alias,
@@ -34,6 +32,7 @@ from graft_runtime.store.catalogue import (
 )
 from graft_runtime.store.fetches import TRANSIENT, Fetches
 from graft_runtime.store.leases import Lease
+from graft_runtime.store.preparations import HighestToken, Preparations
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +45,7 @@ class Residency:
     Args:
         fetches: bring them into the cache.
         send: hands a command to the engine.
-        highest_token: checks an adapter's own tokenizer and tells the highest id that it makes and the base's does not.
+        highest_token: reads their tokenizers.
         limit: how many the engine can hold.
         max_rank: of the pool.
         drain_seconds: how long requests may go on under a name that was removed.
@@ -57,22 +56,22 @@ class Residency:
         self,
         fetches: Fetches,
         send: Callable[[Command], None],
-        highest_token: Callable[[Cached, str], Awaitable[int | None]],
+        highest_token: HighestToken,
         *,
         limit: int,
         max_rank: int,
         drain_seconds: float,
         changed: Callable[[str], None],
     ) -> None:
-        self._fetches, self._send, self._highest_token = fetches, send, highest_token
-        self._limit, self._max_rank, self._drain_seconds = limit, max_rank, drain_seconds
+        self._preparations = Preparations(fetches, highest_token, max_rank=max_rank, told=self._prepared)
+        self._send = send
+        self._limit, self._drain_seconds = limit, drain_seconds
         self._changed = changed
         self._aliases: dict[str, Alias] = {}
         self._draining: dict[str, Alias] = {}
         self._artifacts: dict[str, Artifact] = {}
         self._names: dict[str, list[str]] = {}
         """By digest, of those that point to it."""
-        self._preparing: dict[str, asyncio.Task[None]] = {}
         self._leases: set[Lease] = set()
         self._waiting: dict[str, asyncio.Event] = {}
         self._clock, self._turns = 0, 0
@@ -252,7 +251,7 @@ class Residency:
             entries = [self._aliases[name].entry for name in names]
             artifact = self._artifacts.get(digest) or self._add(digest, entries[0].exact_source, entries[0].name)
             if artifact.cached is None and artifact.source not in [entry.exact_source for entry in entries]:
-                self._fetch_from(artifact, entries[0].exact_source)
+                self._preparations.start(artifact, entries[0].exact_source)
             artifact.wanted = True
             artifact.pinned = any(entry.pinned and digest == entry.digest for entry in entries)
         for digest in [digest for digest in self._artifacts if digest not in self._names]:
@@ -274,14 +273,8 @@ class Residency:
 
     def _add(self, digest: str, source: Source, name: str) -> Artifact:
         artifact = self._artifacts[digest] = Artifact(digest, source, name)
-        self._fetch_from(artifact, source)
+        self._preparations.start(artifact, source)
         return artifact
-
-    def _fetch_from(self, artifact: Artifact, source: Source) -> None:
-        if (task := self._preparing.get(artifact.digest)) is not None:
-            task.cancel()
-        artifact.source, artifact.fault = source, None
-        self._preparing[artifact.digest] = asyncio.create_task(self._prepare(artifact))
 
     def _let_go(self, artifact: Artifact) -> None:
         artifact.wanted, artifact.pinned = False, False
@@ -289,37 +282,12 @@ class Residency:
             del self._artifacts[artifact.digest]
             if artifact.in_host:
                 self._send(Unmount(artifact.digest))
-            if (task := self._preparing.pop(artifact.digest, None)) is not None:
-                task.cancel()
+            self._preparations.stop(artifact.digest)
             self._wake(artifact.digest)
 
-    async def _prepare(self, artifact: Artifact) -> None:
-        """Fetches and checks one version."""
-
-        def failed(error: GraftError) -> None:
-            artifact.fault = error
-            self._touched(artifact)
-
-        name = artifact.name
-        try:
-            cached = await self._fetches.fetch_until_there(artifact.source, "adapter", artifact.digest, name, failed)
-            if cached is None:
-                return
-            artifact.fault, artifact.cached, artifact.bytes = None, cached, cached.bytes
-            files = await asyncio.to_thread(read_adapter_files, cached.directory, name=name, max_rank=self._max_rank)
-            artifact.highest_token = await self._highest_token(cached, name)
-        except GraftError as error:
-            logger.warning("%s", error)
-            failed(error)
-        except Exception as error:
-            logger.exception("adapter `%s` can't be prepared", name)
-            failed(
-                GraftError(ErrorCode.INTERNAL, f"adapter `{name}` can't be prepared: {type(error).__name__}: {error}")
-            )
-        else:
-            artifact.method, artifact.rank = files.method, files.rank
-            self._touched(artifact)
-            self._advance()
+    def _prepared(self, artifact: Artifact) -> None:
+        self._touched(artifact)
+        self._advance()
 
     # mounting
 
