@@ -36,8 +36,9 @@ test: setup ## every test
 bench: setup ## how one operator carries 500 pools: seconds, memory, requests
 	$(RUN) bench/operator_scale.py --pools 500
 
-bench-adapters: setup ## how long an adapter takes to mount, beside peft's load_adapter
+bench-adapters: setup ## how long an adapter takes to mount, and how fast different ones answer in one batch, beside peft
 	$(RUN) bench/adapter_mount.py
+	$(RUN) bench/mixed_batch.py
 
 lint: setup ## format, lint, types, import walls
 	$(RUN) -m ruff format --check .

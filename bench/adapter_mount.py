@@ -39,7 +39,7 @@ PEFT_UP_TO = 32
 """PEFT takes minutes to have more loaded."""
 
 
-def make_files(root: Path) -> tuple[Path, list[Path]]:
+def make_files(root: Path, variants: int = VARIANTS) -> tuple[Path, list[Path]]:
     """A Llama of 66 million parameters, and adapters of rank 16 on its 56 linear modules of 5.9 MB each."""
     torch.manual_seed(0)
     config = LlamaConfig(
@@ -47,7 +47,7 @@ def make_files(root: Path) -> tuple[Path, list[Path]]:
     )
     LlamaForCausalLM(config).save_pretrained(root / "base")
     adapters = []
-    for variant in range(VARIANTS):
+    for variant in range(variants):
         model = LlamaForCausalLM.from_pretrained(root / "base")
         lora = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", init_lora_weights=False)
         get_peft_model(model, lora).save_pretrained(root / f"adapter-{variant}")

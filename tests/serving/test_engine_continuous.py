@@ -149,7 +149,7 @@ def test_columns_are_zeroed_when_they_are_released(engine: Any) -> None:
     bank = flow_of(engine).runner.bank
     engine.handle(ask("runs", SHORT, "a", tokens=3))
     engine.step()
-    assert bank.width == 64
+    assert bank.width == 16
     assert any(module.b.any() for module in bank.modules.values())
     engine.collect([])
     assert bank.width == 0

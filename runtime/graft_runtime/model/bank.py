@@ -16,7 +16,7 @@ from graft_runtime.adapters.layout import LinearShape
 from graft_runtime.model.bank_module import BankModule
 from graft_runtime.model.rows import Row, RowAdapter, Step, Taken
 
-NARROWEST = 64
+NARROWEST = 16
 WIDEST = 1024
 """Columns that requests can take, unless a single adapter may need more."""
 
@@ -61,6 +61,8 @@ class Bank:
         self._owners: torch.Tensor | None = None
         self.modules: dict[str, BankModule] = {}
         """Those that an active adapter has changed."""
+        self.version = 0
+        """Changes with the adapters that are active."""
         self.width = 0
         """Columns that a step computes: the bucket of the highest that is owned."""
         self.samples: dict[str, Sample | None] = {}
@@ -113,13 +115,16 @@ class Bank:
         """
         if not any(row.adapters for row in rows):
             return None
-        slot_weights = self._slot_weights(rows).to(self._device)
+        slot_weights = self._slot_weights(rows)
+        taken_by_all = bool((slot_weights[:, 1:] != 0).all())
+        whole = bool(((slot_weights == 0) | (slot_weights == 1)).all())
+        slot_weights = slot_weights.to(self._device)
         counts = torch.tensor([row.tokens for row in rows])
         slots = torch.tensor([self._slot_of(row) for row in rows]).repeat_interleave(counts)
         column_weights = slot_weights[:, self._column_owner()].to(self._dtype)
         taken = Taken(
-            column_weights != 0,
-            column_weights,
+            None if taken_by_all else column_weights == 0,
+            None if whole else column_weights,
             slots.to(self._device),
             slot_weights.to(self._dtype),
             _positions(rows, counts).to(self._device),
@@ -199,6 +204,7 @@ class Bank:
     def _resize(self) -> None:
         """Sets the width. A module makes room when it is needed, and keeps it, since the next request needs it soon."""
         self._owners = None
+        self.version += 1
         highest = max((place.start + place.columns for place in self._places.values()), default=0)
         self.width = _bucket(highest) if highest else 0
         for module in self.modules.values():

@@ -1,10 +1,10 @@
 """Adapters beside the modules of a model: each token of a step gets those that its request names, in one pass.
 
-    z = where(weight[token, owner of column] ≠ 0, (x · aᵀ) · weight, 0);  y += z · b
+    z = (x · aᵀ) · weight[token, owner of column], or 0 where that is 0;  y += z · b
 
-`where` and not a bare product: 0 · inf is NaN, and what one adapter computes must not reach another's row. Vectors are
-gathered by each token's slot. Only adapters with rows or parameters of their own cost a pass each. The same for every
-runner: what differs is only which tokens a step holds.
+Filled with 0 and not only multiplied: 0 · inf is NaN, and what one adapter computes must not reach another's row.
+Vectors are gathered by each token's slot. Only adapters with rows or parameters of their own cost a pass each. The same
+for every runner: what differs is only which tokens a step holds.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -29,7 +30,8 @@ Inputs = tuple[torch.Tensor, ...]
 
 
 class AdapterModules:
-    """Hooks on the modules of a model. A step without adapters has none of them at work.
+    """Hooks on the modules of a model. They stay from step to step while the same adapters are active, since to hang
+    them takes as long as they work; a step without adapters has none.
 
     Args:
         model: a PreTrainedModel.
@@ -41,6 +43,10 @@ class AdapterModules:
         self._model = model
         self._head = model.get_output_embeddings()
         self._heads_first: dict[int, bool] = {}
+        self._now = _Now()
+        self._hooks = ExitStack()
+        self._hung: int | None = None
+        """The version of the bank whose modules have hooks; None: no module has any."""
 
     @contextmanager
     def active(self, rows: Sequence[Row], last: torch.Tensor) -> Iterator[None]:
@@ -50,40 +56,75 @@ class AdapterModules:
             rows: of the pass, in the order of its tokens; the bank holds their adapters.
             last: the tokens that the head computes if it is limited, as indices of all tokens.
         """
-        step = self.bank.step(rows, last)
-        if step is None:
+        self._now.step = self.bank.step(rows, last)
+        self._hang(None if self._now.step is None else self.bank.version)
+        try:
             yield
-            return
-        with ExitStack() as hooks:
-            for path, part in self.bank.modules.items():
-                if part.used:
-                    module = self._model.get_submodule(path)
-                    hooked = self._hooked(module, part, step)
-                    hooks.callback(module.register_forward_pre_hook(hooked.before).remove)
-                    hooks.callback(module.register_forward_hook(hooked.after).remove)
-            yield
+        finally:
+            self._now.step = None
 
-    def _hooked(self, module: nn.Module, part: BankModule, step: Step) -> _Hooked:
+    def _hang(self, version: int | None) -> None:
+        if version == self._hung:
+            return
+        self._hooks.close()
+        self._hung = version
+        if version is None:
+            return
+        for path, part in self.bank.modules.items():
+            if part.used:
+                module = self._model.get_submodule(path)
+                hooked = self._hooked(module, part)
+                if hooked.changes_inputs:
+                    self._hooks.callback(module.register_forward_pre_hook(hooked.before).remove)
+                self._hooks.callback(module.register_forward_hook(hooked.after).remove)
+
+    def _hooked(self, module: nn.Module, part: BankModule) -> _Hooked:
         if isinstance(module, nn.Embedding):
-            return _HookedEmbedding(part, self.bank, step)
+            return _HookedEmbedding(part, self.bank, self._now)
         if part.low_rank_possible:
-            return _HookedLinear(part, self.bank, step, head=module is self._head)
+            return _HookedLinear(part, self.bank, self._now, head=module is self._head)
         if any(delta.experts for delta in part.groups.values()):
-            return _HookedExperts(part, self.bank, step)
-        return _HookedNorm(part, self.bank, step, self._heads_first)
+            return _HookedExperts(part, self.bank, self._now)
+        return _HookedNorm(part, self.bank, self._now, self._heads_first)
+
+
+@dataclass
+class _Now:
+    """The step that runs; None between steps: whoever calls the model then gets the base's answer."""
+
+    step: Step | None = None
 
 
 class _Hooked:
-    """One module during one step."""
+    """One module while the same adapters are active."""
 
-    def __init__(self, part: BankModule, bank: Bank, step: Step, *, head: bool = False) -> None:
-        self.part, self.bank, self.step, self.head = part, bank, step, head
+    def __init__(self, part: BankModule, bank: Bank, now: _Now, *, head: bool = False) -> None:
+        self.part, self.bank, self.now, self.head = part, bank, now, head
+
+    @property
+    def step(self) -> Step:
+        """That runs."""
+        assert self.now.step is not None
+        return self.now.step
+
+    @property
+    def changes_inputs(self) -> bool:
+        """Whether `changed_inputs` does anything."""
+        return False
 
     def before(self, module: Any, inputs: Inputs) -> Inputs | None:
-        """The module's inputs, or None where they stay."""
-        return None
+        """The pre-hook."""
+        return None if self.now.step is None else self.changed_inputs(module, inputs)
 
-    def after(self, module: Any, inputs: Inputs, output: torch.Tensor) -> torch.Tensor:
+    def after(self, module: Any, inputs: Inputs, output: torch.Tensor) -> torch.Tensor | None:
+        """The hook."""
+        return None if self.now.step is None else self.changed(module, inputs, output)
+
+    def changed_inputs(self, module: Any, inputs: Inputs) -> Inputs:
+        """The module's inputs."""
+        return inputs
+
+    def changed(self, module: Any, inputs: Inputs, output: torch.Tensor) -> torch.Tensor:
         """The module's output."""
         raise NotImplementedError
 
@@ -103,15 +144,17 @@ class _Hooked:
 
 
 class _HookedLinear(_Hooked):
-    def before(self, module: Any, inputs: Inputs) -> Inputs | None:
-        if not self.part.uses("input_gain"):
-            return None
+    @property
+    def changes_inputs(self) -> bool:
+        return self.part.uses("input_gain")
+
+    def changed_inputs(self, module: Any, inputs: Inputs) -> Inputs:
         x = inputs[0]
         taken = self.taken(x, x.shape[:-1].numel())
         gain = self.part.vector("input_gain", taken.slots)
         return ((x.reshape(gain.shape) * gain.to(x.dtype)).view(x.shape), *inputs[1:])
 
-    def after(self, module: Any, inputs: Inputs, output: torch.Tensor) -> torch.Tensor:
+    def changed(self, module: Any, inputs: Inputs, output: torch.Tensor) -> torch.Tensor:
         x = inputs[0].reshape(-1, inputs[0].shape[-1])
         taken = self.taken(inputs[0], x.shape[0])
         y = output.reshape(x.shape[0], -1)
@@ -130,11 +173,15 @@ class _HookedLinear(_Hooked):
         if a is None or b is None or not self.part.uses("low_rank"):
             return y
         z = functional.linear(x.to(a.dtype), a[:width])
-        z = torch.where(taken.columns, z * taken.column_weights, 0)
-        made = (z @ b[:width]).to(y.dtype)
-        if made.shape[1] == y.shape[1]:
-            return y + made
-        y[:, : made.shape[1]] += made  # another row's vocabulary is larger
+        if taken.hidden is not None:
+            z.masked_fill_(taken.hidden, 0)
+        if taken.column_weights is not None:
+            z *= taken.column_weights
+        own = y[:, : b.shape[1]]  # another row's vocabulary may be larger
+        if y.dtype == z.dtype:
+            own.addmm_(z, b[:width])
+        else:
+            own += (z @ b[:width]).to(y.dtype)
         return y
 
     def _with_vectors(self, y: torch.Tensor, taken: Taken) -> torch.Tensor:
@@ -161,11 +208,15 @@ def _with_rows(y: torch.Tensor, x: torch.Tensor, rows: Rows, tokens: torch.Tenso
 
 
 class _HookedEmbedding(_Hooked):
-    def before(self, module: Any, inputs: Inputs) -> Inputs | None:
+    @property
+    def changes_inputs(self) -> bool:
+        return True
+
+    def changed_inputs(self, module: Any, inputs: Inputs) -> Inputs:
         self._ids = inputs[0]  # as they were: only a row with a larger vocabulary has ids beyond the base's
         return (inputs[0].clamp(max=module.num_embeddings - 1), *inputs[1:])
 
-    def after(self, module: Any, inputs: Inputs, output: torch.Tensor) -> torch.Tensor:
+    def changed(self, module: Any, inputs: Inputs, output: torch.Tensor) -> torch.Tensor:
         ids = self._ids.reshape(-1)
         taken = self.taken(self._ids, ids.shape[0])
         y = output.reshape(ids.shape[0], -1)
@@ -190,11 +241,11 @@ class _HookedEmbedding(_Hooked):
 class _HookedNorm(_Hooked):
     """A norm of tokens, or of the heads of queries and keys: [rows, tokens, heads, ·] or [rows, heads, tokens, ·]."""
 
-    def __init__(self, part: BankModule, bank: Bank, step: Step, heads_first: dict[int, bool]) -> None:
-        super().__init__(part, bank, step)
+    def __init__(self, part: BankModule, bank: Bank, now: _Now, heads_first: dict[int, bool]) -> None:
+        super().__init__(part, bank, now)
         self._heads_first = heads_first
 
-    def after(self, module: Any, inputs: Inputs, output: torch.Tensor) -> torch.Tensor:
+    def changed(self, module: Any, inputs: Inputs, output: torch.Tensor) -> torch.Tensor:
         x = inputs[0]
         if len(inputs) != 1 or output.shape != x.shape:
             raise GraftError(
@@ -203,10 +254,10 @@ class _HookedNorm(_Hooked):
                 hint="train the adapter without this module, or merge it with peft's merge_and_unload()",
             )
         if x.dim() == 4 and self._is_heads_first(module, x):
-            return self._changed(module, x.transpose(1, 2), output.transpose(1, 2)).transpose(1, 2)
-        return self._changed(module, x, output)
+            return self._normed(module, x.transpose(1, 2), output.transpose(1, 2)).transpose(1, 2)
+        return self._normed(module, x, output)
 
-    def _changed(self, module: Any, x: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
+    def _normed(self, module: Any, x: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
         if x.dim() == 4:
             taken = self.taken(x, x.shape[:2].numel()).each(x.shape[2])
         else:
@@ -226,7 +277,7 @@ class _HookedNorm(_Hooked):
 class _HookedExperts(_Hooked):
     """Experts: [tokens, hidden], and the experts of each token and their weights, [tokens, chosen]."""
 
-    def after(self, module: Any, inputs: Inputs, output: torch.Tensor) -> torch.Tensor:
+    def changed(self, module: Any, inputs: Inputs, output: torch.Tensor) -> torch.Tensor:
         if len(inputs) != 3 or inputs[0].dim() != 2 or output.shape != inputs[0].shape:
             raise GraftError(
                 ErrorCode.UNSUPPORTED_METHOD,

@@ -49,15 +49,15 @@ class Taken:
     """What each token takes of the active adapters.
 
     Attributes:
-        columns: [tokens, width], bool: those that take part.
-        column_weights: [tokens, width].
+        hidden: [tokens, width], bool: the columns that a token takes nothing of; None: every token takes all of them.
+        column_weights: [tokens, width]; None: 1 wherever they are not hidden.
         slots: [tokens], int64: of the adapter that has vectors; 0: none.
         slot_weights: [tokens, slots].
         positions: [tokens], int64; negative for padding.
     """
 
-    columns: torch.Tensor
-    column_weights: torch.Tensor
+    hidden: torch.Tensor | None
+    column_weights: torch.Tensor | None
     slots: torch.Tensor
     slot_weights: torch.Tensor
     positions: torch.Tensor
@@ -65,8 +65,8 @@ class Taken:
     def of(self, tokens: torch.Tensor) -> Taken:
         """Those of these tokens, [n]."""
         return Taken(
-            self.columns[tokens],
-            self.column_weights[tokens],
+            None if self.hidden is None else self.hidden[tokens],
+            None if self.column_weights is None else self.column_weights[tokens],
             self.slots[tokens],
             self.slot_weights[tokens],
             self.positions[tokens],
