@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from graft_operator.adapter_status import is_failed, is_ready, told_of
-from graft_operator.api import AdapterDeploymentStatus, Condition
+from graft_operator.api import AdapterDeploymentStatus, AdapterStatus, Condition
 from graft_operator.conditions import ConditionType
 
 MAX_TRANSITIONS = 20
@@ -55,8 +55,14 @@ def _of_adapters(before: AdapterDeploymentStatus, after: AdapterDeploymentStatus
         old = was.get(adapter.name)
         if is_ready(adapter) and not (old is not None and is_ready(old)):
             told.append(Transition("Normal", "AdapterReady", f"adapter `{adapter.name}` is ready: {adapter.digest}"))
+            if adapter.remapped:
+                told.append(Transition("Warning", "AdapterRemapped", _remapped(adapter)))
         elif is_failed(adapter) and adapter.reason and (old is None or old.reason != adapter.reason):
             told.append(Transition("Warning", adapter.reason, told_of(adapter)))
     gone = was.keys() - {adapter.name for adapter in after.adapters}
     told += [Transition("Normal", "AdapterRemoved", f"adapter `{name}` was removed") for name in sorted(gone)]
     return told
+
+
+def _remapped(adapter: AdapterStatus) -> str:
+    return f"adapter `{adapter.name}` names its modules otherwise than its base model: {adapter.remapped}"

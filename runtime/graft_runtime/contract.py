@@ -392,6 +392,15 @@ class InspectRequest(Wire):
     source: Source
 
 
+class Check(StrEnum):
+    """What an adapter has to pass before it serves, in this order, after its config and its header."""
+
+    BASE = "Base"  # its modules are in the base model, and of its sizes
+    TOKENIZER = "Tokenizer"  # its own tokenizer may run, and there are rows for what it makes
+    VALUES = "Values"  # they are finite, and change something
+    TRIAL = "Trial"  # the model computes with them
+
+
 class AdapterInspection(Wire):
     """What the files of an adapter say, and why it would be refused. Fields stay null when the files can't be read."""
 
@@ -408,5 +417,7 @@ class AdapterInspection(Wire):
     """What it says that it was trained for."""
     remapped: str | None = None
     """What was done to find its modules in the base, in words; None when they are where its files say."""
+    unchecked: tuple[Check, ...] = ()
+    """The checks that it has not passed: they need more than was there, or come after the fault."""
     fault: Fault | None = None
     """Why it would be refused."""

@@ -1,4 +1,4 @@
-"""What the files of an adapter say, and why they would be refused, whatever the base. Holds no torch."""
+"""What the files of an adapter say, and why they would be refused. Holds no torch."""
 
 from __future__ import annotations
 
@@ -6,25 +6,42 @@ import hashlib
 import math
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from graft_runtime.adapters.files import AdapterFiles, read_adapter_files
 from graft_runtime.adapters.fit import fitted
 from graft_runtime.adapters.layout import BaseLayout
-from graft_runtime.contract import AdapterInspection, Fault
+from graft_runtime.adapters.vocabulary import own_rows, vocabulary_fault
+from graft_runtime.api.own_tokenizer import brings_one
+from graft_runtime.api.tokenizer_files import TOKENIZER_FILE
+from graft_runtime.api.voices import highest_token
+from graft_runtime.contract import AdapterInspection, Check, Fault
 from graft_runtime.errors import GraftError
 from graft_runtime.store.checkpoints import FileRecord, digest_of, select_files
 
 HIGHEST_RANK = 1 << 20
 """No pool's limit."""
+_IN_WORDS = {
+    Check.BASE: "whether it fits a base model (--base DIR)",
+    Check.TOKENIZER: "its own tokenizer beside the base model's",
+    Check.VALUES: "whether its values are finite and change anything",
+    Check.TRIAL: "a trial on the model",
+}
+
+
+@dataclass(frozen=True)
+class StoredBase:
+    """A base model that is not loaded."""
+
+    directory: Path
+    """Of its checkpoint."""
+    layout: Callable[[], BaseLayout]
+    """Raises GraftError."""
 
 
 def inspect_adapter(
-    directory: Path,
-    *,
-    name: str,
-    max_rank: int = HIGHEST_RANK,
-    layout: Callable[[], BaseLayout] | None = None,
+    directory: Path, *, name: str, max_rank: int = HIGHEST_RANK, base: StoredBase | None = None
 ) -> AdapterInspection:
     """Reads config and header, and no weight but for the digest.
 
@@ -32,18 +49,14 @@ def inspect_adapter(
         directory: of the adapter.
         name: how errors call it.
         max_rank: the pool's limit.
-        layout: of a base that it ought to fit; it may raise GraftError.
+        base: what it ought to fit; None: whatever the base.
     """
-    found = AdapterInspection()
     try:
         files = read_adapter_files(directory, name=name, max_rank=max_rank)
         found = described(files, local_digest(directory, name))
-        if layout is None:
-            return found
-        files, _ = fitted(files, layout())
-        return found.model_copy(update={"remapped": files.remapped})
     except GraftError as error:
-        return found.model_copy(update={"fault": Fault.of(error)})
+        return AdapterInspection(fault=Fault.of(error), unchecked=tuple(Check))
+    return found if base is None else _beside(base, files, found)
 
 
 def described(files: AdapterFiles, digest: str | None) -> AdapterInspection:
@@ -57,7 +70,32 @@ def described(files: AdapterFiles, digest: str | None) -> AdapterInspection:
         digest=digest,
         base_model=files.recipe.base_model,
         remapped=files.remapped,
+        unchecked=tuple(Check),
     )
+
+
+def passed(found: AdapterInspection, *checks: Check) -> AdapterInspection:
+    """The report after these checks as well."""
+    return found.model_copy(update={"unchecked": tuple(check for check in found.unchecked if check not in checks)})
+
+
+def refused(found: AdapterInspection, error: GraftError) -> AdapterInspection:
+    """The report of an adapter that a check has refused."""
+    return found.model_copy(update={"fault": Fault.of(error)})
+
+
+def _beside(base: StoredBase, files: AdapterFiles, found: AdapterInspection) -> AdapterInspection:
+    try:
+        layout = base.layout()
+        files, own = fitted(files, layout)
+        found = passed(found, Check.BASE).model_copy(update={"remapped": files.remapped})
+        if brings_one(files.directory) and not (base.directory / TOKENIZER_FILE).exists():
+            return found
+        highest = highest_token(base.directory, files.directory, f"adapter `{files.name}`")
+    except GraftError as error:
+        return refused(found, error)
+    fault = vocabulary_fault(files.name, highest, own_rows(own, layout), layout.vocabulary)
+    return passed(found, Check.TOKENIZER) if fault is None else refused(found, fault)
 
 
 def local_digest(directory: Path, name: str) -> str:
@@ -88,4 +126,6 @@ def for_people(found: AdapterInspection, name: str) -> str:
         lines.append(f"remapped    {found.remapped}")
     if found.fault is not None:
         lines += ["", "it would be refused:", f"{found.fault.message}   [code: {found.fault.code.value}]"]
+    else:
+        lines += [f"not checked {_IN_WORDS[check]}" for check in found.unchecked]
     return "\n".join(lines)

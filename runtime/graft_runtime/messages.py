@@ -152,6 +152,8 @@ class BaseLoaded(_Message, frozen=True, tag=True, array_like=True):
     parameter_count: int
     dtype: str
     task: Task
+    remapped: tuple[str | None, ...] = ()
+    """Of each adapter that was merged: see Mounted."""
 
     def room_after(self, prompt: int) -> int:
         """Tokens that can follow a prompt of this many."""

@@ -397,6 +397,19 @@ def test_the_trouble_of_a_pod_is_quoted() -> None:
     assert "pod-1: ErrImagePull: no such image" in status.conditions[1].message
 
 
+def test_modules_that_moved_are_told() -> None:
+    moved = REPORT.model_copy(
+        update={"adapters": (REPORT.adapters[0].model_copy(update={"remapped": "nothing → model"}),)}
+    )
+    before, after = World().status(), World(reports=(moved, moved)).status()
+    assert (before.adapters[0].remapped, after.adapters[0].remapped) == (None, "nothing → model")
+    assert after.conditions == before.conditions, "it is no fault"
+    (_, _, told) = transitions(AdapterDeploymentStatus(), after)
+    assert (told.kind, told.reason) == ("Warning", "AdapterRemapped")
+    assert told.message == "adapter `billing` names its modules otherwise than its base model: nothing → model"
+    assert told_events(after, after) == []
+
+
 def test_events_tell_transitions_only() -> None:
     start, ready = World(ready=(False, False), reports=(LOADING, LOADING)).status(), World().status()
     broken = World(ready=(False, False), reports=(BROKEN, BROKEN)).status()

@@ -91,7 +91,7 @@ def test_a_pool_of_no_pods_has_no_disruption_budget() -> None:
 def test_the_runtime_config_says_what_the_spec_says() -> None:
     config = objects.build_runtime_config(
         pool(
-            baseModel={"uri": "pvc://models/gemma", "name": "chat", "dtype": "float32"},
+            baseModel={"uri": "pvc://models/gemma", "name": "chat", "dtype": "float32", "task": "SEQ_CLS"},
             sources=[{"name": "shelf", "mountPath": "/mnt/shelf"}, {"name": "models", "claimName": "models"}],
             engine={"maxRank": 8},
             cache={"size": "1000"},
@@ -101,7 +101,7 @@ def test_the_runtime_config_says_what_the_spec_says() -> None:
     )
     assert yaml.safe_dump(config.model_dump(mode="json", by_alias=True, exclude_defaults=True)) == (
         "adapterStartupSeconds: 5\n"
-        "baseModel:\n  dtype: float32\n  name: chat\n  source:\n    uri: pvc://models/gemma\n"
+        "baseModel:\n  dtype: float32\n  name: chat\n  source:\n    uri: pvc://models/gemma\n  task: SEQ_CLS\n"
         "cacheBytes: 950\n"
         "drainSeconds: 20\n"
         "engine:\n  maxRank: 8\n"
@@ -135,6 +135,7 @@ def test_what_pods_are_not_born_with_keeps_the_config_hash(fields: dict[str, Any
     "fields",
     [
         {"baseModel": {"uri": "pvc://models/gemma", "dtype": "float32"}},
+        {"baseModel": {"uri": "pvc://models/gemma", "task": "CAUSAL_LM"}},
         {"engine": {"maxRank": 8}},
         {"terminationGracePeriodSeconds": 60},
         {"sources": [{"name": "models", "claimName": "m"}, {"name": "shelf", "claimName": "s"}]},

@@ -14,6 +14,7 @@ API_PROCESS = [
     "graft_runtime.store",
     "graft_runtime.adapters.files",
 ]
+INSPECTION = ["graft_runtime.__main__", "graft_runtime.commands.inspect"]
 
 
 def test_imports_stay_inside_their_walls() -> None:
@@ -54,6 +55,20 @@ def test_the_operator_starts_without_the_runtime_s_world() -> None:
 def test_the_api_process_starts_without_torch_and_kubernetes() -> None:
     loaded = _modules_after("\n".join(f"import {module}" for module in API_PROCESS))
     assert not loaded & {"torch", "kopf", "kubernetes", "peft", "graft_operator", "graft_local"}
+
+
+def test_an_adapter_is_looked_into_without_what_loads_models_and_serves() -> None:
+    loaded = _modules_after("\n".join(f"import {module}" for module in INSPECTION))
+    assert not loaded & {
+        "torch",
+        "transformers",
+        "tokenizers",
+        "fastapi",
+        "uvicorn",
+        "huggingface_hub",
+        "jwt",
+        "httpx2",
+    }
 
 
 def test_the_contract_costs_pydantic_and_nothing_else() -> None:

@@ -287,6 +287,21 @@ def make_adapter(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> A
     return make
 
 
+@pytest.fixture(scope="session")
+def drift() -> Callable[[Path], Path]:
+    """`drift(adapter)`: its modules get the names that they have below `AutoModel`, in place."""
+
+    def drifted(adapter: Path) -> Path:
+        from safetensors.torch import load_file, save_file
+
+        weights = load_file(adapter / "adapter_model.safetensors")
+        weights = {name.replace("model.model.layers", "model.layers"): tensor for name, tensor in weights.items()}
+        save_file(weights, adapter / "adapter_model.safetensors")
+        return adapter
+
+    return drifted
+
+
 class InProcessEngine:
     """An Engine whose loader does each job at once, driven by hand."""
 

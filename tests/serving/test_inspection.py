@@ -11,7 +11,10 @@ from typing import Any
 
 import pytest
 from graft_runtime.__main__ import main
-from graft_runtime.base_layouts import layouts_directory
+from graft_runtime.base_layouts import layout_of_checkpoint
+from graft_runtime.contract import Task
+from graft_runtime.model.load import load_base
+from graft_runtime.model.stored import stored_layout
 from safetensors.torch import load_file, save_file
 
 
@@ -58,15 +61,18 @@ def test_why_it_would_be_refused(make_adapter: Any, make_base: Any, tmp_path: Pa
         assert json.loads(text)["fault"]["code"] == code
 
 
-def test_modules_with_other_names_are_told(make_adapter: Any, tiny_base: Path, tmp_path: Path, capsys: Any) -> None:
-    moved = shutil.copytree(make_adapter("moved", target_modules=["q_proj", "v_proj"]), tmp_path / "moved")
-    weights = load_file(moved / "adapter_model.safetensors")
-    weights = {name.replace("model.model.layers", "model.layers"): tensor for name, tensor in weights.items()}
-    save_file(weights, moved / "adapter_model.safetensors")
-    status, text = inspected(capsys, moved, "--base", tiny_base)
-    assert (status, "remapped    nothing → model" in text) == (0, True), text
-    _, text = inspected(capsys, moved, "--base", tiny_base, "--output", "json")
-    assert json.loads(text)["remapped"] == "nothing → model at the start of modules' names"
+def test_modules_that_moved_are_told(make_adapter: Any, drift: Any, tiny_base: Path, capsys: Any) -> None:
+    adapter = drift(make_adapter("drifted", target_modules=["q_proj", "v_proj"]))
+    for arguments in ((), ("--base", tiny_base)):
+        status, text = inspected(capsys, adapter, *arguments)
+        said = "remapped    nothing → model at the start"
+        assert (status, said in text) == (0, bool(arguments))
+        report = json.loads(inspected(capsys, adapter, *arguments, "--output", "json")[1])
+        assert (report["remapped"] or "").startswith("nothing → model") is bool(arguments)
+    weights = load_file(adapter / "adapter_model.safetensors")
+    weights = {name.removeprefix("base_model.model."): tensor for name, tensor in weights.items()}
+    save_file(weights, adapter / "adapter_model.safetensors")
+    assert "put base_model.model. in front" in inspected(capsys, adapter)[1], "that needs no base"
 
 
 def test_a_base_is_made_for_the_task(make_adapter: Any, make_base: Any, capsys: Any) -> None:
@@ -98,16 +104,53 @@ def test_torch_is_needed_for_a_base_alone_that_is_new(
         again = without_torch(adapter, "--base", base)
         assert told == (again.returncode, again.stdout)
         assert again.returncode == expected
-    for kept in layouts_directory().iterdir():
-        kept.write_bytes(kept.read_bytes()[:-1])
-    assert "ModuleNotFoundError" in without_torch(*arguments).stderr
-    assert inspected(capsys, *arguments)[0] == 0
-    assert without_torch(*arguments).returncode == 0
 
 
-def test_a_cache_that_can_t_be_written_is_no_fault(
-    make_adapter: Any, tiny_base: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    (tmp_path / "file").touch()
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    assert inspected(capsys, make_adapter("light"), "--base", tiny_base)[0] == 0
+def test_a_kept_layout_is_the_model_s(make_base: Any) -> None:
+    for family, task in (("llama", None), ("gpt2", None), ("t5", Task.SEQ_2_SEQ_LM), ("mixtral", None)):
+        base = make_base(family, task or "CAUSAL_LM")
+
+        def made(base: Path = base, task: Task | None = task) -> Any:
+            return stored_layout(base, name="base", task=task)
+
+        assert layout_of_checkpoint(base, task, made) == layout_of_checkpoint(
+            base, task, lambda: pytest.fail("it is kept")
+        )
+        loaded = load_base(base, name="base", dtype="float32", max_sequence_length=64, task=task)
+        assert layout_of_checkpoint(base, task, made) == loaded.layout
+
+
+def test_what_was_not_checked_is_told(make_adapter: Any, tiny_base: Path, tmp_path: Path, capsys: Any) -> None:
+    adapter, silent = make_adapter("unchecked"), shutil.copytree(tiny_base, tmp_path / "silent")
+    (silent / "tokenizer.json").unlink()
+    spoken = shutil.copytree(adapter, tmp_path / "spoken")
+    shutil.copyfile(tiny_base / "tokenizer.json", spoken / "tokenizer.json")
+    for arguments, unchecked in (
+        ((spoken,), ["Base", "Tokenizer", "Values", "Trial"]),
+        ((spoken, "--base", silent), ["Tokenizer", "Values", "Trial"]),
+        ((spoken, "--base", tiny_base), ["Values", "Trial"]),
+        ((adapter, "--base", silent), ["Values", "Trial"]),
+    ):
+        status, text = inspected(capsys, *arguments)
+        assert (status, text.count("not checked")) == (0, len(unchecked))
+        assert json.loads(inspected(capsys, *arguments, "--output", "json")[1])["unchecked"] == unchecked
+
+
+def test_its_own_tokenizer_is_judged_beside_the_base_s(make_adapter: Any, tiny_base: Path, capsys: Any) -> None:
+    from transformers import AutoTokenizer
+
+    adapter, grown = make_adapter("words"), make_adapter("grown", rows=331)
+    tokenizer = AutoTokenizer.from_pretrained(tiny_base)
+    tokenizer.save_pretrained(adapter)
+    assert inspected(capsys, adapter, "--base", tiny_base)[0] == 0
+    tokenizer.add_tokens([f"<|{number}|>" for number in range(70)])
+    tokenizer.save_pretrained(adapter)
+    tokenizer.save_pretrained(grown)
+    status, text = inspected(capsys, adapter, "--base", tiny_base)
+    assert (status, "[code: TokenizerMismatch]" in text) == (1, True)
+    assert "makes token ids up to 328, and the base model has 320 rows (0 … 319)" in text
+    assert inspected(capsys, adapter)[0] == 0, "without a base nobody knows"
+    assert inspected(capsys, grown, "--base", tiny_base)[0] == 0, "it brings rows for them"
+    (adapter / "tokenizer.json").write_text("{}")
+    report = json.loads(inspected(capsys, adapter, "--base", tiny_base, "--output", "json")[1])
+    assert (report["fault"]["code"], report["unchecked"]) == ("Corrupt", ["Tokenizer", "Values", "Trial"])

@@ -121,14 +121,18 @@ def test_an_interrupted_merge_goes_on(
 
 
 def test_several_adapters_with_weights_by_the_command_line(
-    tiny_base: Path, make_adapter: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tiny_base: Path, make_adapter: Any, drift: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    first, second = make_adapter("first"), make_adapter("second")
-    arguments = ["merge", f"--base={tiny_base}", f"--adapter={first}=0.5", f"--adapter={second}"]
+    first, second = make_adapter("first"), make_adapter("second", target_modules=["q_proj", "v_proj"])
+    moved = drift(shutil.copytree(second, tmp_path / "moved"))
+    arguments = ["merge", f"--base={tiny_base}", f"--adapter={first}=0.5", f"--adapter={moved}"]
     with pytest.raises(SystemExit) as ended:
         main([*arguments, f"--output={tmp_path / 'both'}"])
     assert ended.value.code == 0
-    assert capsys.readouterr().err == "model.safetensors is finished\n"
+    assert capsys.readouterr().err.splitlines() == [
+        "adapter `moved` names its modules otherwise than its base: nothing → model at the start of modules' names",
+        "model.safetensors is finished",
+    ]
     base, both = load_file(tiny_base / "model.safetensors"), load_file(tmp_path / "both" / "model.safetensors")
     name = "model.layers.0.self_attn.q_proj.weight"
     expected = base[name]
@@ -140,7 +144,7 @@ def test_several_adapters_with_weights_by_the_command_line(
     assert torch.equal(both[name], expected)
     assert torch.equal(both["model.embed_tokens.weight"], base["model.embed_tokens.weight"])
     record = json.loads((tmp_path / "both" / "graft_merge.json").read_text())
-    assert [(adapter["name"], adapter["weight"]) for adapter in record["adapters"]] == [("first", 0.5), ("second", 1.0)]
+    assert [(adapter["name"], adapter["weight"]) for adapter in record["adapters"]] == [("first", 0.5), ("moved", 1.0)]
 
 
 def test_a_merge_without_effect_leaves_nothing(tiny_base: Path, make_adapter: Any, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal
 
+from graft_runtime.contract import Task
 from pydantic import AfterValidator, Field
 
 from graft_operator.api.rules import Rule, Ruled, list_map, unique
@@ -47,6 +48,8 @@ class BaseModelSpec(Ruled):
     """Its sha256 as Graft computes it; verified where given, reported in the status where not."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """The type of its weights in memory; `auto` is what the checkpoint says."""
+    task: Task | None = None
+    """What it is loaded for, as PEFT names it (`task_type`); by default what its config.json says (`architectures`)."""
 
     rules = (
         Rule(

@@ -46,6 +46,7 @@ def build_runtime_config(pool: Pool) -> RuntimeConfig:
             source=Source(uri=spec.base_model.uri, revision=spec.base_model.revision),
             digest=spec.base_model.digest,
             dtype=spec.base_model.dtype,
+            task=spec.base_model.task,
         ),
         engine=EngineConfig(**spec.engine.model_dump()),
         sources=tuple(_source_mount(source) for source in sorted(spec.sources, key=lambda source: source.name)),

@@ -14,6 +14,7 @@ from graft_runtime.adapters.fit import fitted
 from graft_runtime.adapters.layout import BaseLayout
 from graft_runtime.adapters.parts.part import BaseModule, Part
 from graft_runtime.adapters.parts.virtual import KeysAndValues
+from graft_runtime.adapters.vocabulary import own_rows
 from graft_runtime.errors import ErrorCode, GraftError, shown
 
 BaseModules = Callable[[str], BaseModule]
@@ -55,7 +56,7 @@ def compile_adapter(
         rank=files.rank,
         modules=deltas,
         invocation=files.recipe.invocation,
-        vocabulary=_vocabulary(own_layout, layout),
+        vocabulary=own_rows(own_layout, layout),
         prefix=prefix,
         remapped=files.remapped,
     )
@@ -166,11 +167,3 @@ def _both(name: str, path: str, one: ModuleDelta, other: ModuleDelta) -> ModuleD
             f"adapter `{name}` changes {path} twice in the same way ({error})",
             hint="it combines options of PEFT that exclude each other; train it again",
         ) from None
-
-
-def _vocabulary(own: BaseLayout, layout: BaseLayout) -> int | None:
-    """The rows of the adapter's own input embedding, unless it has the base's."""
-    if layout.input_embedding is None:
-        return None
-    rows = own.embeddings[layout.input_embedding].rows
-    return None if rows == layout.embeddings[layout.input_embedding].rows else rows

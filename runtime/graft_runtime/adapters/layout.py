@@ -90,6 +90,8 @@ class BaseLayout:
     """How earlier versions of Transformers called a module with modules of its own → its path."""
     wrapper: str = ""
     """What the task model calls the model inside of it (`transformer`, `bert`)."""
+    vocabulary: int = 0
+    """Rows of its embedding of token ids."""
 
     @property
     def paths(self) -> Iterator[str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -62,6 +62,7 @@ class Merge:
         self._used: Digests = {}
         """What goes into the base, or went; empty while it may still change."""
         self._done = False
+        self._remapped: Mapping[str, str | None] = {}
         self.digests: frozenset[str] = frozenset()
         """All that the cache must keep. Read by other threads."""
 
@@ -90,9 +91,13 @@ class Merge:
                 return tuple(self._source(part) for part in self._config.adapters)
             await self._news.wait()
 
-    def done(self) -> None:
-        """The base serves with all of it merged in."""
-        self._done = True
+    def done(self, remapped: Sequence[str | None]) -> None:
+        """The base serves with all of it merged in.
+
+        Args:
+            remapped: see `AdapterReport`, in the order of the merge.
+        """
+        self._done, self._remapped = True, dict(zip(self._parts, remapped, strict=True))
         self._tell()
 
     def failed(self, error: GraftError) -> None:
@@ -140,6 +145,7 @@ class Merge:
             fault=fault,
             method=files.method if files is not None else None,
             rank=files.rank if files is not None else None,
+            remapped=self._remapped.get(name),
             bytes=files.bytes if files is not None else None,
         )
 

@@ -6,20 +6,27 @@ model (vocabulary and merges: hundreds of megabytes, and seconds) with other tok
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import os
+from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from graft_runtime.api.tokenizer_checks import template_ids
+from graft_runtime.api.tokenizer_checks import check_tokenizer, template_ids
 from graft_runtime.api.tokenizer_files import (
     ADDED_TOKENS_FILE,
     CONFIG_FILE,
+    SPECIAL_TOKENS_FILE,
     STAGES,
+    TOKENIZER_FILE,
     AddedToken,
     Pipeline,
     TokenizerFiles,
+    read_tokenizer_files,
 )
 from graft_runtime.api.tokenizing import bare
 from graft_runtime.errors import ErrorCode, GraftError, shown
@@ -62,11 +69,33 @@ def recipe(files: TokenizerFiles, base: Recipe | None = None) -> Recipe:
     )
 
 
+def brings_one(directory: Path) -> bool:
+    """Whether an adapter's checkpoint says anything of a tokenizer."""
+    files = {TOKENIZER_FILE, CONFIG_FILE, SPECIAL_TOKENS_FILE, ADDED_TOKENS_FILE}
+    return not files.isdisjoint(os.listdir(directory))
+
+
+def read_own(directory: Path, base: Recipe, what: str) -> tuple[TokenizerFiles, Recipe]:
+    """What an adapter says of its tokenizer, and what that is made of, once it may run here. Blocking.
+
+    Args:
+        directory: of the adapter.
+        base: its base's.
+        what: how errors call the adapter.
+
+    Raises:
+        GraftError: Corrupt, UnsafeFile.
+    """
+    files = read_tokenizer_files(directory, what, base.pipeline)
+    check_tokenizer(files, base.pipeline, what)
+    return files, recipe(files, base)
+
+
 def build(own: Recipe, base: Recipe, base_fast: Any, what: str) -> Any:
     """A tokenizer of the tokenizers library. Blocking.
 
     Args:
-        own: checked; see tokenizer_checks.
+        own: checked; see `read_own`.
         base: the recipe of the base's.
         base_fast: the base's tokenizer.
         what: how errors call the adapter.
@@ -74,22 +103,17 @@ def build(own: Recipe, base: Recipe, base_fast: Any, what: str) -> Any:
     Raises:
         GraftError: Corrupt.
     """
-    try:
+    with _told(what):
         fast = _over_the_base_s_model(own, base_fast) if own.pipeline.same_model(base.pipeline) else None
-        if fast is None:
-            fast = bare(_tokenizers().Tokenizer.from_str(own.pipeline.text.decode()))
-        fast.add_tokens([_library_token(token) for token in own.places])
-        fast.add_special_tokens(list(own.specials))
-    except (KeyboardInterrupt, SystemExit):
-        raise
-    except BaseException as error:  # a panic of its Rust is no Exception
-        raise GraftError(
-            ErrorCode.CORRUPT,
-            f"the tokenizer of {what} can't be loaded: {type(error).__name__}: {error}",
-            hint="save it again with the tokenizer's save_pretrained()",
-        ) from error
+        fast = _with_tokens(own, _alone(own) if fast is None else fast)
     _check_places(own, fast, what)
     return fast
+
+
+def assembled(made_of: Recipe, what: str) -> Any:
+    """A tokenizer that shares nothing, as `build` makes it. Blocking. Raises GraftError: Corrupt."""
+    with _told(what):
+        return _with_tokens(made_of, _alone(made_of))
 
 
 def highest(own: Recipe, fast: Any, base: Recipe, base_fast: Any) -> int | None:
@@ -117,6 +141,31 @@ def _over_the_base_s_model(own: Recipe, base_fast: Any) -> Any:
             setattr(fast, name, stage)
     fast.add_tokens([_library_token(token) for token in own.pipeline.added])
     return fast if all(fast.token_to_id(token.content) == token.id for token in own.pipeline.added) else None
+
+
+def _alone(made_of: Recipe) -> Any:
+    return bare(_tokenizers().Tokenizer.from_str(made_of.pipeline.text.decode()))
+
+
+def _with_tokens(made_of: Recipe, fast: Any) -> Any:
+    fast.add_tokens([_library_token(token) for token in made_of.places])
+    fast.add_special_tokens(list(made_of.specials))
+    return fast
+
+
+@contextlib.contextmanager
+def _told(what: str) -> Iterator[None]:
+    """What the tokenizers library throws, a panic of its Rust included, as a fault of that tokenizer."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # a panic of its Rust is no Exception
+        raise GraftError(
+            ErrorCode.CORRUPT,
+            f"the tokenizer of {what} can't be loaded: {type(error).__name__}: {error}",
+            hint="save it again with the tokenizer's save_pretrained()",
+        ) from error
 
 
 def _check_places(own: Recipe, fast: Any, what: str) -> None:

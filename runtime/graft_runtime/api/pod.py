@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from graft_runtime.adapters.vocabulary import vocabulary_fault
 from graft_runtime.api.adapter_sets import AdapterSets
 from graft_runtime.api.engine_client import EngineClient
 from graft_runtime.api.manner import over, read_manner
@@ -26,13 +27,14 @@ from graft_runtime.contract import (
     AdapterSetVersion,
     BaseReport,
     BaseState,
+    Check,
     Fault,
     RuntimeConfig,
     RuntimeStatus,
     Source,
 )
 from graft_runtime.errors import ErrorCode, GraftError
-from graft_runtime.inspection import inspect_adapter
+from graft_runtime.inspection import inspect_adapter, passed, refused
 from graft_runtime.messages import (
     BaseFailed,
     BaseLoaded,
@@ -45,7 +47,7 @@ from graft_runtime.messages import (
     Unmounted,
 )
 from graft_runtime.store.cache import Cache, Cached
-from graft_runtime.store.catalogue import is_settled, vocabulary_fault
+from graft_runtime.store.catalogue import is_settled
 from graft_runtime.store.fetches import TRANSIENT, Fetches
 from graft_runtime.store.leases import Lease
 from graft_runtime.store.network import Network
@@ -176,7 +178,7 @@ class Pod:
         logger.info("`%s` serves: %d parameters in %s", self.config.served_name, loaded.parameter_count, loaded.dtype)
         self.adapters.base_loaded(loaded.vocabulary_size)
         if self.merge is not None:
-            self.merge.done()
+            self.merge.done(loaded.remapped)
         self._set_base(BaseState.SERVING, None)
         asyncio.get_running_loop().call_later(self.config.adapter_startup_seconds + 0.01, self.board.touch_head)
 
@@ -273,13 +275,13 @@ class Pod:
         await self.engine.spawned.wait()
         try:
             inspected = await self.engine.inspect(str(cached.directory), source.uri)
-            found = found.model_copy(update={"remapped": inspected.remapped})
+            found = passed(found, Check.BASE, Check.VALUES).model_copy(update={"remapped": inspected.remapped})
+            base = self.serving_base()  # a tokenizer is judged beside its base's
             highest = await self._highest_token(cached, source.uri)
-            rows = self.serving_base().loaded.vocabulary_size
-            fault = vocabulary_fault(source.uri, highest, inspected.vocabulary_size, rows)
         except GraftError as error:
-            fault = error
-        return found if fault is None else found.model_copy(update={"fault": Fault.of(fault)})
+            return refused(found, error)
+        fault = vocabulary_fault(source.uri, highest, inspected.vocabulary_size, base.loaded.vocabulary_size)
+        return passed(found, Check.TOKENIZER) if fault is None else refused(found, fault)
 
     # what is true
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import OrderedDict
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from graft_runtime.api.manner import Manner, over, read_manner
-from graft_runtime.api.own_tokenizer import Recipe, build, highest, recipe
-from graft_runtime.api.tokenizer_checks import check_tokenizer
+from graft_runtime.api.own_tokenizer import Recipe, assembled, brings_one, build, highest, read_own, recipe
 from graft_runtime.api.tokenizer_files import TokenizerFiles, read_tokenizer_files
 from graft_runtime.api.tokenizing import Tokenizer, load_base_tokenizer
 from graft_runtime.errors import ErrorCode, GraftError
@@ -61,13 +62,55 @@ def load_base_voice(tokenizer: Path, checkpoint: Path) -> BaseVoice:
     Raises:
         GraftError: NotAModel.
     """
-    try:
+    with _of_the_base():
         files = read_tokenizer_files(tokenizer, "the base model")
         made_of = recipe(files)
         voice = Voice(*load_base_tokenizer(tokenizer, checkpoint, made_of.identity()))
+    return BaseVoice(voice, made_of, files)
+
+
+def highest_token(base: Path, directory: Path, what: str) -> int | None:
+    """As `Voice.highest_token`, after the same checks, of checkpoints that nobody serves. Blocking.
+
+    Args:
+        base: the model's checkpoint, with a tokenizer.json if the adapter brings a tokenizer.
+        directory: the adapter's.
+        what: how errors call the adapter.
+
+    Raises:
+        GraftError: NotAModel, Corrupt, UnsafeFile.
+    """
+    if not brings_one(directory):
+        read_manner(directory, lambda _: None, what)
+        return None
+    with _of_the_base():
+        base_recipe = recipe(read_tokenizer_files(base, "the base model"))
+    files, own = read_own(directory, base_recipe, what)
+    identity = own.identity(base_recipe.pipeline)
+    if identity == base_recipe.identity():
+        read_manner(directory, lambda _: None, what)
+        return None
+    with _of_the_base():
+        base_fast = assembled(base_recipe, "the base model")
+    fast = build(own, base_recipe, base_fast, what)
+    tokenizer = _tried(Tokenizer(fast, files.named, identity))
+    read_manner(directory, tokenizer.token_id, what)
+    return highest(own, fast, base_recipe, base_fast)
+
+
+@contextlib.contextmanager
+def _of_the_base() -> Iterator[None]:
+    """Whatever is wrong is wrong with the base model."""
+    try:
+        yield
     except GraftError as error:
         raise GraftError(ErrorCode.NOT_A_MODEL, error.what, details=error.details, hint=error.hint) from error
-    return BaseVoice(voice, made_of, files)
+
+
+def _tried(tokenizer: Tokenizer) -> Tokenizer:
+    """Raises GraftError: Corrupt, when it fails on an ordinary text."""
+    tokenizer.decode(tokenizer.encode(TRIAL_TEXT))
+    return tokenizer
 
 
 class Voices:
@@ -114,16 +157,14 @@ class Voices:
         return sum({voice.tokenizer.identity: voice.bytes for voice in self._kept.values()}.values())
 
     def _load(self, base: BaseVoice, directory: Path, what: str) -> Voice:
-        files = read_tokenizer_files(directory, what, base.recipe.pipeline)
-        check_tokenizer(files, base.recipe.pipeline, what)
-        own = recipe(files, base.recipe)
+        files, own = read_own(directory, base.recipe, what)
         identity = own.identity(base.recipe.pipeline)
         shares = identity == base.voice.tokenizer.identity
         fast = base.voice.tokenizer.fast if shares else self._built(own, identity, base, what)
         inherited = {} if files.pipeline is not None and files.named else base.voice.tokenizer.named
         tokenizer = Tokenizer(fast, {**inherited, **files.named}, identity, adds_bos=_adds_bos(files, base.files))
         if not shares:
-            tokenizer.decode(tokenizer.encode(TRIAL_TEXT))
+            _tried(tokenizer)
         return Voice(
             tokenizer,
             read_manner(directory, tokenizer.token_id, what),

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 import sys
-from functools import partial
 from pathlib import Path
 
+from graft_runtime.adapters.layout import BaseLayout
 from graft_runtime.base_layouts import layout_of_checkpoint
 from graft_runtime.contract import Task
-from graft_runtime.inspection import HIGHEST_RANK, for_people, inspect_adapter
+from graft_runtime.inspection import HIGHEST_RANK, StoredBase, for_people, inspect_adapter
 
 EXIT_REFUSED = 1
 
@@ -32,11 +32,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Returns the exit status."""
     directory, name = options.directory.resolve(), options.directory.resolve().name
-    layout = None
-    if options.base is not None:
-        base = options.base.resolve()
-        layout = partial(layout_of_checkpoint, base, name=base.name, task=options.task)
-    found = inspect_adapter(directory, name=name, max_rank=options.max_rank, layout=layout)
+    base = _stored(options.base.resolve(), options.task) if options.base is not None else None
+    found = inspect_adapter(directory, name=name, max_rank=options.max_rank, base=base)
     text = found.model_dump_json(by_alias=True, indent=2) if options.output == "json" else for_people(found, name)
     sys.stdout.write(text + "\n")
     return EXIT_REFUSED if found.fault is not None else 0
+
+
+def _stored(directory: Path, task: Task | None) -> StoredBase:
+    def make() -> BaseLayout:
+        from graft_runtime.model.stored import stored_layout  # noqa: PLC0415 - it needs torch
+
+        return stored_layout(directory, name=directory.name, task=task)
+
+    return StoredBase(directory, lambda: layout_of_checkpoint(directory, task, make))

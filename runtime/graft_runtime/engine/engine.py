@@ -150,8 +150,8 @@ class Engine:
 
     def _publish(self, outcome: Outcome) -> None:
         match outcome:
-            case BaseReady(base):
-                self._serve(base)
+            case BaseReady():
+                self._serve(outcome.base, outcome.remapped)
             case AdapterReady():
                 self._publish_adapter(outcome)
             case MountFailed():
@@ -160,7 +160,7 @@ class Engine:
             case _:
                 self._tell(outcome)
 
-    def _serve(self, base: BaseModel) -> None:
+    def _serve(self, base: BaseModel, remapped: tuple[str | None, ...]) -> None:
         assert self._start is not None
         try:
             self._serving = _Serving(base, self._start)
@@ -176,6 +176,7 @@ class Engine:
                 parameter_count=sum(parameter.numel() for parameter in base.model.parameters()),
                 dtype=str(base.dtype).removeprefix("torch."),
                 task=base.task,
+                remapped=remapped,
             )
         )
 

@@ -41,6 +41,8 @@ class BaseReady:
     """The base model is in the memory of its device."""
 
     base: BaseModel
+    remapped: tuple[str | None, ...] = ()
+    """See BaseLoaded."""
 
 
 @dataclass(frozen=True)
@@ -86,12 +88,13 @@ class Loader:
                 max_sequence_length=start.max_sequence_length,
                 task=start.task,
             )
-            if start.merge:
-                merge_into(base, start.merge, max_rank=start.max_rank)
+            remapped = merge_into(base, start.merge, max_rank=start.max_rank) if start.merge else ()
             self._base = base
         except Exception as error:
             return BaseFailed(fault_of(error, f"base model `{start.name}`"))
-        return BaseReady(base)
+        for source, told in zip(start.merge, remapped, strict=True):
+            _tell_remapped(source.name, told)
+        return BaseReady(base, remapped)
 
     def _load_adapter(self, mount: Mount) -> AdapterReady | MountFailed:
         if self._base is None:
@@ -103,8 +106,7 @@ class Loader:
             adapter = compile_adapter(files, base.layout, modules_of(base.model), dtype=base.dtype, device=base.device)
         except Exception as error:
             return MountFailed(mount.digest, fault_of(error, f"adapter `{mount.name}`"))
-        if adapter.remapped:
-            logger.warning("adapter `%s` names its modules otherwise than its base: %s", mount.name, adapter.remapped)
+        _tell_remapped(mount.name, adapter.remapped)
         return AdapterReady(mount.digest, mount.name, adapter)
 
 
@@ -124,6 +126,11 @@ class LoaderThread:
     def _run(self) -> None:
         while True:
             self._deliver(self._loader.do(self._jobs.get()))
+
+
+def _tell_remapped(name: str, remapped: str | None) -> None:
+    if remapped:
+        logger.warning("adapter `%s` names its modules otherwise than its base: %s", name, remapped)
 
 
 def fault_of(error: Exception, what: str) -> EngineFault:

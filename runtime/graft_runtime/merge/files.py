@@ -98,7 +98,7 @@ def merge_files(
         base: a checkpoint of a causal language model in safetensors.
         adapters: in the order of the sum.
         output: an empty or missing directory, or one that a run with the same inputs left.
-        tell: given a line for each file that is finished.
+        tell: given a line for each file that is finished, and each adapter whose modules have moved.
 
     Raises:
         GraftError: what a mount of one of the adapters raises; InvalidRequest when `output` holds something else.
@@ -119,6 +119,8 @@ def merge_files(
             for adapter in adapters
         ]
     )
+    for moved in (addend.files for addend in merged.addends if addend.files.remapped):
+        tell(f"adapter `{moved.name}` names its modules otherwise than its base: {moved.remapped}")
     files = _weight_files(base)
     places = _places(base, files, merged, model)
     skipped = _begin(output, _record(base, files, adapters), files)

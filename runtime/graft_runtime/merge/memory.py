@@ -19,13 +19,16 @@ TRIAL_PROMPT = (3, 1, 2, 5)
 """Any tokens will do."""
 
 
-def merge_into(base: BaseModel, sources: Sequence[MergeSource], *, max_rank: int) -> None:
+def merge_into(base: BaseModel, sources: Sequence[MergeSource], *, max_rank: int) -> tuple[str | None, ...]:
     """Changes the weights of `base`. After an error they are half changed, and must not be served.
 
     Args:
         base: loaded, on its device.
         sources: the adapters, in the order of the sum.
         max_rank: the highest rank of a module.
+
+    Returns:
+        What was done to find the modules of each adapter, in words; None where they are where its files say.
 
     Raises:
         GraftError: what a mount of one of the adapters raises, and see `Addend.read` and `Sum`.
@@ -63,6 +66,7 @@ def merge_into(base: BaseModel, sources: Sequence[MergeSource], *, max_rank: int
             f"with {merged.names} merged in, the model computes values that are not finite",
             hint="lower the weights, use a wider spec.baseModel.dtype, or train again",
         )
+    return tuple(addend.files.remapped for addend in merged.addends)
 
 
 def _trial(base: BaseModel, merged: Sum) -> bool:

@@ -77,6 +77,7 @@ def layout_of(model: nn.Module, name: str) -> BaseLayout:
         resizable=frozenset(path for path in (embedding, head, *(HEADS & linear.keys())) if path is not None),
         former=former_names(model),
         wrapper=getattr(model, "base_model_prefix", ""),
+        vocabulary=int(model.get_input_embeddings().weight.shape[0]) if isinstance(model, PreTrainedModel) else 0,
     )
 
 

@@ -13,13 +13,12 @@ from transformers.utils import logging as transformers_logging
 
 from graft_runtime.adapters.layout import BaseLayout
 from graft_runtime.adapters.strict_json import parse_object
+from graft_runtime.base_files import check_weights, not_a_model, read_config
 from graft_runtime.contract import Task
 from graft_runtime.errors import ErrorCode, GraftError, shown
 from graft_runtime.model.layout import layout_of
 from graft_runtime.model.tasks import auto_class, may_be_missing, task_of
 
-MAX_CONFIG_BYTES = 16 << 20
-WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json")
 ROPE_OF_THE_LONGEST_ROW = {"dynamic", "longrope"}
 DTYPES: dict[str, torch.dtype] = {
     "float32": torch.float32,
@@ -84,17 +83,17 @@ def load_base(
     except GraftError:
         raise
     except Exception as error:  # Transformers and safetensors raise every kind there is
-        raise _not_a_model(name, f"Transformers can't load it: {type(error).__name__}: {error}") from error
+        raise not_a_model(name, f"Transformers can't load it: {type(error).__name__}: {error}") from error
     _complete(model, report, task, name)
     model = model.eval().requires_grad_(False).to(device)
-    embeddings = model.get_input_embeddings()
+    layout = layout_of(model, name)
     return BaseModel(
         name=name,
         task=task,
         model=model,
-        layout=layout_of(model, name),
+        layout=layout,
         context_length=_context_length(config, max_sequence_length),
-        vocabulary_size=int(embeddings.weight.shape[0]),
+        vocabulary_size=layout.vocabulary,
     )
 
 
@@ -120,7 +119,7 @@ def empty_model(directory: Path, *, name: str, task: Task | None = None) -> Any:
     except GraftError:
         raise
     except Exception as error:
-        raise _not_a_model(name, f"Transformers can't make it: {type(error).__name__}: {error}") from error
+        raise not_a_model(name, f"Transformers can't make it: {type(error).__name__}: {error}") from error
     return model
 
 
@@ -130,26 +129,18 @@ def check_directory(directory: Path, name: str) -> None:
     Raises:
         GraftError: NotAModel, UnsafeFile.
     """
-    try:
-        with (directory / "config.json").open("rb") as file:
-            text = file.read(MAX_CONFIG_BYTES + 1)
-        present = {path.name for path in directory.iterdir()}
-    except OSError as error:
-        raise _not_a_model(name, f"its config.json can't be read: {error.strerror}") from None
-    if len(text) > MAX_CONFIG_BYTES:
-        raise _not_a_model(name, f"its config.json has over {MAX_CONFIG_BYTES} bytes")
+    text = read_config(directory, name)
     config = parse_object(text, f"config.json of base model `{name}`", ErrorCode.NOT_A_MODEL)
     model_type = config.get("model_type")
     if model_type not in CONFIG_MAPPING:
         _refuse_unknown_type(config, model_type, name)
     if config.get("quantization_config"):
-        raise _not_a_model(
+        raise not_a_model(
             name,
             "config.json has a quantization_config; expected unquantised weights",
             "use the checkpoint that it was quantised from",
         )
-    if not any(file in present for file in WEIGHT_FILES):
-        _refuse_weights(present, name)
+    check_weights(directory, name)
 
 
 def _refuse_unknown_type(config: dict[str, Any], model_type: Any, name: str) -> None:
@@ -161,28 +152,17 @@ def _refuse_unknown_type(config: dict[str, Any], model_type: Any, name: str) -> 
             hint="use a model that Transformers supports itself",
             field="spec.baseModel.uri",
         )
-    raise _not_a_model(name, f"config.json has model_type {model_type!r}, which Transformers does not know")
-
-
-def _refuse_weights(present: set[str], name: str) -> None:
-    pickles = sorted(file for file in present if file.endswith((".bin", ".pt", ".pth", ".ckpt")))
-    if pickles:
-        raise GraftError(
-            ErrorCode.UNSAFE_FILE,
-            f"base model `{name}` has its weights in {pickles[0]}, a pickle, which can run code when it is opened",
-            hint="save it again with save_pretrained(), which writes model.safetensors",
-            field="spec.baseModel.uri",
-        )
-    raise _not_a_model(name, f"neither {WEIGHT_FILES[0]} nor {WEIGHT_FILES[1]} is there")
+    raise not_a_model(name, f"config.json has model_type {model_type!r}, which Transformers does not know")
 
 
 def _class_for(task: Task, config: Any, name: str) -> Any:
     found = auto_class(task, config)
     if found is None:
-        raise _not_a_model(
+        raise not_a_model(
             name,
             f"model_type {config.model_type!r} has no model for {task} in Transformers",
-            "give a model that generates text, classifies or embeds, and a task that it has a class for",
+            "give a model that generates text, classifies or embeds, and set spec.baseModel.task to what it has a "
+            "class for",
         )
     return found
 
@@ -231,12 +211,3 @@ def _rope_limits(config: Any, own: int | None) -> list[int | None]:
 def _be_quiet() -> None:
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-
-
-def _not_a_model(name: str, why: str, hint: str | None = None) -> GraftError:
-    return GraftError(
-        ErrorCode.NOT_A_MODEL,
-        f"base model `{name}` can't be loaded: {why}",
-        hint=hint or "point spec.baseModel.uri at a Hugging Face checkpoint of a text model",
-        field="spec.baseModel.uri",
-    )

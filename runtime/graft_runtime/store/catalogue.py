@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Literal
 
+from graft_runtime.adapters.vocabulary import vocabulary_fault
 from graft_runtime.contract import AdapterEntry, AdapterReport, AdapterState, Fault, Source
 from graft_runtime.errors import ErrorCode, GraftError
 from graft_runtime.messages import Mounted, Tier
@@ -196,27 +197,6 @@ def scale_fault(entry: AdapterEntry, artifact: Artifact) -> GraftError | None:
         ErrorCode.NOT_SCALABLE,
         f"adapter `{entry.name}` has scale {entry.scale:g}, and what it does to the base model is no sum to be scaled",
         hint="leave scale out (1); only adapters that add to the base model's weights can be scaled, as LoRA does",
-    )
-
-
-def vocabulary_fault(name: str, highest: int | None, own_rows: int | None, base_rows: int) -> GraftError | None:
-    """That an adapter's own tokenizer makes ids that no row of an embedding stands for.
-
-    Args:
-        name: of the adapter.
-        highest: see `Artifact.highest_token`.
-        own_rows: see `Artifact.vocabulary_size`.
-        base_rows: of the base's input embedding.
-    """
-    rows = own_rows if own_rows is not None else base_rows
-    if highest is None or highest < rows:
-        return None
-    whose = "adapter's embedding" if own_rows is not None else "base model"
-    return GraftError(
-        ErrorCode.TOKENIZER_MISMATCH,
-        f"the tokenizer of adapter `{name}` makes token ids up to {highest}, and the {whose} has {rows} rows "
-        f"(0 … {rows - 1})",
-        hint="save the adapter with its resized embeddings (save_embedding_layers=True), or with the base's tokenizer",
     )
 
 

@@ -9,12 +9,13 @@ from typing import Any
 
 import pytest
 import torch
+from graft_runtime.contract import BaseModelConfig, Source, Task
 
 PROMPT = [*b"select * from users", 257]
 
 
-def served(make_pod: Callable[..., Any], base: Path, adapter: Path) -> Any:
-    pod = make_pod(base=base)
+def served(make_pod: Callable[..., Any], base: Path, adapter: Path, **config: Any) -> Any:
+    pod = make_pod(base=base, **config)
     pod.mount_set(pod.set_of(1, pod.entry("own", adapter, pinned=True)))
     pod.start()
     pod.wait_ready()
@@ -58,9 +59,12 @@ def test_a_prompt_has_an_encoder_of_its_own(translator: Any) -> None:
     assert (usage["prompt_tokens"], usage["completion_tokens"]) == (len(PROMPT), 8)
 
 
-def test_a_model_that_classifies_makes_no_text(make_pod: Any, make_base: Any, make_adapter: Any) -> None:
-    base = make_base("bert", "SEQ_CLS")
-    pod = served(make_pod, base, make_adapter("own", base=base, task="SEQ_CLS", target_modules=["query", "value"]))
+def test_a_language_model_that_its_pool_loads_to_classify_makes_no_text(
+    make_pod: Any, tiny_base: Path, make_adapter: Any
+) -> None:
+    adapter = make_adapter("own", task="SEQ_CLS", target_modules=["q_proj", "v_proj"])
+    task = BaseModelConfig(name="tiny", source=Source(uri="pvc://shelf/base"), task=Task.SEQ_CLS)
+    pod = served(make_pod, tiny_base, adapter, base_model=task)
     assert pod.status().base.runner == "encoder"
     assert pod.report("own").ready
     for model in ("tiny", "own"):

@@ -28,8 +28,9 @@ def status(pod: Any) -> RuntimeStatus:
 
 
 @pytest.fixture(scope="module")
-def adapters(make_adapter: Any) -> dict[str, Path]:
-    return {name: make_adapter(name) for name in ("billing", "sql")}
+def adapters(make_adapter: Any, drift: Any) -> dict[str, Path]:
+    """The modules of `sql` have moved."""
+    return {"billing": make_adapter("billing"), "sql": drift(make_adapter("sql", target_modules=["q_proj", "v_proj"]))}
 
 
 @pytest.fixture(scope="module")
@@ -64,9 +65,9 @@ def test_the_status_names_what_is_merged(merged: Any) -> None:
     assert found.base.merge is not None
     assert (found.base.name, found.base.merge.name, found.base.merge.method) == ("tiny", "both", "linear")
     assert [(one.name, one.weight) for one in found.base.merge.adapters] == [("billing", 1.0), ("sql", 0.5)]
-    assert {(one.name, one.state, one.rank) for one in found.adapters} == {
-        ("billing", AdapterState.MERGED, 4),
-        ("sql", AdapterState.MERGED, 4),
+    assert {(one.name, one.state, one.rank, one.remapped) for one in found.adapters} == {
+        ("billing", AdapterState.MERGED, 4, None),
+        ("sql", AdapterState.MERGED, 4, "nothing → model at the start of modules' names"),
     }
     digests = [one.digest for one in found.base.merge.adapters]
     assert merged.complete("both").headers["x-graft-adapter-digest"] == ", ".join(digests)

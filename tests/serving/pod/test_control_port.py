@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from graft_runtime.contract import (
     AdapterInspection,
+    Check,
     EngineConfig,
     Fault,
     InspectRequest,
@@ -223,7 +224,9 @@ def test_resolving_gives_a_digest_or_a_fault(pod: Any, adapters: dict[str, Path]
         assert resolution.fault.code == code, uri
 
 
-def test_a_dry_run_tells_what_a_mount_would(pod: Any, adapters: dict[str, Path], make_adapter: Any) -> None:
+def test_a_dry_run_tells_what_a_mount_would(
+    pod: Any, adapters: dict[str, Path], make_adapter: Any, drift: Any, wait_until: Any
+) -> None:
     def inspect(uri: str) -> Any:
         reply = pod.control("POST", "/inspect", InspectRequest(source=Source(uri=uri)).canonical_json())
         assert reply.status == 200, reply.content
@@ -232,11 +235,9 @@ def test_a_dry_run_tells_what_a_mount_would(pod: Any, adapters: dict[str, Path],
     entry = pod.entry("a", adapters["a"])
     found = inspect(entry.source.uri)
     assert (found.method, found.digest, found.fault) == ("LORA", entry.digest, None)
+    assert (found.remapped, found.unchecked) == (None, (Check.TRIAL,))
     before = pod.status()
-    drifted = make_adapter("drifted", target_modules=["q_proj", "v_proj"])
-    weights = load_file(drifted / "adapter_model.safetensors")
-    weights = {name.replace("model.model.layers", "model.layers"): tensor for name, tensor in weights.items()}
-    save_file(weights, drifted / "adapter_model.safetensors")
+    drifted = drift(make_adapter("drifted", target_modules=["q_proj", "v_proj"]))
     shutil.copytree(drifted, pod.shelf / "drifted")
     moved = inspect("pvc://shelf/drifted")
     assert (moved.fault, moved.remapped) == (None, "nothing → model at the start of modules' names")
@@ -250,7 +251,10 @@ def test_a_dry_run_tells_what_a_mount_would(pod: Any, adapters: dict[str, Path],
     assert refused.fault is not None
     assert refused.fault.code == "ShapeMismatch"
     assert refused.rank == 4
+    assert refused.unchecked == tuple(Check)
     assert pod.status().adapters == before.adapters  # nothing is mounted by it
+    next_set(pod, entry, pod.entry("drifted", drifted))
+    assert wait_until(lambda: pod.report("drifted").ready and pod.report("drifted")).remapped == moved.remapped
 
 
 def test_the_long_poll_brings_changes_only(pod: Any, adapters: dict[str, Path], wait_until: Any) -> None:
