@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -25,3 +26,11 @@ def test_every_method_of_peft_is_served_or_refused_before_a_weight_is_read(tmp_p
         assert caught.value.code is ErrorCode.UNSUPPORTED_METHOD
         assert f"'{method}'" in caught.value.what
         assert caught.value.hint == instead
+
+
+def test_an_option_that_is_not_served_on_embeddings(make_adapter: Callable[..., Path]) -> None:
+    adapter = make_adapter("normed", target_modules=["embed_tokens", "q_proj"], use_dora=True)
+    with pytest.raises(GraftError) as caught:
+        read_adapter_files(adapter, name="sql", max_rank=64)
+    assert caught.value.code is ErrorCode.UNSUPPORTED_METHOD
+    assert caught.value.details == ("model.embed_tokens: DoRA on an embedding",)

@@ -87,7 +87,7 @@ LORA: dict[str, dict[str, Any]] = {
     "dora": {"use_dora": True},
     "lora bias": {"lora_bias": True},
     "pissa": {"init_lora_weights": "pissa"},
-    "olora": {"init_lora_weights": "olora"},
+    "olora": {"init_lora_weights": "OLoRA"},
     "head": {"modules_to_save": ["lm_head"], "target_modules": ["q_proj"]},
     "embedding whole": {"modules_to_save": ["embed_tokens"], "target_modules": ["q_proj"]},
     "norms": {"modules_to_save": ["norm", "input_layernorm"], "target_modules": ["v_proj"]},
@@ -101,6 +101,10 @@ FAMILIES: dict[str, dict[str, dict[str, Any]]] = {
     "llama": LORA,
     "tied": {name: LORA[name] for name in ("plain", "tokens", "embedding", "embedding whole", "head")}
     | {
+        "tokens apart": {
+            "trainable_token_indices": {"embed_tokens": [5, 2], "lm_head": [7, 9]},
+            "target_modules": ["q_proj"],
+        },
         "tied too": {"target_modules": ["embed_tokens", "q_proj"], "ensure_weight_tying": True},
         "whole and tied": LORA["embedding whole"] | {"ensure_weight_tying": True},
     },
@@ -198,3 +202,22 @@ def test_a_vocabulary_that_has_grown(tiny_base: Path, make_adapter: Callable[...
     torch.testing.assert_close(made[2][:325], other, atol=1e-4, rtol=1e-4)
     assert (made[1][320:] == float("-inf")).all()
     assert (made[2][325:] == float("-inf")).all()
+
+
+@pytest.mark.parametrize("family", ["llama", "tied"])
+def test_a_vocabulary_that_has_grown_is_saved_whole(
+    family: str, make_base: Callable[..., Path], make_adapter: Callable[..., Path]
+) -> None:
+    """PEFT writes such embeddings under their names, and once more with its wrappers in them."""
+    base = make_base(family)
+    adapters = {
+        name: make_adapter(name, base=base, rows=rows, target_modules=["q_proj"], modules_to_save=saved)
+        for name, rows, saved in (("both", 330, ["embed_tokens", "lm_head"]), ("one", 325, ["embed_tokens"]))
+    }
+    prompts = {"both": [1, 329, 320, 5], "one": [1, 324, 3]}
+    for directory in adapters.values():
+        shaken(directory, with_factors=False)
+    mixed = Mixed(base, adapters)
+    for (name, prompt), logits in zip(prompts.items(), mixed.logits([*prompts.values()], [*prompts]), strict=True):
+        (theirs,) = peft_logits(base, adapters[name], [prompt])
+        torch.testing.assert_close(logits[: len(theirs)], theirs, atol=1e-4, rtol=1e-4)

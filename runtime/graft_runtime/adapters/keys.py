@@ -6,6 +6,7 @@ adapter's own name (save_and_load.py, get_peft_model_state_dict).
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -19,6 +20,10 @@ EMBEDDINGS = frozenset(
 )
 """How modules are called that PEFT saves whole without being asked, when the vocabulary has another size than the
 base's (`save_embedding_layers`)."""
+
+_SHADOW = re.compile(r"\.(?:modules_to_save|original_module)\.(?=(?:weight|bias)$)")
+"""PEFT writes an embedding of another size with all that it wraps it in: the base's weight and the trained one once
+more, beside the trained one under the module's own name. The last is the one that PEFT loads."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +83,8 @@ def whole_weights(
     parts: list[Part] = []
     foreign: list[str] = []
     for name, span in rest.items():
+        if _SHADOW.sub(".", name) in rest.keys() - {name}:
+            continue
         path, _, parameter = name.removeprefix(PREFIX).rpartition(".")
         own = path.removesuffix(".base_layer").removesuffix(".token_adapter")  # of the layers that PEFT wraps it in
         if not name.startswith(PREFIX) or parameter not in ("weight", "bias"):

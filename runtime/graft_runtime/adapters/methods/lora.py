@@ -11,7 +11,13 @@ from typing import Any
 
 from graft_runtime.adapters.keys import Keys, absent, by_module, incomplete, is_embedding, is_saved, whole_weights
 from graft_runtime.adapters.methods.lora_config import read_lora_config
-from graft_runtime.adapters.methods.recipe import contradiction, each_in_time, foreign_tensors, misshapen
+from graft_runtime.adapters.methods.recipe import (
+    contradiction,
+    each_in_time,
+    foreign_tensors,
+    misshapen,
+    options_not_served,
+)
 from graft_runtime.adapters.parts.experts import StackedLowRank
 from graft_runtime.adapters.parts.low_rank import EmbeddingLowRank, LinearLowRank
 from graft_runtime.adapters.parts.part import Part, Roles, Tensor
@@ -46,6 +52,8 @@ class Lora:
         """See `Recipe`."""
         config = self._config
         keys = by_module(tensors, ROLES)
+        if unserved := self._unserved(keys):
+            raise options_not_served(self._name, self.method, unserved)
         parts, foreign = whole_weights(keys.rest, config.saved, biases=config.bias != "none")
         if foreign:
             raise foreign_tensors(self._name, self.method, foreign)
@@ -96,7 +104,13 @@ class Lora:
             yield EmbeddingLowRank(path, embedding, self._config.scale_of(path, rank))
         if "trainable_tokens_delta" in roles:
             delta = {"trainable_tokens_delta": roles["trainable_tokens_delta"]}
-            yield TrainedTokens(path, delta, self._tokens_of(path))
+            yield TrainedTokens(path, delta, self._tokens_of(path), shared=self._config.shared_tokens)
+
+    def _unserved(self, keys: Keys) -> list[str]:
+        """Modules that an option is not served on, though it is on others."""
+        option = "DoRA" if self._config.dora else self._config.start
+        embeddings = [path for path, roles in keys.modules.items() if "lora_embedding_A" in roles]
+        return [f"{path}: {option} on an embedding" for path in embeddings] if option else []
 
     def _absent(self, parts: Iterable[Part], keys: Keys, stacks: Mapping[tuple[str, str], Roles]) -> list[str]:
         """What the config speaks of and no tensor tells."""
@@ -114,8 +128,6 @@ class Lora:
             yield f"{path}: use_dora {said}, lora_magnitude_vector is {'missing' if self._config.dora else 'there'}"
         if "lora_A" in roles and self._config.biased != ("lora_B.bias" in roles):
             yield f"{path}: lora_bias is {self._config.biased}, lora_B.bias {_there(roles, 'lora_B.bias')}"
-        if "lora_embedding_A" in roles and (self._config.dora or self._config.start):
-            yield f"{path}: DoRA, PiSSA or OLoRA on an embedding, which Graft does not serve"
         if "trainable_tokens_delta" in roles and not self._tokens_of(path):
             yield f"{path}: trainable_tokens_delta is there, trainable_token_indices does not name it"
 

@@ -72,6 +72,14 @@ class LoraConfig:
     base_model: str | None
     """What the adapter says that it was trained for; only told, never opened."""
 
+    @property
+    def shared_tokens(self) -> bool:
+        """Whether the trained rows of an embedding are those of the head that is tied to it as well.
+
+        PEFT keeps them apart where the config names other tokens for each (other.py, set_additional_trainable_modules).
+        """
+        return self.tied or len(set(self.tokens.values())) < 2
+
     def names_parameter(self, path: str) -> bool:
         """Whether target_parameters means this parameter: its whole path, or the end of it after a dot."""
         return any(path == end or path.endswith("." + end) for end in self.parameters)
@@ -99,7 +107,7 @@ def read_lora_config(config: Mapping[str, Any], name: str) -> LoraConfig:
     if refused := _refused(config):
         raise options_not_served(name, "LoRA", refused)
     reader = FieldReader(config)
-    start = config.get("init_lora_weights", True)
+    start = _start(config)
     read = LoraConfig(
         rank=reader.rank("r", config.get("r", 8)),
         alpha=reader.number("lora_alpha", config.get("lora_alpha", 8)),
@@ -125,13 +133,19 @@ def read_lora_config(config: Mapping[str, Any], name: str) -> LoraConfig:
 
 def _refused(config: Mapping[str, Any]) -> list[str]:
     refused = refuse_options(config, _READ | HARMLESS, REFUSED)
-    start = config.get("init_lora_weights", True)
+    start = _start(config)
     if isinstance(start, dict | list) or start not in (*_PLAIN_STARTS, *STARTS):
         refused.append(
             f"init_lora_weights {start!r}: it changes the base's own weights in a way that the files don't tell; save "
             "the adapter converted to plain LoRA (save_pretrained with path_initial_model_for_weight_conversion)"
         )
     return refused
+
+
+def _start(config: Mapping[str, Any]) -> Any:
+    """init_lora_weights; of some values PEFT takes any case (tuners/lora/layer.py, update_layer)."""
+    start = config.get("init_lora_weights", True)
+    return start.lower() if isinstance(start, str) and start.lower() in ("gaussian", "mica", OLORA) else start
 
 
 def _tokens(reader: FieldReader) -> Mapping[str, tuple[int, ...]]:

@@ -99,15 +99,17 @@ class Bias(Part):
 
 @dataclass(frozen=True)
 class TrainedTokens(Part):
-    """Rows of the embedding for some tokens: values of their own, not differences. A tied head has them as well.
+    """Rows of the embedding for some tokens: values of their own, not differences.
 
     Attributes:
         tokens: their ids, in the order of the file.
         copy: whether it repeats what the embedding has, if the base ties this head to it.
+        shared: whether a tied head has them as well.
     """
 
     tokens: tuple[int, ...]
     copy: bool = False
+    shared: bool = True
 
     kinds: ClassVar = ("an embedding", "linear")
 
@@ -138,5 +140,5 @@ class TrainedTokens(Part):
                 bias = base.new_zeros(max(count, base.shape[0])).float()
                 bias[: base.shape[0]] = base
         rows = Rows(index, values[order], None if bias is None else bias[index], count)
-        paths = (self.path, layout.ties.get(self.path))
+        paths = (self.path, layout.ties.get(self.path) if self.shared else None)
         return {path: ModuleDelta(rows=rows) for path in paths if path is not None}
