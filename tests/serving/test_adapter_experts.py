@@ -21,6 +21,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "both": {"target_parameters": BOTH, "target_modules": ["q_proj"]},
     "down": {"target_parameters": BOTH[1:], "target_modules": ["v_proj"], "r": 2},
     "gate": {"target_parameters": BOTH[:1], "target_modules": ["q_proj"], "use_rslora": True},
+    "bare": {"target_parameters": ["gate_up_proj", "down_proj", "v_proj.weight"], "target_modules": ["q_proj"]},
 }
 NAMES = {"mixtral": ("w1", "w3", "w2"), "qwen3_moe": ("gate_proj", "up_proj", "down_proj")}
 
@@ -151,3 +152,13 @@ def test_what_does_not_fit(make_base: Callable[..., Path], make_adapter: Any, in
         failed = engine.mount(key, adapter)
         assert isinstance(failed, MountFailed), key
         assert "experts" in str(failed.fault)
+
+
+def test_lora_on_a_router_is_refused(make_base: Callable[..., Path], make_adapter: Any, in_process: Any) -> None:
+    """As PEFT's `all-linear` makes it of a mixture."""
+    base = make_base("mixtral")
+    failed = in_process(base).mount("routed", make_adapter("routed", base=base))
+    assert isinstance(failed, MountFailed)
+    assert failed.fault.code == "UnsupportedMethod"
+    assert failed.fault.details == tuple(f"model.layers.{layer}.mlp.gate: MixtralTopKRouter" for layer in range(2))
+    assert "all-linear" in (failed.fault.hint or "")

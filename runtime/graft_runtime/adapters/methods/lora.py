@@ -86,6 +86,8 @@ class Lora:
         if not self._config.parameters:
             return found
         for path in dict.fromkeys(map(_bare, keys.modules)):
+            if path.rpartition(".")[2] != EXPERTS:
+                continue
             names = [name for name in STACKED if self._config.names_parameter(f"{path}.{name}")]
             inner = [f"{path}{'.base_layer' * depth}" for depth in range(len(names) - 1, -1, -1)]
             for name, wrapped in zip(names, inner, strict=True):
@@ -98,7 +100,7 @@ class Lora:
         embedding = {role: tensor for role, tensor in roles.items() if role in EMBEDDING}
         if linear:
             rank = _rank(linear.get("lora_A"))
-            yield LinearLowRank(path, linear, self._config.scale_of(path, rank), self._config.start)
+            yield LinearLowRank(path, linear, self._config.scale_of(self._target(path), rank), self._config.start)
         if embedding:
             rank = _rank(embedding.get("lora_embedding_A"))
             yield EmbeddingLowRank(path, embedding, self._config.scale_of(path, rank))
@@ -117,7 +119,7 @@ class Lora:
         faults = absent(self._config.saved, parts)
         if self._config.tokens and not any("trainable_tokens_delta" in roles for roles in keys.modules.values()):
             faults.append("trainable_token_indices names tokens, trainable_tokens_delta is missing")
-        if self._config.parameters and not stacks:
+        if self._config.parameters and not stacks and not any(self._target(path) != path for path in keys.modules):
             faults.append(f"target_parameters names {', '.join(self._config.parameters)}, no tensor is of these")
         return faults
 
@@ -131,20 +133,29 @@ class Lora:
         if "trainable_tokens_delta" in roles and not self._tokens_of(path):
             yield f"{path}: trainable_tokens_delta is there, trainable_token_indices does not name it"
 
+    def _target(self, path: str) -> str:
+        """What the config's patterns see of a module: target_parameters may name the weight of any."""
+        parameter = f"{path}.weight"
+        return parameter if self._config.parameters and self._config.names_parameter(parameter) else path
+
     def _tokens_of(self, path: str) -> tuple[int, ...]:
         tokens = self._config.tokens
         return next((tokens[end] for end in tokens if end == path or path.endswith("." + end)), tokens.get("", ()))
 
     def _contradictions(self, part: LinearLowRank | EmbeddingLowRank) -> Iterable[str]:
         config = self._config
-        if part.file_rank != (expected := config.rank_of(part.path)):
+        target = self._target(part.path)
+        if part.file_rank != (expected := config.rank_of(target)):
             yield f"{part.path}: the tensors have rank {part.file_rank}, r and rank_pattern say {expected}"
-        if part.path not in config.targets and not (config.tied and is_embedding(part.path)):
+        named = target != part.path or part.path in config.targets
+        if not named and not (config.tied and is_embedding(part.path)):
             yield f"{part.path}: it has tensors, but target_modules and the options beside it leave it out"
         if is_saved(part.path, config.saved):
             yield f"{part.path}: it has tensors of LoRA, but modules_to_save keeps it whole"
 
 
+EXPERTS = "experts"
+"""How every family of Transformers calls the module that stacks them."""
 STACKED = ("gate_up_proj", "up_proj", "down_proj")
 """The parameters of experts that may be adapted, in the order in which modules have them."""
 LINEAR = frozenset({"lora_A", "lora_B", "lora_B.bias", "lora_magnitude_vector"})
