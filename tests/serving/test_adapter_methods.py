@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import torch
 from graft_runtime.adapters.compile import compile_adapter
 from graft_runtime.adapters.deltas import CompiledAdapter
 from graft_runtime.adapters.files import read_adapter_files
-from graft_runtime.adapters.fit import fit
+from graft_runtime.adapters.fit import fit, fitted
 from graft_runtime.adapters.layout import EmbeddingShape, LinearShape
 from graft_runtime.adapters.methods.registry import SUPPORT
 from graft_runtime.errors import ErrorCode, GraftError
@@ -182,6 +183,27 @@ def test_the_registry_tells_what_each_method_can(built: Callable[[str], Built]) 
             files = read_adapter_files(those.adapters[name], name=name, max_rank=64)
             assert all(part.additive for part in files.parts) == adapter.additive, name
             assert files.rank == adapter.rank
+
+
+def test_a_base_with_more_layers_is_told_by_every_method(built: Callable[[str], Built], tmp_path: Path) -> None:
+    layout = loaded(built("llama").base).layout
+
+    def deeper(table: Mapping[str, Any]) -> dict[str, Any]:
+        return {**table, **{path.replace("layers.1.", "layers.2."): shape for path, shape in table.items()}}
+
+    deep = replace(layout, linear=deeper(layout.linear), norms=deeper(layout.norms))
+    of_layers = {name: adapter for name, adapter in built("llama").adapters.items() if name != "tokens"}
+    for name, adapter in of_layers.items():
+        copy = shutil.copytree(adapter, tmp_path / name)
+        config = json.loads((copy / "adapter_config.json").read_text())
+        ends = {path.rpartition(".")[2] for path in config["target_modules"]}  # `all-linear` is saved as whole paths
+        (copy / "adapter_config.json").write_text(json.dumps(config | {"target_modules": sorted(ends)}))
+        files = read_adapter_files(copy, name=name, max_rank=64)
+        fitted(files, layout)
+        with pytest.raises(GraftError, match=r"targets \d+ modules that it has no tensors for") as caught:
+            fitted(files, deep)
+        assert caught.value.code is ErrorCode.BASE_MISMATCH, name
+        assert "model.layers.2." in str(caught.value), name
 
 
 def test_a_base_of_another_size_is_told_by_every_method(built: Callable[[str], Built]) -> None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import chain
 
 from graft_runtime.adapters.files import AdapterFiles
 from graft_runtime.adapters.layout import ATTENTION, INPUT_EMBEDDING, BaseLayout
 from graft_runtime.adapters.methods.recipe import Targeting
 from graft_runtime.adapters.parts.experts import stacked
-from graft_runtime.adapters.parts.low_rank import LinearLowRank
 from graft_runtime.adapters.parts.part import Part
 from graft_runtime.adapters.parts.whole import WholeModule
 from graft_runtime.adapters.remap import remap
@@ -66,12 +66,12 @@ def _check_depth(files: AdapterFiles, names: Mapping[str, str], layout: BaseLayo
     stacks: dict[tuple[str, str], tuple[str, set[str]]] = {}
     for part in files.parts:
         own, here = _LAYER.fullmatch(part.path), _LAYER.fullmatch(names[part.path])
-        if own and here and isinstance(part, LinearLowRank):
+        if own and here and recipe.targeted(part.path):
             stacks.setdefault((here[1], here[3]), (own[1], set()))[1].add(here[2])
     bare = []
-    for match in filter(None, map(_LAYER.fullmatch, layout.linear)):
+    for match in filter(None, map(_LAYER.fullmatch, chain(layout.linear, layout.norms))):
         prefix, layers = stacks.get((match[1], match[3]), ("", None))
-        if layers is not None and match[2] not in layers and f"{prefix}{match[2]}.{match[3]}" in recipe.targets:
+        if layers is not None and match[2] not in layers and recipe.targeted(f"{prefix}{match[2]}.{match[3]}"):
             bare.append(match[0])
     if bare:
         raise GraftError(

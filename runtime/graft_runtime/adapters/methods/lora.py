@@ -46,7 +46,10 @@ class Lora:
         self._config = read_lora_config(config, name)
         self.base_model = self._config.base_model
         self.invocation = self._config.invocation
-        self.targets = self._config.targets
+
+    def targeted(self, path: str) -> bool:
+        """Whether the config gives this module an adapter."""
+        return path in self._config.targets
 
     def parts(self, tensors: Mapping[str, TensorSpan]) -> list[Part]:
         """See `Recipe`."""

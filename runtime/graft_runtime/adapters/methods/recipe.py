@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Protocol, TypeVar, runtime_checkable
 
-from graft_runtime.adapters.fields import Targets
 from graft_runtime.adapters.parts.part import Part
 from graft_runtime.adapters.tensors import TensorSpan
 from graft_runtime.errors import ErrorCode, GraftError, shown
@@ -71,7 +70,9 @@ def each_in_time(parts: Sequence[SomePart], check: Callable[[SomePart], Iterable
 class Targeting(Protocol):
     """A recipe whose config says which modules of a base have an adapter, not only which tensors there are."""
 
-    targets: Targets
+    def targeted(self, path: str) -> bool:
+        """Whether this module has one."""
+        ...
 
 
 def foreign_tensors(name: str, method: str, tensors: Sequence[str]) -> GraftError:
