@@ -168,23 +168,6 @@ def test_what_overflows_or_is_lost_in_rounding_is_refused(tiny_base: Path, make_
     assert "rounding" in error.what
 
 
-def test_a_tied_head_is_refused(tiny_base: Path, make_adapter: Any, tmp_path: Path) -> None:
-    from transformers import AutoModelForCausalLM
-
-    model = AutoModelForCausalLM.from_pretrained(tiny_base)
-    model.config.tie_word_embeddings = True
-    model.tie_weights()
-    model.save_pretrained(tmp_path)
-    adapter = make_adapter("head", target_modules=["lm_head", "q_proj"])
-    weights = load_file(adapter / "adapter_model.safetensors")
-    lora = {name: tensor for name, tensor in weights.items() if "base_layer" not in name}
-    save_file(lora, adapter / "adapter_model.safetensors")
-    error = refused(tmp_path, source(adapter))
-    assert error.code is ErrorCode.UNSUPPORTED_METHOD
-    assert error.details == ("lm_head",)
-    merge_into(loaded(tmp_path), [source(make_adapter("body", target_modules=["q_proj"]))], max_rank=16)
-
-
 def test_a_bad_adapter_fails_the_base(tiny_base: Path, make_adapter: Any, in_process: Any) -> None:
     (event,) = in_process(tiny_base, merge=(source(make_adapter("good")), source(make_adapter("bad", r=32)))).started
     assert isinstance(event, BaseFailed)

@@ -16,6 +16,8 @@ from graft_runtime.messages import MergeSource
 from graft_runtime.model.load import load_base
 from safetensors.torch import load_file, save_file
 
+from tests.serving.test_adapter_variants import peft_logits
+
 PROMPT = torch.tensor([[3, 1, 2, 5, 9, 11, 4]])
 WEIGHTS = "adapter_model.safetensors"
 MERGED: dict[str, tuple[str, dict[str, Any]]] = {
@@ -73,6 +75,50 @@ def test_both_ways_of_merging_are_peft_s(
     merge_files(base, [AdapterPath(adapter)], tmp_path / "output")
     written = AutoModelForCausalLM.from_pretrained(tmp_path / "output")
     torch.testing.assert_close(written(input_ids=PROMPT).logits, expected, atol=1e-4, rtol=1e-4)
+
+
+UNTIED: dict[str, dict[str, Any]] = {
+    "head": {"target_modules": ["lm_head", "q_proj"]},
+    "embedding": {"target_modules": ["embed_tokens", "q_proj"]},
+    "both": {"target_modules": ["embed_tokens", "lm_head", "q_proj"]},
+    "whole head": {"modules_to_save": ["lm_head"], "target_modules": ["q_proj"]},
+    "whole embedding": {"modules_to_save": ["embed_tokens"], "target_modules": ["q_proj"]},
+    "tied adapters": {"target_modules": ["embed_tokens", "q_proj"], "ensure_weight_tying": True},
+}
+
+
+@pytest.mark.parametrize("case", list(UNTIED))
+@torch.inference_mode()
+def test_a_tied_head_gets_a_weight_of_its_own(
+    case: str, make_base: Callable[..., Path], make_adapter: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Against what PEFT serves: its merge_and_unload writes into both."""
+    from transformers import AutoModelForCausalLM
+
+    base = make_base("tied")
+    adapter = trained(make_adapter(f"untied {case}", base=base, **UNTIED[case]), with_factors=False)
+    (expected,) = peft_logits(base, adapter, [PROMPT[0].tolist()])
+    loaded = load_base(base, name="tiny", dtype="float32", max_sequence_length=256)
+    embedding = loaded.model.get_input_embeddings().weight.clone()
+    merge_into(loaded, [MergeSource(str(adapter), case, 1.0)], max_rank=16)
+    torch.testing.assert_close(loaded.model(input_ids=PROMPT).logits[0, -1], expected, atol=1e-4, rtol=1e-4)
+    if "head" in case:
+        assert torch.equal(loaded.model.get_input_embeddings().weight, embedding)
+    sharded = tmp_path / "sharded"
+    AutoModelForCausalLM.from_pretrained(base).save_pretrained(sharded, max_shard_size="20KB")
+    assert (sharded / "model.safetensors.index.json").exists()
+    for source in (base, sharded):
+        output = tmp_path / f"{source.name} merged"
+        merge_files(source, [AdapterPath(adapter)], output)
+        written, report = AutoModelForCausalLM.from_pretrained(output, output_loading_info=True)
+        assert not any(report.values()), report
+        torch.testing.assert_close(written(input_ids=PROMPT).logits[0, -1], expected, atol=1e-4, rtol=1e-4)
+        again = load_base(output, name="again", dtype="float32", max_sequence_length=256)
+        assert again.layout.ties == {}
+        lines: list[str] = []
+        (output / "config.json").unlink()
+        merge_files(source, [AdapterPath(adapter)], output, tell=lines.append)
+        assert all("finished already" in line for line in lines), lines
 
 
 REFUSED: dict[str, dict[str, Any]] = {

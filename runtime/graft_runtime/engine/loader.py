@@ -7,7 +7,7 @@ import os
 import queue
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -28,7 +28,7 @@ from graft_runtime.messages import (
     Start,
     TokenizerConverted,
 )
-from graft_runtime.model.layout import modules_of
+from graft_runtime.model.layout import layout_of, modules_of
 from graft_runtime.model.load import BaseModel, load_base
 
 logger = logging.getLogger(__name__)
@@ -89,7 +89,7 @@ class Loader:
                 task=start.task,
             )
             remapped = merge_into(base, start.merge, max_rank=start.max_rank) if start.merge else ()
-            self._base = base
+            self._base = base = replace(base, layout=layout_of(base.model, base.name)) if start.merge else base
         except Exception as error:
             return BaseFailed(fault_of(error, f"base model `{start.name}`"))
         for source, told in zip(start.merge, remapped, strict=True):

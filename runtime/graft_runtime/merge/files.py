@@ -1,7 +1,8 @@
 """From checkpoint to checkpoint, tensor by tensor: at most one tensor in memory, and what is finished stays finished.
 
 Shapes and types do not change. So each file of weights is copied as it is, and the changed tensors are written over
-their place in it; a finished file gets its name at once. `config.json` comes last: before it, nothing loads the output.
+their place in it; a finished file gets its name at once. A head that gets a weight of its own is one file more.
+`config.json` comes last: before it, nothing loads the output.
 """
 
 from __future__ import annotations
@@ -21,17 +22,21 @@ from transformers.pytorch_utils import Conv1D
 
 from graft_runtime.adapters.content import TORCH_DTYPES
 from graft_runtime.adapters.files import CONFIG_FILE, WEIGHTS_FILE
+from graft_runtime.adapters.layout import BaseLayout
 from graft_runtime.adapters.strict_json import parse_object
 from graft_runtime.adapters.tensors import TensorSpan, read_header
 from graft_runtime.contract import MODEL_FILE_PATTERNS
 from graft_runtime.errors import ErrorCode, GraftError, shown
 from graft_runtime.merge.addend import Addend
 from graft_runtime.merge.sums import Sum
+from graft_runtime.merge.ties import index_with_head, save_head, separable, separated_head, untied_config
 from graft_runtime.model.layout import layout_of, shared_weights
 from graft_runtime.model.load import empty_model
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
+HEAD_FILE = "model-head.safetensors"
+_SHARDS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
 RECORD_FILE = "graft_merge.json"
 """What was merged, beside the output's weights."""
 MAX_RANK = 1024
@@ -68,6 +73,8 @@ class _Place:
         file.write(kept.view(torch.uint8).numpy().tobytes())
 
 
+Spans = Mapping[str, tuple[Path, TensorSpan]]
+"""Name of a tensor → the file that holds it, and where."""
 Places = Mapping[str, Mapping[str, _Place]]
 """Path of a module → parameter → where it lies."""
 
@@ -89,6 +96,44 @@ class _StoredModule:
         return self.places["bias"].read() if "bias" in self.places else None
 
 
+@dataclass(frozen=True)
+class _Head:
+    """A head that is tied in the base, and gets a weight and a file of its own in the output."""
+
+    path: str
+    embedding: _Place
+    named: Mapping[str, str]
+    """The base's files → the output's."""
+    file: str
+
+    @classmethod
+    def of(cls, path: str | None, layout: BaseLayout, files: Sequence[str], spans: Spans, model: Any) -> _Head | None:
+        """None where the head stays tied, or the checkpoint holds its weight beside the embedding's."""
+        if path is None or f"{path}.weight" in spans:
+            return None
+        (embedding,) = (embedding for embedding, head in layout.ties.items() if head == path)
+        place = _find(embedding, "weight", spans, model)
+        assert isinstance(place, _Place), "a tied head's weight lies in the embedding's place"
+        if list(files) == [SINGLE_FILE]:  # which Transformers would load alone, whatever an index says
+            return cls(path, place, {SINGLE_FILE: _SHARDS[0]}, _SHARDS[1])
+        return cls(path, place, {file: file for file in files}, HEAD_FILE)
+
+    def write(self, output: Path, merged: Sum) -> None:
+        """Its file."""
+        module = _StoredModule({"weight": self.embedding})
+        made = merged.onto(self.path, module) if self.path in merged.paths else {}
+        partial = output / f"{self.file}.partial"
+        save_head(partial, self.path, made.get("weight", module.weight))
+        partial.replace(output / self.file)
+
+    def index(self, spans: Spans) -> bytes:
+        """The index of the output."""
+        size = sum(span.end - span.begin for _, span in spans.values())
+        own = self.embedding.span.end - self.embedding.span.begin
+        weight_map = {name: self.named[file.name] for name, (file, _) in spans.items()}
+        return index_with_head(weight_map, size + own, self.path, self.file)
+
+
 def merge_files(
     base: Path, adapters: Sequence[AdapterPath], output: Path, *, tell: Callable[[str], None] = lambda _: None
 ) -> None:
@@ -106,6 +151,7 @@ def merge_files(
     """
     model = empty_model(base, name=base.name)
     layout, shared = layout_of(model, base.name), shared_weights(model)
+    shared -= separable(layout, shared)
     merged = Sum(
         [
             Addend.read(
@@ -122,17 +168,27 @@ def merge_files(
     for moved in (addend.files for addend in merged.addends if addend.files.remapped):
         tell(f"adapter `{moved.name}` names its modules otherwise than its base: {moved.remapped}")
     files = _weight_files(base)
-    places = _places(base, files, merged, model)
-    skipped = _begin(output, _record(base, files, adapters), files)
-    for file in files:
-        if file in skipped:
-            tell(f"{file} is finished already")
+    spans = _spans(base, files)
+    places = _places(base, spans, merged, model)
+    head = _Head.of(separated_head(merged, layout), layout, files, spans, model)
+    named = head.named if head is not None else {file: file for file in files}
+    finished = _begin(output, _record(base, files, adapters), [*named.values(), *([head.file] if head else [])])
+    for file, name in named.items():
+        if name in finished:
+            tell(f"{name} is finished already")
             continue
-        _merge_file(base / file, output / file, places, merged)
-        tell(f"{file} is finished")
-    if not skipped:
-        _check_effect(merged, output, files)
-    _copy_small_files(base, output)
+        _merge_file(base / file, output / name, places, merged)
+        tell(f"{name} is finished")
+    if head is not None and head.file not in finished:
+        head.write(output, merged)
+        tell(f"{head.file} is finished")
+    if not finished:
+        _check_effect(merged, output, [*named.values(), *([head.file] if head else [])])
+    _copy_small_files(base, output, indexed=head is None)
+    if head is not None:
+        _write(output / INDEX_FILE, head.index(spans))
+    config = (base / "config.json").read_bytes()
+    _write(output / "config.json", untied_config(config) if separated_head(merged, layout) is not None else config)
 
 
 def _weight_files(base: Path) -> list[str]:
@@ -148,12 +204,16 @@ def _weight_files(base: Path) -> list[str]:
     return found
 
 
-def _places(base: Path, files: Sequence[str], merged: Sum, model: Any) -> Places:
+def _spans(base: Path, files: Sequence[str]) -> Spans:
     spans: dict[str, tuple[Path, TensorSpan]] = {}
     for name in files:
         with (base / name).open("rb") as file:
             header = read_header(file, f"{name} of base model `{base.name}`")
         spans |= {tensor: (base / name, span) for tensor, span in header.items()}
+    return spans
+
+
+def _places(base: Path, spans: Spans, merged: Sum, model: Any) -> Places:
     places: dict[str, dict[str, _Place]] = {}
     faults: list[str] = []
     for path in merged.paths:
@@ -173,7 +233,7 @@ def _places(base: Path, files: Sequence[str], merged: Sum, model: Any) -> Places
     return places
 
 
-def _find(path: str, parameter: str, spans: Mapping[str, tuple[Path, TensorSpan]], model: Any) -> _Place | str | None:
+def _find(path: str, parameter: str, spans: Spans, model: Any) -> _Place | str | None:
     """Where a parameter lies, what is wrong with it, or None for one that is tied to another and lies there."""
     module = model.get_submodule(path)
     tensor = getattr(module, parameter)
@@ -258,11 +318,12 @@ def _is_of(path: Path, record: Mapping[str, Any]) -> bool:
         return False
 
 
-def _copy_small_files(base: Path, output: Path) -> None:
+def _copy_small_files(base: Path, output: Path, *, indexed: bool) -> None:
+    """All but the weights and config.json, and the index unless the output has its own."""
     patterns = [pattern for pattern in MODEL_FILE_PATTERNS if pattern not in ("config.json", "*.safetensors")]
     names = [path.name for path in base.iterdir() if any(fnmatchcase(path.name, pattern) for pattern in patterns)]
     single = (output / SINGLE_FILE).exists()  # an index beside it is of something else
-    for name in [*sorted(name for name in names if not (single and name == INDEX_FILE)), "config.json"]:
+    for name in sorted(name for name in names if name != INDEX_FILE or (indexed and not single)):
         _write(output / name, (base / name).read_bytes())
 
 

@@ -11,6 +11,7 @@ from graft_runtime.contract import Task
 from graft_runtime.errors import ErrorCode, GraftError
 from graft_runtime.merge.addend import Addend
 from graft_runtime.merge.sums import Sum
+from graft_runtime.merge.ties import separable, separated_head, untie
 from graft_runtime.messages import MergeSource
 from graft_runtime.model.layout import LoadedModule, shared_weights
 from graft_runtime.model.load import BaseModel
@@ -40,6 +41,7 @@ def merge_into(base: BaseModel, sources: Sequence[MergeSource], *, max_rank: int
             hint="serve them in hot mode, or merge them with graft-runtime merge and serve the result",
         )
     shared = shared_weights(base.model)
+    shared -= separable(base.layout, shared)
     merged = Sum(
         [
             Addend.read(
@@ -54,6 +56,8 @@ def merge_into(base: BaseModel, sources: Sequence[MergeSource], *, max_rank: int
         ]
     )
     was_finite = _trial(base, merged)
+    if (head := separated_head(merged, base.layout)) is not None:
+        untie(base.model, head)
     with torch.no_grad():
         for path in merged.paths:
             module = LoadedModule(base.model.get_submodule(path))
