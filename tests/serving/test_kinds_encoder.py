@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 import torch
 from graft_runtime.contract import Task
-from graft_runtime.messages import BaseLoaded, Generated, Mounted, Submit
+from graft_runtime.messages import BaseLoaded, Generated, Mounted, MountFailed, Submit
 from graft_runtime.model.rows import RowAdapter
 from graft_runtime.runners.encoder import EncoderRow
 from safetensors.torch import load_file, save_file
 
+WEIGHTS = "adapter_model.safetensors"
 TOLERANCE = 1e-4
 """In float32."""
 PROMPTS = [[101, *b"hello", 257], [101, *b"select * from users where id = 7", 257], [101, 257]]
@@ -181,3 +182,51 @@ def move_head(adapter: Path, seed: int) -> None:
     for name in heads:
         tensors[name] = tensors[name] + torch.randn(tensors[name].shape, generator=generator)
     save_file(tensors, adapter / "adapter_model.safetensors")
+
+
+@pytest.mark.parametrize("method", ["PromptTuningConfig", "PrefixTuningConfig"])
+def test_virtual_tokens_are_refused(method: str, make_base: Any, in_process: Any, tmp_path: Path) -> None:
+    import peft
+
+    base = make_base("bert", "FEATURE_EXTRACTION")
+    config = getattr(peft, method)(task_type="FEATURE_EXTRACTION", num_virtual_tokens=4)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from tests.serving.conftest import load_for
+
+        peft.get_peft_model(load_for("FEATURE_EXTRACTION", base), config).save_pretrained(tmp_path / "virtual")
+    failed = in_process(base).mount("virtual", tmp_path / "virtual")
+    assert isinstance(failed, MountFailed)
+    assert failed.fault.code == "UnsupportedMethod"
+    assert "4 virtual tokens" in failed.fault.what
+
+
+def test_an_embedding_that_is_never_called_is_refused(make_base: Any, make_adapter: Any, in_process: Any) -> None:
+    base = make_base("deberta", "SEQ_CLS")
+    options = {"target_modules": ["query_proj"], "modules_to_save": ["rel_embeddings"]}
+    failed = in_process(base).mount("own", make_adapter("own", base=base, task="SEQ_CLS", **options))
+    assert isinstance(failed, MountFailed)
+    assert failed.fault.code == "UnsupportedMethod"
+    assert failed.fault.details == ("deberta.encoder.rel_embeddings: Embedding",)
+
+
+@pytest.mark.parametrize("family", ["bart", "t5"])
+def test_a_head_that_peft_has_no_name_for(family: str, make_base: Any, make_adapter: Any, in_process: Any) -> None:
+    """PEFT writes the names of classifiers that it knows into modules_to_save; this base calls its own otherwise."""
+    base = make_base(family, "SEQ_CLS")
+    setting = Setting(in_process(base), base, "SEQ_CLS")
+    setting.mount("sql", make_adapter("sql", base=base, task="SEQ_CLS", target_modules=ATTENTION[family]))
+    rows = [(prompt, name) for prompt in PROMPTS for name in (None, "sql")]
+    for row, mine in zip(rows, setting.outputs([setting.row(*row) for row in rows]), strict=True):
+        assert same(mine, setting.expected(*row)), row
+
+
+def test_a_head_that_is_not_in_the_file(make_base: Any, make_adapter: Any, in_process: Any) -> None:
+    base = make_base("bert", "SEQ_CLS")
+    adapter = make_adapter("cut", base=base, task="SEQ_CLS", target_modules=["query"])
+    tensors = load_file(adapter / "adapter_model.safetensors")
+    save_file({name: tensor for name, tensor in tensors.items() if "lora_" in name}, adapter / WEIGHTS)
+    failed = in_process(base).mount("cut", adapter)
+    assert isinstance(failed, MountFailed)
+    assert failed.fault.code == "Corrupt"
+    assert failed.fault.details == ("modules_to_save names classifier, score, no tensor is of these",)

@@ -8,8 +8,9 @@ from dataclasses import replace
 from itertools import chain
 
 from graft_runtime.adapters.files import AdapterFiles
+from graft_runtime.adapters.keys import is_saved
 from graft_runtime.adapters.layout import ATTENTION, INPUT_EMBEDDING, BaseLayout
-from graft_runtime.adapters.methods.recipe import Targeting
+from graft_runtime.adapters.methods.recipe import Saving, Targeting, misshapen
 from graft_runtime.adapters.parts.experts import stacked
 from graft_runtime.adapters.parts.part import Part
 from graft_runtime.adapters.parts.whole import WholeModule
@@ -45,6 +46,7 @@ def fitted(files: AdapterFiles, layout: BaseLayout) -> tuple[AdapterFiles, BaseL
     if found is not None:
         told = "; ".join(filter(None, [files.remapped, found.told]))
         files = replace(files, parts=moved(found.names), remapped=told)
+    _check_heads(files, layout)
     return files, fit(files.parts, layout, name=files.name, base_model=files.recipe.base_model)
 
 
@@ -82,6 +84,22 @@ def _check_depth(files: AdapterFiles, names: Mapping[str, str], layout: BaseLayo
             hint=f"it was trained for a model with fewer layers; {_base_hint(recipe.base_model)}; or name the layers "
             "that it has in layers_to_transform",
         )
+
+
+def _check_heads(files: AdapterFiles, layout: BaseLayout) -> None:
+    """That a head that the config names is not left out of the file, unless the base's own has no name that PEFT knows.
+
+    Raises:
+        GraftError: Corrupt.
+    """
+    saved = files.recipe.saved if isinstance(files.recipe, Saving) else ()
+    if not saved or UNNAMED_HEAD in layout.linear or any(is_saved(part.path, saved) for part in files.parts):
+        return
+    raise misshapen(files.name, [f"modules_to_save names {', '.join(saved)}, no tensor is of these"])
+
+
+UNNAMED_HEAD = "classification_head.out_proj"
+"""The classifier of T5 and BART. PEFT leaves it as it is, and writes the names of others into modules_to_save."""
 
 
 def fit(parts: Sequence[Part], layout: BaseLayout, *, name: str, base_model: str | None) -> BaseLayout:

@@ -25,6 +25,9 @@ _SHADOW = re.compile(r"\.(?:modules_to_save|original_module)\.(?=(?:weight|bias)
 """PEFT writes an embedding of another size with all that it wraps it in: the base's weight and the trained one once
 more, beside the trained one under the module's own name. The last is the one that PEFT loads."""
 
+CLASSIFIERS = frozenset({"classifier", "score", "qa_outputs"})
+"""What PEFT writes into modules_to_save for the tasks that have a head (peft_model.py)."""
+
 
 @dataclass(frozen=True)
 class Keys:
@@ -112,8 +115,11 @@ def is_saved(path: str, saved: Collection[str]) -> bool:
 
 
 def absent(saved: Collection[str], parts: Iterable[Part]) -> list[str]:
-    """What is wrong when modules_to_save is set; a base has not every head that it may name."""
-    if not saved or any(is_saved(part.path, saved) for part in parts):
+    """What is wrong when modules_to_save is set; a base has not every head that it may name.
+
+    PEFT adds the names of `CLASSIFIERS` itself, whether the base has one of these or not: that is checked beside it.
+    """
+    if CLASSIFIERS.issuperset(saved) or any(is_saved(part.path, saved) for part in parts):
         return []
     return [f"modules_to_save names {', '.join(saved)}, no tensor is of these"]
 

@@ -19,6 +19,9 @@ from graft_runtime.adapters.layout import AttentionShape, BaseLayout, EmbeddingS
 HEADS = frozenset({"score", "classifier", "qa_outputs", "classifier.out_proj", "classification_head.out_proj"})
 """How the last module of a classifier is called; an adapter may know other labels than the base."""
 
+READ_WHOLE = frozenset({"rel_embeddings"})
+"""Embeddings whose weight is read without calling them (DeBERTa's relative positions): there is no row to change."""
+
 
 @dataclass(frozen=True)
 class LoadedModule:
@@ -54,7 +57,7 @@ def layout_of(model: nn.Module, name: str) -> BaseLayout:
     for path, module in model.named_modules():
         if (shape := linear_shape(module)) is not None:
             linear[path] = shape
-        elif isinstance(module, nn.Embedding) and _looks_up(module):
+        elif isinstance(module, nn.Embedding) and _looks_up(module) and path.rpartition(".")[2] not in READ_WHOLE:
             embeddings[path] = EmbeddingShape(module.num_embeddings, module.embedding_dim)
         elif (held := _experts(module)) is not None:
             experts[path] = held

@@ -7,6 +7,7 @@ from typing import Any
 from transformers import (
     AutoModel,
     AutoModelForCausalLM,
+    AutoModelForImageTextToText,
     AutoModelForQuestionAnswering,
     AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
@@ -27,7 +28,10 @@ _AUTO_CLASSES: dict[Task, Any] = {
 }
 """As PEFT pairs them (its `task_type` and `AutoPeftModelFor…`)."""
 _ARCHITECTURES = {
-    Task.CAUSAL_LM: (modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,),
+    Task.CAUSAL_LM: (
+        modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+        modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,  # without images they are the language model in them
+    ),
     Task.SEQ_2_SEQ_LM: (modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,),
     Task.SEQ_CLS: (modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,),
     Task.TOKEN_CLS: (modeling_auto.MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES,),
@@ -65,6 +69,8 @@ def auto_class(task: Task, config: Any) -> Any | None:
         return None
     if task is Task.FEATURE_EXTRACTION and config.is_encoder_decoder and config.model_type in _text_encoders():
         return AutoModelForTextEncoding  # the encoder alone
+    if task is Task.CAUSAL_LM and not _names(modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, config.model_type):
+        return None if config.is_encoder_decoder else AutoModelForImageTextToText
     return _AUTO_CLASSES[task]
 
 

@@ -15,6 +15,7 @@ import torch
 
 from graft_runtime.adapters.deltas import CompiledAdapter
 from graft_runtime.contract import Task
+from graft_runtime.errors import ErrorCode, GraftError
 from graft_runtime.model.deltas import AdapterModules
 from graft_runtime.model.layout import HEADS
 from graft_runtime.model.load import BaseModel
@@ -76,7 +77,19 @@ class EncoderRunner:
         return [made[index] for index in range(len(rows))]
 
     def trial(self, adapter: CompiledAdapter, name: str) -> None:
-        """One forward pass of this adapter beside the base's. Raises GraftError, as `try_adapter` says."""
+        """One forward pass of this adapter beside the base's.
+
+        Raises:
+            GraftError: UnsupportedMethod for virtual tokens, which only what generates has a place for; else as
+                `try_adapter` does.
+        """
+        if adapter.virtual_tokens:
+            raise GraftError(
+                ErrorCode.UNSUPPORTED_METHOD,
+                f"adapter `{name}` puts {adapter.virtual_tokens} virtual tokens before each text, which Graft serves "
+                "on models that generate, not on one that classifies or embeds",
+                hint="train LoRA for this task",
+            )
 
         def forward(prompts: Sequence[list[int]], adapters: Sequence[tuple[RowAdapter, ...]]) -> torch.Tensor:
             rows = [EncoderRow(self._sharing.ended(prompt), row) for prompt, row in zip(prompts, adapters, strict=True)]

@@ -46,6 +46,7 @@ class Lora:
         self._config = read_lora_config(config, name)
         self.base_model = self._config.base_model
         self.invocation = self._config.invocation
+        self.saved = self._config.saved
 
     def targeted(self, path: str) -> bool:
         """Whether the config gives this module an adapter."""

@@ -14,6 +14,7 @@ from graft_runtime.adapters.parts.low_rank import OLORA, STARTS
 HARMLESS = frozenset(
     {"lora_dropout", "fan_in_fan_out", "megatron_core", "loftq_config", "eva_config", "corda_config", "lora_ga_config"}
     | {"qalora_group_size", "runtime_config", "merge_weights"}
+    | {"lora_dtype", "lorap_lr_ratio", "lorap_emb_lr", "swift_type"}  # ms-swift's, of the training
 )
 """They change nothing in the forward pass of a saved adapter."""
 _READ = frozenset(

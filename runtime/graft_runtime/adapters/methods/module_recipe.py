@@ -54,7 +54,7 @@ class ModuleRecipe:
         self.name = name
         self.base_model = reader.base_model()
         self._targets = reader.targets()
-        self._saved = reader.names("modules_to_save")
+        self.saved = reader.names("modules_to_save")
         self._bias = reader.choice("bias", ("none", "all", self.biases)) if self.biases else "none"
         self.configure(reader)
         reader.check(name)
@@ -87,11 +87,11 @@ class ModuleRecipe:
         keys = by_module(tensors, self.roles)
         shared = {role: Tensor(name, keys.rest[name]) for name, role in self.shared.items() if name in keys.rest}
         rest = {name: span for name, span in keys.rest.items() if name not in self.shared}
-        whole, foreign = whole_weights(rest, self._saved, biases=self._bias != "none")
+        whole, foreign = whole_weights(rest, self.saved, biases=self._bias != "none")
         if foreign:
             raise foreign_tensors(self.name, self.title, foreign)
         own = [self.part(path, {**roles, **shared}) for path, roles in keys.modules.items()]
-        faults = [*absent(self._saved, whole), *incomplete(own), *(fault for part in whole for fault in part.faults())]
+        faults = [*absent(self.saved, whole), *incomplete(own), *(fault for part in whole for fault in part.faults())]
         if faults := faults or list(self.absences(own)):
             raise misshapen(self.name, faults)
         if faults := each_in_time(own, self._contradictions):
@@ -101,6 +101,6 @@ class ModuleRecipe:
     def _contradictions(self, part: Part) -> Iterable[str]:
         if not self.targeted(part.path):
             yield f"{part.path}: it has tensors, but target_modules and the options beside it leave it out"
-        if is_saved(part.path, self._saved):
+        if is_saved(part.path, self.saved):
             yield f"{part.path}: it has tensors of {self.title}, but modules_to_save keeps it whole"
         yield from self.contradictions(part)

@@ -75,6 +75,14 @@ class Targeting(Protocol):
         ...
 
 
+@runtime_checkable
+class Saving(Protocol):
+    """A recipe whose config names modules that are saved whole."""
+
+    saved: tuple[str, ...]
+    """modules_to_save."""
+
+
 def foreign_tensors(name: str, method: str, tensors: Sequence[str]) -> GraftError:
     """The error for tensors that the method has no role for."""
     return GraftError(
