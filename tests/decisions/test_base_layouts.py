@@ -20,6 +20,7 @@ LAYOUT = BaseLayout(
     {"model.n": {"weight": 8, "bias": 8}},
     {"model.x": ExpertsShape(4, {"down_proj": (8, 4)}, interleaved=True)},
     ties={"model.e": "model.a"},
+    twins=("model.d",),
     input_embedding="model.e",
     attention=AttentionShape(2, 4, 8),
     resizable=frozenset({"model.e", "model.a"}),

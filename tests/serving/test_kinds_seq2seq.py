@@ -14,6 +14,7 @@ import torch
 from graft_runtime.contract import Task
 from graft_runtime.messages import BaseLoaded, Mounted, Sampling, ServedAdapter, Submit
 from graft_runtime.model.rows import RowAdapter
+from safetensors.torch import load_file, save_file
 
 TASK = "SEQ_2_SEQ_LM"
 TOLERANCE = 1e-4
@@ -175,3 +176,20 @@ def test_alone_mixed_and_joined_equal_peft(setting: Setting) -> None:
     joined = engine.collect(events)
     for (index, name), answer in expected.items():
         assert_same(joined[f"{index} {name}"], answer)
+
+
+def test_trained_tokens_reach_the_encoder_and_the_decoder(make_base: Any, make_adapter: Any, in_process: Any) -> None:
+    """T5's encoder and decoder have embeddings of their own that share one weight; PEFT writes one of them."""
+    base = make_base("t5", TASK)
+    options = {"trainable_token_indices": [9, 4, 300], "target_modules": ["q"]}
+    adapter = make_adapter("tokens", base=base, task=TASK, **options)
+    tensors = load_file(adapter / "adapter_model.safetensors")
+    (rows,) = (name for name in tensors if name.endswith("trainable_tokens_delta"))
+    tensors[rows] = torch.randn(tensors[rows].shape, generator=torch.Generator().manual_seed(5))
+    save_file(tensors, adapter / "adapter_model.safetensors")
+    engine, reference = in_process(base), Reference(base)
+    assert isinstance(engine.mount("tokens", adapter), Mounted)
+    reference.load(adapter)
+    for prompt in ([9, 4, 9, 300, 2], [4, 5]):
+        (answer,) = engine.answers([submit("x", prompt, "tokens")]).values()
+        assert_same(answer, reference.answer(prompt, "tokens"))

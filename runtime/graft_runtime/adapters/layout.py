@@ -80,6 +80,8 @@ class BaseLayout:
     experts: Mapping[str, ExpertsShape] = field(default_factory=dict)
     ties: Mapping[str, str] = field(default_factory=dict)
     """The input embedding → the head that shares its weight."""
+    twins: tuple[str, ...] = ()
+    """Further embeddings that share the input embedding's weight: those of an encoder and a decoder."""
     input_embedding: str | None = None
     """Of token ids; its path."""
     attention: AttentionShape | None = None

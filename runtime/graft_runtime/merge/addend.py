@@ -145,7 +145,7 @@ class Addend:
 
 def _paths(part: Part, layout: BaseLayout) -> tuple[str, ...]:
     """The modules that a part changes."""
-    if isinstance(part, TrainedTokens) and part.path in layout.ties:
+    if isinstance(part, TrainedTokens) and part.shared and part.path in layout.ties:
         return (part.path, layout.ties[part.path])
     return (part.path,)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -75,6 +75,7 @@ def layout_of(model: nn.Module, name: str) -> BaseLayout:
         norms,
         experts=experts,
         ties=_ties(model, embedding, head),
+        twins=_twins(model, embedding, embeddings),
         attention=_attention(model),
         input_embedding=embedding if embedding in embeddings and not _has_encoder(model) else None,
         resizable=frozenset(path for path in (embedding, head, *(HEADS & linear.keys())) if path is not None),
@@ -159,6 +160,13 @@ def _ties(model: nn.Module, embedding: str | None, head: str | None) -> dict[str
         return {}
     tied = model.get_submodule(embedding).weight is model.get_submodule(head).weight
     return {embedding: head} if tied else {}
+
+
+def _twins(model: nn.Module, embedding: str | None, embeddings: Iterable[str]) -> tuple[str, ...]:
+    if embedding is None:
+        return ()
+    weight = model.get_submodule(embedding).weight
+    return tuple(path for path in embeddings if path != embedding and model.get_submodule(path).weight is weight)
 
 
 def _attention(model: Any) -> AttentionShape | None:

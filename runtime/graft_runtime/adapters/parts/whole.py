@@ -104,7 +104,7 @@ class TrainedTokens(Part):
     Attributes:
         tokens: their ids, in the order of the file.
         copy: whether it repeats what the embedding has, if the base ties this head to it.
-        shared: whether a tied head has them as well.
+        shared: whether a tied head has them as well, and the encoder's and the decoder's own embeddings.
     """
 
     tokens: tuple[int, ...]
@@ -140,5 +140,7 @@ class TrainedTokens(Part):
                 bias = base.new_zeros(max(count, base.shape[0])).float()
                 bias[: base.shape[0]] = base
         rows = Rows(index, values[order], None if bias is None else bias[index], count)
-        paths = (self.path, layout.ties.get(self.path) if self.shared else None)
-        return {path: ModuleDelta(rows=rows) for path in paths if path is not None}
+        paths = [self.path]
+        if self.shared and self.path in layout.ties:
+            paths += [layout.ties[self.path], *layout.twins]
+        return {path: ModuleDelta(rows=rows) for path in paths}
