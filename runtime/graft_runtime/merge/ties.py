@@ -32,7 +32,7 @@ def separated_head(merged: Sum, layout: BaseLayout) -> str | None:
     for embedding, head in layout.ties.items():
         for addend in merged.addends:
             parts = [part for path in (embedding, head) for part in addend.parts.get(path, ())]
-            if not all(isinstance(part, TrainedTokens) for part in parts):
+            if not all(isinstance(part, TrainedTokens) and (part.shared or part.copy) for part in parts):
                 return head
     return None
 
