@@ -83,6 +83,7 @@ UNTIED: dict[str, dict[str, Any]] = {
     "both": {"target_modules": ["embed_tokens", "lm_head", "q_proj"]},
     "whole head": {"modules_to_save": ["lm_head"], "target_modules": ["q_proj"]},
     "whole embedding": {"modules_to_save": ["embed_tokens"], "target_modules": ["q_proj"]},
+    "tokens apart": {"trainable_token_indices": {"embed_tokens": [5], "lm_head": [9]}, "target_modules": ["q_proj"]},
     "tied adapters": {"target_modules": ["embed_tokens", "q_proj"], "ensure_weight_tying": True},
 }
 
