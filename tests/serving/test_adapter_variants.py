@@ -90,6 +90,7 @@ LORA: dict[str, dict[str, Any]] = {
     "olora": {"init_lora_weights": "OLoRA"},
     "head": {"modules_to_save": ["lm_head"], "target_modules": ["q_proj"]},
     "embedding whole": {"modules_to_save": ["embed_tokens"], "target_modules": ["q_proj"]},
+    "layer whole": {"modules_to_save": ["layers.1"], "target_modules": ["k_proj"]},
     "norms": {"modules_to_save": ["norm", "input_layernorm"], "target_modules": ["v_proj"]},
     "tokens": {"trainable_token_indices": [5, 300, 2], "target_modules": ["q_proj"]},
     "tokens alone": {"trainable_token_indices": {"embed_tokens": [9]}, "target_modules": ["v_proj"]},
