@@ -86,7 +86,8 @@ def whole_weights(
     parts: list[Part] = []
     foreign: list[str] = []
     for name, span in rest.items():
-        if _SHADOW.sub(".", name) in rest.keys() - {name}:
+        shadowed = _SHADOW.sub(".", name)
+        if shadowed != name and shadowed in rest:
             continue
         path, _, parameter = name.removeprefix(PREFIX).rpartition(".")
         own = path.removesuffix(".base_layer").removesuffix(".token_adapter")  # of the layers that PEFT wraps it in
