@@ -354,6 +354,30 @@ def test_values_of_options_that_are_not_served(built: Callable[[str], Built], tm
             assert len(error.details) == len(options)
 
 
+def test_unilora_saved_again_with_its_indices(built: Callable[[str], Built], tmp_path: Path) -> None:
+    """As its error says: PEFT keeps indices only of what was made with a config that asks for them."""
+    from peft import PeftConfig, PeftModel
+    from transformers import AutoModelForCausalLM
+
+    config, options = METHODS["unilora"]
+    base = built("llama").base
+    directory = build(base, tmp_path / "bare", config, options | {"save_indices": False}, seed=5)
+    with pytest.raises(GraftError) as caught:
+        read_adapter_files(directory, name="sql", max_rank=64)
+    assert caught.value.code is ErrorCode.UNSUPPORTED_METHOD
+    assert "PeftModel.from_pretrained(base, directory, config=config)" in caught.value.message
+    expected = peft_logits(base, directory, PROMPTS)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        asking = PeftConfig.from_pretrained(directory)
+        asking.save_indices = True
+        model = AutoModelForCausalLM.from_pretrained(base)
+        PeftModel.from_pretrained(model, directory, config=asking).save_pretrained(tmp_path / "again")
+    made = Mixed(base, {"again": tmp_path / "again"}).logits(PROMPTS, ["again"] * len(PROMPTS))
+    for mine, theirs in zip(made, expected, strict=True):
+        torch.testing.assert_close(mine, theirs, atol=1e-4, rtol=1e-4)
+
+
 def test_adalora_that_gave_ranks_away(built: Callable[[str], Built], tmp_path: Path) -> None:
     kept = {"q_proj": [True, False, True, False, False, True], "v_proj": [False] * 6}
 

@@ -26,8 +26,9 @@ class UniLora(ModuleRecipe):
     def unserved(self, config: Mapping[str, Any]) -> Iterable[str]:
         if not config.get("save_indices"):
             yield (
-                "save_indices false: which number goes where hangs on the order of all modules in training; load it "
-                "with peft and save it with save_indices=True"
+                "save_indices false: which number goes where hangs on the order of all modules in training; set "
+                "config.save_indices = True on its PeftConfig, load it with "
+                "PeftModel.from_pretrained(base, directory, config=config), and save it again"
             )
 
     def configure(self, reader: FieldReader) -> None:
