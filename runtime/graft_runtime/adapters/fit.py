@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from itertools import chain
 
 from graft_runtime.adapters.files import AdapterFiles
 from graft_runtime.adapters.keys import is_saved
@@ -68,10 +67,11 @@ def _check_depth(files: AdapterFiles, names: Mapping[str, str], layout: BaseLayo
     stacks: dict[tuple[str, str], tuple[str, set[str]]] = {}
     for part in files.parts:
         own, here = _LAYER.fullmatch(part.path), _LAYER.fullmatch(names[part.path])
-        if own and here and recipe.targeted(part.path):
+        if own and here and ((here[1], here[3]) in stacks or recipe.targeted(part.path)):
             stacks.setdefault((here[1], here[3]), (own[1], set()))[1].add(here[2])
     bare = []
-    for match in filter(None, map(_LAYER.fullmatch, chain(layout.linear, layout.norms))):
+    others = (layout.linear.keys() | layout.norms.keys()) - set(names.values())
+    for match in filter(None, map(_LAYER.fullmatch, sorted(others))):
         prefix, layers = stacks.get((match[1], match[3]), ("", None))
         if layers is not None and match[2] not in layers and recipe.targeted(f"{prefix}{match[2]}.{match[3]}"):
             bare.append(match[0])
