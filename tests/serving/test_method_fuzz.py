@@ -82,6 +82,11 @@ def starts(
     return found
 
 
+@pytest.fixture(scope="module")
+def fuzzed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("fuzzed")
+
+
 @pytest.fixture
 def outcomes() -> Iterator[Counter[tuple[str, bool]]]:
     """How many cases of each start ended in an adapter, and in an error: each must get through, and not always."""
@@ -101,51 +106,53 @@ def changed(directory: Path, start: Start, starts: list[Start], chance: random.R
         case 1:
             case.config["peft_type"] = other["peft_type"]
         case 2 | 3:
-            for field in chance.sample(sorted(other), 2):
-                case.config[field] = other[field]
+            for name in chance.sample(sorted(other), 2):
+                case.config[name] = other[name]
         case 4 | 5 | 6 | 7 | 8 | 9:
             own = sorted(case.config.keys() - set(FIELDS)) or sorted(case.config)
             case.config[chance.choice(own)] = chance.choice([chance.choice(PLAIN), some_json(chance)])
     write(directory, case, chance)
 
 
-@settings(thorough, max_examples=METHOD_CASES)
-@given(seed=SEEDS)
 def test_files_of_every_method_give_a_typed_error_or_fit(
-    tmp_path_factory: pytest.TempPathFactory, starts: list[Start], outcomes: Counter[tuple[str, bool]], seed: int
+    fuzzed: Path, starts: list[Start], outcomes: Counter[tuple[str, bool]]
 ) -> None:
-    chance = random.Random(seed)
-    start = chance.choice(starts)
-    changed(fuzzed(tmp_path_factory), start, starts, chance)
-    survived = survivor(fuzzed(tmp_path_factory), start.layout, MAX_RANK)
-    outcomes[start.directory.name, survived is not None] += 1
+    @settings(thorough, max_examples=METHOD_CASES)
+    @given(seed=SEEDS)  # alone: Hypothesis prints the arguments of a failure, and the starts are large
+    def one(seed: int) -> None:
+        chance = random.Random(seed)
+        start = chance.choice(starts)
+        changed(fuzzed, start, starts, chance)
+        survived = survivor(fuzzed, start.layout, MAX_RANK)
+        outcomes[start.directory.name, survived is not None] += 1
+
+    one()
 
 
-@settings(thorough, max_examples=COMPILED)
-@given(seed=SEEDS)
 def test_what_compiles_of_every_method_is_finite(
-    tmp_path_factory: pytest.TempPathFactory, starts: list[Start], outcomes: Counter[tuple[str, bool]], seed: int
+    fuzzed: Path, starts: list[Start], outcomes: Counter[tuple[str, bool]]
 ) -> None:
-    chance = random.Random(seed)
-    start = chance.choice(starts)
-    changed(fuzzed(tmp_path_factory), start, starts, chance)
-    before = [parameter._version for parameter in start.model.parameters()]
-    try:
-        files = read_adapter_files(fuzzed(tmp_path_factory), name="x", max_rank=MAX_RANK)
-        device = torch.device("cpu")
-        adapter = compile_adapter(files, start.layout, modules_of(start.model), dtype=torch.float32, device=device)
-    except GraftError:
-        outcomes[start.directory.name, False] += 1
-    else:
-        outcomes[start.directory.name, True] += 1
-        assert all(bool(torch.isfinite(tensor).all()) for delta in adapter.modules.values() for tensor in delta.tensors)
-    assert before == [parameter._version for parameter in start.model.parameters()], "nothing wrote into the base"
+    @settings(thorough, max_examples=COMPILED)
+    @given(seed=SEEDS)  # alone: Hypothesis prints the arguments of a failure, and the starts are large
+    def one(seed: int) -> None:
+        chance = random.Random(seed)
+        start = chance.choice(starts)
+        changed(fuzzed, start, starts, chance)
+        before = [parameter._version for parameter in start.model.parameters()]
+        try:
+            files = read_adapter_files(fuzzed, name="x", max_rank=MAX_RANK)
+            device = torch.device("cpu")
+            adapter = compile_adapter(files, start.layout, modules_of(start.model), dtype=torch.float32, device=device)
+        except GraftError:
+            outcomes[start.directory.name, False] += 1
+        else:
+            outcomes[start.directory.name, True] += 1
+            assert all(
+                bool(torch.isfinite(tensor).all()) for delta in adapter.modules.values() for tensor in delta.tensors
+            )
+        assert before == [parameter._version for parameter in start.model.parameters()], "nothing wrote into the base"
 
-
-def fuzzed(factory: pytest.TempPathFactory) -> Path:
-    directory = factory.getbasetemp() / "fuzzed methods"
-    directory.mkdir(exist_ok=True)
-    return directory
+    one()
 
 
 def test_a_good_adapter_notices_nothing_of_other_methods(
