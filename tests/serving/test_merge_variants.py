@@ -144,12 +144,3 @@ def test_what_does_more_than_to_add_is_merged_alone(tiny_base: Path, make_adapte
             merge_files(tiny_base, adapters, tmp_path / "output")
         assert caught.value.code is ErrorCode.UNSUPPORTED_METHOD
         assert "`normed`" in caught.value.what
-
-
-def test_a_base_that_is_no_causal_model_is_not_merged_into(make_base: Any, make_adapter: Any) -> None:
-    base = make_base("t5", "SEQ_2_SEQ_LM")
-    adapter = make_adapter("sums", base=base, task="SEQ_2_SEQ_LM", target_modules=["q"])
-    loaded = load_base(base, name="tiny", dtype="float32", max_sequence_length=64)
-    with pytest.raises(GraftError) as caught:
-        merge_into(loaded, [MergeSource(str(adapter), "sums", 1.0)], max_rank=16)
-    assert caught.value.code is ErrorCode.UNSUPPORTED_METHOD

@@ -107,7 +107,7 @@ class Addend:
             "it changes modules whose weight is another module's too": [
                 path
                 for path, parts in self.parts.items()
-                if path in shared and not all(isinstance(part, TrainedTokens) for part in parts)
+                if path in shared and not all(_reaches_ties(part, layout) for part in parts)
             ],
             "it has a vocabulary or labels of its own": [
                 path for path in self.parts if _rows(layout, path) != _rows(self.layout, path)
@@ -148,6 +148,11 @@ def _paths(part: Part, layout: BaseLayout) -> tuple[str, ...]:
     if isinstance(part, TrainedTokens) and part.shared and part.path in layout.ties:
         return (part.path, layout.ties[part.path])
     return (part.path,)
+
+
+def _reaches_ties(part: Part, layout: BaseLayout) -> bool:
+    """Whether a part does the same to every module that shares the weight."""
+    return isinstance(part, TrainedTokens) and (part.copy or (part.shared and part.path in layout.ties))
 
 
 def _rows(layout: BaseLayout, path: str) -> int | None:

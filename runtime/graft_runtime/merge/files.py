@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -109,10 +109,10 @@ class _Head:
     @classmethod
     def of(cls, path: str | None, layout: BaseLayout, files: Sequence[str], spans: Spans, model: Any) -> _Head | None:
         """None where the head stays tied, or the checkpoint holds its weight beside the embedding's."""
-        if path is None or f"{path}.weight" in spans:
+        if path is None or any(name in spans for name in _names(f"{path}.weight", layout)):
             return None
         (embedding,) = (embedding for embedding, head in layout.ties.items() if head == path)
-        place = _find(embedding, "weight", spans, model)
+        place = _find(embedding, "weight", spans, model, layout)
         assert isinstance(place, _Place), "a tied head's weight lies in the embedding's place"
         if list(files) == [SINGLE_FILE]:  # which Transformers would load alone, whatever an index says
             return cls(path, place, {SINGLE_FILE: _SHARDS[0]}, _SHARDS[1])
@@ -140,7 +140,7 @@ def merge_files(
     """Writes W' = W + Σ weight · B·A as a checkpoint of its own. Goes on where an interrupted run of the same stopped.
 
     Args:
-        base: a checkpoint of a causal language model in safetensors.
+        base: a checkpoint in safetensors, of a model for the task that its config.json says.
         adapters: in the order of the sum.
         output: an empty or missing directory, or one that a run with the same inputs left.
         tell: given a line for each file that is finished, and each adapter whose modules have moved.
@@ -169,7 +169,7 @@ def merge_files(
         tell(f"adapter `{moved.name}` names its modules otherwise than its base: {moved.remapped}")
     files = _weight_files(base)
     spans = _spans(base, files)
-    places = _places(base, spans, merged, model)
+    places = _places(base, spans, merged, model, layout)
     head = _Head.of(separated_head(merged, layout), layout, files, spans, model)
     named = head.named if head is not None else {file: file for file in files}
     finished = _begin(output, _record(base, files, adapters), [*named.values(), *([head.file] if head else [])])
@@ -213,12 +213,12 @@ def _spans(base: Path, files: Sequence[str]) -> Spans:
     return spans
 
 
-def _places(base: Path, spans: Spans, merged: Sum, model: Any) -> Places:
+def _places(base: Path, spans: Spans, merged: Sum, model: Any, layout: BaseLayout) -> Places:
     places: dict[str, dict[str, _Place]] = {}
     faults: list[str] = []
     for path in merged.paths:
         for parameter in merged.parameters(path):
-            found = _find(path, parameter, spans, model)
+            found = _find(path, parameter, spans, model, layout)
             if isinstance(found, str):
                 faults.append(found)
             elif found is not None:
@@ -233,18 +233,26 @@ def _places(base: Path, spans: Spans, merged: Sum, model: Any) -> Places:
     return places
 
 
-def _find(path: str, parameter: str, spans: Spans, model: Any) -> _Place | str | None:
+def _find(path: str, parameter: str, spans: Spans, model: Any, layout: BaseLayout) -> _Place | str | None:
     """Where a parameter lies, what is wrong with it, or None for one that is tied to another and lies there."""
     module = model.get_submodule(path)
     tensor = getattr(module, parameter)
-    names = (f"{path}.{parameter}", f"{path}.{parameter}".removeprefix(model.base_model_prefix + "."))
-    found = next((spans[name] for name in names if name in spans), None)
+    found = next((spans[name] for name in _names(f"{path}.{parameter}", layout) if name in spans), None)
     if found is None:
         head = module is model.get_output_embeddings() and tensor is model.get_input_embeddings().weight
         return None if head else f"{path}.{parameter}: the checkpoint has no tensor of this name"
     if found[1].shape != tuple(tensor.shape) or found[1].dtype not in TORCH_DTYPES:
         return f"{path}.{parameter}: {found[1].dtype} {found[1].shape}, the model has {tuple(tensor.shape)}"
     return _Place(*found, transposed=isinstance(module, Conv1D) and parameter == "weight")
+
+
+def _names(name: str, layout: BaseLayout) -> Iterator[str]:
+    """What checkpoints call a parameter: as the model does, as the bare model does, as Transformers did earlier."""
+    yield name
+    yield name.removeprefix(layout.wrapper + ".")
+    for old, new in layout.former.items():
+        if name == new or name.startswith(new + "."):
+            yield old + name[len(new) :]
 
 
 def _merge_file(source: Path, target: Path, places: Places, merged: Sum) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from graft_runtime.merge.ties import separable, separated_head, untie
 from graft_runtime.messages import MergeSource
 from graft_runtime.model.layout import LoadedModule, shared_weights
 from graft_runtime.model.load import BaseModel
+from graft_runtime.model.tasks import end_token
 
 TRIAL_PROMPT = (3, 1, 2, 5)
 """Any tokens will do."""
@@ -34,12 +36,6 @@ def merge_into(base: BaseModel, sources: Sequence[MergeSource], *, max_rank: int
     Raises:
         GraftError: what a mount of one of the adapters raises, and see `Addend.read` and `Sum`.
     """
-    if base.task is not Task.CAUSAL_LM:
-        raise GraftError(
-            ErrorCode.UNSUPPORTED_METHOD,
-            f"adapters can't be merged into `{base.name}`, which is loaded for {base.task}",
-            hint="serve them in hot mode, or merge them with graft-runtime merge and serve the result",
-        )
     shared = shared_weights(base.model)
     shared -= separable(base.layout, shared)
     merged = Sum(
@@ -74,16 +70,14 @@ def merge_into(base: BaseModel, sources: Sequence[MergeSource], *, max_rank: int
 
 
 def _trial(base: BaseModel, merged: Sum) -> bool:
-    """One forward pass: whether its logits are finite. Raises GraftError: NoEffect for modules that take no part."""
+    """One forward pass: whether what it gives is finite. Raises GraftError: NoEffect for modules that take no part."""
     reached: set[str] = set()
     handles = [
         base.model.get_submodule(path).register_forward_hook(lambda *_, path=path: reached.add(path))
         for path in merged.paths
     ]
-    prompt = [token % base.vocabulary_size for token in TRIAL_PROMPT]
     try:
-        with torch.inference_mode():
-            logits = base.model(input_ids=torch.tensor([prompt], device=base.device), use_cache=False).logits
+        output = _output(base)
     finally:
         for handle in handles:
             handle.remove()
@@ -93,6 +87,19 @@ def _trial(base: BaseModel, merged: Sum) -> bool:
                 ErrorCode.NO_EFFECT,
                 f"adapter `{addend.files.name}` changes nothing: the model calls none of its "
                 f"{len(addend.parts)} modules",
-                hint="train it on modules that take part in generating text",
+                hint="train it on modules that take part in what the model computes",
             )
-    return bool(torch.isfinite(logits).all())
+    return bool(torch.isfinite(output).all())
+
+
+def _output(base: BaseModel) -> torch.Tensor:
+    """What the model gives for a prompt, whatever its task: logits, those of starts, or hidden states."""
+    prompt = [token % base.vocabulary_size for token in TRIAL_PROMPT]
+    end = end_token(base.model.config)
+    ids = torch.tensor([prompt if end is None else [*prompt, end]], device=base.device)
+    answer = {"decoder_input_ids": ids} if base.task is Task.SEQ_2_SEQ_LM else {}
+    offered = {"use_cache": False} if "use_cache" in inspect.signature(base.model.forward).parameters else {}
+    with torch.inference_mode():
+        made = base.model(input_ids=ids, return_dict=True, **answer, **offered)
+    output: torch.Tensor = made[0]
+    return output

@@ -87,6 +87,15 @@ def may_be_missing(key: str, task: Task, model: Any) -> bool:
     return task in _TRAINED_HEADS and not key.startswith(f"{model.base_model_prefix}.")
 
 
+def end_token(config: Any) -> int | None:
+    """What rows must end with, if anything: encoder-decoders that classify look at the state of the last end token.
+
+    Args:
+        config: a PretrainedConfig.
+    """
+    return config.eos_token_id if config.is_encoder_decoder and isinstance(config.eos_token_id, int) else None
+
+
 def _exists(task: Task, config: Any) -> bool:
     return any(_names(mapping, config.model_type) for mapping in _ARCHITECTURES[task][:2])
 

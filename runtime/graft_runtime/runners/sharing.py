@@ -13,6 +13,7 @@ import torch
 
 from graft_runtime.errors import ErrorCode, GraftError
 from graft_runtime.model.load import BaseModel
+from graft_runtime.model.tasks import end_token
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +55,7 @@ def try_sharing(base: BaseModel, compute: Compute) -> Sharing:
     Raises:
         GraftError: NotAModel when the model fails on them, or one row of a pass changes another.
     """
-    end = _end(base)
+    end = end_token(base.model.config)
     for side in (*SIDES, None):
         lengths = LENGTHS if side else (LENGTHS[0],) * len(LENGTHS)
         rows = [_row(base, length, index, end) for index, length in enumerate(lengths)]
@@ -161,12 +162,6 @@ def _recorded(model: Any) -> Iterator[Calls]:
                 hook = module.register_forward_pre_hook(lambda _, inputs, path=path: record(path, inputs))
                 hooks.callback(hook.remove)
         yield calls
-
-
-def _end(base: BaseModel) -> int | None:
-    """Encoder-decoders that classify look at the state of the last end token."""
-    config = base.model.config
-    return config.eos_token_id if config.is_encoder_decoder and isinstance(config.eos_token_id, int) else None
 
 
 def _row(base: BaseModel, length: int, index: int, end: int | None) -> list[int]:
