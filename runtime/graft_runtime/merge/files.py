@@ -11,23 +11,28 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
-import torch
-from transformers.pytorch_utils import Conv1D
-
-from graft_runtime.adapters.content import TORCH_DTYPES
 from graft_runtime.adapters.files import CONFIG_FILE, WEIGHTS_FILE
 from graft_runtime.adapters.layout import BaseLayout
 from graft_runtime.adapters.strict_json import parse_object
-from graft_runtime.adapters.tensors import TensorSpan, read_header
 from graft_runtime.contract import MODEL_FILE_PATTERNS
-from graft_runtime.errors import ErrorCode, GraftError, shown
+from graft_runtime.errors import ErrorCode, GraftError
 from graft_runtime.merge.addend import Addend
+from graft_runtime.merge.places import (
+    Place,
+    Places,
+    Spans,
+    StoredModule,
+    find_place,
+    find_places,
+    read_spans,
+    stored_names,
+)
 from graft_runtime.merge.sums import Sum
 from graft_runtime.merge.ties import index_with_head, save_head, separable, separated_head, untied_config
 from graft_runtime.model.layout import layout_of, shared_weights
@@ -52,56 +57,11 @@ class AdapterPath:
 
 
 @dataclass(frozen=True)
-class _Place:
-    """Where a parameter of a module lies in a file."""
-
-    file: Path
-    span: TensorSpan
-    transposed: bool
-
-    def read(self) -> torch.Tensor:
-        """Whichever way the file keeps a weight, [output features, input features]."""
-        with self.file.open("rb") as file:
-            data = bytearray(os.pread(file.fileno(), self.span.end - self.span.begin, self.span.begin))
-        tensor = torch.frombuffer(data, dtype=TORCH_DTYPES[self.span.dtype]).reshape(self.span.shape)
-        return tensor.T if self.transposed else tensor
-
-    def write(self, file: BinaryIO, tensor: torch.Tensor) -> None:
-        """Over what the file holds there."""
-        kept = (tensor.T if self.transposed else tensor).contiguous()
-        file.seek(self.span.begin)
-        file.write(kept.view(torch.uint8).numpy().tobytes())
-
-
-Spans = Mapping[str, tuple[Path, TensorSpan]]
-"""Name of a tensor → the file that holds it, and where."""
-Places = Mapping[str, Mapping[str, _Place]]
-"""Path of a module → parameter → where it lies."""
-
-
-@dataclass(frozen=True)
-class _StoredModule:
-    """A module of the base whose parameters are read when they are asked for."""
-
-    places: Mapping[str, _Place]
-
-    @property
-    def weight(self) -> torch.Tensor:
-        """[output features, input features], or [rows, features] of an embedding."""
-        return self.places["weight"].read()
-
-    @property
-    def bias(self) -> torch.Tensor | None:
-        """[output features]."""
-        return self.places["bias"].read() if "bias" in self.places else None
-
-
-@dataclass(frozen=True)
 class _Head:
     """A head that is tied in the base, and gets a weight and a file of its own in the output."""
 
     path: str
-    embedding: _Place
+    embedding: Place
     named: Mapping[str, str]
     """The base's files → the output's."""
     file: str
@@ -109,18 +69,18 @@ class _Head:
     @classmethod
     def of(cls, path: str | None, layout: BaseLayout, files: Sequence[str], spans: Spans, model: Any) -> _Head | None:
         """None where the head stays tied, or the checkpoint holds its weight beside the embedding's."""
-        if path is None or any(name in spans for name in _names(f"{path}.weight", layout)):
+        if path is None or any(name in spans for name in stored_names(f"{path}.weight", layout)):
             return None
         (embedding,) = (embedding for embedding, head in layout.ties.items() if head == path)
-        place = _find(embedding, "weight", spans, model, layout)
-        assert isinstance(place, _Place), "a tied head's weight lies in the embedding's place"
+        place = find_place(embedding, "weight", spans, model, layout)
+        assert isinstance(place, Place), "a tied head's weight lies in the embedding's place"
         if list(files) == [SINGLE_FILE]:  # which Transformers would load alone, whatever an index says
             return cls(path, place, {SINGLE_FILE: _SHARDS[0]}, _SHARDS[1])
         return cls(path, place, {file: file for file in files}, HEAD_FILE)
 
     def write(self, output: Path, merged: Sum) -> None:
         """Its file."""
-        module = _StoredModule({"weight": self.embedding})
+        module = StoredModule({"weight": self.embedding})
         made = merged.onto(self.path, module) if self.path in merged.paths else {}
         partial = output / f"{self.file}.partial"
         save_head(partial, self.path, made.get("weight", module.weight))
@@ -168,8 +128,8 @@ def merge_files(
     for moved in (addend.files for addend in merged.addends if addend.files.remapped):
         tell(f"adapter `{moved.name}` names its modules otherwise than its base: {moved.remapped}")
     files = _weight_files(base)
-    spans = _spans(base, files)
-    places = _places(base, spans, merged, model, layout)
+    spans = read_spans(base, files)
+    places = find_places(base, spans, merged, model, layout)
     head = _Head.of(separated_head(merged, layout), layout, files, spans, model)
     named = head.named if head is not None else {file: file for file in files}
     finished = _begin(output, _record(base, files, adapters), [*named.values(), *([head.file] if head else [])])
@@ -204,64 +164,13 @@ def _weight_files(base: Path) -> list[str]:
     return found
 
 
-def _spans(base: Path, files: Sequence[str]) -> Spans:
-    spans: dict[str, tuple[Path, TensorSpan]] = {}
-    for name in files:
-        with (base / name).open("rb") as file:
-            header = read_header(file, f"{name} of base model `{base.name}`")
-        spans |= {tensor: (base / name, span) for tensor, span in header.items()}
-    return spans
-
-
-def _places(base: Path, spans: Spans, merged: Sum, model: Any, layout: BaseLayout) -> Places:
-    places: dict[str, dict[str, _Place]] = {}
-    faults: list[str] = []
-    for path in merged.paths:
-        for parameter in merged.parameters(path):
-            found = _find(path, parameter, spans, model, layout)
-            if isinstance(found, str):
-                faults.append(found)
-            elif found is not None:
-                places.setdefault(path, {})[parameter] = found
-    if faults:
-        raise GraftError(
-            ErrorCode.UNSUPPORTED_METHOD,
-            f"`{base.name}` keeps {len(faults)} of the modules to be merged in another layout than the model's own",
-            details=shown(faults),
-            hint="load it with Transformers, save it again with save_pretrained(), and merge into that",
-        )
-    return places
-
-
-def _find(path: str, parameter: str, spans: Spans, model: Any, layout: BaseLayout) -> _Place | str | None:
-    """Where a parameter lies, what is wrong with it, or None for one that is tied to another and lies there."""
-    module = model.get_submodule(path)
-    tensor = getattr(module, parameter)
-    found = next((spans[name] for name in _names(f"{path}.{parameter}", layout) if name in spans), None)
-    if found is None:
-        head = module is model.get_output_embeddings() and tensor is model.get_input_embeddings().weight
-        return None if head else f"{path}.{parameter}: the checkpoint has no tensor of this name"
-    if found[1].shape != tuple(tensor.shape) or found[1].dtype not in TORCH_DTYPES:
-        return f"{path}.{parameter}: {found[1].dtype} {found[1].shape}, the model has {tuple(tensor.shape)}"
-    return _Place(*found, transposed=isinstance(module, Conv1D) and parameter == "weight")
-
-
-def _names(name: str, layout: BaseLayout) -> Iterator[str]:
-    """What checkpoints call a parameter: as the model does, as the bare model does, as Transformers did earlier."""
-    yield name
-    yield name.removeprefix(layout.wrapper + ".")
-    for old, new in layout.former.items():
-        if name == new or name.startswith(new + "."):
-            yield old + name[len(new) :]
-
-
 def _merge_file(source: Path, target: Path, places: Places, merged: Sum) -> None:
     partial = target.with_name(target.name + ".partial")
     shutil.copyfile(source, partial)
     with partial.open("r+b") as new:
         for path, parameters in places.items():
             if any(place.file == source for place in parameters.values()):
-                for name, tensor in merged.onto(path, _StoredModule(parameters)).items():
+                for name, tensor in merged.onto(path, StoredModule(parameters)).items():
                     if parameters[name].file == source:
                         parameters[name].write(new, tensor)
         new.flush()

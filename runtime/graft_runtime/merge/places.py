@@ -1,0 +1,127 @@
+"""Where a checkpoint keeps what the model calls its parameters."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from transformers.pytorch_utils import Conv1D
+
+from graft_runtime.adapters.content import TORCH_DTYPES
+from graft_runtime.adapters.layout import BaseLayout
+from graft_runtime.adapters.tensors import TensorSpan, read_header
+from graft_runtime.errors import ErrorCode, GraftError, shown
+from graft_runtime.merge.sums import Sum
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a parameter of a module lies in a file."""
+
+    file: Path
+    span: TensorSpan
+    transposed: bool
+
+    def read(self) -> torch.Tensor:
+        """Whichever way the file keeps a weight, [output features, input features]."""
+        with self.file.open("rb") as file:
+            data = bytearray(os.pread(file.fileno(), self.span.end - self.span.begin, self.span.begin))
+        tensor = torch.frombuffer(data, dtype=TORCH_DTYPES[self.span.dtype]).reshape(self.span.shape)
+        return tensor.T if self.transposed else tensor
+
+    def write(self, file: BinaryIO, tensor: torch.Tensor) -> None:
+        """Over what the file holds there."""
+        kept = (tensor.T if self.transposed else tensor).contiguous()
+        file.seek(self.span.begin)
+        file.write(kept.view(torch.uint8).numpy().tobytes())
+
+
+Spans = Mapping[str, tuple[Path, TensorSpan]]
+"""Name of a tensor → the file that holds it, and where."""
+Places = Mapping[str, Mapping[str, Place]]
+"""Path of a module → parameter → where it lies."""
+
+
+@dataclass(frozen=True)
+class StoredModule:
+    """A module of the base whose parameters are read when they are asked for."""
+
+    places: Mapping[str, Place]
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """[output features, input features], or [rows, features] of an embedding."""
+        return self.places["weight"].read()
+
+    @property
+    def bias(self) -> torch.Tensor | None:
+        """[output features]."""
+        return self.places["bias"].read() if "bias" in self.places else None
+
+
+def read_spans(base: Path, files: Sequence[str]) -> Spans:
+    """Every tensor of these files of a checkpoint. Raises GraftError: Corrupt."""
+    spans: dict[str, tuple[Path, TensorSpan]] = {}
+    for name in files:
+        with (base / name).open("rb") as file:
+            header = read_header(file, f"{name} of base model `{base.name}`")
+        spans |= {tensor: (base / name, span) for tensor, span in header.items()}
+    return spans
+
+
+def find_places(base: Path, spans: Spans, merged: Sum, model: Any, layout: BaseLayout) -> Places:
+    """Where everything lies that a merge changes.
+
+    Args:
+        base: the checkpoint.
+        spans: of its files.
+        merged: what changes.
+        model: made of its config.json.
+        layout: of that.
+
+    Raises:
+        GraftError: UnsupportedMethod for what the files keep otherwise than the model.
+    """
+    places: dict[str, dict[str, Place]] = {}
+    faults: list[str] = []
+    for path in merged.paths:
+        for parameter in merged.parameters(path):
+            found = find_place(path, parameter, spans, model, layout)
+            if isinstance(found, str):
+                faults.append(found)
+            elif found is not None:
+                places.setdefault(path, {})[parameter] = found
+    if faults:
+        raise GraftError(
+            ErrorCode.UNSUPPORTED_METHOD,
+            f"`{base.name}` keeps {len(faults)} of the modules to be merged in another layout than the model's own",
+            details=shown(faults),
+            hint="load it with Transformers, save it again with save_pretrained(), and merge into that",
+        )
+    return places
+
+
+def find_place(path: str, parameter: str, spans: Spans, model: Any, layout: BaseLayout) -> Place | str | None:
+    """Where a parameter lies, what is wrong with it, or None for one that is tied to another and lies there."""
+    module = model.get_submodule(path)
+    tensor = getattr(module, parameter)
+    found = next((spans[name] for name in stored_names(f"{path}.{parameter}", layout) if name in spans), None)
+    if found is None:
+        head = module is model.get_output_embeddings() and tensor is model.get_input_embeddings().weight
+        return None if head else f"{path}.{parameter}: the checkpoint has no tensor of this name"
+    if found[1].shape != tuple(tensor.shape) or found[1].dtype not in TORCH_DTYPES:
+        return f"{path}.{parameter}: {found[1].dtype} {found[1].shape}, the model has {tuple(tensor.shape)}"
+    return Place(*found, transposed=isinstance(module, Conv1D) and parameter == "weight")
+
+
+def stored_names(name: str, layout: BaseLayout) -> Iterator[str]:
+    """What checkpoints call a parameter: as the model does, as the bare model does, as Transformers did earlier."""
+    yield name
+    yield name.removeprefix(layout.wrapper + ".")
+    for old, new in layout.former.items():
+        if name == new or name.startswith(new + "."):
+            yield old + name[len(new) :]
