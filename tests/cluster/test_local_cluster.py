@@ -48,7 +48,7 @@ def succeeds(work: Callable[[], object]) -> bool:
 def is_alive(pid: int) -> bool:
     try:
         state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except FileNotFoundError:
+    except OSError:  # also when it ends while it is read
         return False
     return state not in "ZX"
 

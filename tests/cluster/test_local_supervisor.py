@@ -64,7 +64,7 @@ def are_gone(pids: set[int]) -> bool:
 def is_alive(pid: int) -> bool:
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
-    except FileNotFoundError:
+    except OSError:  # also when it ends while it is read
         return False
 
 
