@@ -47,7 +47,7 @@ lint: setup ## format, lint, types, import walls
 	.venv/bin/lint-imports
 
 generate: setup ## write the CRD from the API models, and the reference's table of methods
-	$(RUN) -m graft_operator.crd
+	$(RUN) -m graft_operator.resource.crd
 	$(RUN) -m graft_runtime.adapters.methods.reference docs/reference.md
 
 verify: generate lint test ## all that CI checks; then the tree must be clean

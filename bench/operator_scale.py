@@ -32,10 +32,10 @@ from typing import Any, Self
 
 import aiohttp
 from graft_local.cluster import LocalCluster
-from graft_operator.api import API_VERSION, KIND
-from graft_operator.cluster import Cluster
-from graft_operator.crd import CRD_FILE
-from graft_operator.sync import WATCHED_KINDS, selector_for
+from graft_operator.clients.cluster import Cluster
+from graft_operator.loop.sync import WATCHED_KINDS, selector_for
+from graft_operator.resource import API_VERSION, KIND
+from graft_operator.resource.crd import CRD_FILE
 from kubernetes.aio.client import Configuration
 from kubernetes.aio.config import load_kube_config
 

@@ -9,18 +9,19 @@ from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from typing import Any
 
-from graft_operator import handlers
-from graft_operator.cluster import Cluster, UnavailableError
-from graft_operator.followers import PodFollowers
+from graft_operator.clients.cluster import Cluster, UnavailableError
+from graft_operator.clients.followers import PodFollowers
+from graft_operator.clients.keyring import Keyring
+from graft_operator.clients.resolutions import Resolutions
+from graft_operator.clients.runtime_client import RuntimeClient
 from graft_operator.health import HealthServer
-from graft_operator.keyring import Keyring
-from graft_operator.queue import WorkQueue
-from graft_operator.reconcile import Reconciler
-from graft_operator.resolutions import Resolutions
-from graft_operator.runtime_client import RuntimeClient
+from graft_operator.keys import ObjectKey, PoolKey
+from graft_operator.loop import handlers
+from graft_operator.loop.queue import WorkQueue
+from graft_operator.loop.reconcile import Reconciler
+from graft_operator.loop.store import POD, Store
+from graft_operator.loop.sync import Sync
 from graft_operator.settings import Settings
-from graft_operator.store import POD, ObjectKey, PoolKey, Store
-from graft_operator.sync import Sync
 
 logger = logging.getLogger(__name__)
 

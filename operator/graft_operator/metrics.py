@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from graft_operator.api import AdapterDeploymentStatus
+from graft_operator.resource import AdapterDeploymentStatus
 
 REGISTRY = CollectorRegistry()
 PASSES = Counter("graft_operator_passes", "Passes over pools", ["result"], registry=REGISTRY)

@@ -13,12 +13,12 @@ from graft_runtime.adapters.files import AdapterFiles, read_adapter_files
 from graft_runtime.adapters.fit import fitted
 from graft_runtime.adapters.layout import BaseLayout
 from graft_runtime.adapters.vocabulary import own_rows, vocabulary_fault
-from graft_runtime.api.own_tokenizer import brings_one
-from graft_runtime.api.tokenizer_files import TOKENIZER_FILE
-from graft_runtime.api.voices import highest_token
 from graft_runtime.contract import AdapterInspection, Check, Fault
 from graft_runtime.errors import GraftError
 from graft_runtime.store.checkpoints import FileRecord, digest_of, select_files
+from graft_runtime.tokenizing.files import TOKENIZER_FILE
+from graft_runtime.tokenizing.own_tokenizer import brings_one
+from graft_runtime.tokenizing.voices import highest_token
 
 HIGHEST_RANK = 1 << 20
 """No pool's limit."""

@@ -15,8 +15,8 @@ import pytest
 import yaml
 from graft_local.cluster import LocalCluster
 from graft_local.errors import LocalClusterError
-from graft_operator.api import API_VERSION, KIND, parse_manifest, parse_spec
-from graft_operator.crd import CRD_FILE
+from graft_operator.resource import API_VERSION, KIND, parse_manifest, parse_spec
+from graft_operator.resource.crd import CRD_FILE
 from graft_runtime.errors import GraftError
 
 ROOT = Path(__file__).parents[2]

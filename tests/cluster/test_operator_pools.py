@@ -22,7 +22,7 @@ import yaml
 from graft_local.cluster import LocalCluster
 from graft_local.errors import LocalClusterError
 from graft_operator import objects
-from graft_operator.crd import CRD_FILE
+from graft_operator.resource.crd import CRD_FILE
 from graft_runtime.contract import AdapterSet
 
 pytestmark = pytest.mark.cluster

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 from graft_local.cluster import LocalCluster
-from graft_operator.crd import CRD_FILE
-from graft_operator.sync import WATCHED_KINDS
+from graft_operator.loop.sync import WATCHED_KINDS
+from graft_operator.resource.crd import CRD_FILE
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
 

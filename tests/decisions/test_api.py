@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from graft_operator.api import (
+from graft_operator.resource import (
     AdapterDeploymentStatus,
     AdapterSpec,
     AdapterStatus,

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
-from graft_operator.api import KIND, parse_manifest
+from graft_operator.resource import KIND, parse_manifest
 
 ROOT = Path(__file__).parents[2]
 

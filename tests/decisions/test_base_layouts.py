@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from graft_runtime.adapters.layout import AttentionShape, BaseLayout, EmbeddingShape, ExpertsShape, LinearShape
-from graft_runtime.base_layouts import MAX_KEPT, layout_of_checkpoint
+from graft_runtime.base.kept_layouts import MAX_KEPT, layout_of_checkpoint
 from graft_runtime.contract import Task
 from graft_runtime.errors import GraftError
 
@@ -76,7 +76,7 @@ def test_what_decides_is_in_its_name(cache: Path, base: Path, monkeypatch: pytes
     layout_of_checkpoint(base, Task.SEQ_CLS, make)
     (base / "config.json").write_text('{"model_type": "llama", "num_labels": 3}')
     layout_of_checkpoint(base, None, make)
-    monkeypatch.setattr("graft_runtime.base_layouts.version", lambda package: "another")
+    monkeypatch.setattr("graft_runtime.base.kept_layouts.version", lambda package: "another")
     layout_of_checkpoint(base, None, make)
     assert make.made == 4
 

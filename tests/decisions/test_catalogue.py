@@ -8,8 +8,7 @@ from typing import Any
 
 from graft_runtime.contract import AdapterEntry, AdapterReport, AdapterState, Source
 from graft_runtime.errors import ErrorCode, GraftError
-from graft_runtime.store.cache import Cached
-from graft_runtime.store.catalogue import (
+from graft_runtime.pod.catalogue import (
     PATIENCE_SECONDS,
     Alias,
     Artifact,
@@ -19,6 +18,7 @@ from graft_runtime.store.catalogue import (
     plan_mounts,
     report,
 )
+from graft_runtime.store.cache import Cached
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 

@@ -12,8 +12,8 @@ import yaml
 from graft_local import helm
 from graft_local.errors import LocalClusterError
 from graft_operator import objects
-from graft_operator.api import parse_spec
-from graft_operator.cluster import RESOURCES
+from graft_operator.clients.cluster import RESOURCES
+from graft_operator.resource import parse_spec
 from graft_operator.settings import Settings, parse_settings
 
 CHART = Path(__file__).parents[2] / "charts/graft"

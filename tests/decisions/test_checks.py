@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from graft_operator.api import parse_spec
-from graft_operator.checks import TRANSIENT, adapter_fault, base_fault
+from graft_operator.decisions.checks import TRANSIENT, adapter_fault, base_fault
+from graft_operator.resource import parse_spec
 from graft_operator.settings import Settings
 from graft_runtime.errors import ErrorCode
 

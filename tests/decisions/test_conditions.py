@@ -6,13 +6,13 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
-from graft_operator.adapter_sets import AdapterPlan
-from graft_operator.api import AdapterDeploymentStatus, Condition, MergedAdapterStatus, MergeStatus, parse_spec
-from graft_operator.conditions import ConditionType, Reason, Verdict, dated, timestamp
-from graft_operator.events import transitions
+from graft_operator.decisions.adapter_sets import AdapterPlan
+from graft_operator.decisions.conditions import ConditionType, Reason, Verdict, dated, timestamp
+from graft_operator.decisions.events import transitions
+from graft_operator.decisions.observed import Child, Failure, Observed, PodReport, PodView, PoolView, Rollout
+from graft_operator.decisions.status import make_status
 from graft_operator.objects import Pool
-from graft_operator.observed import Child, Failure, Observed, PodReport, PodView, PoolView, Rollout
-from graft_operator.status import make_status
+from graft_operator.resource import AdapterDeploymentStatus, Condition, MergedAdapterStatus, MergeStatus, parse_spec
 from graft_runtime.contract import (
     AdapterEntry,
     AdapterReport,

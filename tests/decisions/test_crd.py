@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
-from graft_operator.crd import CHART_FILE, CRD_FILE, build_crd, render
+from graft_operator.resource.crd import CHART_FILE, CRD_FILE, build_crd, render
 
 ROOT = Path(__file__).parents[2]
 SCHEMA = build_crd()["spec"]["versions"][0]["schema"]["openAPIV3Schema"]

@@ -7,11 +7,16 @@ from collections.abc import AsyncIterator, Callable
 from typing import cast
 
 import pytest
-from graft_operator import followers, resolutions
-from graft_operator.followers import PodFollower, merge
-from graft_operator.resolutions import Resolutions
-from graft_operator.runtime_client import PodAddress, RuntimeClient, RuntimeRefusedError, RuntimeUnreachableError
-from graft_operator.store import PoolKey
+from graft_operator.clients import followers, resolutions
+from graft_operator.clients.followers import PodFollower, merge
+from graft_operator.clients.resolutions import Resolutions
+from graft_operator.clients.runtime_client import (
+    PodAddress,
+    RuntimeClient,
+    RuntimeRefusedError,
+    RuntimeUnreachableError,
+)
+from graft_operator.keys import PoolKey
 from graft_runtime.contract import (
     Accepted,
     AdapterReport,

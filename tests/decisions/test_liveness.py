@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from graft_runtime.api.engine_client import Progress
+from graft_runtime.pod.engine_client import Progress
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import yaml
 from graft_operator import objects
-from graft_operator.api import parse_spec
 from graft_operator.objects import Pool
+from graft_operator.resource import parse_spec
 from graft_operator.settings import Settings
 from graft_runtime.contract import AdapterEntry, AdapterSet, RuntimeConfig, Source
 

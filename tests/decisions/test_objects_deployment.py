@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 import yaml
-from graft_operator.api import parse_spec
 from graft_operator.objects import Pool, build_deployment, build_runtime_config, overlay
+from graft_operator.resource import parse_spec
 from graft_operator.settings import Settings
 from graft_runtime.errors import ErrorCode, GraftError
 

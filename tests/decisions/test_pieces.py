@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import pytest
-from graft_runtime.api.pieces import Detokenizer, StopStrings
+from graft_runtime.tokenizing.pieces import Detokenizer, StopStrings
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 

@@ -9,10 +9,8 @@ from typing import Any
 
 import pytest
 from graft_operator import objects
-from graft_operator.adapter_sets import stored_sets
-from graft_operator.api import AdapterDeploymentStatus, AdapterStatus, Condition, parse_spec
-from graft_operator.objects import KubernetesObject, Pool
-from graft_operator.observed import (
+from graft_operator.decisions.adapter_sets import stored_sets
+from graft_operator.decisions.observed import (
     Applied,
     Child,
     Failure,
@@ -26,7 +24,9 @@ from graft_operator.observed import (
     digest_of,
     read_child,
 )
-from graft_operator.plan import RECHECK_SECONDS, Plan, make_plan
+from graft_operator.decisions.plan import RECHECK_SECONDS, Plan, make_plan
+from graft_operator.objects import KubernetesObject, Pool
+from graft_operator.resource import AdapterDeploymentStatus, AdapterStatus, Condition, parse_spec
 from graft_operator.settings import Settings
 from graft_runtime.contract import (
     AdapterReport,

@@ -6,8 +6,9 @@ import asyncio
 from typing import TypeVar
 
 import pytest
-from graft_operator.queue import COALESCE_SECONDS, FIRST_RETRY_SECONDS, LAST_RETRY_SECONDS, WorkQueue
-from graft_operator.store import PoolKey, Store
+from graft_operator.keys import PoolKey
+from graft_operator.loop.queue import COALESCE_SECONDS, FIRST_RETRY_SECONDS, LAST_RETRY_SECONDS, WorkQueue
+from graft_operator.loop.store import Store
 
 Key = TypeVar("Key")
 

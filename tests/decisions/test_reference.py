@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 import yaml
-from graft_operator.conditions import ConditionType, Reason
+from graft_operator.decisions.conditions import ConditionType, Reason
 from graft_operator.metrics import REGISTRY as OPERATOR_METRICS
 from graft_runtime.adapters.methods.reference import with_table
-from graft_runtime.api.metrics import Metrics
 from graft_runtime.errors import ErrorCode
+from graft_runtime.pod.metrics import Metrics
 
 ROOT = Path(__file__).parents[2]
 REFERENCE = (ROOT / "docs/reference.md").read_text(encoding="utf-8")

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 from graft_operator import objects
-from graft_operator.adapter_sets import AdapterPlan, plan_adapters, unrecorded_sources
-from graft_operator.adapter_status import adapter_status
-from graft_operator.api import AdapterDeploymentStatus, AdapterStatus, find_source, parse_spec
-from graft_operator.checks import adapter_fault
+from graft_operator.decisions.adapter_sets import AdapterPlan, plan_adapters, unrecorded_sources
+from graft_operator.decisions.adapter_status import adapter_status
+from graft_operator.decisions.checks import adapter_fault
+from graft_operator.decisions.observed import Child, Observed, PoolView, ResolvedSource, read_child
 from graft_operator.objects import Pool
-from graft_operator.observed import Child, Observed, PoolView, ResolvedSource, read_child
+from graft_operator.resource import AdapterDeploymentStatus, AdapterStatus, find_source, parse_spec
 from graft_operator.settings import Settings
 from graft_runtime.contract import AdapterSet, Source, SourceMount
 from graft_runtime.errors import GraftError

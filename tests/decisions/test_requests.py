@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from graft_runtime.api.requests import ChatRequest, CompletionRequest, parse_request
+from graft_runtime.answering.requests import ChatRequest, CompletionRequest, parse_request
 from graft_runtime.errors import GraftError
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st

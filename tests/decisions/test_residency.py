@@ -11,10 +11,10 @@ import pytest
 from graft_runtime.contract import AdapterEntry, AdapterSet, AdapterState, Source
 from graft_runtime.errors import ErrorCode, GraftError
 from graft_runtime.messages import Command, Dropped, EngineFault, Mount, Mounted, MountFailed, Unmount, Unmounted
-from graft_runtime.store import residency as residency_module
+from graft_runtime.pod import residency as residency_module
+from graft_runtime.pod.leases import Lease
+from graft_runtime.pod.residency import Residency
 from graft_runtime.store.cache import Cached
-from graft_runtime.store.leases import Lease
-from graft_runtime.store.residency import Residency
 
 
 class Files:
@@ -112,7 +112,7 @@ def play(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Played]:
     async def at_once(function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
         return function(*arguments, **options)
 
-    monkeypatch.setattr("graft_runtime.store.preparations.read_adapter_files", lambda *_, **__: Files)
+    monkeypatch.setattr("graft_runtime.pod.preparations.read_adapter_files", lambda *_, **__: Files)
     monkeypatch.setattr(asyncio, "to_thread", at_once)
     return Played
 
@@ -212,7 +212,7 @@ async def test_the_longest_waiting_is_next(play: Any) -> None:
 
 async def test_one_that_is_always_in_use_yields_its_place(play: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(residency_module, "PATIENCE_SECONDS", 0.01)
-    monkeypatch.setattr("graft_runtime.store.catalogue.PATIENCE_SECONDS", 0.01)
+    monkeypatch.setattr("graft_runtime.pod.catalogue.PATIENCE_SECONDS", 0.01)
     played = play(limit=1)
     await played.apply(a="1", b="2")
     while played.sent:

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from graft_runtime.api.adapter_sets import AdapterSets
 from graft_runtime.contract import ADAPTER_SET_FILE, AdapterEntry, AdapterSet, Source
 from graft_runtime.errors import GraftError
+from graft_runtime.pod.adapter_sets import AdapterSets
 
 
 def adapter_set(generation: int, *names: str, **fields: Any) -> AdapterSet:

@@ -7,8 +7,13 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
 from aiohttp import web
-from graft_operator import runtime_client
-from graft_operator.runtime_client import PodAddress, RuntimeClient, RuntimeRefusedError, RuntimeUnreachableError
+from graft_operator.clients import runtime_client
+from graft_operator.clients.runtime_client import (
+    PodAddress,
+    RuntimeClient,
+    RuntimeRefusedError,
+    RuntimeUnreachableError,
+)
 from graft_runtime.contract import (
     Accepted,
     AdapterSet,

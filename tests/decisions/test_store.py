@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from graft_operator.observed import fingerprint
-from graft_operator.store import ObjectKey, PoolKey, Store
+from graft_operator.decisions.observed import fingerprint
+from graft_operator.keys import ObjectKey, PoolKey
+from graft_operator.loop.store import Store
 
 KEY = PoolKey("team", "support")
 

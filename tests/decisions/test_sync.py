@@ -7,13 +7,14 @@ from collections.abc import Sequence
 from typing import Any, cast
 
 import pytest
-from graft_operator import sync
-from graft_operator.cluster import Cluster, ConflictError, RejectedError, UnavailableError
-from graft_operator.keyring import Keyring
+from graft_operator.clients.cluster import Cluster, ConflictError, RejectedError, UnavailableError
+from graft_operator.clients.keyring import Keyring
+from graft_operator.clients.tokens import new_key, to_secret_data
+from graft_operator.keys import PoolKey
+from graft_operator.loop import sync
+from graft_operator.loop.store import Store
+from graft_operator.loop.sync import Sync
 from graft_operator.settings import Settings
-from graft_operator.store import PoolKey, Store
-from graft_operator.sync import Sync
-from graft_operator.tokens import new_key, to_secret_data
 
 SETTINGS = Settings(namespace="graft-system", runtime_image="runtime", watch_namespaces=("team",))
 KEY = PoolKey("team", "support")

@@ -10,7 +10,10 @@ ROOT = Path(__file__).parents[2]
 
 API_PROCESS = [
     "graft_runtime.commands.serve",
-    "graft_runtime.api",
+    "graft_runtime.http",
+    "graft_runtime.answering",
+    "graft_runtime.pod",
+    "graft_runtime.tokenizing",
     "graft_runtime.store",
     "graft_runtime.adapters.files",
 ]

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from graft_runtime.api import tokenizing
-from graft_runtime.api.manner import Manner, over, read_manner
-from graft_runtime.api.tokenizing import Tokenizer
-from graft_runtime.api.voices import load_base_voice
 from graft_runtime.errors import GraftError
+from graft_runtime.tokenizing import tokenizer as tokenizing
+from graft_runtime.tokenizing.manner import Manner, over, read_manner
+from graft_runtime.tokenizing.tokenizer import Tokenizer
+from graft_runtime.tokenizing.voices import load_base_voice
 
 HELLO = [{"role": "user", "content": "hello"}]
 

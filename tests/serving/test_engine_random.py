@@ -32,10 +32,10 @@ from graft_runtime.messages import (
     Submit,
     Unmounted,
 )
-from graft_runtime.store import catalogue as catalogue_module
+from graft_runtime.pod import catalogue as catalogue_module
+from graft_runtime.pod.leases import Lease
+from graft_runtime.pod.residency import Residency
 from graft_runtime.store.cache import Cached
-from graft_runtime.store.leases import Lease
-from graft_runtime.store.residency import Residency
 
 TOKENS = 14
 OPERATIONS = 150

@@ -14,17 +14,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from graft_runtime.api.manner import CHAT_TEMPLATE_FILE, GENERATION_FILE
-from graft_runtime.api.tokenizer_files import (
+from graft_runtime.contract import ADAPTER_FILE_PATTERNS
+from graft_runtime.errors import GraftError
+from graft_runtime.tokenizing.files import (
     ADDED_TOKENS_FILE,
     CONFIG_FILE,
     MAX_TOKENIZER_BYTES,
     SPECIAL_TOKENS_FILE,
     TOKENIZER_FILE,
 )
-from graft_runtime.api.voices import BaseVoice, Voice, Voices, highest_token, load_base_voice
-from graft_runtime.contract import ADAPTER_FILE_PATTERNS
-from graft_runtime.errors import GraftError
+from graft_runtime.tokenizing.manner import CHAT_TEMPLATE_FILE, GENERATION_FILE
+from graft_runtime.tokenizing.voices import BaseVoice, Voice, Voices, highest_token, load_base_voice
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -354,7 +354,7 @@ def test_any_change_of_a_tokenizer_is_a_tokenizer_or_a_fault(
 
 
 async def test_many_voices_are_not_all_kept(base: BaseVoice, grown: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    module = sys.modules["graft_runtime.api.voices"]
+    module = sys.modules["graft_runtime.tokenizing.voices"]
     monkeypatch.setattr(module, "MAX_BYTES", 1)
     voices = Voices()
     voices.base_loaded(base)
@@ -368,7 +368,7 @@ async def test_many_voices_are_not_all_kept(base: BaseVoice, grown: Path, monkey
 WITHOUT_TORCH = """
 import asyncio, sys
 from pathlib import Path
-from graft_runtime.api.voices import Voices, load_base_voice
+from graft_runtime.tokenizing.voices import Voices, load_base_voice
 
 async def main(base, own):
     voices = Voices()

@@ -21,7 +21,6 @@ from graft_runtime.contract import (
     SourceMount,
 )
 
-from graft_operator.api import AdapterDeploymentSpec, SourceSpec
 from graft_operator.objects.pool import (
     CONFIG_HASH_LABEL,
     KubernetesObject,
@@ -31,6 +30,7 @@ from graft_operator.objects.pool import (
     keys_name,
     metadata_of,
 )
+from graft_operator.resource import AdapterDeploymentSpec, SourceSpec
 
 # Of a pod's grace period, the seconds that streams and processes get to end after the drain.
 SECONDS_TO_END = 10

@@ -6,8 +6,8 @@ from typing import Any
 
 from graft_runtime.contract import API_PORT, CONTROL_PORT, SOURCE_TOKEN_FILE
 
-from graft_operator.api import SourceSpec, mount_name
 from graft_operator.objects.pool import Pool, adapter_set_name, config_name, keys_name
+from graft_operator.resource import SourceSpec, mount_name
 from graft_operator.settings import Settings
 
 CONTAINER = "runtime"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from graft_operator.api import API_VERSION, KIND, AdapterDeploymentSpec
+from graft_operator.resource import API_VERSION, KIND, AdapterDeploymentSpec
 
 KubernetesObject = dict[str, Any]
 

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from graft_runtime.adapters.layout import BaseLayout
-from graft_runtime.base_layouts import layout_of_checkpoint
+from graft_runtime.base.kept_layouts import layout_of_checkpoint
 from graft_runtime.contract import Task
 from graft_runtime.inspection import HIGHEST_RANK, StoredBase, for_people, inspect_adapter
 

@@ -10,10 +10,10 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
-from graft_runtime.api.logs import configure_logs
-from graft_runtime.api.pod import Places
-from graft_runtime.api.server import read_config, serve
 from graft_runtime.errors import GraftError
+from graft_runtime.http.server import read_config, serve
+from graft_runtime.logs import configure_logs
+from graft_runtime.pod.pod import Places
 from graft_runtime.store.network import parse_network
 
 logger = logging.getLogger("graft_runtime")

@@ -291,7 +291,7 @@ def test_at_the_end_of_the_grace_streams_end_with_an_error_event(make_pod: Calla
 
 CHAT_IN_ONE_PROCESS = """
 import asyncio, json, os, signal, sys, urllib.request
-from graft_runtime.api import server
+from graft_runtime.http import server
 from graft_runtime.__main__ import main
 
 async def ask(address):

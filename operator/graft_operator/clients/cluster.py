@@ -1,0 +1,266 @@
+"""Talks to the Kubernetes API, and nothing else does: server-side apply, one field manager, a timeout on every call."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from urllib.parse import quote, urlencode
+
+import aiohttp
+from kubernetes.aio import config as client_config
+from kubernetes.aio.client import ApiClient, Configuration
+
+from graft_operator import metrics
+from graft_operator.objects import KubernetesObject
+from graft_operator.resource import API_VERSION, KIND, PLURAL
+from graft_operator.settings import FIELD_MANAGER
+
+REQUEST_SECONDS = 10.0
+LIST_SECONDS = 60.0
+RELOAD_SECONDS = 5.0
+PAGE = 500
+NEVER_A_VERSION = "1"
+"""A resourceVersion that no object has: an apply with it creates, and conflicts where the object exists."""
+METADATA_ONLY = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
+
+# Kind → where its objects are. What isn't here, the operator never touches.
+RESOURCES = {
+    KIND: (f"/apis/{API_VERSION}", PLURAL),
+    "ConfigMap": ("/api/v1", "configmaps"),
+    "Deployment": ("/apis/apps/v1", "deployments"),
+    "Event": ("/api/v1", "events"),
+    "NetworkPolicy": ("/apis/networking.k8s.io/v1", "networkpolicies"),
+    "Pod": ("/api/v1", "pods"),
+    "PodDisruptionBudget": ("/apis/policy/v1", "poddisruptionbudgets"),
+    "Secret": ("/api/v1", "secrets"),
+    "Service": ("/api/v1", "services"),
+}
+
+
+class ClusterError(Exception):
+    """The API server did not do what it was asked for. `status` is 0 where it did not answer."""
+
+    def __init__(self, message: str, status: int = 0) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class ConflictError(ClusterError):
+    """A precondition does not hold: the object exists, changed, or is another one of the same name."""
+
+
+class RejectedError(ClusterError):
+    """The request can never succeed as it stands; the message is the API server's text."""
+
+
+class UnavailableError(ClusterError):
+    """No answer, or one that says to try again."""
+
+
+@dataclass(frozen=True)
+class Access:
+    """Where the API server is and who we are, for the watches."""
+
+    server: str
+    ca_path: str | None
+    token: str | None
+    certificate_path: str | None
+    private_key_path: str | None
+    verify: bool
+
+
+class Cluster:
+    """A connection to one API server. Made by `connect`."""
+
+    def __init__(self, configuration: Configuration) -> None:
+        self._configuration = configuration
+        self._client = ApiClient(configuration)
+        self._loaded = time.monotonic()
+
+    @classmethod
+    async def connect(cls) -> Cluster:
+        """As the pod's service account where there is one, else as KUBECONFIG says."""
+        return cls(await _load_configuration())
+
+    async def close(self) -> None:
+        await self._client.close()
+
+    async def access(self) -> Access:
+        """The credentials as they are now: tokens of service accounts are replaced within the hour."""
+        configuration = await _load_configuration()
+        scheme_and_token = (configuration.api_key.get("BearerToken") or "").split(None, 1)
+        return Access(
+            server=configuration.host,
+            ca_path=configuration.ssl_ca_cert,
+            token=scheme_and_token[-1].strip() if scheme_and_token else None,
+            certificate_path=configuration.cert_file,
+            private_key_path=configuration.key_file,
+            verify=configuration.verify_ssl,
+        )
+
+    async def apply(
+        self, body: KubernetesObject, *, uid: str | None, resource_version: str | None = None, dry_run: bool = False
+    ) -> KubernetesObject:
+        """Server-side apply.
+
+        Args:
+            uid: of the object that must be there; None: there must be none.
+            resource_version: what it must be at, where that matters.
+
+        Returns:
+            The object as it is now.
+
+        Raises:
+            ConflictError, RejectedError, UnavailableError
+        """
+        metadata = dict(body["metadata"])
+        if uid is None:
+            metadata["resourceVersion"] = NEVER_A_VERSION
+        else:
+            metadata["uid"] = uid
+            if resource_version is not None:
+                metadata["resourceVersion"] = resource_version
+        path = _path(body["kind"], metadata["namespace"], metadata["name"])
+        query = _apply_query() | ({"dryRun": "All"} if dry_run else {})
+        return await self._call("PATCH", path, query=query, body={**body, "metadata": metadata})
+
+    async def apply_status(self, body: KubernetesObject) -> KubernetesObject:
+        """Server-side apply of the status of one AdapterDeployment, as it was at `metadata.resourceVersion`.
+
+        The API server ignores `metadata.uid` here, so only the version keeps a status from an object of the same name.
+
+        Raises:
+            ConflictError: it changed, or is another one. RejectedError: 404 where it is gone. UnavailableError
+        """
+        metadata = body["metadata"]
+        path = _path(body["kind"], metadata["namespace"], metadata["name"]) + "/status"
+        return await self._call("PATCH", path, query=_apply_query(), body=body)
+
+    async def create(self, body: KubernetesObject) -> KubernetesObject:
+        """Raises ConflictError where it exists, RejectedError, UnavailableError."""
+        path = _path(body["kind"], body["metadata"]["namespace"])
+        return await self._call("POST", path, query={"fieldManager": FIELD_MANAGER}, body=body)
+
+    async def get(self, kind: str, namespace: str, name: str) -> KubernetesObject | None:
+        """None where there is none."""
+        try:
+            return await self._call("GET", _path(kind, namespace, name))
+        except RejectedError as error:
+            if error.status == 404:
+                return None
+            raise
+
+    async def delete(self, kind: str, namespace: str, name: str, uid: str) -> None:
+        """Delete exactly this object; one that is gone already is fine."""
+        options = {"preconditions": {"uid": uid}, "propagationPolicy": "Background"}
+        try:
+            await self._call("DELETE", _path(kind, namespace, name), body=options)
+        except ConflictError:
+            return
+        except RejectedError as error:
+            if error.status != 404:
+                raise
+
+    async def list(
+        self, kind: str, namespace: str | None, label_selector: str | None, *, metadata_only: bool = False
+    ) -> Sequence[KubernetesObject]:
+        """All objects of a kind, in one namespace or in all."""
+        query = {"limit": str(PAGE)} | ({"labelSelector": label_selector} if label_selector else {})
+        items: list[KubernetesObject] = []
+        while True:
+            page = await self._call(
+                "GET",
+                _path(kind, namespace),
+                query=query,
+                accept=METADATA_ONLY if metadata_only else "application/json",
+                seconds=LIST_SECONDS,
+            )
+            items += page.get("items") or ()
+            token = page.get("metadata", {}).get("continue")
+            if not token:
+                return items
+            query = query | {"continue": token}
+
+    async def _call(
+        self,
+        method: str,
+        path: str,
+        *,
+        query: Mapping[str, str] | None = None,
+        body: KubernetesObject | None = None,
+        accept: str = "application/json",
+        seconds: float = REQUEST_SECONDS,
+    ) -> KubernetesObject:
+        content_type = "application/apply-patch+yaml" if method == "PATCH" else "application/json"
+        headers = {"Accept": accept, "Content-Type": content_type}
+        url = path + (f"?{urlencode(query)}" if query else "")
+        status, content = await self._send(method, url, headers, body, seconds)
+        if status == 401 and await self._reload():
+            status, content = await self._send(method, url, headers, body, seconds)
+        if 200 <= status < 300:
+            answer: KubernetesObject = json.loads(content)
+            return answer
+        raise _error(status, content, f"{method} {path}")
+
+    async def _send(
+        self, method: str, url: str, headers: Mapping[str, str], body: KubernetesObject | None, seconds: float
+    ) -> tuple[int, bytes]:
+        try:
+            request = await self._client.param_serialize(
+                method, url, header_params=dict(headers), body=body, auth_settings=["BearerToken"]
+            )
+            response = await self._client.call_api(*request, _request_timeout=seconds)
+            content = await response.read()
+        except TimeoutError as error:
+            metrics.REQUESTS.labels(method, "0").inc()
+            raise UnavailableError(f"{method} {url}: no answer within {seconds:g} s") from error
+        except (aiohttp.ClientError, OSError) as error:
+            metrics.REQUESTS.labels(method, "0").inc()
+            raise UnavailableError(f"{method} {url}: {error}") from error
+        metrics.REQUESTS.labels(method, str(response.status)).inc()
+        return response.status, content
+
+    async def _reload(self) -> bool:
+        if time.monotonic() - self._loaded < RELOAD_SECONDS:
+            return False
+        self._loaded = time.monotonic()
+        self._configuration.api_key.update((await _load_configuration()).api_key)
+        return True
+
+
+async def _load_configuration() -> Configuration:
+    configuration = Configuration()
+    if os.environ.get("KUBERNETES_SERVICE_HOST"):
+        client_config.load_incluster_config(client_configuration=configuration)
+    else:
+        await client_config.load_kube_config(client_configuration=configuration, persist_config=False)
+    return configuration
+
+
+def _path(kind: str, namespace: str | None, name: str | None = None) -> str:
+    prefix, plural = RESOURCES[kind]
+    place = f"{prefix}/namespaces/{quote(namespace)}" if namespace else prefix
+    return f"{place}/{plural}" + (f"/{quote(name)}" if name else "")
+
+
+def _apply_query() -> dict[str, str]:
+    return {"fieldManager": FIELD_MANAGER, "force": "true", "fieldValidation": "Strict"}
+
+
+def _error(status: int, content: bytes, what: str) -> ClusterError:
+    try:
+        message = str(json.loads(content)["message"])
+    except (ValueError, KeyError, TypeError):
+        message = content[:500].decode(errors="replace")
+    # Another object of the same name comes back as a change of an immutable field.
+    if status == 409 or (status == 422 and "metadata.uid" in message):
+        return ConflictError(message, status)
+    # An unknown field in an apply comes back as 500; it will not get better.
+    if status == 500 and "failed to create typed patch object" in message:
+        return RejectedError(message, status)
+    if status in (401, 429) or status >= 500:
+        return UnavailableError(f"{what}: {message}", status)
+    return RejectedError(message, status)

@@ -1,0 +1,225 @@
+"""Follows the pods: what each says of itself, by long poll; the newest adapter set for each, pushed one at a time.
+
+A pod that hangs holds up nothing but its own two tasks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+
+from graft_runtime.contract import AdapterSet, AdapterSetVersion, RuntimeStatus
+
+from graft_operator.clients.runtime_client import (
+    POLL_SECONDS,
+    PodAddress,
+    RuntimeClient,
+    RuntimeRefusedError,
+    RuntimeUnreachableError,
+)
+from graft_operator.decisions.observed import PodReport, PodView
+from graft_operator.keys import PoolKey
+
+logger = logging.getLogger(__name__)
+
+FIRST_BACKOFF_SECONDS = 0.2
+LAST_BACKOFF_SECONDS = 3.0
+FIRST_ANSWER_SECONDS = 3.0
+"""A pod that has not answered by then counts as one that does not."""
+FAILURES_TO_FORGET = 3
+"""Polls that may fail in a row before what the pod said is forgotten; one where nobody listens any more, or where the
+pod is not Ready any more."""
+
+
+def merge(known: RuntimeStatus | None, news: RuntimeStatus) -> RuntimeStatus:
+    """What a pod says in all: `news` holds the changed adapters only, or all of them for a new boot."""
+    adapters = {report.name: report for report in news.adapters}
+    if known is not None and known.boot_id == news.boot_id:
+        adapters = {report.name: report for report in known.adapters} | adapters
+    kept = tuple(adapters[name] for name in sorted(adapters) if not adapters[name].removed)
+    return news.model_copy(update={"adapters": kept})
+
+
+class PodFollower:
+    """One pod.
+
+    Args:
+        changed: called whenever `report` is another one.
+    """
+
+    def __init__(self, client: RuntimeClient, address: PodAddress, changed: Callable[[], None]) -> None:
+        self.address = address
+        self.report = PodReport()
+        self._client = client
+        self._changed = changed
+        self._nudged = asyncio.Event()
+        self._target: AdapterSet | None = None
+        self._pushing: asyncio.Task[None] | None = None
+        self._was_ready = False
+        self._polling = self._start_polling()
+        self._first = asyncio.get_running_loop().call_later(FIRST_ANSWER_SECONDS, self._give_up_waiting)
+
+    def stop(self) -> list[asyncio.Task[None]]:
+        """Cancel everything; the tasks to wait for."""
+        self._first.cancel()
+        tasks = [task for task in (self._polling, self._pushing) if task is not None]
+        for task in tasks:
+            task.cancel()
+        return tasks
+
+    def nudge(self) -> None:
+        """Something changed about the pod: ask it now instead of after the back-off."""
+        self._nudged.set()
+
+    def see(self, *, ready: bool) -> None:
+        """Whether the pod is Ready. One that is so no longer may hang: it is asked now instead of listened to."""
+        if self._was_ready and not ready:
+            self._polling.cancel()
+            self._polling = self._start_polling(doubted=True)
+        self._was_ready = ready
+
+    def push(self, adapter_set: AdapterSet) -> None:
+        """Bring this set into force; replaces one that still waits."""
+        if self._target == adapter_set:
+            return
+        self._target = adapter_set
+        if self._pushing is None or self._pushing.done():
+            self._pushing = asyncio.create_task(self._push(), name=f"push {self.address.ip}")
+
+    def _give_up_waiting(self) -> None:
+        if not self.report.asked:
+            self._tell(replace(self.report, asked=True, unreachable="no answer yet"))
+
+    def _tell(self, report: PodReport) -> None:
+        if report != self.report:
+            self.report = report
+            self._changed()
+
+    def _start_polling(self, *, doubted: bool = False) -> asyncio.Task[None]:
+        return asyncio.create_task(self._poll(doubted=doubted), name=f"follow {self.address.ip}")
+
+    async def _poll(self, *, doubted: bool) -> None:
+        """`doubted`: unless the pod answers at once, what it said is forgotten."""
+        failures = FAILURES_TO_FORGET if doubted else 0
+        wait = 0 if doubted else POLL_SECONDS
+        while True:
+            try:
+                known = self.report.status
+                boot, since = (known.boot_id, known.sequence) if known else ("", 0)
+                news = await self._client.status(self.address, boot, since, wait)
+            except RuntimeUnreachableError as error:
+                failures += 1
+                self._missed(str(error), forget=error.refused or failures >= FAILURES_TO_FORGET)
+            except RuntimeRefusedError as error:
+                failures += 1
+                self._missed(f"HTTP {error.status}: {error}", forget=failures >= FAILURES_TO_FORGET)
+            else:
+                failures, wait = 0, POLL_SECONDS
+                self._heard(news)
+                continue
+            await self._back_off(failures)
+
+    def _heard(self, news: RuntimeStatus | None) -> None:
+        status = self.report.status if news is None else merge(self.report.status, news)
+        self._tell(PodReport(status=status, asked=True))
+
+    def _missed(self, why: str, *, forget: bool) -> None:
+        self._tell(PodReport(status=None if forget else self.report.status, asked=True, unreachable=why))
+
+    async def _back_off(self, failures: int) -> None:
+        seconds = min(LAST_BACKOFF_SECONDS, FIRST_BACKOFF_SECONDS * (1 << min(failures - 1, 8)))
+        self._nudged.clear()
+        try:
+            async with asyncio.timeout(seconds):
+                await self._nudged.wait()
+        except TimeoutError:
+            return
+
+    async def _push(self) -> None:
+        failures = 0
+        while (target := self._target) is not None:
+            try:
+                accepted = await self._client.push(self.address, target)
+            except RuntimeRefusedError as error:
+                # It has a newer one, or can't take this one: its status tells, and the next pass decides anew.
+                logger.warning("pod %s refused adapter set %d: %s", self.address.ip, target.generation, error)
+                failures += 1
+                self._target = None
+                self._changed()
+                await self._back_off(failures)
+            except RuntimeUnreachableError as error:
+                failures += 1
+                logger.info("adapter set %d did not reach %s: %s", target.generation, self.address.ip, error)
+                await self._back_off(failures)
+            else:
+                failures = 0
+                self._in_force(accepted.boot_id, accepted.adapter_set)
+                if self._target == target:
+                    self._target = None
+
+    def _in_force(self, boot_id: str, version: AdapterSetVersion) -> None:
+        status = self.report.status
+        if status is not None and status.boot_id == boot_id:
+            self._tell(replace(self.report, status=status.model_copy(update={"adapter_set": version})))
+
+
+class PodFollowers:
+    """The followers of all pods.
+
+    Args:
+        mark: called with the key of the pool of which a pod told something new.
+    """
+
+    def __init__(self, client: RuntimeClient, mark: Callable[[PoolKey], None]) -> None:
+        self._client = client
+        self._mark = mark
+        self._followers: dict[PoolKey, dict[str, PodFollower]] = defaultdict(dict)
+        self._ending: set[asyncio.Task[None]] = set()
+
+    def __len__(self) -> int:
+        return sum(len(followers) for followers in self._followers.values())
+
+    def follow(self, key: PoolKey, pods: Iterable[PodView]) -> None:
+        """Follow exactly these pods of the pool."""
+        wanted = {PodAddress(pod.uid, pod.ip): pod for pod in pods if pod.ip is not None and not pod.ended}
+        followers = self._followers[key]
+        for uid in [uid for uid, follower in followers.items() if follower.address not in wanted]:
+            self._stop(followers.pop(uid))
+        for address, pod in wanted.items():
+            if pod.uid not in followers:
+                followers[pod.uid] = PodFollower(self._client, address, lambda: self._mark(key))
+            followers[pod.uid].see(ready=pod.ready)
+        if not followers:
+            del self._followers[key]
+
+    def nudge(self, key: PoolKey, uid: str) -> None:
+        """Something changed about this pod."""
+        follower = self._followers.get(key, {}).get(uid)
+        if follower is not None:
+            follower.nudge()
+
+    def reports(self, key: PoolKey) -> Mapping[str, PodReport]:
+        """Pod UID → what it says."""
+        return {uid: follower.report for uid, follower in self._followers.get(key, {}).items()}
+
+    def push(self, key: PoolKey, uid: str, adapter_set: AdapterSet) -> None:
+        """Bring an adapter set into force on a pod, in the background."""
+        follower = self._followers.get(key, {}).get(uid)
+        if follower is not None:
+            follower.push(adapter_set)
+
+    async def close(self) -> None:
+        """Stop following; waits until all tasks have ended."""
+        for followers in self._followers.values():
+            for follower in followers.values():
+                self._stop(follower)
+        self._followers.clear()
+        await asyncio.gather(*self._ending, return_exceptions=True)
+
+    def _stop(self, follower: PodFollower) -> None:
+        for task in follower.stop():
+            self._ending.add(task)
+            task.add_done_callback(self._ending.discard)

@@ -1,0 +1,87 @@
+"""The signing keys: one Secret in the operator's own namespace, made on the first start, read again now and then.
+
+To rotate, a person adds a key to the Secret; once pods have its public half it signs, and the old one can go.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+
+from graft_operator.clients.cluster import Cluster, ConflictError
+from graft_operator.clients.tokens import Signer, SigningKey, from_secret_data, new_key, to_secret_data
+from graft_operator.objects import KubernetesObject
+from graft_operator.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+
+class Keyring:
+    """Made by `open`; signs with what the Secret held when it was read last."""
+
+    def __init__(self, cluster: Cluster, settings: Settings, keys: tuple[SigningKey, ...]) -> None:
+        self._cluster = cluster
+        self._settings = settings
+        self._signer = Signer(keys)
+
+    @classmethod
+    async def open(cls, cluster: Cluster, settings: Settings) -> Keyring:
+        """Read the Secret, or make it.
+
+        Raises:
+            ClusterError: the Secret can't be read or made. ValueError: it holds something else.
+        """
+        return cls(cluster, settings, await _read_or_create(cluster, settings, None))
+
+    def public_keys(self) -> Mapping[str, str]:
+        """Key id → PEM, for the pods."""
+        return self._signer.public_keys()
+
+    def sign(self, pod_uid: str, now: float) -> str:
+        """A token for one pod."""
+        return self._signer.token(pod_uid, now)
+
+    async def refresh(self) -> bool:
+        """Read the Secret again, and make it again from the keys in memory where it is gone; whether keys changed."""
+        before = self.public_keys()
+        self._signer = Signer(await _read_or_create(self._cluster, self._settings, self._signer.keys))
+        return self.public_keys() != before
+
+
+async def _read_or_create(
+    cluster: Cluster, settings: Settings, known: tuple[SigningKey, ...] | None
+) -> tuple[SigningKey, ...]:
+    while True:
+        secret = await cluster.get("Secret", settings.namespace, settings.signing_key_secret)
+        if secret is not None and secret.get("data"):
+            return from_secret_data(secret["data"])
+        keys = known or (new_key(time.time()),)
+        try:
+            await _write(cluster, settings, secret, keys)
+        except ConflictError:
+            continue  # another operator was faster: use its keys
+        logger.info("made the signing key Secret %s/%s", settings.namespace, settings.signing_key_secret)
+        return keys
+
+
+async def _write(
+    cluster: Cluster, settings: Settings, secret: KubernetesObject | None, keys: tuple[SigningKey, ...]
+) -> None:
+    body = {
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "metadata": {
+            "namespace": settings.namespace,
+            "name": settings.signing_key_secret,
+            "labels": {"app.kubernetes.io/managed-by": "graft"},
+        },
+        "type": "Opaque",
+        "data": to_secret_data(keys),
+    }
+    if secret is None:
+        await cluster.create(body)
+        return
+    # The chart may have made an empty one.
+    metadata = secret["metadata"]
+    await cluster.apply(body, uid=metadata["uid"], resource_version=metadata["resourceVersion"])

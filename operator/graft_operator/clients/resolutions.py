@@ -1,0 +1,105 @@
+"""Asks pods for the digests of sources, in the background, and remembers the answers until they are written down."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import defaultdict
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+
+from graft_runtime.contract import Resolution, ResolveRequest, Source
+
+from graft_operator.clients.runtime_client import (
+    PodAddress,
+    RuntimeClient,
+    RuntimeRefusedError,
+    RuntimeUnreachableError,
+)
+from graft_operator.decisions.observed import ResolvedSource
+from graft_operator.keys import PoolKey
+
+logger = logging.getLogger(__name__)
+
+AGAIN_SECONDS = 0.2
+UNREACHABLE_RETRY_SECONDS = 1.0
+FIRST_RETRY_SECONDS = 2.0
+LAST_RETRY_SECONDS = 60.0
+
+
+@dataclass
+class _Question:
+    answer: ResolvedSource | None = None
+    faults: int = 0
+    task: asyncio.Task[None] | None = None
+
+
+class Resolutions:
+    """The open questions and the answers of all pools.
+
+    Args:
+        mark: called with the key of the pool that an answer is for.
+    """
+
+    def __init__(self, client: RuntimeClient, mark: Callable[[PoolKey], None]) -> None:
+        self._client = client
+        self._mark = mark
+        self._questions: dict[PoolKey, dict[Source, _Question]] = defaultdict(dict)
+
+    def known(self, key: PoolKey) -> Mapping[Source, ResolvedSource]:
+        """The answers so far."""
+        questions = self._questions.get(key, {})
+        return {source: question.answer for source, question in questions.items() if question.answer is not None}
+
+    def ask(self, key: PoolKey, source: Source, pod: PodAddress) -> None:
+        """Have `pod` find out the digest of `source`, unless somebody is at it."""
+        question = self._questions[key].setdefault(source, _Question())
+        if question.task is None or question.task.done():
+            question.task = asyncio.create_task(self._resolve(key, source, question, pod), name=f"resolve {source.uri}")
+
+    def keep(self, key: PoolKey, sources: Collection[Source]) -> None:
+        """Forget all others."""
+        questions = self._questions.get(key, {})
+        for source in [source for source in questions if source not in sources]:
+            _cancel(questions.pop(source))
+        if not questions:
+            self._questions.pop(key, None)
+
+    async def close(self) -> None:
+        """Stop asking; waits until all tasks have ended."""
+        tasks = [
+            question.task for questions in self._questions.values() for question in questions.values() if question.task
+        ]
+        for key in list(self._questions):
+            self.keep(key, ())
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _resolve(self, key: PoolKey, source: Source, question: _Question, pod: PodAddress) -> None:
+        try:
+            found = await self._answer(source, pod)
+        except (RuntimeUnreachableError, RuntimeRefusedError) as error:
+            # No word about the source: what was known of it stays, and another pod may be asked soon.
+            logger.info("could not ask %s about %s: %s", pod.ip, source.uri, error)
+            before = question.answer or ResolvedSource()
+            question.answer = ResolvedSource(
+                before.digest, before.revision, before.fault, time.time() + UNREACHABLE_RETRY_SECONDS
+            )
+        else:
+            question.faults = 0 if found.fault is None else question.faults + 1
+            wait = min(LAST_RETRY_SECONDS, FIRST_RETRY_SECONDS * (1 << min(question.faults, 8)))
+            retry_at = 0.0 if found.fault is None else time.time() + wait
+            question.answer = ResolvedSource(found.digest, found.revision, found.fault, retry_at)
+        self._mark(key)
+
+    async def _answer(self, source: Source, pod: PodAddress) -> Resolution:
+        while True:
+            found = await self._client.resolve(pod, ResolveRequest(source=source))
+            if found.digest is not None or found.fault is not None:
+                return found
+            await asyncio.sleep(AGAIN_SECONDS)
+
+
+def _cancel(question: _Question) -> None:
+    if question.task is not None:
+        question.task.cancel()

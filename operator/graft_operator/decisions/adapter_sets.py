@@ -1,0 +1,237 @@
+"""Which adapter set the pods of each RuntimeConfig are to serve.
+
+current   the RuntimeConfig of the spec: its entries follow the spec
+frozen    earlier ones that pods still run with: adapters that left the spec still unload, nothing else changes
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from graft_runtime.contract import AdapterEntry, AdapterSet, AdapterSetVersion, Fault, Source
+from graft_runtime.errors import ErrorCode, GraftError
+
+from graft_operator.decisions.checks import TRANSIENT, adapter_fault
+from graft_operator.decisions.observed import Observed
+from graft_operator.resource import AdapterDeploymentSpec, AdapterSpec, is_declared
+from graft_operator.settings import Settings
+
+
+@dataclass(frozen=True)
+class AdapterPlan:
+    """What becomes of one adapter of the spec."""
+
+    spec: AdapterSpec
+    entry: AdapterEntry | None = None
+    """Its entry in the current set; None: it stays out."""
+    fault: GraftError | None = None
+    """Why the spec's version is not served."""
+    unresolved: Source | None = None
+    """The source whose digest has to be found out."""
+
+
+@dataclass(frozen=True)
+class _Version:
+    """What a source holds: its bytes, and the exact revision where it has some."""
+
+    digest: str
+    revision: str | None = None
+
+
+@dataclass(frozen=True)
+class _Answers:
+    """What is known of sources."""
+
+    versions: Mapping[Source, _Version]
+    faults: Mapping[Source, Fault]
+
+
+def plan_adapters(
+    spec: AdapterDeploymentSpec, observed: Observed, config_hash: str, settings: Settings
+) -> tuple[AdapterPlan, ...]:
+    """What becomes of each adapter of the spec, in its order.
+
+    A version that can't be had yet, or at all, leaves the one that is served in place.
+    """
+    entries = _entries(stored_sets(observed), config_hash)
+    answers = _Answers(
+        versions=_resolved_versions(observed) | _recorded_versions(observed, entries),
+        faults=_resolution_faults(observed),
+    )
+    served = {entry.name: entry for entry in entries}
+    return tuple(_plan_adapter(spec, adapter, answers, served.get(adapter.name), settings) for adapter in spec.adapters)
+
+
+def unrecorded_sources(spec: AdapterDeploymentSpec, observed: Observed, config_hash: str) -> frozenset[Source]:
+    """The sources in the spec whose digests are written down nowhere yet: answers about others may be forgotten."""
+    recorded = _recorded_versions(observed, _entries(stored_sets(observed), config_hash))
+    return frozenset({_source(adapter) for adapter in spec.adapters} - recorded.keys())
+
+
+def version_of(adapter_set: AdapterSet) -> AdapterSetVersion:
+    """What a pod reports once this set is in force."""
+    return AdapterSetVersion(generation=adapter_set.generation, hash=adapter_set.content_hash())
+
+
+def stored_sets(observed: Observed) -> dict[str, AdapterSet]:
+    """Config hash → the adapter set in our ConfigMap."""
+    sets = (child.adapter_set for child in observed.own_children if child.adapter_set is not None)
+    return {found.config_hash: found for found in sets if found.pool_uid == observed.pool.uid}
+
+
+def next_sets(
+    observed: Observed, adapters: Iterable[AdapterPlan], names: frozenset[str], current: str
+) -> dict[str, AdapterSet]:
+    """Config hash → the set that its pods are to serve: the current one, and those that pods still run with.
+
+    Args:
+        names: of the adapters in the spec.
+        current: the config hash whose set follows the spec.
+    """
+    stored = stored_sets(observed)
+    entries = tuple(adapter.entry for adapter in adapters if adapter.entry is not None)
+    wanted = {current: AdapterSet(pool_uid=observed.pool.uid, config_hash=current, generation=1, adapters=entries)}
+    for config_hash in _hashes_of_pods(observed) & stored.keys() - {current}:
+        kept = tuple(entry for entry in stored[config_hash].adapters if entry.name in names)
+        wanted[config_hash] = stored[config_hash].model_copy(update={"adapters": kept})
+    return {
+        config_hash: _numbered(adapter_set, stored.get(config_hash), _known_versions(observed, config_hash))
+        for config_hash, adapter_set in wanted.items()
+    }
+
+
+def obsolete_hashes(observed: Observed, wanted: Iterable[str]) -> set[str]:
+    """Config hashes of which ConfigMaps are left, that no pod runs with or can be made with any more."""
+    deployment = observed.own("Deployment", observed.pool.name)
+    if deployment is None or deployment.rollout is None or not deployment.rollout.settled:
+        return set()
+    kept = _hashes_of_pods(observed) | {deployment.rollout.config_hash, *wanted}
+    return {child.config_hash for child in observed.own_children if child.config_hash} - kept
+
+
+def _plan_adapter(
+    spec: AdapterDeploymentSpec,
+    adapter: AdapterSpec,
+    answers: _Answers,
+    served: AdapterEntry | None,
+    settings: Settings,
+) -> AdapterPlan:
+    fault = adapter_fault(spec, adapter, settings)
+    source = _source(adapter)
+    version = answers.versions.get(source)
+    if adapter.digest is not None and (version is None or version.digest != adapter.digest):
+        version = _Version(adapter.digest)
+    if fault is None and version is not None:
+        return AdapterPlan(adapter, _entry(adapter, source, version))
+    previous = _previous(spec, served)
+    if fault is not None:
+        return AdapterPlan(adapter, previous, fault)
+    if previous is not None:
+        return AdapterPlan(adapter, previous, unresolved=source)
+    # The fault that is written down holds until there is another answer, also for the next operator.
+    written = served.fault if served is not None and served.source == source else None
+    entry = _entry(adapter, source, None).model_copy(update={"fault": answers.faults.get(source, written)})
+    return AdapterPlan(adapter, entry, unresolved=source)
+
+
+def _previous(spec: AdapterDeploymentSpec, served: AdapterEntry | None) -> AdapterEntry | None:
+    """What may be served until the spec's version can be had.
+
+    Still declared: what was withdrawn on purpose must not live on under its old entry. And hot: what is merged is not
+    exchanged later, so a merge waits for the spec's version.
+    """
+    if spec.merge is not None or served is None or not served.digest:
+        return None
+    return served if is_declared(spec.sources, served.source.uri) else None
+
+
+def _source(adapter: AdapterSpec) -> Source:
+    return Source(uri=adapter.uri, revision=adapter.revision)
+
+
+def _entry(adapter: AdapterSpec, source: Source, version: _Version | None) -> AdapterEntry:
+    return AdapterEntry(
+        name=adapter.name,
+        source=source,
+        digest=version.digest if version is not None else None,
+        revision=version.revision if version is not None else None,
+        scale=adapter.scale,
+        pinned=adapter.pinned,
+    )
+
+
+def _resolution_faults(observed: Observed) -> dict[Source, Fault]:
+    """Why sources can't be resolved, where a person must look."""
+    return {
+        source: found.fault
+        for source, found in observed.resolutions.items()
+        if found.fault is not None and found.fault.code not in TRANSIENT
+    }
+
+
+def _resolved_versions(observed: Observed) -> dict[Source, _Version]:
+    return {
+        source: _Version(found.digest, found.revision) for source, found in observed.resolutions.items() if found.digest
+    }
+
+
+def _recorded_versions(observed: Observed, entries: Iterable[AdapterEntry]) -> dict[Source, _Version]:
+    """What was resolved before is not resolved again, also by the next operator; the adapter sets speak last."""
+    recorded = {
+        Source(uri=adapter.uri, revision=adapter.requested_revision): (adapter.digest, adapter.revision)
+        for adapter in observed.pool.status.adapters
+        if adapter.uri
+    }
+    recorded |= {entry.source: (entry.digest, entry.revision) for entry in entries}
+    disproved = _disproved_digests(observed)
+    return {
+        source: _Version(digest, revision)
+        for source, (digest, revision) in recorded.items()
+        if digest and digest not in disproved
+    }
+
+
+def _disproved_digests(observed: Observed) -> set[str]:
+    """Digests that no pod has and whose sources hold something else now."""
+    reports = [report for pod in observed.pods if (status := observed.report(pod)) for report in status.adapters]
+    mismatched = {
+        report.digest for report in reports if report.fault and report.fault.code is ErrorCode.DIGEST_MISMATCH
+    }
+    return {digest for digest in mismatched - {report.digest for report in reports if report.ready} if digest}
+
+
+def _entries(stored: Mapping[str, AdapterSet], config_hash: str) -> list[AdapterEntry]:
+    """Of all sets; those of the current one last, so that they win."""
+    others = [key for key in sorted(stored) if key != config_hash]
+    return [entry for key in (*others, config_hash) if key in stored for entry in stored[key].adapters]
+
+
+def _hashes_of_pods(observed: Observed) -> set[str]:
+    labels = {pod.config_hash for pod in observed.pods if not pod.ended and pod.config_hash}
+    reported = {status.config_hash for pod in observed.pods if (status := observed.report(pod)) is not None}
+    return labels | reported
+
+
+def _known_versions(observed: Observed, config_hash: str) -> list[AdapterSetVersion]:
+    reports = [status for pod in observed.pods if (status := observed.report(pod)) is not None]
+    recorded = [
+        AdapterSetVersion(generation=known.generation, hash=known.hash)
+        for known in observed.pool.status.adapter_sets
+        if known.config_hash == config_hash
+    ]
+    return [status.adapter_set for status in reports if status.config_hash == config_hash] + recorded
+
+
+def _numbered(wanted: AdapterSet, stored: AdapterSet | None, known: list[AdapterSetVersion]) -> AdapterSet:
+    """The stored set where it is the wanted one and nothing contradicts it, else one generation above all known."""
+    if stored is not None and stored.entries_hash() == wanted.entries_hash():
+        known_hash = stored.content_hash()
+        if all(
+            version.generation < stored.generation
+            or (version.generation == stored.generation and version.hash in ("", known_hash))
+            for version in known
+        ):
+            return stored
+    generations = [version.generation for version in known] + ([stored.generation] if stored is not None else [])
+    return wanted.model_copy(update={"generation": 1 + max(generations, default=0)})

@@ -1,0 +1,71 @@
+"""Facts about a spec that stop the pool or one adapter: ordered checks, the first that finds something speaks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from graft_runtime.errors import ErrorCode, GraftError
+
+from graft_operator.resource import AdapterDeploymentSpec, AdapterSpec, is_declared, source_not_declared
+from graft_operator.settings import Settings
+
+UriCheck = Callable[[AdapterDeploymentSpec, str, str, Settings], GraftError | None]
+
+# What is on its way or comes back by itself; every other code needs a person.
+TRANSIENT = frozenset(
+    {
+        ErrorCode.SOURCE_UNAVAILABLE,
+        ErrorCode.RESOLVING,
+        ErrorCode.LOADING,
+        ErrorCode.NOT_READY,
+        ErrorCode.OVERLOADED,
+        ErrorCode.SHUTTING_DOWN,
+    }
+)
+
+
+def base_fault(spec: AdapterDeploymentSpec, settings: Settings) -> GraftError | None:
+    """Why the base model may not be served."""
+    return _first(spec, spec.base_model.uri, "spec.baseModel.uri", settings)
+
+
+def merge_fault(spec: AdapterDeploymentSpec, settings: Settings) -> GraftError | None:
+    """Why what is to be merged may not be."""
+    merged = (adapter for adapter in spec.adapters if adapter.name in spec.merged_names)
+    faults = (_first(spec, adapter.uri, f"adapter `{adapter.name}`: uri", settings) for adapter in merged)
+    return next((fault for fault in faults if fault is not None), None)
+
+
+def adapter_fault(spec: AdapterDeploymentSpec, adapter: AdapterSpec, settings: Settings) -> GraftError | None:
+    """Why this adapter may not be served."""
+    if spec.merge is not None and adapter.name not in spec.merged_names:
+        return GraftError(
+            ErrorCode.POOL_IS_MERGED,
+            f"adapter `{adapter.name}` is not served: the pool is merged, and serves `{spec.merge.name}` alone",
+            hint="add it to spec.merge.adapters, or remove spec.merge to serve adapters by name",
+        )
+    return _first(spec, adapter.uri, f"adapter `{adapter.name}`: uri", settings)
+
+
+def _scheme_is_not_allowed(spec: AdapterDeploymentSpec, uri: str, field: str, settings: Settings) -> GraftError | None:
+    scheme = uri.partition("://")[0]
+    if scheme in settings.allowed_schemes:
+        return None
+    return GraftError(
+        ErrorCode.SOURCE_NOT_DECLARED,
+        f"{field} `{uri}` has the scheme {scheme}, the administrator allows {', '.join(settings.allowed_schemes)}",
+        hint="use an allowed scheme, or have the chart's value allowedSchemes extended",
+        field=field,
+    )
+
+
+def _source_is_not_declared(spec: AdapterDeploymentSpec, uri: str, field: str, settings: Settings) -> GraftError | None:
+    return None if is_declared(spec.sources, uri) else source_not_declared(uri, field)
+
+
+_URI_CHECKS: tuple[UriCheck, ...] = (_scheme_is_not_allowed, _source_is_not_declared)
+
+
+def _first(spec: AdapterDeploymentSpec, uri: str, field: str, settings: Settings) -> GraftError | None:
+    findings = (check(spec, uri, field, settings) for check in _URI_CHECKS)
+    return next((finding for finding in findings if finding is not None), None)

@@ -1,0 +1,132 @@
+"""What is told of a pool: one function makes the whole status, and with it the four conditions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from graft_runtime.contract import AdapterSet, AdapterSetVersion, BaseReport
+
+from graft_operator.decisions.adapter_sets import AdapterPlan, version_of
+from graft_operator.decisions.adapter_status import adapter_status, counts, is_failed, is_ready, reports_by_name
+from graft_operator.decisions.conditions import dated
+from graft_operator.decisions.observed import Failure, Observed
+from graft_operator.decisions.verdicts import Facts, serves, verdicts_of, verdicts_of_failure
+from graft_operator.objects import Pool, selector_of, url_of
+from graft_operator.resource import (
+    AdapterCounts,
+    AdapterDeploymentStatus,
+    AdapterSetStatus,
+    BaseModelStatus,
+    MergedAdapterStatus,
+    MergeStatus,
+)
+
+MAX_SETS = 16
+
+
+def make_status(
+    pool: Pool,
+    observed: Observed,
+    *,
+    failure: Failure | None,
+    template_hash: str | None,
+    sets: Mapping[str, AdapterSet],
+    current: str,
+    adapters: Sequence[AdapterPlan],
+    now: float,
+) -> AdapterDeploymentStatus:
+    """The status of `pool` after a pass.
+
+    Args:
+        failure: why the pool as a whole can't be made as its spec says.
+        template_hash: of the Deployment that the spec asks for; None where there can't be one.
+        sets: config hash → the set that its pods are to serve.
+        current: the config hash whose set follows the spec.
+        now: Unix seconds.
+    """
+    pods = tuple(sorted((pod for pod in observed.pods if pod.counts), key=lambda pod: pod.name))
+    deployment = observed.own("Deployment", pool.name)
+    rollout = None if deployment is None else deployment.rollout
+    versions = {config_hash: version_of(adapter_set) for config_hash, adapter_set in sets.items()}
+    reports = reports_by_name(observed, pods, sets)
+    statuses = tuple(adapter_status(pool, observed, plan, reports.get(plan.spec.name, ())) for plan in adapters)
+    facts = Facts(
+        pool=pool,
+        observed=observed,
+        failure=failure,
+        rolled_out=rollout is not None
+        and rollout.template_hash == template_hash
+        and rollout.settled
+        and rollout.desired == pool.spec.replicas,
+        versions=versions,
+        current=current,
+        adapters=tuple(status for status in statuses if counts(status)),
+        pods=pods,
+    )
+    base = _base_report(facts)
+    return AdapterDeploymentStatus(
+        observed_generation=pool.generation,
+        conditions=dated(verdicts_of(facts), observed.pool.status.conditions, pool.generation, now),
+        adapter_sets=_set_statuses(versions, current),
+        replicas=len(pods),
+        ready_replicas=len(facts.ready_pods),
+        selector=",".join(f"{key}={value}" for key, value in sorted(selector_of(pool).items())),
+        url=url_of(pool),
+        base_model=_base_status(base),
+        merge=_merge_status(base),
+        adapter_counts=AdapterCounts(
+            desired=len(facts.adapters),
+            ready=sum(is_ready(adapter) for adapter in facts.adapters),
+            failed=sum(is_failed(adapter) for adapter in facts.adapters),
+        ),
+        adapters=statuses,
+        applied_hash=observed.pool.status.applied_hash,
+    )
+
+
+def failed_status(observed: Observed, failure: Failure, now: float) -> AdapterDeploymentStatus:
+    """The status of a pool whose spec can't be read: what was known stays, the conditions tell why."""
+    before = observed.pool.status
+    pods = [pod for pod in observed.pods if pod.counts]
+    served = any(pod.ready and serves(observed.report(pod)) for pod in pods)
+    verdicts = verdicts_of_failure(failure, served=served)
+    generation = observed.pool.generation
+    return before.model_copy(
+        update={
+            "observed_generation": generation,
+            "conditions": dated(verdicts, before.conditions, generation, now),
+            "replicas": len(pods),
+            "ready_replicas": sum(pod.ready for pod in pods),
+        }
+    )
+
+
+def _set_statuses(versions: Mapping[str, AdapterSetVersion], current: str) -> tuple[AdapterSetStatus, ...]:
+    ordered = sorted(versions.items(), key=lambda item: (item[0] != current, -item[1].generation))
+    return tuple(
+        AdapterSetStatus(config_hash=config_hash, generation=version.generation, hash=version.hash)
+        for config_hash, version in ordered[:MAX_SETS]
+    )
+
+
+def _base_report(facts: Facts) -> BaseReport | None:
+    """Of a pod that serves, one of the current spec where there is one."""
+    statuses = [status for pod in facts.pods if (status := facts.report(pod))]
+    current = [status for status in statuses if status.config_hash == facts.current]
+    return next((status.base for status in (*current, *statuses) if serves(status)), None)
+
+
+def _merge_status(base: BaseReport | None) -> MergeStatus | None:
+    merge = None if base is None else base.merge
+    if merge is None:
+        return None
+    parts = tuple(
+        MergedAdapterStatus(name=part.name, weight=part.weight, digest=part.digest) for part in merge.adapters
+    )
+    return MergeStatus(name=merge.name, method=merge.method, adapters=parts)
+
+
+def _base_status(base: BaseReport | None) -> BaseModelStatus | None:
+    if base is None:
+        return None
+    return BaseModelStatus(name=base.name, digest=base.digest, revision=base.revision, runner=base.runner)

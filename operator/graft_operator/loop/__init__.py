@@ -1,0 +1,1 @@
+"""Events in, passes over pools, effects out."""

@@ -1,0 +1,145 @@
+"""Kopf delivers events, nothing else: no finalizers, daemons, timers, indexes, peering, and no state in our objects."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from typing import Any
+
+import kopf
+
+from graft_operator.clients.cluster import Access
+from graft_operator.loop.sync import WATCHED_KINDS, selector_for
+from graft_operator.resource import GROUP, KIND, PLURAL, VERSION
+from graft_operator.settings import Settings
+
+OnEvent = Callable[[str, str | None, Mapping[str, Any]], None]
+
+SERVER_TIMEOUT_SECONDS = 240  # an int: it goes into the URL
+CLIENT_TIMEOUT_SECONDS = 300.0
+CONNECT_TIMEOUT_SECONDS = 10.0
+REQUEST_TIMEOUT_SECONDS = 30.0
+WORKER_IDLE_SECONDS = 0.2  # kopf has a task for each object that told something lately: thousands at a start
+ERROR_BACKOFFS = (0.2, 0.5, 1.0, 2.0, 3.0)
+
+# Kind → group, version, plural.
+RESOURCES = {
+    KIND: (GROUP, VERSION, PLURAL),
+    "ConfigMap": ("", "v1", "configmaps"),
+    "Deployment": ("apps", "v1", "deployments"),
+    "NetworkPolicy": ("networking.k8s.io", "v1", "networkpolicies"),
+    "Pod": ("", "v1", "pods"),
+    "PodDisruptionBudget": ("policy", "v1", "poddisruptionbudgets"),
+    "Service": ("", "v1", "services"),
+}
+
+
+async def watch(
+    settings: Settings,
+    *,
+    access: Callable[[], Awaitable[Access]],
+    on_event: OnEvent,
+    on_started: Callable[[], None],
+    stop: asyncio.Event,
+) -> None:
+    """Deliver events until `stop` is set.
+
+    Args:
+        access: the credentials, asked for again when the API server refuses them.
+        on_event: kind, type (ADDED, MODIFIED, DELETED; None where a watch lists anew), object.
+        on_started: called once, after kopf took the signal handlers: take them back for a fast and orderly end.
+    """
+    namespaces = list(settings.watch_namespaces)
+    others = asyncio.all_tasks()
+    tasks = await kopf.spawn_tasks(
+        registry=_registry(access, on_event),
+        settings=_settings(),
+        clusterwide=not namespaces,
+        namespaces=namespaces,
+        standalone=True,
+        stop_flag=stop,
+    )
+    on_started()
+    await kopf.run_tasks(tasks, ignored=others)
+
+
+def _settings() -> kopf.OperatorSettings:
+    settings = kopf.OperatorSettings()
+    settings.posting.enabled = False
+    settings.peering.standalone = True
+    settings.scanning.disabled = True
+    settings.persistence.diffbase_storage = _NoDiffBase()
+    settings.persistence.progress_storage = _NoProgress()
+    settings.networking.request_timeout = REQUEST_TIMEOUT_SECONDS
+    settings.networking.connect_timeout = CONNECT_TIMEOUT_SECONDS
+    settings.networking.error_backoffs = ERROR_BACKOFFS
+    settings.watching.server_timeout = SERVER_TIMEOUT_SECONDS
+    settings.watching.client_timeout = CLIENT_TIMEOUT_SECONDS
+    settings.watching.connect_timeout = CONNECT_TIMEOUT_SECONDS
+    settings.queueing.exit_timeout = 0.5
+    settings.queueing.idle_timeout = WORKER_IDLE_SECONDS
+    for kind in WATCHED_KINDS:
+        selector = selector_for(kind)
+        if selector is not None:
+            settings.watching.label_selectors[RESOURCES[kind]] = selector
+    return settings
+
+
+class _NoDiffBase(kopf.DiffBaseStorage):
+    """Keeps nothing: kopf would else copy each object, to find differences that nobody asked for."""
+
+    def build(self, *, body: kopf.Body, extra_fields: Iterable[kopf.FieldSpec] | None = None) -> kopf.BodyEssence:
+        return kopf.BodyEssence()
+
+    def fetch(self, *, body: kopf.Body) -> kopf.BodyEssence | None:
+        return None
+
+    def store(self, *, body: kopf.Body, patch: kopf.Patch, essence: kopf.BodyEssence) -> None:
+        return None
+
+
+class _NoProgress(kopf.ProgressStorage):
+    """Keeps nothing: our handlers have no progress."""
+
+    def fetch(self, *, key: str, body: kopf.Body) -> None:
+        return None
+
+    def store(self, *, key: str, record: kopf.ProgressRecord, body: kopf.Body, patch: kopf.Patch) -> None:
+        return None
+
+    def purge(self, *, key: str, body: kopf.Body, patch: kopf.Patch) -> None:
+        return None
+
+    def touch(self, *, body: kopf.Body, patch: kopf.Patch, value: str | None) -> None:
+        return None
+
+    def clear(self, *, essence: kopf.BodyEssence) -> kopf.BodyEssence:
+        return essence
+
+
+def _registry(access: Callable[[], Awaitable[Access]], on_event: OnEvent) -> kopf.OperatorRegistry:
+    registry = kopf.OperatorRegistry()
+
+    @kopf.on.login(registry=registry)
+    async def login(**_: Any) -> kopf.ConnectionInfo:
+        found = await access()
+        return kopf.ConnectionInfo(
+            server=found.server,
+            ca_path=found.ca_path,
+            insecure=not found.verify,
+            scheme="Bearer" if found.token else None,
+            token=found.token,
+            certificate_path=found.certificate_path,
+            private_key_path=found.private_key_path,
+        )
+
+    for kind in WATCHED_KINDS:
+        _deliver(registry, kind, on_event)
+    return registry
+
+
+def _deliver(registry: kopf.OperatorRegistry, kind: str, on_event: OnEvent) -> None:
+    @kopf.on.event(*RESOURCES[kind], registry=registry, id=f"event-{kind}")
+    async def deliver(event: kopf.RawEvent, **_: Any) -> None:
+        # The plain dictionary: kopf's view of it resolves every access from the root.
+        on_event(kind, event["type"], event["object"])

@@ -1,0 +1,46 @@
+"""Which declared source a URI lies in. What lies on a mount outside every source is never served."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from graft_runtime.errors import ErrorCode, GraftError
+
+from graft_operator.resource.spec import SourceSpec
+
+REMOTE_SCHEMES = ("hf://", "https://")
+
+
+def find_source(sources: Iterable[SourceSpec], uri: str) -> SourceSpec | None:
+    """The source that `uri` lies in; where directories nest, the deepest one."""
+    holding = [source for source in sources if uri.startswith(source.prefixes)]
+    return max(holding, key=lambda source: max(map(len, _matching(source, uri))), default=None)
+
+
+def is_declared(sources: Iterable[SourceSpec], uri: str) -> bool:
+    """Whether pods may read `uri`: what is mounted has to be declared, what is public has not."""
+    return uri.startswith(REMOTE_SCHEMES) or find_source(sources, uri) is not None
+
+
+def _matching(source: SourceSpec, uri: str) -> list[str]:
+    return [prefix for prefix in source.prefixes if uri.startswith(prefix)]
+
+
+def mount_name(source: SourceSpec) -> str:
+    """The name of the pod's volume for a source that is a claim or has a Secret."""
+    return f"source-{source.name}"
+
+
+def source_not_declared(uri: str, field: str) -> GraftError:
+    """The fault of a URI that lies in no source; its hint says which entry to add."""
+    scheme, _, rest = uri.partition("://")
+    if scheme == "pvc":
+        entry = f"{{name: {rest.partition('/')[0]}, claimName: <a PersistentVolumeClaim of this namespace>}}"
+    else:
+        entry = f"{{name: <a name>, mountPath: {rest.rpartition('/')[0] or '/'}}}, and mount it by spec.podTemplate"
+    return GraftError(
+        ErrorCode.SOURCE_NOT_DECLARED,
+        f"{field} `{uri}` lies in no source that spec.sources declares",
+        hint=f"add to spec.sources: {entry}",
+        field=field,
+    )

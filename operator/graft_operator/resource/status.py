@@ -1,0 +1,170 @@
+"""The models of `status`. Strings that others write (messages) are cut to their maximum instead of refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic.alias_generators import to_camel
+
+from graft_operator.resource.rules import list_map
+
+ConditionStatus = Literal["True", "False", "Unknown"]
+
+
+def _cut(limit: int) -> Callable[[object], object]:
+    def cut(value: object) -> object:
+        if isinstance(value, str) and len(value) > limit:
+            return value[: limit - 1] + "…"
+        return value
+
+    return cut
+
+
+Message = Annotated[str, BeforeValidator(_cut(4096)), Field(max_length=4096)]
+Reason = Annotated[str, Field(max_length=128, pattern=r"^[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?$")]
+Count = Annotated[int, Field(ge=0, le=1_000_000)]
+
+
+class Reported(BaseModel):
+    """Base of everything in `status`: camelCase, frozen; unknown fields of another version are ignored."""
+
+    model_config = ConfigDict(
+        alias_generator=to_camel, populate_by_name=True, frozen=True, extra="ignore", use_attribute_docstrings=True
+    )
+
+
+class Condition(Reported):
+    """A condition as in the Kubernetes API conventions."""
+
+    type: str = Field(max_length=64)
+    """Available, Ready, Reconciling or Stalled."""
+    status: ConditionStatus
+    """True, False or Unknown."""
+    reason: Reason
+    """A documented word for why."""
+    message: Message = ""
+    """The same for people: what, which field or value, what was expected, what to do."""
+    observed_generation: int | None = Field(default=None, ge=0)
+    """The generation of the spec that this speaks of."""
+    last_transition_time: str | None = Field(default=None, max_length=40, json_schema_extra={"format": "date-time"})
+    """When `status` last changed."""
+
+
+class AdapterSetStatus(Reported):
+    """The adapter set that the pods of one RuntimeConfig are to serve."""
+
+    config_hash: str = Field(max_length=64)
+    """Which RuntimeConfig the pods were born with."""
+    generation: int = Field(ge=0)
+    """The generation of the set; it only grows."""
+    hash: str = Field(default="", max_length=128)
+    """The content hash of the set."""
+
+
+class AdapterCounts(Reported):
+    """Adapters of the pool by how far they are."""
+
+    desired: Count = 0
+    """Listed in the spec; of a merged pool, those in the merge."""
+    ready: Count = 0
+    """Ready on every desired pod."""
+    failed: Count = 0
+    """With a fault that somebody must look at."""
+
+
+class BaseModelStatus(Reported):
+    """The base model as the pods report it."""
+
+    name: str = Field(max_length=63)
+    """Its name in requests."""
+    digest: str | None = Field(default=None, max_length=128)
+    """The sha256 of what is served."""
+    revision: str | None = Field(default=None, max_length=256)
+    """The exact revision of the source, where it has one."""
+    runner: str | None = Field(default=None, max_length=64)
+    """The route that its requests take in the runtime."""
+
+
+class MergedAdapterStatus(Reported):
+    """One adapter in the weights that are served."""
+
+    name: str = Field(max_length=63)
+    """Its entry in `spec.adapters`."""
+    weight: float = Field(default=1.0, ge=-1_000_000.0, le=1_000_000.0)
+    """How much of it, its scale included."""
+    digest: str | None = Field(default=None, max_length=128)
+    """The sha256 of what was merged."""
+
+
+class MergeStatus(Reported):
+    """The merge as the pods report it."""
+
+    name: str = Field(max_length=63)
+    """Its name in requests, the only one."""
+    method: str = Field(default="linear", max_length=64)
+    """How the adapters were merged."""
+    adapters: tuple[MergedAdapterStatus, ...] = Field(default=(), max_length=16, json_schema_extra=list_map("name"))
+    """What was merged into the base model."""
+
+
+class AdapterStatus(Reported):
+    """One inline adapter."""
+
+    name: str = Field(max_length=63)
+    """Its name in requests."""
+    uri: str | None = Field(default=None, max_length=1024)
+    """The source that `digest` was resolved from."""
+    requested_revision: str | None = Field(default=None, max_length=256)
+    """The revision of it that was asked for; `revision` is the exact one."""
+    ready_replicas: Count = 0
+    """Pods on which it is ready."""
+    desired_replicas: Count = 0
+    """Pods on which it should be."""
+    digest: str | None = Field(default=None, max_length=128)
+    """The sha256 of what is served: the adapter's identity."""
+    revision: str | None = Field(default=None, max_length=256)
+    """The exact revision of the source, where it has one."""
+    method: str | None = Field(default=None, max_length=64)
+    """PEFT's type, such as LORA."""
+    rank: Count | None = None
+    """The highest rank among its modules."""
+    remapped: Message | None = None
+    """What was done to find its modules in the base model; absent when they are where its files say."""
+    reason: Reason | None = None
+    """Why it is not ready everywhere: a documented word."""
+    message: Message | None = None
+    """The same for people."""
+
+
+class AdapterDeploymentStatus(Reported):
+    """What is true of the pool."""
+
+    observed_generation: int | None = Field(default=None, ge=0)
+    """The generation of the spec that the last finished pass has dealt with."""
+    conditions: tuple[Condition, ...] = Field(default=(), max_length=16, json_schema_extra=list_map("type"))
+    """Available, Ready, Reconciling, Stalled."""
+    adapter_sets: tuple[AdapterSetStatus, ...] = Field(
+        default=(), max_length=16, json_schema_extra=list_map("configHash")
+    )
+    """One for each RuntimeConfig that pods still run with, the newest first."""
+    replicas: Count = 0
+    """Pods that exist."""
+    ready_replicas: Count = 0
+    """Pods that are Ready."""
+    selector: str = Field(default="", max_length=256)
+    """The label selector of the pods, for the scale subresource."""
+    url: str = Field(default="", max_length=256)
+    """Where clients inside the cluster reach the OpenAI-style API."""
+    base_model: BaseModelStatus | None = None
+    """The base model as served."""
+    merge: MergeStatus | None = None
+    """What is merged into it, where it is served so."""
+    adapter_counts: AdapterCounts = AdapterCounts()
+    """How many adapters there are, and how many are ready."""
+    adapters: tuple[AdapterStatus, ...] = Field(default=(), max_length=256, json_schema_extra=list_map("name"))
+    """The inline adapters, in the order of the spec."""
+    applied_hash: str = Field(default="", max_length=128)
+    """Of the pool's objects as they came out of their last applies: an operator that starts applies none of them while
+    it holds."""

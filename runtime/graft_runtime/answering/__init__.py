@@ -1,0 +1,1 @@
+"""From a request to an answer: which adapters, which tokens, admission, composition."""

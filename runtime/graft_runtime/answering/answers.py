@@ -1,0 +1,102 @@
+"""What the engine generates for a request, as text that comes piece by piece."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+
+from graft_runtime.errors import GraftError
+from graft_runtime.pod.engine_client import Answer
+from graft_runtime.tokenizing.pieces import Detokenizer, StopStrings
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What came of one choice."""
+
+    index: int
+    text: str
+    finish: str | None
+
+
+@dataclass
+class Choice:
+    """One answer of a request."""
+
+    index: int
+    answer: Answer
+    text: Detokenizer
+    stops: StopStrings
+    tokens: int = 0
+
+    async def pieces(self) -> AsyncIterator[Piece]:
+        """Raises GraftError: the engine's fault."""
+        finish = None
+        while finish is None:
+            tokens, finish = await self.answer.next()
+            self.tokens += len(tokens)
+            text = self.text.push(tokens)
+            if finish is not None:
+                text += self.text.finish()
+            text = self.stops.push(text)
+            if self.stops.hit:
+                finish = "stop"
+                self.answer.cancel()
+            elif finish is not None:
+                text += self.stops.finish()
+            if text or finish is not None:
+                yield Piece(self.index, text, finish)
+
+
+@dataclass(eq=False)
+class Generation:
+    """A request on its way through the engine; `close` it."""
+
+    model: str
+    digest: str | None
+    prompt_tokens: int
+    choices: list[Choice]
+    closed: Callable[[], None]
+
+    @property
+    def generated_tokens(self) -> int:
+        return sum(choice.tokens for choice in self.choices)
+
+    async def pieces(self) -> AsyncIterator[Piece]:
+        """Of all choices as they come. Raises GraftError: the first fault."""
+        if len(self.choices) == 1:
+            async for piece in self.choices[0].pieces():
+                yield piece
+            return
+        queue: asyncio.Queue[Piece | GraftError] = asyncio.Queue()
+        tasks = [asyncio.create_task(_drain(choice, queue)) for choice in self.choices]
+        try:
+            left = len(tasks)
+            while left:
+                came = await queue.get()
+                if isinstance(came, GraftError):
+                    raise came
+                left -= came.finish is not None
+                yield came
+        finally:
+            for task in tasks:
+                task.cancel()
+
+    def close(self) -> None:
+        """Frees every place; once or more often."""
+        for choice in self.choices:
+            choice.answer.cancel()
+        self.closed()
+
+    def fail(self, error: GraftError) -> None:
+        for choice in self.choices:
+            choice.answer.fail(error)
+
+
+async def _drain(choice: Choice, queue: asyncio.Queue[Piece | GraftError]) -> None:
+    try:
+        async for piece in choice.pieces():
+            queue.put_nowait(piece)
+    except GraftError as error:
+        queue.put_nowait(error)

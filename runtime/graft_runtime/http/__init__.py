@@ -1,0 +1,1 @@
+"""HTTP: the OpenAI routes, the control port, their words and their streams."""

@@ -1,0 +1,120 @@
+"""The two HTTP applications of a pod: the API port's and the control port's."""
+
+from __future__ import annotations
+
+import logging
+import re
+import uuid
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.responses import PlainTextResponse
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from graft_runtime.errors import ErrorCode, GraftError
+from graft_runtime.http.control import control_router
+from graft_runtime.http.faults import error_response, fault_response
+from graft_runtime.http.openai import OpenAIRoutes
+from graft_runtime.http.streaming import CLIENT_GONE, ClientGoneError
+from graft_runtime.logs import request_id
+from graft_runtime.pod.pod import Pod
+
+logger = logging.getLogger(__name__)
+
+REQUEST_ID_HEADER = "X-Request-Id"
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+
+
+def api_app(pod: Pod, routes: OpenAIRoutes) -> ASGIApp:
+    """Port 8000: OpenAI's API, probes, metrics."""
+    app = _app(error_response)
+    app.include_router(routes.router)
+
+    @app.get("/livez")
+    async def livez() -> Response:
+        if pod.engine.stalled:
+            return PlainTextResponse("no step of the engine has ended for too long, and work is pending\n", 503)
+        return PlainTextResponse("ok\n")
+
+    @app.get("/readyz")
+    async def readyz() -> Response:
+        return PlainTextResponse("ok\n") if pod.ready else PlainTextResponse("not ready\n", 503)
+
+    @app.get("/startupz")
+    async def startupz() -> Response:
+        return PlainTextResponse("ok\n") if pod.started else PlainTextResponse("the base model is not loaded\n", 503)
+
+    @app.get("/metrics")
+    async def metrics() -> Response:
+        text = pod.metrics.render(pod.board.reports(), pod.engine.occupancy)
+        return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    return _WithRequestId(app)
+
+
+def control_app(pod: Pod) -> ASGIApp:
+    """Port 8001: the operator's."""
+
+    def response(error: GraftError) -> Response:
+        statuses = {ErrorCode.UNAUTHENTICATED: 401, ErrorCode.STALE_GENERATION: 409, ErrorCode.WRONG_POOL: 409}
+        return fault_response(error, statuses.get(error.code, 500 if error.code is ErrorCode.INTERNAL else 400))
+
+    app = _app(response)
+    app.include_router(control_router(pod))
+    return _WithRequestId(app)
+
+
+def _app(response: Callable[[GraftError], Response]) -> FastAPI:
+    """An application whose every fault has the shape that `response` gives it."""
+    app = FastAPI(openapi_url=None)
+
+    async def on_fault(_: Request, error: Exception) -> Response:
+        assert isinstance(error, GraftError)
+        return response(error)
+
+    async def on_http(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        what = f"{request.method} {request.url.path} is not a route of this server"
+        answer = response(GraftError(ErrorCode.INVALID_REQUEST, what, hint="look up the path and the method"))
+        answer.status_code = error.status_code
+        return answer
+
+    async def on_gone(_: Request, error: Exception) -> Response:
+        return Response(status_code=CLIENT_GONE)
+
+    async def on_bug(_: Request, error: Exception) -> Response:
+        return response(GraftError(ErrorCode.INTERNAL, "a fault of Graft itself; its log says more"))
+
+    app.add_exception_handler(GraftError, on_fault)
+    app.add_exception_handler(HTTPException, on_http)
+    app.add_exception_handler(ClientGoneError, on_gone)
+    app.add_exception_handler(Exception, on_bug)
+    return app
+
+
+class _WithRequestId:
+    """Gives each request an id: the caller's, where it has a plain one, and sends it back."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        name = REQUEST_ID_HEADER.lower().encode()
+        given = next((value.decode("latin-1") for key, value in scope.get("headers", ()) if key == name), "")
+        current = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+        token = request_id.set(current)
+        try:
+            await self._app(scope, receive, _sending(send, current))
+        finally:
+            request_id.reset(token)
+
+
+def _sending(send: Send, current: str) -> Callable[[MutableMapping[str, Any]], Awaitable[None]]:
+    async def sending(message: MutableMapping[str, Any]) -> None:
+        if message["type"] == "http.response.start":
+            message["headers"] = [*message["headers"], (REQUEST_ID_HEADER.lower().encode(), current.encode())]
+        await send(message)
+
+    return sending

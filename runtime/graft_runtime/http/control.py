@@ -1,0 +1,97 @@
+"""The control port: what the operator says and asks. See `contract` for the messages."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TypeVar
+
+from fastapi import APIRouter, Depends, Request, Response
+from pydantic import ValidationError
+
+from graft_runtime.contract import Accepted, AdapterSet, Fault, InspectRequest, Resolution, ResolveRequest, Wire
+from graft_runtime.errors import ErrorCode, GraftError
+from graft_runtime.http.control_tokens import check_token
+from graft_runtime.http.faults import read_body
+from graft_runtime.pod.pod import Pod
+
+MAX_SET_BYTES = 64 << 20
+MAX_RESOLVE_BYTES = 64 << 10
+MAX_WAIT_SECONDS = 60.0
+RESOLVE_SECONDS = 20.0
+INSPECT_SECONDS = 20.0
+
+Message = TypeVar("Message", bound=Wire)
+
+
+def control_router(pod: Pod) -> APIRouter:
+    """The routes of one pod's control port, each behind its token."""
+
+    async def authenticated(request: Request) -> None:
+        authorization = request.headers.get("authorization")
+        await asyncio.to_thread(check_token, authorization, pod.places.keys, pod.uid)
+
+    router = APIRouter(dependencies=[Depends(authenticated)])
+
+    @router.put("/adapter-set")
+    async def put_adapter_set(request: Request) -> Response:
+        body = await read_body(request, MAX_SET_BYTES)
+        version = await pod.accept(await asyncio.to_thread(_parse, AdapterSet, body))
+        return _json(Accepted(boot_id=pod.boot_id, adapter_set=version))
+
+    @router.get("/status")
+    async def get_status(request: Request) -> Response:
+        query = request.query_params
+        since, wait = _number(query.get("since"), -1), _number(query.get("wait"), 0)
+        status = await pod.board.poll(query.get("boot", ""), int(since), min(max(wait, 0), MAX_WAIT_SECONDS))
+        return Response(status_code=204) if status is None else _json(status)
+
+    @router.post("/resolve")
+    async def post_resolve(request: Request) -> Response:
+        asked = _parse(ResolveRequest, await read_body(request, MAX_RESOLVE_BYTES))
+        return _json(await _resolve(pod, asked))
+
+    @router.post("/inspect")
+    async def post_inspect(request: Request) -> Response:
+        asked = _parse(InspectRequest, await read_body(request, MAX_RESOLVE_BYTES))
+        try:
+            async with asyncio.timeout(INSPECT_SECONDS):
+                return _json(await pod.inspect(asked.source))
+        except TimeoutError:
+            raise GraftError(
+                ErrorCode.NOT_READY, f"`{asked.source.uri}` is still on its way", hint="ask again"
+            ) from None
+
+    return router
+
+
+async def _resolve(pod: Pod, asked: ResolveRequest) -> Resolution:
+    try:
+        async with asyncio.timeout(RESOLVE_SECONDS):
+            cached = await pod.fetches.resolve(asked.source, asked.kind)
+    except TimeoutError:
+        return Resolution()
+    except GraftError as error:
+        return Resolution(fault=Fault.of(error))
+    return Resolution(digest=cached.digest, revision=cached.revision)
+
+
+def _parse(model: type[Message], body: bytes) -> Message:
+    try:
+        return model.model_validate_json(body)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        path = ".".join(map(str, first["loc"]))
+        raise GraftError(
+            ErrorCode.INVALID_REQUEST, f"the body is no {model.__name__}: `{path}`: {first['msg']}", field=path
+        ) from None
+
+
+def _number(text: str | None, default: float) -> float:
+    try:
+        return float(text) if text is not None else default
+    except ValueError:
+        raise GraftError(ErrorCode.INVALID_REQUEST, f"{text!r} is not a number") from None
+
+
+def _json(message: Wire) -> Response:
+    return Response(message.model_dump_json(by_alias=True), media_type="application/json")

@@ -1,0 +1,75 @@
+"""Faults as HTTP answers in OpenAI's shape."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import Request
+from fastapi.responses import JSONResponse
+from starlette.requests import ClientDisconnect
+
+from graft_runtime.contract import Fault
+from graft_runtime.errors import ErrorCode, GraftError
+from graft_runtime.http.streaming import ClientGoneError
+
+RETRY_AFTER_SECONDS = 2
+
+_STATUS = {
+    ErrorCode.UNKNOWN_MODEL: 404,
+    ErrorCode.UNAUTHENTICATED: 401,
+    ErrorCode.INTERNAL: 500,
+    # may go away by itself: clients try these again
+    ErrorCode.SOURCE_UNAVAILABLE: 503,
+    ErrorCode.NO_CAPACITY: 503,
+    ErrorCode.RESOLVING: 503,
+    ErrorCode.LOADING: 503,
+    ErrorCode.NOT_READY: 503,
+    ErrorCode.OVERLOADED: 503,
+    ErrorCode.SHUTTING_DOWN: 503,
+}
+_TYPES = {401: "authentication_error", 404: "not_found_error", 500: "server_error", 503: "service_unavailable"}
+
+
+def http_status(code: ErrorCode) -> int:
+    """400 for what stays wrong until a person acts: clients retry 409, 429 and 5xx."""
+    return _STATUS.get(code, 400)
+
+
+def error_body(error: GraftError) -> dict[str, Any]:
+    """`{"error": {message, type, param, code}}`."""
+    kind = _TYPES.get(http_status(error.code), "invalid_request_error")
+    return {"error": {"message": error.message, "type": kind, "param": error.field, "code": error.code.value}}
+
+
+def error_response(error: GraftError) -> JSONResponse:
+    """The answer of the API port."""
+    status = http_status(error.code)
+    headers = {"Retry-After": str(RETRY_AFTER_SECONDS)} if status == 503 else {}
+    return JSONResponse(error_body(error), status, headers)
+
+
+def fault_response(error: GraftError, status: int) -> JSONResponse:
+    """The answer of the control port: a Fault."""
+    return JSONResponse(Fault.of(error).model_dump(mode="json", by_alias=True), status)
+
+
+async def read_body(request: Request, limit: int) -> bytes:
+    """The request's body.
+
+    Raises:
+        GraftError: InvalidRequest, when it is over `limit` bytes.
+        ClientGoneError: before it was whole.
+    """
+    content = bytearray()
+    try:
+        async for chunk in request.stream():
+            content += chunk
+            if len(content) > limit:
+                raise GraftError(
+                    ErrorCode.INVALID_REQUEST,
+                    f"the request's body has more than {limit} bytes",
+                    hint="send less at once",
+                )
+    except ClientDisconnect:
+        raise ClientGoneError from None
+    return bytes(content)

@@ -1,0 +1,146 @@
+"""The API process from start to end: two ports, the engine process, and a decent way to leave."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import socket
+from collections.abc import Coroutine, Iterator
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+from pydantic import ValidationError
+from starlette.types import ASGIApp
+
+from graft_runtime.answering.generation import Generator
+from graft_runtime.contract import API_PORT, CONTROL_PORT, RUNTIME_CONFIG_FILE, RuntimeConfig
+from graft_runtime.errors import ErrorCode, GraftError
+from graft_runtime.http.app import api_app, control_app
+from graft_runtime.http.openai import OpenAIRoutes
+from graft_runtime.pod.pod import Places, Pod
+
+logger = logging.getLogger(__name__)
+
+EXIT_DONE = 0
+EXIT_ENGINE_GONE = 3
+EXIT_BROKEN = 4
+STILL_SERVING_SECONDS = 5.0
+"""After SIGTERM: until then, whoever routes here has not heard that this pod is unready."""
+CLOSING_SECONDS = 3
+KEEP_ALIVE_SECONDS = 75
+BACKLOG = 1024
+
+
+def read_config(directory: Path) -> RuntimeConfig:
+    """Raises GraftError: InvalidSpec."""
+    path = directory / RUNTIME_CONFIG_FILE
+    try:
+        return RuntimeConfig.model_validate_json(path.read_bytes())
+    except (OSError, ValidationError) as error:
+        raise GraftError(ErrorCode.INVALID_SPEC, f"{path} holds no RuntimeConfig: {error}") from error
+
+
+async def serve(config: RuntimeConfig, places: Places, uid: str, address: str) -> int:
+    """Serves until SIGTERM or until the engine ends.
+
+    Args:
+        address: to bind both ports to.
+
+    Returns:
+        The exit status.
+    """
+    control_socket, api_socket = _bound(address, CONTROL_PORT), _bound(address, API_PORT)
+    pod = Pod(config, places, uid)
+    generator = Generator(pod)
+    routes = OpenAIRoutes(pod, generator)
+    servers = [_server(control_app(pod)), _server(api_app(pod, routes))]
+    tasks = {
+        "control port": _task(servers[0].serve([control_socket])),
+        "API port": _task(servers[1].serve([api_socket])),
+        "engine": _task(pod.engine.run()),
+        "pod": _task(pod.run()),
+    }
+    try:
+        status = await _until_the_end(tasks)
+        if status is None:
+            await _drain(pod, generator, routes, tasks["engine"])
+            status = EXIT_DONE
+        return status
+    finally:
+        pod.refusing = True
+        routes.end_all(GraftError(ErrorCode.SHUTTING_DOWN, "this pod is going away", hint="try again"))
+        await pod.close()
+        for server in servers:
+            server.should_exit = True
+        await asyncio.wait([tasks["control port"], tasks["API port"]], timeout=CLOSING_SECONDS + 1)
+        for task in tasks.values():
+            task.cancel()
+        await asyncio.gather(*tasks.values(), return_exceptions=True)
+
+
+async def _until_the_end(tasks: dict[str, asyncio.Task[Any]]) -> int | None:
+    """The exit status, or None when SIGTERM asks for a decent end."""
+    loop, asked = asyncio.get_running_loop(), asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, asked.set)
+    waiting = _task(asked.wait())
+    await asyncio.wait([waiting, *tasks.values()], return_when=asyncio.FIRST_COMPLETED)
+    if asked.is_set():
+        return None
+    waiting.cancel()
+    name, task = next((name, task) for name, task in tasks.items() if task.done())
+    if name == "engine" and task.exception() is None:
+        logger.critical("the engine process ended with status %s; this process ends as well", task.result())
+        return EXIT_ENGINE_GONE
+    logger.critical("the %s broke; this process ends", name, exc_info=task.exception())
+    return EXIT_BROKEN
+
+
+async def _drain(pod: Pod, generator: Generator, routes: OpenAIRoutes, engine: asyncio.Task[int]) -> None:
+    """Unready, but serving a little longer; then only what runs; then an error for what still does."""
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + pod.config.drain_seconds
+    logger.info("asked to end: %d requests are on their way", generator.in_flight)
+    pod.leave()
+    await asyncio.wait([engine], timeout=min(STILL_SERVING_SECONDS, pod.config.drain_seconds))
+    pod.refusing = True
+    idle = _task(generator.wait_idle())
+    await asyncio.wait([engine, idle], timeout=max(deadline - loop.time(), 0), return_when=asyncio.FIRST_COMPLETED)
+    idle.cancel()
+    if generator.in_flight:
+        logger.warning("%d requests are cut off", generator.in_flight)
+
+
+def _task(work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+    return asyncio.create_task(work)
+
+
+def _bound(address: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    return socket.create_server((address, port), family=family, backlog=BACKLOG)
+
+
+class _Server(uvicorn.Server):
+    """Leaves the signals alone: the pod decides when its ports close."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def _server(app: ASGIApp) -> _Server:
+    config = uvicorn.Config(
+        app,
+        lifespan="off",
+        ws="none",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        backlog=BACKLOG,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
+        timeout_graceful_shutdown=CLOSING_SECONDS,
+    )
+    return _Server(config)

@@ -1,0 +1,30 @@
+"""What a request holds of the adapters of a pod."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from graft_runtime.messages import ServedAdapter, Tier
+from graft_runtime.pod.catalogue import Alias, Artifact
+
+
+class Lease:
+    """One request's hold on one version of an adapter, until `release`."""
+
+    def __init__(self, alias: Alias, artifact: Artifact, found: Tier | None, ended: Callable[[Lease], None]) -> None:
+        self.digest = artifact.digest
+        self.served = ServedAdapter(artifact.digest, alias.entry.scale)
+        self.alias = alias
+        self.artifact = artifact
+        self.found = found
+        """Where the adapter was when it was asked for; None: in no tier yet."""
+        self.revoked: Callable[[], None] | None = None
+        """Called when the adapter's time to drain is over."""
+        self._ended = ended
+        self._released = False
+
+    def release(self) -> None:
+        """Once or more often."""
+        if not self._released:
+            self._released = True
+            self._ended(self)

@@ -1,0 +1,73 @@
+"""Brings adapters to where they can be mounted: fetched, and checked as far as that goes without the base model."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+
+from graft_runtime.adapters.files import read_adapter_files
+from graft_runtime.contract import Source
+from graft_runtime.errors import ErrorCode, GraftError
+from graft_runtime.pod.catalogue import Artifact
+from graft_runtime.store.cache import Cached
+from graft_runtime.store.fetches import Fetches
+
+logger = logging.getLogger(__name__)
+
+HighestToken = Callable[[Cached, str], Awaitable[int | None]]
+"""Checks an adapter's own tokenizer and tells the highest id that it makes and the base's does not."""
+
+
+class Preparations:
+    """Those that are under way, one a version.
+
+    Args:
+        fetches: bring adapters into the cache.
+        highest_token: reads their tokenizers.
+        max_rank: of the pool.
+        told: called with an artifact that is prepared, or has a fault instead.
+    """
+
+    def __init__(
+        self, fetches: Fetches, highest_token: HighestToken, *, max_rank: int, told: Callable[[Artifact], None]
+    ) -> None:
+        self._fetches, self._highest_token = fetches, highest_token
+        self._max_rank, self._told = max_rank, told
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+
+    def start(self, artifact: Artifact, source: Source) -> None:
+        """From this source, instead of any that it was being fetched from."""
+        self.stop(artifact.digest)
+        artifact.source, artifact.fault = source, None
+        self._tasks[artifact.digest] = asyncio.create_task(self._prepare(artifact))
+
+    def stop(self, digest: str) -> None:
+        """If it is under way."""
+        if (task := self._tasks.pop(digest, None)) is not None:
+            task.cancel()
+
+    async def _prepare(self, artifact: Artifact) -> None:
+        def failed(error: GraftError) -> None:
+            artifact.fault = error
+            self._told(artifact)
+
+        name = artifact.name
+        try:
+            cached = await self._fetches.fetch_until_there(artifact.source, "adapter", artifact.digest, name, failed)
+            if cached is None:
+                return
+            artifact.fault, artifact.cached, artifact.bytes = None, cached, cached.bytes
+            files = await asyncio.to_thread(read_adapter_files, cached.directory, name=name, max_rank=self._max_rank)
+            artifact.highest_token = await self._highest_token(cached, name)
+        except GraftError as error:
+            logger.warning("%s", error)
+            failed(error)
+        except Exception as error:
+            logger.exception("adapter `%s` can't be prepared", name)
+            failed(
+                GraftError(ErrorCode.INTERNAL, f"adapter `{name}` can't be prepared: {type(error).__name__}: {error}")
+            )
+        else:
+            artifact.method, artifact.rank = files.method, files.rank
+            self._told(artifact)

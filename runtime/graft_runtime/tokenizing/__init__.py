@@ -1,0 +1,1 @@
+"""Tokenizers and chat templates, the base's and those that adapters bring."""

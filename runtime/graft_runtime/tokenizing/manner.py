@@ -1,0 +1,97 @@
+"""What a checkpoint's small files say about talking to it: its chat template, end tokens and sampling defaults."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from graft_runtime.errors import ErrorCode, GraftError
+from graft_runtime.tokenizing.files import MAX_SMALL_FILE_BYTES, read_bounded, read_config, read_small_file, text_of
+
+CHAT_TEMPLATE_FILE = "chat_template.jinja"
+GENERATION_FILE = "generation_config.json"
+MAX_TEMPLATE_CHARACTERS = 256 * 1024
+LARGEST = 2**31 - 1
+"""Of numbers that mean something: token ids, and as many tokens."""
+
+
+@dataclass(frozen=True)
+class Manner:
+    """How one checkpoint wants to be talked to; a base model's, or an adapter's over its base's."""
+
+    chat_template: str | None = None
+    stop_tokens: frozenset[int] = frozenset()
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    """Sampling values of generation_config.json: temperature, top_p, top_k, max_new_tokens."""
+
+
+def over(adapter: Manner, base: Manner) -> Manner:
+    """An adapter's manner where it has one, else its base's."""
+    return Manner(
+        adapter.chat_template or base.chat_template,
+        base.stop_tokens | adapter.stop_tokens,
+        {**base.defaults, **adapter.defaults},
+    )
+
+
+def read_manner(directory: Path, token_id: Callable[[str], int | None], what: str) -> Manner:
+    """What a checkpoint's small files say. Blocking.
+
+    Args:
+        directory: in the cache.
+        token_id: a token's text → its id or None.
+        what: how errors call the checkpoint.
+
+    Raises:
+        GraftError: Corrupt, UnsafeFile.
+    """
+    config, told = read_config(directory, what)
+    generation = read_small_file(directory / GENERATION_FILE, what)
+    stops = _as_ids(generation.get("eos_token_id"))
+    eos = text_of(told.get("eos_token"))
+    if eos is not None and (found := token_id(eos)) is not None:
+        stops.add(found)
+    return Manner(_template(directory, config, what), frozenset(stops), _defaults(generation))
+
+
+def as_template(value: Any) -> str | None:
+    """A template as tokenizer_config.json holds it: a string, or a list or mapping of named ones."""
+    if isinstance(value, list):
+        value = {item.get("name"): item.get("template") for item in value if isinstance(item, dict)}
+    if isinstance(value, dict):
+        value = value.get("default")
+    return value if isinstance(value, str) and value else None
+
+
+def _template(directory: Path, config: Mapping[str, Any], what: str) -> str | None:
+    content = read_bounded(directory / CHAT_TEMPLATE_FILE, MAX_SMALL_FILE_BYTES, what)
+    try:
+        text = content.decode() if content else None
+    except UnicodeDecodeError as error:
+        raise GraftError(ErrorCode.CORRUPT, f"{CHAT_TEMPLATE_FILE} of {what} is not text in UTF-8: {error}") from None
+    template = text or as_template(config.get("chat_template"))
+    if template is not None and len(template) > MAX_TEMPLATE_CHARACTERS:
+        size = f"has {len(template)} characters, expected at most {MAX_TEMPLATE_CHARACTERS}"
+        raise GraftError(ErrorCode.UNSAFE_FILE, f"the chat template of {what} {size}")
+    return template
+
+
+def _defaults(generation: Mapping[str, Any]) -> dict[str, Any]:
+    """Sampling values for requests that name none; `do_sample` false is greedy, true is not."""
+    found: dict[str, Any] = {}
+    for name in ("temperature", "top_p", "top_k", "max_new_tokens"):
+        value = generation.get(name)
+        if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= LARGEST:
+            found[name] = value
+    if generation.get("do_sample") is False:
+        found["temperature"] = 0.0
+    elif generation.get("do_sample") is True:
+        found.setdefault("temperature", 1.0)  # not what its base may have
+    return found
+
+
+def _as_ids(value: Any) -> set[int]:
+    values = value if isinstance(value, list) else [value]
+    return {item for item in values if isinstance(item, int) and not isinstance(item, bool) and 0 <= item <= LARGEST}

@@ -1,0 +1,158 @@
+"""Text ↔ token ids, and chat templates. Holds no torch.
+
+Importing this module is cheap; loading a tokenizer pulls in Transformers (seconds) and belongs in a thread.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from graft_runtime.errors import ErrorCode, GraftError
+from graft_runtime.tokenizing.deadline import time_limit
+from graft_runtime.tokenizing.files import ADDED_TOKENS_FILE, CONFIG_FILE, SPECIAL_TOKENS_FILE
+from graft_runtime.tokenizing.manner import CHAT_TEMPLATE_FILE, Manner, as_template, read_manner
+
+COMPANIONS = (CONFIG_FILE, SPECIAL_TOKENS_FILE, ADDED_TOKENS_FILE, CHAT_TEMPLATE_FILE)
+RENDER_SECONDS = 5.0
+"""A chat template comes from whoever made the adapter, and must not keep a thread for ever."""
+
+
+class Tokenizer:
+    """Text ↔ token ids as one checkpoint wants it. Safe to use from several threads.
+
+    Args:
+        fast: of the tokenizers library, without padding and truncation.
+        named: `bos_token` and its like → text, for chat templates.
+        identity: equal where the same text gives the same ids, and the same ids the same text.
+        adds_bos: whether plain text begins with BOS; None: as `fast` has it.
+    """
+
+    def __init__(self, fast: Any, named: Mapping[str, str], identity: str, *, adds_bos: bool | None = None) -> None:
+        self.fast, self.named, self.identity = fast, named, identity
+        self._bos = self.token_id(named.get("bos_token", ""))
+        begun = self._bos is not None and self._encode("", add_special_tokens=True)[:1] == [self._bos]
+        self._prepends, self._drops = adds_bos is True and not begun, adds_bos is False and begun
+
+    def encode(self, text: str) -> list[int]:
+        """Plain text, with the special tokens that the tokenizer adds; BOS once, also where the text begins with it.
+
+        Raises:
+            GraftError: Corrupt, when the tokenizer fails on it.
+        """
+        ids, bos = self._encode(text, add_special_tokens=True), self._bos
+        if bos is None:
+            return ids
+        if self._prepends:
+            ids = [bos, *ids]
+        return ids[1:] if self._drops or ids[:2] == [bos, bos] else ids
+
+    def encode_chat(self, messages: Sequence[Mapping[str, Any]], template: str) -> list[int]:
+        """A conversation, rendered in Jinja's sandbox and ready for the assistant's answer.
+
+        Raises:
+            GraftError: InvalidRequest, when the template refuses the messages; Corrupt, when the tokenizer fails.
+        """
+        from transformers.utils.chat_template_utils import render_jinja_template  # noqa: PLC0415 - pulls in Transformers
+
+        try:
+            with time_limit(RENDER_SECONDS):
+                (text,), _ = render_jinja_template(
+                    conversations=[[dict(message) for message in messages]],
+                    chat_template=template,
+                    add_generation_prompt=True,
+                    **self.named,
+                )
+        except Exception as error:  # whatever a stranger's template raises
+            raise GraftError(
+                ErrorCode.INVALID_REQUEST,
+                f"the chat template can't render `messages`: {error or type(error).__name__}",
+                hint="use the roles and the order that the model was trained for",
+                field="messages",
+            ) from error
+        return self._encode(text, add_special_tokens=False)
+
+    def _encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        """A batch of one: unlike `encode`, that lets Python's other threads run, and leaves offsets out."""
+        with _told():
+            (encoding,) = self.fast.encode_batch_fast([text], add_special_tokens=add_special_tokens)
+        ids: list[int] = encoding.ids
+        return ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Special tokens left out. Raises GraftError: Corrupt, when the tokenizer fails on them."""
+        with _told():
+            text: str = self.fast.decode(list(ids), skip_special_tokens=True)
+        return text
+
+    def token_id(self, token: str) -> int | None:
+        found: int | None = self.fast.token_to_id(token)
+        return found
+
+    def token(self, token_id: int) -> str | None:
+        """Its text; None for an id that stands for nothing."""
+        found: str | None = self.fast.id_to_token(token_id) if token_id >= 0 else None
+        return found
+
+
+def load_base_tokenizer(directory: Path, checkpoint: Path, identity: str) -> tuple[Tokenizer, Manner]:
+    """A base model's tokenizer and manner. Blocking.
+
+    Args:
+        directory: holds the tokenizer.json.
+        checkpoint: the model's.
+        identity: see Tokenizer.
+
+    Raises:
+        GraftError: NotAModel, Corrupt, UnsafeFile.
+    """
+    from transformers.tokenization_utils_tokenizers import TokenizersBackend  # noqa: PLC0415 - seconds, and not at start
+
+    try:
+        backend = TokenizersBackend.from_pretrained(str(directory), local_files_only=True)
+    except Exception as error:
+        raise GraftError(
+            ErrorCode.NOT_A_MODEL,
+            f"the base model's tokenizer can't be loaded: {type(error).__name__}: {error}",
+            hint="save it again with the tokenizer's save_pretrained()",
+        ) from error
+    named = {key: str(token) for key, token in backend.special_tokens_map.items() if isinstance(token, str)}
+    tokenizer = Tokenizer(bare(backend.backend_tokenizer), named, identity)
+    manner = read_manner(checkpoint, tokenizer.token_id, "the base model")
+    eos = backend.eos_token_id
+    stops = manner.stop_tokens | ({eos} if isinstance(eos, int) else set())
+    template = manner.chat_template or as_template(getattr(backend, "chat_template", None))
+    return tokenizer, Manner(template, frozenset(stops), manner.defaults)
+
+
+def bare(fast: Any) -> Any:
+    """Without the padding and truncation that it was saved with. Before anybody uses it."""
+    fast.no_padding()
+    fast.no_truncation()
+    return fast
+
+
+def prepare_conversion(source: Path, target: Path) -> None:
+    """Puts beside the coming tokenizer.json what a tokenizer needs besides. Blocking."""
+    target.mkdir(parents=True, exist_ok=True)
+    for name in COMPANIONS:
+        if (source / name).exists():
+            shutil.copyfile(source / name, target / name)
+
+
+@contextlib.contextmanager
+def _told() -> Iterator[None]:
+    """What the tokenizers library throws, a panic of its Rust included, as a fault of that tokenizer."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:
+        raise GraftError(
+            ErrorCode.CORRUPT,
+            f"the tokenizer fails on this text: {type(error).__name__}: {error}",
+            hint="save it again with the tokenizer's save_pretrained(), and ask for other text meanwhile",
+        ) from error
