@@ -21,7 +21,7 @@ import torch
 from adapter_mount import make_files
 from graft_runtime.engine.engine import Engine
 from graft_runtime.engine.loader import Loader
-from graft_runtime.messages import Generated, Mount, Mounted, Sampling, ServedAdapter, Start, Submit
+from graft_runtime.messages import Generate, Generated, Mount, Mounted, Sampling, ServedAdapter, Start
 from peft import PeftModel
 from transformers import LlamaForCausalLM
 
@@ -53,7 +53,7 @@ class Here:
     def answer(self, prompts: Tokens, adapters: list[int | None]) -> Tokens:
         for row, (prompt, adapter) in enumerate(zip(prompts, adapters, strict=True)):
             served = () if adapter is None else (ServedAdapter(str(adapter), 1.0),)
-            self._engine.handle(Submit(str(row), prompt, ANSWER, served, Sampling(temperature=0)))
+            self._engine.handle(Generate(str(row), prompt, ANSWER, served, Sampling(temperature=0)))
         answers: Tokens = [[] for _ in prompts]
         while self._engine.busy:
             for event in self._engine.step():

@@ -1,6 +1,6 @@
 """The typed messages between the API process and the engine process: MessagePack over one socket pair.
 
-    API process ── Start Mount Unmount Submit Cancel ConvertTokenizer Inspect ──► engine process
+    API process ── Start Mount Unmount Generate Cancel ConvertTokenizer Inspect ──► engine process
     API process ◄── Events: one batch a step ────────────────────────── engine process
 
 The engine knows token ids and served identities (digests and scales), not names and not HTTP.
@@ -101,8 +101,8 @@ class Sampling(msgspec.Struct, frozen=True, array_like=True):
     seed: int | None = None
 
 
-class Submit(_Message, frozen=True, tag=True, array_like=True):
-    """A request: generate after `prompt` until a stop token, `max_tokens`, or Cancel."""
+class Generate(_Message, frozen=True, tag=True, array_like=True):
+    """Ask for the tokens that follow `prompt`, until a stop token, `max_tokens`, or Cancel. Answered by Generated."""
 
     request: str
     prompt: list[int]
@@ -135,7 +135,7 @@ class Inspect(_Message, frozen=True, tag=True, array_like=True):
     """How errors call the adapter."""
 
 
-Command = Start | Mount | Unmount | Submit | Cancel | ConvertTokenizer | Inspect
+Command = Start | Mount | Unmount | Generate | Cancel | ConvertTokenizer | Inspect
 
 
 # engine process → API process

@@ -353,7 +353,7 @@ class InProcessEngine:
         return answers
 
     def answers(self, submits: list[Any]) -> dict[str, list[int]]:
-        """Submits all at once; the tokens of each by name."""
+        """Asks all at once; the tokens of each by name."""
         for submit in submits:
             self.handle(submit)
         return self.collect([])

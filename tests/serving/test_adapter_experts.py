@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from graft_runtime.messages import Mounted, MountFailed, Sampling, ServedAdapter, Submit
+from graft_runtime.messages import Generate, Mounted, MountFailed, Sampling, ServedAdapter
 from safetensors.torch import load_file, save_file
 
 PROMPTS = ([3, 1, 2, 5, 9, 11, 4], [7, 8, 300, 6], [1, 2, 5])
@@ -48,7 +48,7 @@ def check(engine: Any, models: dict[str | None, Any]) -> None:
     """Every name on every prompt, together in two orders and one by one, against the models."""
     cases = [(name, prompt) for prompt in PROMPTS for name in models]
     submits = [
-        Submit(
+        Generate(
             f"{name} {len(prompt)}",
             list(prompt),
             6,

@@ -22,7 +22,7 @@ from graft_runtime.adapters.fit import fitted
 from graft_runtime.adapters.layout import BaseLayout, EmbeddingShape, LinearShape
 from graft_runtime.adapters.methods.registry import METHODS
 from graft_runtime.errors import GraftError
-from graft_runtime.messages import Mounted, MountFailed, Sampling, ServedAdapter, Submit, Unmount, Unmounted
+from graft_runtime.messages import Generate, Mounted, MountFailed, Sampling, ServedAdapter, Unmount, Unmounted
 from hypothesis import HealthCheck, Phase, given, settings, strategies
 
 CASES = 4000
@@ -331,7 +331,7 @@ PROMPT = [256, 5, 9, 33, 7]
 def answers(engine: Any) -> dict[str, list[int]]:
     greedy = Sampling(temperature=0.0)
     return engine.answers(  # type: ignore[no-any-return]
-        [Submit("base", PROMPT, 6, (), greedy), Submit("good", PROMPT, 6, (ServedAdapter("good", 1.0),), greedy)]
+        [Generate("base", PROMPT, 6, (), greedy), Generate("good", PROMPT, 6, (ServedAdapter("good", 1.0),), greedy)]
     )
 
 
@@ -362,14 +362,14 @@ def test_a_good_adapter_notices_nothing_of_bad_ones(
         event = engine.mount("bad", tmp_path)
         told[type(event)] += 1
         if isinstance(event, Mounted):
-            submit = Submit("bad", PROMPT, 4, (ServedAdapter("bad", 1.0),), Sampling(temperature=0.0))
+            submit = Generate("bad", PROMPT, 4, (ServedAdapter("bad", 1.0),), Sampling(temperature=0.0))
             engine.handle(submit)
         else:
             assert isinstance(event, MountFailed)
             assert event.fault.error().what
         greedy = Sampling(temperature=0.0)
-        engine.handle(Submit("base", PROMPT, 6, (), greedy))
-        engine.handle(Submit("good", PROMPT, 6, (ServedAdapter("good", 1.0),), greedy))
+        engine.handle(Generate("base", PROMPT, 6, (), greedy))
+        engine.handle(Generate("good", PROMPT, 6, (ServedAdapter("good", 1.0),), greedy))
         assert generated(engine, ("base", "good")) == before, "in one batch with it"
         if isinstance(event, Mounted):
             engine.handle(Unmount("bad"))

@@ -12,7 +12,7 @@ import pytest
 import torch
 from graft_runtime.adapters.files import read_adapter_files
 from graft_runtime.errors import ErrorCode, GraftError
-from graft_runtime.messages import Mounted, MountFailed, Sampling, ServedAdapter, Submit
+from graft_runtime.messages import Generate, Mounted, MountFailed, Sampling, ServedAdapter
 from safetensors.torch import load_file, save_file
 
 PROMPTS = ([3, 1, 2, 5, 9, 11, 4], [7, 8, 300, 6], [1, 2, 5])
@@ -67,7 +67,7 @@ def test_mixed_with_others(
         assert isinstance(engine.mount(name, directory), Mounted), name
     cases = [(name, prompt) for prompt in PROMPTS for name in (*adapters, None)]
     submits = [
-        Submit(
+        Generate(
             f"{name} {len(prompt)}",
             list(prompt),
             6,

@@ -21,7 +21,7 @@ from graft_runtime.adapters.files import read_adapter_files
 from graft_runtime.adapters.fit import fitted
 from graft_runtime.contract import AdapterEntry, Source
 from graft_runtime.errors import ErrorCode, GraftError
-from graft_runtime.messages import Mounted, MountFailed, Sampling, ServedAdapter, Submit, Unmount, Unmounted
+from graft_runtime.messages import Generate, Mounted, MountFailed, Sampling, ServedAdapter, Unmount, Unmounted
 from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 
@@ -171,7 +171,7 @@ def logits(engine: Any, directory: Path) -> torch.Tensor:
     digest = f"logits-{directory}"
     told = engine.mount(digest, directory)
     assert isinstance(told, Mounted), told
-    answers = engine.answers([Submit("x", PROMPT, 12, (ServedAdapter(digest, 1.0),), Sampling(temperature=0.0))])
+    answers = engine.answers([Generate("x", PROMPT, 12, (ServedAdapter(digest, 1.0),), Sampling(temperature=0.0))])
     return torch.tensor(answers["x"])
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from graft_runtime.engine.sampling import Draws, choose, limited
-from graft_runtime.messages import Generated, Mounted, Sampling, ServedAdapter, Submit
+from graft_runtime.messages import Generate, Generated, Mounted, Sampling, ServedAdapter
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")  # peft's
 
@@ -105,9 +105,9 @@ def engine(in_process: Callable[..., Any], base: Path, adapters: dict[str, Path]
     return engine
 
 
-def submit(name: str, prompt: list[int], parts: Mapping[str, float], **sampling: Any) -> Submit:
+def submit(name: str, prompt: list[int], parts: Mapping[str, float], **sampling: Any) -> Generate:
     served = tuple(ServedAdapter(adapter, weight) for adapter, weight in parts.items())
-    return Submit(name, list(prompt), COUNT, served, Sampling(**({"temperature": 0.0} | sampling)))
+    return Generate(name, list(prompt), COUNT, served, Sampling(**({"temperature": 0.0} | sampling)))
 
 
 def test_a_weighted_sum_is_exact_beside_others_in_one_batch(engine: Any, expected: Any) -> None:
@@ -118,7 +118,7 @@ def test_a_weighted_sum_is_exact_beside_others_in_one_batch(engine: Any, expecte
         assert engine.answers([submit("alone", *one)]) == {"alone": together[name]}
 
 
-def faults(engine: Any, submit: Submit) -> list[str]:
+def faults(engine: Any, submit: Generate) -> list[str]:
     engine.handle(submit)
     return [event.fault.code for event in engine.step() if isinstance(event, Generated) and event.fault]
 

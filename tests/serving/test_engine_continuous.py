@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from graft_runtime.errors import ErrorCode
-from graft_runtime.messages import Cancel, Generated, Sampling, ServedAdapter, Submit
+from graft_runtime.messages import Cancel, Generate, Generated, Sampling, ServedAdapter
 from graft_runtime.runners.kv import SMALLEST_EXTENT, KeyValueStore, LayerShape
 
 GREEDY = Sampling(temperature=0)
@@ -16,8 +16,8 @@ LONG = [256, *[(index * 37 + 11) % 256 for index in range(150)]]
 SHORT = [256, 10, 20, 30]
 
 
-def ask(name: str, prompt: list[int], *adapters: str, tokens: int = 8) -> Submit:
-    return Submit(name, prompt, tokens, tuple(ServedAdapter(adapter, 1.0) for adapter in adapters), GREEDY)
+def ask(name: str, prompt: list[int], *adapters: str, tokens: int = 8) -> Generate:
+    return Generate(name, prompt, tokens, tuple(ServedAdapter(adapter, 1.0) for adapter in adapters), GREEDY)
 
 
 def flow_of(engine: Any) -> Any:
@@ -42,7 +42,7 @@ def engine(in_process: Any, tiny_base: Path, adapters: dict[str, Path]) -> Any:
     return engine
 
 
-def alone(engine: Any, *submits: Submit) -> dict[str, list[int]]:
+def alone(engine: Any, *submits: Generate) -> dict[str, list[int]]:
     answers: dict[str, list[int]] = {}
     for submit in submits:
         answers |= engine.answers([submit])

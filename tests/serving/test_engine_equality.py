@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from graft_runtime.messages import Generated, Mounted, Sampling, ServedAdapter, Submit
+from graft_runtime.messages import Generate, Generated, Mounted, Sampling, ServedAdapter
 from safetensors.torch import load_file, save_file
 
 NEW_TOKENS = 24
@@ -59,9 +59,9 @@ def test_greedy_equals_peft(family: str, make_base: Any, make_adapter: Any, in_p
     rows = [(prompt, name) for name in names for prompt in PROMPTS]
     assert len({tuple(oracle.answer(PROMPTS[1], name)[0]) for name in names}) == 4, "each must show"
 
-    def submit(request: str, prompt: list[int], name: str | None) -> Submit:
+    def submit(request: str, prompt: list[int], name: str | None) -> Generate:
         adapters = (ServedAdapter(name, 1.0),) if name else ()
-        return Submit(request, prompt, NEW_TOKENS, adapters, Sampling(temperature=0))
+        return Generate(request, prompt, NEW_TOKENS, adapters, Sampling(temperature=0))
 
     alone = {name: engine.answers([submit("alone", PROMPTS[1], name)])["alone"] for name in names}
     for asked, answer in alone.items():
@@ -89,7 +89,7 @@ def test_an_adapter_on_the_head(tiny_base: Path, make_adapter: Any, in_process: 
     events: list[Any] = []
     for index, (prompt, name) in enumerate(rows):
         adapters = (ServedAdapter(name, 1.0),) if name else ()
-        engine.handle(Submit(str(index), prompt, NEW_TOKENS, adapters, Sampling(temperature=0)))
+        engine.handle(Generate(str(index), prompt, NEW_TOKENS, adapters, Sampling(temperature=0)))
         events += engine.step() if index % 3 == 0 else []
     check_all(oracle, engine.collect(events), rows)
 
@@ -100,9 +100,9 @@ def test_a_request_that_comes_while_others_decode_changes_nothing(
     engine = in_process(tiny_base)
     engine.mount("a", make_adapter("a"))
 
-    def submit(name: str) -> Submit:
+    def submit(name: str) -> Generate:
         adapters = (ServedAdapter("a", 1.0),) if name == "late" else ()
-        return Submit(name, PROMPTS[1], 20, adapters, Sampling(temperature=0))
+        return Generate(name, PROMPTS[1], 20, adapters, Sampling(temperature=0))
 
     alone = engine.answers([submit("early")]) | engine.answers([submit("late")])
     engine.handle(submit("early"))

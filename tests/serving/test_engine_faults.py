@@ -18,6 +18,7 @@ from graft_runtime.messages import (
     BaseLoaded,
     Cancel,
     ConvertTokenizer,
+    Generate,
     Generated,
     Mount,
     Mounted,
@@ -26,7 +27,6 @@ from graft_runtime.messages import (
     Sampling,
     ServedAdapter,
     StepDone,
-    Submit,
     Unmount,
     Unmounted,
 )
@@ -36,9 +36,9 @@ GREEDY = Sampling(temperature=0)
 PROMPT = [256, 10, 20, 30]
 
 
-def ask(name: str, *adapters: str, tokens: int = 6, prompt: list[int] | None = None, **options: Any) -> Submit:
+def ask(name: str, *adapters: str, tokens: int = 6, prompt: list[int] | None = None, **options: Any) -> Generate:
     served = tuple(ServedAdapter(adapter, 1.0) for adapter in adapters)
-    return Submit(name, prompt or PROMPT, tokens, served, options.pop("sampling", GREEDY), **options)
+    return Generate(name, prompt or PROMPT, tokens, served, options.pop("sampling", GREEDY), **options)
 
 
 def code_of(event: Generated) -> str:
@@ -135,7 +135,7 @@ def test_a_row_that_overflows_spoils_no_other(engine: Any) -> None:
     """What one row computes is not finite; rows of every kind run in the same batch, one longer than it."""
     long = [256, *range(40)]
     before = engine.answers([ask("base"), ask("adapted", "good"), ask("longer", "good", prompt=long)])
-    engine.handle(Submit("spoilt", PROMPT, 6, (ServedAdapter("good", 1e30),), GREEDY))
+    engine.handle(Generate("spoilt", PROMPT, 6, (ServedAdapter("good", 1e30),), GREEDY))
     for command in (ask("base"), ask("adapted", "good"), ask("longer", "good", prompt=long)):
         engine.handle(command)
     generated = events_of(engine, Generated)
@@ -169,7 +169,7 @@ def test_an_adapter_on_modules_that_are_never_called(in_process: Any, tiny_base:
 def test_weights_of_a_request_scale_its_adapter(engine: Any) -> None:
     def weighted(*parts: tuple[str, float]) -> list[int]:
         served = tuple(ServedAdapter(name, weight) for name, weight in parts)
-        return engine.answers([Submit("x", PROMPT, 8, served, GREEDY)])["x"]  # type: ignore[no-any-return]
+        return engine.answers([Generate("x", PROMPT, 8, served, GREEDY)])["x"]  # type: ignore[no-any-return]
 
     assert weighted(("good", 0.0)) == weighted()
     assert weighted(("good", 0.5), ("good", 0.5)) == weighted(("good", 1.0)) != weighted()
@@ -235,14 +235,14 @@ def test_unmounting_what_is_still_loading(tiny_base: Path, good: Path, in_proces
         (ask("x", prompt=[-1]), ErrorCode.INVALID_REQUEST),
         (ask("x", prompt=[1] * 256), ErrorCode.CONTEXT_TOO_LONG),
         (ask("x", tokens=0), ErrorCode.INVALID_REQUEST),
-        (Submit("x", [], 4, (), GREEDY), ErrorCode.INVALID_REQUEST),
+        (Generate("x", [], 4, (), GREEDY), ErrorCode.INVALID_REQUEST),
         (ask("x", sampling=Sampling(temperature=float("nan"))), ErrorCode.INVALID_REQUEST),
         (ask("x", sampling=Sampling(temperature=-1)), ErrorCode.INVALID_REQUEST),
         (ask("x", sampling=Sampling(top_p=0)), ErrorCode.INVALID_REQUEST),
         (ask("x", "unknown"), ErrorCode.NOT_READY),
     ],
 )
-def test_requests_that_could_do_harm(engine: Any, submit: Submit, code: ErrorCode) -> None:
+def test_requests_that_could_do_harm(engine: Any, submit: Generate, code: ErrorCode) -> None:
     (end,) = ends_after(engine, submit, ask("fine"))[:1]
     assert (end.request, end.finish, code_of(end)) == ("x", "error", code)
     assert len(engine.answers([ask("after")])["after"]) == 6

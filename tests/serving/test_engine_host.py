@@ -12,12 +12,12 @@ from graft_runtime.engine.host import HostMemory
 from graft_runtime.errors import ErrorCode
 from graft_runtime.messages import (
     Dropped,
+    Generate,
     Mount,
     Mounted,
     MountFailed,
     Sampling,
     ServedAdapter,
-    Submit,
     Unmount,
     Unmounted,
 )
@@ -56,8 +56,8 @@ def engine(tiny_base: Path, in_process: Any) -> Any:
     return in_process(tiny_base, max_mounted_adapters=1)
 
 
-def greedy(request: str, digest: str) -> Submit:
-    return Submit(request, [256, *b"hi"], 8, (ServedAdapter(digest, 1.0),), Sampling(temperature=0))
+def greedy(request: str, digest: str) -> Generate:
+    return Generate(request, [256, *b"hi"], 8, (ServedAdapter(digest, 1.0),), Sampling(temperature=0))
 
 
 def events(engine: Any, *commands: Any) -> list[Any]:

@@ -7,16 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from graft_runtime.messages import Generated, Mounted, Sampling, ServedAdapter, Submit
+from graft_runtime.messages import Generate, Generated, Mounted, Sampling, ServedAdapter
 from safetensors.torch import load_file, save_file
 
 PROMPT = [256, 10, 20, 30]
 LONG = [256, *range(40)]
 
 
-def submit(name: str, adapter: str | None, prompt: list[int], weight: float = 1.0, tokens: int = 12) -> Submit:
+def submit(name: str, adapter: str | None, prompt: list[int], weight: float = 1.0, tokens: int = 12) -> Generate:
     served = (ServedAdapter(adapter, weight),) if adapter else ()
-    return Submit(name, prompt, tokens, served, Sampling(temperature=0))
+    return Generate(name, prompt, tokens, served, Sampling(temperature=0))
 
 
 def scaled(source: Path, target: Path, factor: float, part: str = "lora_B") -> Path:
@@ -27,7 +27,7 @@ def scaled(source: Path, target: Path, factor: float, part: str = "lora_B") -> P
     return target
 
 
-def run(engine: Any, submits: list[Submit]) -> tuple[dict[str, list[int]], dict[str, Generated]]:
+def run(engine: Any, submits: list[Generate]) -> tuple[dict[str, list[int]], dict[str, Generated]]:
     """Tokens and the last event of each."""
     for command in submits:
         engine.handle(command)

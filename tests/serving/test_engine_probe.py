@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from graft_runtime.engine.route import choose_runner
-from graft_runtime.messages import BaseLoaded, Sampling, Submit
+from graft_runtime.messages import BaseLoaded, Generate, Sampling
 from graft_runtime.model.load import BaseModel, load_base
 from graft_runtime.runners.attention import IMPLEMENTATION
 from graft_runtime.runners.decoder import DecoderRunner
@@ -102,7 +102,7 @@ def test_bloom_is_served_by_the_padded_runner_and_says_so(
     assert isinstance(loaded, BaseLoaded)
     assert loaded.runner == "padded"
     assert "served by the padded runner: " in caplog.text
-    assert len(engine.answers([Submit("x", [256, 1], 4, (), Sampling(temperature=0))])["x"]) == 4
+    assert len(engine.answers([Generate("x", [256, 1], 4, (), Sampling(temperature=0))])["x"]) == 4
 
 
 def test_a_position_embedding_that_looks_at_the_longest_row_is_capped(make_base: Any, tmp_path: Any) -> None:

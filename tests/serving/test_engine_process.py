@@ -16,6 +16,7 @@ from graft_runtime.messages import (
     FRAME_HEADER_BYTES,
     BaseLoaded,
     ConvertTokenizer,
+    Generate,
     Generated,
     Mount,
     Mounted,
@@ -24,7 +25,6 @@ from graft_runtime.messages import (
     Sampling,
     ServedAdapter,
     Start,
-    Submit,
     TokenizerConverted,
     decode_events,
     encode_command,
@@ -104,11 +104,11 @@ def test_the_process_serves_over_its_socket(child: Child, tiny_base: Path, make_
     assert (failed.digest, failed.fault.code) == ("sha256:bad", ErrorCode.RANK_TOO_HIGH)
 
     greedy = Sampling(temperature=0)
-    child.send(Submit("base", [256, 1, 2], 6, (), greedy))
+    child.send(Generate("base", [256, 1, 2], 6, (), greedy))
     base, last = child.answer("base")
     assert (len(base), last.finish) == (6, "length")
     assert child.next(Occupancy) == Occupancy()
-    child.send(Submit("adapted", [256, 1, 2], 6, (ServedAdapter("sha256:good", 1.0),), greedy))
+    child.send(Generate("adapted", [256, 1, 2], 6, (ServedAdapter("sha256:good", 1.0),), greedy))
     adapted, _ = child.answer("adapted")
     assert adapted != base
 

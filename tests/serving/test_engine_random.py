@@ -24,12 +24,12 @@ from graft_runtime.errors import ErrorCode, GraftError
 from graft_runtime.messages import (
     Cancel,
     Dropped,
+    Generate,
     Generated,
     Mounted,
     Occupancy,
     Sampling,
     StepDone,
-    Submit,
     Unmounted,
 )
 from graft_runtime.pod import catalogue as catalogue_module
@@ -202,7 +202,7 @@ class World:
                 return
             assert asked.lease.digest in {digest_of(asked.name, version) for version in range(VERSIONS)}
         served = (asked.lease.served,) if asked.lease is not None else ()
-        self.engine.handle(Submit(request, asked.prompt, asked.tokens, served, Sampling(temperature=0)))
+        self.engine.handle(Generate(request, asked.prompt, asked.tokens, served, Sampling(temperature=0)))
 
     def cancel(self) -> None:
         going = [request for request, asked in self.asked.items() if not asked.over]

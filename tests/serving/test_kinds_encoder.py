@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from graft_runtime.contract import Task
-from graft_runtime.messages import BaseLoaded, Generated, Mounted, MountFailed, Submit
+from graft_runtime.messages import BaseLoaded, Generate, Generated, Mounted, MountFailed
 from graft_runtime.model.rows import RowAdapter
 from graft_runtime.runners.encoder import EncoderRow
 from safetensors.torch import load_file, save_file
@@ -124,7 +124,7 @@ def test_alone_and_mixed_equal_peft(family: str, task: str, make_base: Any, make
 
 def test_a_request_for_text_is_refused(make_base: Any, in_process: Any) -> None:
     engine = in_process(make_base("bert", "SEQ_CLS"))
-    engine.handle(Submit("x", [1, 2], 4))
+    engine.handle(Generate("x", [1, 2], 4))
     (answer,) = engine.step()
     assert isinstance(answer, Generated)
     assert answer.fault is not None

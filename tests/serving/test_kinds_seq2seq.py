@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from graft_runtime.contract import Task
-from graft_runtime.messages import BaseLoaded, Mounted, Sampling, ServedAdapter, Submit
+from graft_runtime.messages import BaseLoaded, Generate, Mounted, Sampling, ServedAdapter
 from graft_runtime.model.rows import RowAdapter
 from safetensors.torch import load_file, save_file
 
@@ -82,9 +82,9 @@ def setting(request: Any, make_base: Any, make_adapter: Any, make_engine: Any) -
     return engine, {(index, name): reference.answer(PROMPTS[index], name) for index, name in rows}
 
 
-def submit(request: str, prompt: Sequence[int], name: str | None, tokens: int = NEW_TOKENS) -> Submit:
+def submit(request: str, prompt: Sequence[int], name: str | None, tokens: int = NEW_TOKENS) -> Generate:
     adapters = (ServedAdapter(name, 1.0),) if name else ()
-    return Submit(request, list(prompt), tokens, adapters, Sampling(temperature=0))
+    return Generate(request, list(prompt), tokens, adapters, Sampling(temperature=0))
 
 
 def assert_same(answer: list[int], expected: tuple[list[int], torch.Tensor]) -> None:

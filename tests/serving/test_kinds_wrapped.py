@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from graft_runtime.contract import Task
-from graft_runtime.messages import BaseLoaded, Mounted, Sampling, ServedAdapter, Submit
+from graft_runtime.messages import BaseLoaded, Generate, Mounted, Sampling, ServedAdapter
 from safetensors.torch import load_file, save_file
 
 from tests.serving.conftest import save_tokenizer, torch_on_one_thread
@@ -156,7 +156,7 @@ def test_text_in_and_out(family: str, in_process: Any, tmp_path: Path) -> None:
     for index, prompt in enumerate(PROMPTS):
         for whose in (None, *adapters):
             served = (ServedAdapter(whose, 1.0),) if whose else ()
-            submits.append(Submit(f"{whose} {index}", list(prompt), 6, served, sampling=Sampling(temperature=0)))
+            submits.append(Generate(f"{whose} {index}", list(prompt), 6, served, sampling=Sampling(temperature=0)))
             expected[f"{whose} {index}"] = (adapted if whose else plain)[index]
     assert engine.answers(submits) == expected
     assert engine.answers(submits[::-1]) == expected

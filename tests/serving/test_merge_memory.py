@@ -12,7 +12,7 @@ import pytest
 import torch
 from graft_runtime.errors import ErrorCode, GraftError
 from graft_runtime.merge.memory import merge_into
-from graft_runtime.messages import BaseFailed, BaseLoaded, MergeSource, Sampling, Submit
+from graft_runtime.messages import BaseFailed, BaseLoaded, Generate, MergeSource, Sampling
 from graft_runtime.model.load import BaseModel, load_base
 from safetensors.torch import load_file, save_file
 
@@ -117,13 +117,13 @@ def test_the_engine_answers_like_the_merged_model(tiny_base: Path, make_adapter:
     engine = in_process(tiny_base, merge=(source(adapter),))
     (started,) = engine.started
     assert isinstance(started, BaseLoaded)
-    answer = engine.answers([Submit("r", PROMPT, 16, sampling=Sampling(temperature=0))])["r"]
+    answer = engine.answers([Generate("r", PROMPT, 16, sampling=Sampling(temperature=0))])["r"]
     model = merged_by_peft(tiny_base, [(adapter, 1.0)])
     expected = model.generate(
         torch.tensor([PROMPT]), max_new_tokens=16, do_sample=False, eos_token_id=None, pad_token_id=0
     )
     assert answer == expected[0, len(PROMPT) :].tolist()
-    assert engine.answers([Submit("r", PROMPT, 16, sampling=Sampling(temperature=0))])["r"] == answer
+    assert engine.answers([Generate("r", PROMPT, 16, sampling=Sampling(temperature=0))])["r"] == answer
 
 
 # what is refused

@@ -16,7 +16,7 @@ from graft_runtime.adapters.files import read_adapter_files
 from graft_runtime.adapters.layout import BaseLayout
 from graft_runtime.adapters.methods.registry import METHODS
 from graft_runtime.errors import ErrorCode, GraftError
-from graft_runtime.messages import Mounted, MountFailed, Sampling, ServedAdapter, Submit, Unmount
+from graft_runtime.messages import Generate, Mounted, MountFailed, Sampling, ServedAdapter, Unmount
 from graft_runtime.model.layout import modules_of
 from graft_runtime.model.load import load_base
 from hypothesis import given, settings
@@ -173,12 +173,12 @@ def test_a_good_adapter_notices_nothing_of_other_methods(
         told[type(event)] += 1
         greedy = Sampling(temperature=0.0)
         if isinstance(event, Mounted):
-            engine.handle(Submit("bad", PROMPT, 4, (ServedAdapter("bad", 1.0),), greedy))
+            engine.handle(Generate("bad", PROMPT, 4, (ServedAdapter("bad", 1.0),), greedy))
         else:
             assert isinstance(event, MountFailed)
             assert event.fault.code != ErrorCode.INTERNAL, event.fault
-        engine.handle(Submit("base", PROMPT, 6, (), greedy))
-        engine.handle(Submit("good", PROMPT, 6, (ServedAdapter("good", 1.0),), greedy))
+        engine.handle(Generate("base", PROMPT, 6, (), greedy))
+        engine.handle(Generate("good", PROMPT, 6, (ServedAdapter("good", 1.0),), greedy))
         assert generated(engine, ("base", "good")) == before, "in one batch with it"
         if isinstance(event, Mounted):
             engine.handle(Unmount("bad"))

@@ -13,7 +13,7 @@ from graft_runtime.answering.composition import Speaker, alone, together
 from graft_runtime.answering.requests import ChatRequest, CompletionRequest, GenerationRequest
 from graft_runtime.contract import Task
 from graft_runtime.errors import ErrorCode, GraftError
-from graft_runtime.messages import BaseLoaded, Sampling, Submit
+from graft_runtime.messages import BaseLoaded, Generate, Sampling
 from graft_runtime.pod.leases import Lease
 from graft_runtime.pod.pod import LoadedBase, Pod
 from graft_runtime.tokenizing.manner import Manner
@@ -171,8 +171,8 @@ class Generator:
         for index, prompt in enumerate(prompts):
             limit = _token_limit(request, manner, base.loaded.room_after(len(prompt) + speaker.virtual_tokens))
 
-            def make(name: str, prompt: list[int] = prompt, limit: int = limit) -> Submit:
-                return Submit(name, prompt, limit, speaker.adapters, sampling, stop_tokens)
+            def make(name: str, prompt: list[int] = prompt, limit: int = limit) -> Generate:
+                return Generate(name, prompt, limit, speaker.adapters, sampling, stop_tokens)
 
             choices.append(Choice(index, self._pod.engine.submit(make), texts[index], StopStrings(request.stops)))
         return choices

@@ -7,18 +7,18 @@ from collections.abc import Sequence
 
 from graft_runtime.contract import Task
 from graft_runtime.errors import ErrorCode, GraftError
-from graft_runtime.messages import Sampling, Submit
+from graft_runtime.messages import Generate, Sampling
 from graft_runtime.model.bank import Bank
 from graft_runtime.model.rows import RowAdapter
 
 
-def check_request(submit: Submit, task: Task, context_length: int) -> None:
+def check_request(message: Generate, task: Task, context_length: int) -> None:
     """Raises GraftError: NotGenerative, ContextTooLong, InvalidRequest."""
     if not task.generates:
         raise GraftError(ErrorCode.NOT_GENERATIVE, f"the base model is loaded for {task} and makes no text")
-    check_length(len(submit.prompt), context_length)
-    weights = [served.weight for served in submit.adapters]
-    if not (submit.prompt and submit.max_tokens > 0 and _sane(submit.sampling) and all(map(math.isfinite, weights))):
+    check_length(len(message.prompt), context_length)
+    weights = [served.weight for served in message.adapters]
+    if not (message.prompt and message.max_tokens > 0 and _sane(message.sampling) and all(map(math.isfinite, weights))):
         raise GraftError(ErrorCode.INVALID_REQUEST, "an empty prompt, or a value that has no meaning")
 
 
@@ -29,9 +29,9 @@ def check_length(tokens: int, context_length: int) -> None:
         raise GraftError(ErrorCode.CONTEXT_TOO_LONG, what)
 
 
-def check_tokens(submit: Submit, vocabulary: int) -> None:
+def check_tokens(message: Generate, vocabulary: int) -> None:
     """Raises GraftError: InvalidRequest."""
-    strange = [token for token in submit.prompt if not 0 <= token < vocabulary]
+    strange = [token for token in message.prompt if not 0 <= token < vocabulary]
     if strange:
         what = f"the prompt holds token {strange[0]}, expected 0 … {vocabulary - 1}"
         raise GraftError(ErrorCode.INVALID_REQUEST, what)

@@ -28,6 +28,7 @@ from graft_runtime.messages import (
     ConvertTokenizer,
     EngineFault,
     Event,
+    Generate,
     Generated,
     Inspect,
     Mount,
@@ -35,7 +36,6 @@ from graft_runtime.messages import (
     Occupancy,
     Start,
     StepDone,
-    Submit,
     Unmount,
 )
 from graft_runtime.model.load import BaseModel
@@ -119,8 +119,8 @@ class Engine:
     def handle(self, message: Command | Outcome) -> None:
         """Takes a command of the API process or an outcome of the loader; the next step tells what came of it."""
         match message:
-            case Submit():
-                self._submit(message)
+            case Generate():
+                self._generate(message)
             case Cancel():
                 self._cancel(message)
             case Mount():
@@ -212,37 +212,37 @@ class Engine:
 
     # requests
 
-    def _submit(self, submit: Submit) -> None:
+    def _generate(self, message: Generate) -> None:
         held: list[str] = []
         try:
             serving = self._ready()
-            check_request(submit, serving.base.task, serving.runner.context_length)
+            check_request(message, serving.base.task, serving.runner.context_length)
             adapters = []
-            for served in submit.adapters:
+            for served in message.adapters:
                 adapter = self._mounts.hold(served.digest)
                 held.append(served.digest)
-                adapters.append(RowAdapter(adapter, served.weight, first_position(submit.prompt, adapter.invocation)))
+                adapters.append(RowAdapter(adapter, served.weight, first_position(message.prompt, adapter.invocation)))
             check_adapters(adapters, serving.runner.bank)
             virtual = virtual_tokens(adapters)
-            check_length(len(submit.prompt) + virtual, serving.runner.context_length)
+            check_length(len(message.prompt) + virtual, serving.runner.context_length)
             vocabulary = adapters[0].adapter.vocabulary if adapters else None
             vocabulary = vocabulary if vocabulary is not None else serving.base.vocabulary_size
-            check_tokens(submit, vocabulary)
+            check_tokens(message, vocabulary)
         except GraftError as error:
             for digest in held:
                 self._release(digest)
-            self._tell(Generated(submit.request, [], "error", EngineFault.of(error)))
+            self._tell(Generated(message.request, [], "error", EngineFault.of(error)))
             return
-        taken = len(submit.prompt) + virtual if serving.base.task is Task.CAUSAL_LM else 1
+        taken = len(message.prompt) + virtual if serving.base.task is Task.CAUSAL_LM else 1
         room = serving.runner.context_length - taken
         assert serving.scheduler is not None, "such a request was refused"
         serving.scheduler.add(
             Request(
-                submit,
+                message,
                 tuple(adapters),
-                Draws(submit.sampling),
+                Draws(message.sampling),
                 virtual=virtual,
-                max_tokens=min(submit.max_tokens, room),
+                max_tokens=min(message.max_tokens, room),
                 vocabulary=vocabulary,
             )
         )
@@ -263,7 +263,7 @@ class Engine:
             self._tell_occupancy(scheduler)  # there may be no step after this
 
     def _ended(self, request: Request) -> None:
-        for served in request.submit.adapters:
+        for served in request.message.adapters:
             self._release(served.digest)
 
     def _release(self, digest: str) -> None:
@@ -286,11 +286,11 @@ class Engine:
 
     def _goes_on(self, request: Request, token: int | None) -> bool:
         """Delivers a row's token; False when that was its last."""
-        name = request.submit.request
+        name = request.message.request
         if token is None:
             self._finish(request, Generated(name, [], "error", _not_finite(request)))
             return False
-        if token in request.submit.stop_tokens:
+        if token in request.message.stop_tokens:
             self._finish(request, Generated(name, [], "stop"))
             return False
         request.tokens.append(token)
@@ -316,13 +316,13 @@ class Engine:
         scheduler.flow.leave(request)
         code = ErrorCode.NO_CAPACITY if isinstance(error, torch.OutOfMemoryError) else ErrorCode.INTERNAL
         fault = EngineFault(code, f"the engine failed on this request: {type(error).__name__}: {error}")
-        self._finish(request, Generated(request.submit.request, [], "error", fault))
+        self._finish(request, Generated(request.message.request, [], "error", fault))
 
     def _refuse(self, request: Request) -> None:
         fault = EngineFault(
             ErrorCode.NO_CAPACITY, "this request does not fit into the memory, though nothing else runs"
         )
-        self._finish(request, Generated(request.submit.request, [], "error", fault))
+        self._finish(request, Generated(request.message.request, [], "error", fault))
 
     def _count(self, results: list[bool]) -> None:
         self._failed_steps = 0 if any(results) or not results else self._failed_steps + 1
@@ -336,7 +336,7 @@ def _is_fatal(error: Exception) -> bool:
 
 
 def _not_finite(request: Request) -> EngineFault:
-    names = ", ".join(served.digest for served in request.submit.adapters)
+    names = ", ".join(served.digest for served in request.message.adapters)
     whose = f"adapter {names} computes" if names else "the base model computes"
     return EngineFault(
         ErrorCode.CORRUPT,

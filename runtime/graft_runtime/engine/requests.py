@@ -10,7 +10,7 @@ from typing import Protocol
 import torch
 
 from graft_runtime.engine.sampling import Draws
-from graft_runtime.messages import Submit
+from graft_runtime.messages import Generate
 from graft_runtime.model.rows import RowAdapter
 
 NEVER = 1 << 62
@@ -21,7 +21,7 @@ NEVER = 1 << 62
 class Request:
     """One request, from its arrival to its last token."""
 
-    submit: Submit
+    message: Generate
     adapters: tuple[RowAdapter, ...]
     draws: Draws
     virtual: int
@@ -37,14 +37,14 @@ class Request:
     @property
     def length(self) -> int:
         """Tokens of prompt and answer, and virtual ones."""
-        return self.virtual + len(self.submit.prompt) + len(self.tokens)
+        return self.virtual + len(self.message.prompt) + len(self.tokens)
 
     def ids(self, start: int, end: int) -> list[int]:
         """Tokens of prompt and answer, `start` … `end`; any id stands for a virtual one."""
         virtual = [0] * (min(end, self.virtual) - start)
         start, end = max(0, start - self.virtual), max(0, end - self.virtual)
-        prompt = len(self.submit.prompt)
-        real = self.submit.prompt[start:end] + self.tokens[max(0, start - prompt) : max(0, end - prompt)]
+        prompt = len(self.message.prompt)
+        real = self.message.prompt[start:end] + self.tokens[max(0, start - prompt) : max(0, end - prompt)]
         return virtual + real
 
 

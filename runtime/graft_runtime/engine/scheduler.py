@@ -49,11 +49,11 @@ class Scheduler:
     def drop(self, name: str) -> Request | None:
         """The request of this name leaves, whether it waits or runs; None when there is none."""
         for request in self._waiting:
-            if request.submit.request == name:
+            if request.message.request == name:
                 self._waiting.remove(request)
                 return request
         for request in self.flow.requests:
-            if request.submit.request == name:
+            if request.message.request == name:
                 self.flow.leave(request)
                 return request
         return None

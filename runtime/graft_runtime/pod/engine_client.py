@@ -20,12 +20,12 @@ from graft_runtime.messages import (
     Command,
     ConvertTokenizer,
     Event,
+    Generate,
     Generated,
     Inspect,
     Inspected,
     Occupancy,
     StepDone,
-    Submit,
     TokenizerConverted,
     decode_events,
     encode_command,
@@ -160,7 +160,7 @@ class EngineClient:
         if not self._writer.is_closing():
             self._writer.write(encode_command(command))
 
-    def submit(self, make: Callable[[str], Submit]) -> Answer:
+    def submit(self, make: Callable[[str], Generate]) -> Answer:
         """Starts a request; `make` gets its name."""
         name = str(next(self._numbers))
         if not self._answers:
