@@ -46,9 +46,10 @@ lint: setup ## format, lint, types, import walls
 	$(RUN) -m mypy
 	.venv/bin/lint-imports
 
-generate: setup ## write the CRD from the API models, and the reference's table of methods
+generate: setup ## write the CRD from the API models, the reference's table of methods, the picture of the rooms
 	$(RUN) -m graft_operator.resource.crd
 	$(RUN) -m graft_runtime.adapters.methods.reference docs/reference.md
+	$(RUN) docs/rooms.py docs/architecture.md
 
 verify: generate lint test ## all that CI checks; then the tree must be clean
 	git diff --exit-code

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
+import rooms
 
 ROOT = Path(__file__).parents[2]
 
@@ -78,6 +82,25 @@ def test_the_contract_costs_pydantic_and_nothing_else() -> None:
     loaded = _modules_after("import graft_runtime.contract")
     assert "pydantic" in loaded
     assert not loaded & {"msgspec", "fastapi", "torch", "transformers", "jwt"}
+
+
+def test_the_page_draws_the_rooms_as_they_are() -> None:
+    page = (ROOT / "docs/architecture.md").read_text()
+    assert rooms.inserted(page) == page, "run `make generate`"
+
+
+@pytest.mark.parametrize("program", rooms.PROGRAMS)
+def test_every_room_stands_in_the_layers_and_on_the_page(program: str) -> None:
+    layered = {room for layer in rooms.layers_of(program) for room in layer}
+    assert layered == set(rooms.imports_of(program))
+    page = (ROOT / "docs/architecture.md").read_text().split(rooms.BEGIN)[0]
+    explained = {name for line in page.splitlines() if line.startswith("| `") for name in re.findall(r"`(\w+)`", line)}
+    assert layered <= explained
+
+
+def test_an_arrow_is_drawn_only_where_no_longer_way_leads() -> None:
+    imports: dict[str, set[str]] = {"a": {"b", "c"}, "b": {"c"}, "c": set()}
+    assert rooms.without_detours(imports) == {"a": {"b"}, "b": {"c"}, "c": set()}
 
 
 def test_no_module_shadows_the_standard_library() -> None:
