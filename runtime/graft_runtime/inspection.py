@@ -13,7 +13,8 @@ from graft_runtime.adapters.files import AdapterFiles, read_adapter_files
 from graft_runtime.adapters.fit import fitted
 from graft_runtime.adapters.layout import BaseLayout
 from graft_runtime.adapters.vocabulary import own_rows, vocabulary_fault
-from graft_runtime.contract import AdapterInspection, Check, Fault
+from graft_runtime.contract.control import AdapterInspection, Check
+from graft_runtime.contract.wire import Fault
 from graft_runtime.errors import GraftError
 from graft_runtime.store.checkpoints import FileRecord, digest_of, select_files
 from graft_runtime.tokenizing.files import TOKENIZER_FILE

@@ -12,7 +12,7 @@ from typing import Literal
 
 import msgspec
 
-from graft_runtime.contract import Task
+from graft_runtime.contract.tasks import Task
 from graft_runtime.errors import ErrorCode, GraftError
 
 Tier = Literal["device", "host", "disk"]

@@ -23,30 +23,27 @@ from pathlib import Path
 
 import jwt
 from aiohttp import web
-from graft_runtime.contract import (
-    ADAPTER_SET_FILE,
-    API_PORT,
-    CONTROL_PORT,
+from graft_runtime.contract.adapter_set import ADAPTER_SET_FILE, AdapterEntry, AdapterSet, AdapterSetVersion
+from graft_runtime.contract.config import RUNTIME_CONFIG_FILE, RuntimeConfig
+from graft_runtime.contract.control import (
     PUBLIC_KEY_SUFFIX,
-    RUNTIME_CONFIG_FILE,
     TOKEN_ALGORITHM,
     TOKEN_ISSUER,
     Accepted,
-    AdapterEntry,
+    Resolution,
+    ResolveRequest,
+)
+from graft_runtime.contract.ports import API_PORT, CONTROL_PORT
+from graft_runtime.contract.status import (
     AdapterReport,
-    AdapterSet,
-    AdapterSetVersion,
     AdapterState,
     BaseReport,
     BaseState,
-    Fault,
     MergedPart,
     MergeReport,
-    Resolution,
-    ResolveRequest,
-    RuntimeConfig,
     RuntimeStatus,
 )
+from graft_runtime.contract.wire import Fault
 from graft_runtime.errors import ErrorCode
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]

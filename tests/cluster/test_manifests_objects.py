@@ -11,7 +11,8 @@ from graft_operator import objects
 from graft_operator.objects import Pool
 from graft_operator.resource import parse_spec
 from graft_operator.settings import Settings
-from graft_runtime.contract import AdapterEntry, AdapterSet, Source
+from graft_runtime.contract.adapter_set import AdapterEntry, AdapterSet
+from graft_runtime.contract.checkpoints import Source
 
 pytestmark = pytest.mark.cluster
 

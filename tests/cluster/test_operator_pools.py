@@ -23,7 +23,7 @@ from graft_local.cluster import LocalCluster
 from graft_local.errors import LocalClusterError
 from graft_operator import objects
 from graft_operator.resource.crd import CRD_FILE
-from graft_runtime.contract import AdapterSet
+from graft_runtime.contract.adapter_set import AdapterSet
 
 pytestmark = pytest.mark.cluster
 

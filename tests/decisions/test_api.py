@@ -18,7 +18,8 @@ from graft_operator.resource import (
     parse_spec,
     source_not_declared,
 )
-from graft_runtime.contract import AdapterEntry, EngineConfig
+from graft_runtime.contract.adapter_set import AdapterEntry
+from graft_runtime.contract.config import EngineConfig
 from graft_runtime.errors import ErrorCode, GraftError
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from graft_runtime.adapters.layout import AttentionShape, BaseLayout, EmbeddingShape, ExpertsShape, LinearShape
 from graft_runtime.base.kept_layouts import MAX_KEPT, layout_of_checkpoint
-from graft_runtime.contract import Task
+from graft_runtime.contract.tasks import Task
 from graft_runtime.errors import GraftError
 
 LAYOUT = BaseLayout(

@@ -6,7 +6,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from graft_runtime.contract import AdapterEntry, AdapterReport, AdapterState, Source
+from graft_runtime.contract.adapter_set import AdapterEntry
+from graft_runtime.contract.checkpoints import Source
+from graft_runtime.contract.status import AdapterReport, AdapterState
 from graft_runtime.errors import ErrorCode, GraftError
 from graft_runtime.pod.catalogue import (
     PATIENCE_SECONDS,

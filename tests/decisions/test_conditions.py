@@ -13,20 +13,18 @@ from graft_operator.decisions.observed import Child, Failure, Observed, PodRepor
 from graft_operator.decisions.status import make_status
 from graft_operator.objects import Pool
 from graft_operator.resource import AdapterDeploymentStatus, Condition, MergedAdapterStatus, MergeStatus, parse_spec
-from graft_runtime.contract import (
-    AdapterEntry,
+from graft_runtime.contract.adapter_set import AdapterEntry, AdapterSet, AdapterSetVersion
+from graft_runtime.contract.checkpoints import Source
+from graft_runtime.contract.status import (
     AdapterReport,
-    AdapterSet,
-    AdapterSetVersion,
     AdapterState,
     BaseReport,
     BaseState,
-    Fault,
     MergedPart,
     MergeReport,
     RuntimeStatus,
-    Source,
 )
+from graft_runtime.contract.wire import Fault
 from graft_runtime.errors import ErrorCode
 
 NOW = 1_800_000_000.0

@@ -5,14 +5,9 @@ from __future__ import annotations
 import math
 
 import pytest
-from graft_runtime.contract import (
-    AdapterEntry,
-    AdapterSet,
-    BaseModelConfig,
-    EngineConfig,
-    RuntimeConfig,
-    Source,
-)
+from graft_runtime.contract.adapter_set import AdapterEntry, AdapterSet
+from graft_runtime.contract.checkpoints import Source
+from graft_runtime.contract.config import BaseModelConfig, EngineConfig, RuntimeConfig
 from pydantic import ValidationError
 
 DIGEST = "sha256:" + "a" * 64

@@ -17,20 +17,11 @@ from graft_operator.clients.runtime_client import (
     RuntimeUnreachableError,
 )
 from graft_operator.keys import PoolKey
-from graft_runtime.contract import (
-    Accepted,
-    AdapterReport,
-    AdapterSet,
-    AdapterSetVersion,
-    AdapterState,
-    BaseReport,
-    BaseState,
-    Fault,
-    Resolution,
-    ResolveRequest,
-    RuntimeStatus,
-    Source,
-)
+from graft_runtime.contract.adapter_set import AdapterSet, AdapterSetVersion
+from graft_runtime.contract.checkpoints import Source
+from graft_runtime.contract.control import Accepted, Resolution, ResolveRequest
+from graft_runtime.contract.status import AdapterReport, AdapterState, BaseReport, BaseState, RuntimeStatus
+from graft_runtime.contract.wire import Fault
 from graft_runtime.errors import ErrorCode
 
 KEY = PoolKey("team", "support")

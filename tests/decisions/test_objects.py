@@ -11,7 +11,9 @@ from graft_operator import objects
 from graft_operator.objects import Pool
 from graft_operator.resource import parse_spec
 from graft_operator.settings import Settings
-from graft_runtime.contract import AdapterEntry, AdapterSet, RuntimeConfig, Source
+from graft_runtime.contract.adapter_set import AdapterEntry, AdapterSet
+from graft_runtime.contract.checkpoints import Source
+from graft_runtime.contract.config import RuntimeConfig
 
 SETTINGS = Settings(namespace="graft-system", runtime_image="graft-runtime:0.1.0")
 

@@ -28,19 +28,11 @@ from graft_operator.decisions.plan import RECHECK_SECONDS, Plan, make_plan
 from graft_operator.objects import KubernetesObject, Pool
 from graft_operator.resource import AdapterDeploymentStatus, AdapterStatus, Condition, parse_spec
 from graft_operator.settings import Settings
-from graft_runtime.contract import (
-    AdapterReport,
-    AdapterSet,
-    AdapterSetVersion,
-    AdapterState,
-    BaseReport,
-    BaseState,
-    Fault,
-    MergeConfig,
-    MergePart,
-    RuntimeStatus,
-    Source,
-)
+from graft_runtime.contract.adapter_set import AdapterSet, AdapterSetVersion
+from graft_runtime.contract.checkpoints import Source
+from graft_runtime.contract.config import MergeConfig, MergePart
+from graft_runtime.contract.status import AdapterReport, AdapterState, BaseReport, BaseState, RuntimeStatus
+from graft_runtime.contract.wire import Fault
 from graft_runtime.errors import ErrorCode
 
 SETTINGS = Settings(namespace="graft-system", runtime_image="runtime:1", allowed_schemes=("pvc", "file"))

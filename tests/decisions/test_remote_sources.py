@@ -15,7 +15,9 @@ from graft_operator.decisions.observed import Child, Observed, PoolView, Resolve
 from graft_operator.objects import Pool
 from graft_operator.resource import AdapterDeploymentStatus, AdapterStatus, find_source, parse_spec
 from graft_operator.settings import Settings
-from graft_runtime.contract import AdapterSet, Source, SourceMount
+from graft_runtime.contract.adapter_set import AdapterSet
+from graft_runtime.contract.checkpoints import Source
+from graft_runtime.contract.config import SourceMount
 from graft_runtime.errors import GraftError
 
 SETTINGS = Settings(namespace="graft-system", runtime_image="graft-runtime:0.1.0")

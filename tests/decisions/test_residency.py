@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from graft_runtime.contract import AdapterEntry, AdapterSet, AdapterState, Source
+from graft_runtime.contract.adapter_set import AdapterEntry, AdapterSet
+from graft_runtime.contract.checkpoints import Source
+from graft_runtime.contract.status import AdapterState
 from graft_runtime.errors import ErrorCode, GraftError
 from graft_runtime.messages import Command, Dropped, EngineFault, Mount, Mounted, MountFailed, Unmount, Unmounted
 from graft_runtime.pod import residency as residency_module

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from graft_runtime.contract import ADAPTER_SET_FILE, AdapterEntry, AdapterSet, Source
+from graft_runtime.contract.adapter_set import ADAPTER_SET_FILE, AdapterEntry, AdapterSet
+from graft_runtime.contract.checkpoints import Source
 from graft_runtime.errors import GraftError
 from graft_runtime.pod.adapter_sets import AdapterSets
 

@@ -14,15 +14,10 @@ from graft_operator.clients.runtime_client import (
     RuntimeRefusedError,
     RuntimeUnreachableError,
 )
-from graft_runtime.contract import (
-    Accepted,
-    AdapterSet,
-    AdapterSetVersion,
-    Fault,
-    Resolution,
-    ResolveRequest,
-    Source,
-)
+from graft_runtime.contract.adapter_set import AdapterSet, AdapterSetVersion
+from graft_runtime.contract.checkpoints import Source
+from graft_runtime.contract.control import Accepted, Resolution, ResolveRequest
+from graft_runtime.contract.wire import Fault
 from graft_runtime.errors import ErrorCode
 
 POD = PodAddress("pod-uid", "127.0.0.1")

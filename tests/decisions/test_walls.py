@@ -52,11 +52,8 @@ def test_the_operator_starts_without_the_runtime_s_world() -> None:
     loaded = _modules_after(_import_all("graft_operator"))
     assert "kopf" in loaded
     assert not loaded & {"torch", "transformers", "fastapi", "peft", "graft_local"}
-    assert {name for name in loaded if name.startswith("graft_runtime")} == {
-        "graft_runtime",
-        "graft_runtime.contract",
-        "graft_runtime.errors",
-    }
+    seen = {".".join(name.split(".")[:2]) for name in loaded if name.startswith("graft_runtime")}
+    assert seen == {"graft_runtime", "graft_runtime.contract", "graft_runtime.errors"}
 
 
 def test_the_api_process_starts_without_torch_and_kubernetes() -> None:
@@ -79,7 +76,7 @@ def test_an_adapter_is_looked_into_without_what_loads_models_and_serves() -> Non
 
 
 def test_the_contract_costs_pydantic_and_nothing_else() -> None:
-    loaded = _modules_after("import graft_runtime.contract")
+    loaded = _modules_after(_import_all("graft_runtime.contract"))
     assert "pydantic" in loaded
     assert not loaded & {"msgspec", "fastapi", "torch", "transformers", "jwt"}
 

@@ -19,7 +19,8 @@ import torch
 from graft_runtime.adapters.compile import compile_adapter
 from graft_runtime.adapters.files import read_adapter_files
 from graft_runtime.adapters.fit import fitted
-from graft_runtime.contract import AdapterEntry, Source
+from graft_runtime.contract.adapter_set import AdapterEntry
+from graft_runtime.contract.checkpoints import Source
 from graft_runtime.errors import ErrorCode, GraftError
 from graft_runtime.messages import Generate, Mounted, MountFailed, Sampling, ServedAdapter, Unmount, Unmounted
 from pydantic import ValidationError

@@ -19,7 +19,8 @@ from typing import Any
 
 import pytest
 import torch
-from graft_runtime.contract import AdapterEntry, AdapterSet, Source
+from graft_runtime.contract.adapter_set import AdapterEntry, AdapterSet
+from graft_runtime.contract.checkpoints import Source
 from graft_runtime.errors import ErrorCode, GraftError
 from graft_runtime.messages import (
     Cancel,

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from graft_runtime.__main__ import main
 from graft_runtime.base.kept_layouts import layout_of_checkpoint
-from graft_runtime.contract import Task
+from graft_runtime.contract.tasks import Task
 from graft_runtime.model.load import load_base
 from graft_runtime.model.stored import stored_layout
 from safetensors.torch import load_file, save_file

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from graft_runtime.contract import Task
+from graft_runtime.contract.tasks import Task
 from graft_runtime.messages import BaseLoaded, Generate, Generated, Mounted, MountFailed
 from graft_runtime.model.rows import RowAdapter
 from graft_runtime.runners.encoder import EncoderRow

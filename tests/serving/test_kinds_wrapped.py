@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from graft_runtime.contract import Task
+from graft_runtime.contract.tasks import Task
 from graft_runtime.messages import BaseLoaded, Generate, Mounted, Sampling, ServedAdapter
 from safetensors.torch import load_file, save_file
 

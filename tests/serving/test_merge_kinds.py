@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from graft_runtime.contract import Task
+from graft_runtime.contract.tasks import Task
 from graft_runtime.errors import ErrorCode, GraftError
 from graft_runtime.merge.files import AdapterPath, merge_files
 from graft_runtime.merge.memory import merge_into

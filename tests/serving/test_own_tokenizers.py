@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from graft_runtime.contract import ADAPTER_FILE_PATTERNS
+from graft_runtime.contract.checkpoints import ADAPTER_FILE_PATTERNS
 from graft_runtime.errors import GraftError
 from graft_runtime.tokenizing.files import (
     ADDED_TOKENS_FILE,

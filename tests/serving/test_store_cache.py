@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from graft_runtime.contract import Source, SourceMount
+from graft_runtime.contract.checkpoints import Source
+from graft_runtime.contract.config import SourceMount
 from graft_runtime.errors import ErrorCode, GraftError
 from graft_runtime.store import cache as cache_module
 from graft_runtime.store import sources as sources_module

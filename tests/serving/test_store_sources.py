@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from graft_runtime.contract import SourceMount
+from graft_runtime.contract.config import SourceMount
 from graft_runtime.errors import GraftError
 from graft_runtime.store.cache import Cache
 from graft_runtime.store.sources import Sources

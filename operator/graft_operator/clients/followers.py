@@ -11,7 +11,8 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 
-from graft_runtime.contract import AdapterSet, AdapterSetVersion, RuntimeStatus
+from graft_runtime.contract.adapter_set import AdapterSet, AdapterSetVersion
+from graft_runtime.contract.status import RuntimeStatus
 
 from graft_operator.clients.runtime_client import (
     POLL_SECONDS,

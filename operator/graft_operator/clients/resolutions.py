@@ -9,7 +9,8 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
-from graft_runtime.contract import Resolution, ResolveRequest, Source
+from graft_runtime.contract.checkpoints import Source
+from graft_runtime.contract.control import Resolution, ResolveRequest
 
 from graft_operator.clients.runtime_client import (
     PodAddress,

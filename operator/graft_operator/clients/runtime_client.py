@@ -11,16 +11,11 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 import aiohttp
-from graft_runtime.contract import (
-    CONTROL_PORT,
-    Accepted,
-    AdapterSet,
-    Fault,
-    Resolution,
-    ResolveRequest,
-    RuntimeStatus,
-    Wire,
-)
+from graft_runtime.contract.adapter_set import AdapterSet
+from graft_runtime.contract.control import Accepted, Resolution, ResolveRequest
+from graft_runtime.contract.ports import CONTROL_PORT
+from graft_runtime.contract.status import RuntimeStatus
+from graft_runtime.contract.wire import Fault, Wire
 from pydantic import ValidationError
 
 CONNECT_SECONDS = 2.0

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import jwt
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from graft_runtime.contract import TOKEN_ALGORITHM, TOKEN_ISSUER
+from graft_runtime.contract.control import TOKEN_ALGORITHM, TOKEN_ISSUER
 
 LIFETIME_SECONDS = 240
 OVERLAP_SECONDS = 300

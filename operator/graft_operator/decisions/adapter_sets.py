@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from graft_runtime.contract import AdapterEntry, AdapterSet, AdapterSetVersion, Fault, Source
+from graft_runtime.contract.adapter_set import AdapterEntry, AdapterSet, AdapterSetVersion
+from graft_runtime.contract.checkpoints import Source
+from graft_runtime.contract.wire import Fault
 from graft_runtime.errors import ErrorCode, GraftError
 
 from graft_operator.decisions.checks import TRANSIENT, adapter_fault

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
-from graft_runtime.contract import AdapterReport, AdapterSet, Fault
+from graft_runtime.contract.adapter_set import AdapterSet
+from graft_runtime.contract.status import AdapterReport
+from graft_runtime.contract.wire import Fault
 from graft_runtime.errors import ErrorCode
 
 from graft_operator.decisions.adapter_sets import AdapterPlan

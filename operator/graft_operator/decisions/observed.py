@@ -8,7 +8,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from graft_runtime.contract import AdapterSet, Fault, RuntimeStatus, Source
+from graft_runtime.contract.adapter_set import AdapterSet
+from graft_runtime.contract.checkpoints import Source
+from graft_runtime.contract.status import RuntimeStatus
+from graft_runtime.contract.wire import Fault
 from pydantic import ValidationError
 
 from graft_operator.objects import CONFIG_HASH_LABEL, TEMPLATE_HASH_ANNOTATION, read_adapter_set

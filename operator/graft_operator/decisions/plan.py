@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from graft_runtime.contract import AdapterSet, Source
+from graft_runtime.contract.adapter_set import AdapterSet
+from graft_runtime.contract.checkpoints import Source
 from graft_runtime.errors import ErrorCode, GraftError
 
 from graft_operator.decisions import events

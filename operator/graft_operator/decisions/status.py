@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from graft_runtime.contract import AdapterSet, AdapterSetVersion, BaseReport
+from graft_runtime.contract.adapter_set import AdapterSet, AdapterSetVersion
+from graft_runtime.contract.status import BaseReport
 
 from graft_operator.decisions.adapter_sets import AdapterPlan, version_of
 from graft_operator.decisions.adapter_status import adapter_status, counts, is_failed, is_ready, reports_by_name

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from graft_runtime.contract import AdapterSetVersion, BaseState, Fault, RuntimeStatus
+from graft_runtime.contract.adapter_set import AdapterSetVersion
+from graft_runtime.contract.status import BaseState, RuntimeStatus
+from graft_runtime.contract.wire import Fault
 from graft_runtime.errors import ErrorCode
 
 from graft_operator.decisions.adapter_status import is_failed, is_ready, told_of

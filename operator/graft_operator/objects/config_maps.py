@@ -7,19 +7,18 @@ import binascii
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from graft_runtime.contract import (
-    ADAPTER_SET_FILE,
-    PUBLIC_KEY_SUFFIX,
+from graft_runtime.contract.adapter_set import ADAPTER_SET_FILE, AdapterSet
+from graft_runtime.contract.checkpoints import Source
+from graft_runtime.contract.config import (
     RUNTIME_CONFIG_FILE,
-    AdapterSet,
     BaseModelConfig,
     EngineConfig,
     MergeConfig,
     MergePart,
     RuntimeConfig,
-    Source,
     SourceMount,
 )
+from graft_runtime.contract.control import PUBLIC_KEY_SUFFIX
 
 from graft_operator.objects.pool import (
     CONFIG_HASH_LABEL,

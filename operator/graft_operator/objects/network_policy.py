@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from graft_runtime.contract import API_PORT, CONTROL_PORT
+from graft_runtime.contract.ports import API_PORT, CONTROL_PORT
 
 from graft_operator.objects.pool import (
     COMPONENT_LABEL,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from graft_runtime.contract import API_PORT, CONTROL_PORT, SOURCE_TOKEN_FILE
+from graft_runtime.contract.config import SOURCE_TOKEN_FILE
+from graft_runtime.contract.ports import API_PORT, CONTROL_PORT
 
 from graft_operator.objects.pool import Pool, adapter_set_name, config_name, keys_name
 from graft_operator.resource import SourceSpec, mount_name

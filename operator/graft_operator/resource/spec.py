@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from graft_runtime.contract import Task
+from graft_runtime.contract.tasks import Task
 from pydantic import AfterValidator, Field
 
 from graft_operator.resource.rules import Rule, Ruled, list_map, unique

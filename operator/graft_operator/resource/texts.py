@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Annotated
 
-from graft_runtime.contract import ADAPTER_NAME_PATTERN, DIGEST_PATTERN
+from graft_runtime.contract.checkpoints import ADAPTER_NAME_PATTERN, DIGEST_PATTERN
 from pydantic import Field, Strict
 
 from graft_operator.resource.rules import Rule, check, validations

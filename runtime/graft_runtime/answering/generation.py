@@ -11,7 +11,7 @@ from functools import partial
 from graft_runtime.answering.answers import Choice, Generation
 from graft_runtime.answering.composition import Speaker, alone, together
 from graft_runtime.answering.requests import ChatRequest, CompletionRequest, GenerationRequest
-from graft_runtime.contract import Task
+from graft_runtime.contract.tasks import Task
 from graft_runtime.errors import ErrorCode, GraftError
 from graft_runtime.messages import BaseLoaded, Generate, Sampling
 from graft_runtime.pod.leases import Lease

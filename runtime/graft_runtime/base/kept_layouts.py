@@ -21,7 +21,7 @@ import msgspec
 
 from graft_runtime.adapters.layout import BaseLayout
 from graft_runtime.base.files import check_weights, read_config
-from graft_runtime.contract import Task
+from graft_runtime.contract.tasks import Task
 
 MAX_KEPT = 64
 """Files; the oldest go first."""

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from graft_runtime.adapters.layout import BaseLayout
 from graft_runtime.base.kept_layouts import layout_of_checkpoint
-from graft_runtime.contract import Task
+from graft_runtime.contract.tasks import Task
 from graft_runtime.inspection import HIGHEST_RANK, StoredBase, for_people, inspect_adapter
 
 EXIT_REFUSED = 1

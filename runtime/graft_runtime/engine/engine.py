@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import torch
 
-from graft_runtime.contract import Task
+from graft_runtime.contract.tasks import Task
 from graft_runtime.engine.batches import BatchFlow
 from graft_runtime.engine.checks import check_adapters, check_length, check_request, check_tokens
 from graft_runtime.engine.ledger import room_in_host

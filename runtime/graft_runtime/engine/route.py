@@ -6,7 +6,7 @@ import logging
 
 import torch
 
-from graft_runtime.contract import Task
+from graft_runtime.contract.tasks import Task
 from graft_runtime.engine.ledger import open_ledger
 from graft_runtime.model.bank import Bank
 from graft_runtime.model.deltas import AdapterModules

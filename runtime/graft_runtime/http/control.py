@@ -8,7 +8,9 @@ from typing import TypeVar
 from fastapi import APIRouter, Depends, Request, Response
 from pydantic import ValidationError
 
-from graft_runtime.contract import Accepted, AdapterSet, Fault, InspectRequest, Resolution, ResolveRequest, Wire
+from graft_runtime.contract.adapter_set import AdapterSet
+from graft_runtime.contract.control import Accepted, InspectRequest, Resolution, ResolveRequest
+from graft_runtime.contract.wire import Fault, Wire
 from graft_runtime.errors import ErrorCode, GraftError
 from graft_runtime.http.control_tokens import check_token
 from graft_runtime.http.faults import read_body

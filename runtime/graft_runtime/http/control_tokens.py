@@ -8,7 +8,7 @@ from typing import Any
 
 import jwt
 
-from graft_runtime.contract import PUBLIC_KEY_SUFFIX, TOKEN_ALGORITHM, TOKEN_ISSUER
+from graft_runtime.contract.control import PUBLIC_KEY_SUFFIX, TOKEN_ALGORITHM, TOKEN_ISSUER
 from graft_runtime.errors import ErrorCode, GraftError
 
 LEEWAY_SECONDS = 60

@@ -16,7 +16,8 @@ from pydantic import ValidationError
 from starlette.types import ASGIApp
 
 from graft_runtime.answering.generation import Generator
-from graft_runtime.contract import API_PORT, CONTROL_PORT, RUNTIME_CONFIG_FILE, RuntimeConfig
+from graft_runtime.contract.config import RUNTIME_CONFIG_FILE, RuntimeConfig
+from graft_runtime.contract.ports import API_PORT, CONTROL_PORT
 from graft_runtime.errors import ErrorCode, GraftError
 from graft_runtime.http.app import api_app, control_app
 from graft_runtime.http.openai import OpenAIRoutes

@@ -20,7 +20,7 @@ from typing import Any
 from graft_runtime.adapters.files import CONFIG_FILE, WEIGHTS_FILE
 from graft_runtime.adapters.layout import BaseLayout
 from graft_runtime.adapters.strict_json import parse_object
-from graft_runtime.contract import MODEL_FILE_PATTERNS
+from graft_runtime.contract.checkpoints import MODEL_FILE_PATTERNS
 from graft_runtime.errors import ErrorCode, GraftError
 from graft_runtime.merge.addend import Addend
 from graft_runtime.merge.places import (

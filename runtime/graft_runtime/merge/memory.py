@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from graft_runtime.contract import Task
+from graft_runtime.contract.tasks import Task
 from graft_runtime.errors import ErrorCode, GraftError
 from graft_runtime.merge.addend import Addend
 from graft_runtime.merge.sums import Sum

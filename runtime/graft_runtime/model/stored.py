@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from graft_runtime.adapters.layout import BaseLayout
-from graft_runtime.contract import Task
+from graft_runtime.contract.tasks import Task
 from graft_runtime.model.layout import layout_of
 from graft_runtime.model.load import empty_model
 

@@ -16,7 +16,7 @@ from transformers import (
 )
 from transformers.models.auto import modeling_auto
 
-from graft_runtime.contract import Task
+from graft_runtime.contract.tasks import Task
 
 _AUTO_CLASSES: dict[Task, Any] = {
     Task.CAUSAL_LM: AutoModelForCausalLM,

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from graft_runtime.contract import ADAPTER_SET_FILE, AdapterSet, AdapterSetVersion
+from graft_runtime.contract.adapter_set import ADAPTER_SET_FILE, AdapterSet, AdapterSetVersion
 from graft_runtime.errors import ErrorCode, GraftError
 
 logger = logging.getLogger(__name__)

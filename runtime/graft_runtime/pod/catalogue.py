@@ -8,7 +8,10 @@ from enum import Enum, auto
 from typing import Literal
 
 from graft_runtime.adapters.vocabulary import vocabulary_fault
-from graft_runtime.contract import AdapterEntry, AdapterReport, AdapterState, Fault, Source
+from graft_runtime.contract.adapter_set import AdapterEntry
+from graft_runtime.contract.checkpoints import Source
+from graft_runtime.contract.status import AdapterReport, AdapterState
+from graft_runtime.contract.wire import Fault
 from graft_runtime.errors import ErrorCode, GraftError
 from graft_runtime.messages import Mounted, Tier
 from graft_runtime.store.cache import Cached

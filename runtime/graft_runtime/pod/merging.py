@@ -13,17 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from graft_runtime.adapters.files import AdapterFiles, read_adapter_files
-from graft_runtime.contract import (
-    AdapterEntry,
-    AdapterReport,
-    AdapterSet,
-    AdapterState,
-    Fault,
-    MergeConfig,
-    MergedPart,
-    MergePart,
-    MergeReport,
-)
+from graft_runtime.contract.adapter_set import AdapterEntry, AdapterSet
+from graft_runtime.contract.config import MergeConfig, MergePart
+from graft_runtime.contract.status import AdapterReport, AdapterState, MergedPart, MergeReport
+from graft_runtime.contract.wire import Fault
 from graft_runtime.errors import ErrorCode, GraftError
 from graft_runtime.messages import MergeSource
 from graft_runtime.store.fetches import Fetches

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from graft_runtime.contract import AdapterReport
+from graft_runtime.contract.status import AdapterReport
 from graft_runtime.messages import Occupancy, Tier
 
 MAX_NAMES = 200

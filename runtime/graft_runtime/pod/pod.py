@@ -11,19 +11,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from graft_runtime.adapters.vocabulary import vocabulary_fault
-from graft_runtime.contract import (
-    AdapterInspection,
-    AdapterReport,
-    AdapterSet,
-    AdapterSetVersion,
-    BaseReport,
-    BaseState,
-    Check,
-    Fault,
-    RuntimeConfig,
-    RuntimeStatus,
-    Source,
-)
+from graft_runtime.contract.adapter_set import AdapterSet, AdapterSetVersion
+from graft_runtime.contract.checkpoints import Source
+from graft_runtime.contract.config import RuntimeConfig
+from graft_runtime.contract.control import AdapterInspection, Check
+from graft_runtime.contract.status import AdapterReport, BaseReport, BaseState, RuntimeStatus
+from graft_runtime.contract.wire import Fault
 from graft_runtime.errors import ErrorCode, GraftError
 from graft_runtime.inspection import inspect_adapter, passed, refused
 from graft_runtime.messages import (

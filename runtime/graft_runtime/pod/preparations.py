@@ -7,7 +7,7 @@ import logging
 from collections.abc import Awaitable, Callable
 
 from graft_runtime.adapters.files import read_adapter_files
-from graft_runtime.contract import Source
+from graft_runtime.contract.checkpoints import Source
 from graft_runtime.errors import ErrorCode, GraftError
 from graft_runtime.pod.catalogue import Artifact
 from graft_runtime.store.cache import Cached

@@ -6,7 +6,9 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterator, Sequence
 
-from graft_runtime.contract import AdapterEntry, AdapterReport, AdapterSet, Source
+from graft_runtime.contract.adapter_set import AdapterEntry, AdapterSet
+from graft_runtime.contract.checkpoints import Source
+from graft_runtime.contract.status import AdapterReport
 from graft_runtime.errors import ErrorCode, GraftError
 from graft_runtime.messages import (
     Command,

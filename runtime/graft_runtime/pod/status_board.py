@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-from graft_runtime.contract import AdapterReport, RuntimeStatus
+from graft_runtime.contract.status import AdapterReport, RuntimeStatus
 
 COALESCE_SECONDS = 0.1
 MAX_TOMBSTONES = 10_000

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from graft_runtime.adapters.deltas import CompiledAdapter
-from graft_runtime.contract import Task
+from graft_runtime.contract.tasks import Task
 from graft_runtime.errors import ErrorCode, GraftError
 from graft_runtime.model.deltas import AdapterModules
 from graft_runtime.model.layout import HEADS

@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 from typing import Literal
 
 from graft_runtime.adapters.files import CONFIG_FILE, PICKLE_FILES, WEIGHTS_FILE
-from graft_runtime.contract import ADAPTER_FILE_PATTERNS, MODEL_FILE_PATTERNS
+from graft_runtime.contract.checkpoints import ADAPTER_FILE_PATTERNS, MODEL_FILE_PATTERNS
 from graft_runtime.errors import ErrorCode, GraftError, shown
 
 Kind = Literal["adapter", "model"]

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
-from graft_runtime.contract import Source
+from graft_runtime.contract.checkpoints import Source
 from graft_runtime.errors import ErrorCode, GraftError
 from graft_runtime.store.cache import Cache, Cached
 from graft_runtime.store.checkpoints import Kind

@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
-from graft_runtime.contract import SOURCE_TOKEN_FILE, SourceMount
+from graft_runtime.contract.config import SOURCE_TOKEN_FILE, SourceMount
 from graft_runtime.errors import ErrorCode, GraftError
 from graft_runtime.store.archives import ArchiveDirectory, Caps, Spool, open_archive, spool_archive
 from graft_runtime.store.download import Download

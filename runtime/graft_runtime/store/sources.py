@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import BinaryIO, Protocol, Self
 from urllib.parse import unquote
 
-from graft_runtime.contract import SourceMount
+from graft_runtime.contract.config import SourceMount
 from graft_runtime.errors import ErrorCode, GraftError
 from graft_runtime.store.archives import Spool
 from graft_runtime.store.checkpoints import FileRecord

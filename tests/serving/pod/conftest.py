@@ -20,18 +20,10 @@ import jwt
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from graft_runtime.contract import (
-    ADAPTER_SET_FILE,
-    RUNTIME_CONFIG_FILE,
-    AdapterEntry,
-    AdapterSet,
-    BaseModelConfig,
-    EngineConfig,
-    RuntimeConfig,
-    RuntimeStatus,
-    Source,
-    SourceMount,
-)
+from graft_runtime.contract.adapter_set import ADAPTER_SET_FILE, AdapterEntry, AdapterSet
+from graft_runtime.contract.checkpoints import Source
+from graft_runtime.contract.config import RUNTIME_CONFIG_FILE, BaseModelConfig, EngineConfig, RuntimeConfig, SourceMount
+from graft_runtime.contract.status import RuntimeStatus
 from graft_runtime.store.cache import Cache
 from graft_runtime.store.sources import Sources
 

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from graft_runtime.contract import AdapterEntry, Source
+from graft_runtime.contract.adapter_set import AdapterEntry
+from graft_runtime.contract.checkpoints import Source
 
 
 @pytest.fixture(scope="module")

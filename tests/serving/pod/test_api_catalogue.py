@@ -15,7 +15,9 @@ from threading import Event
 from typing import Any
 
 import pytest
-from graft_runtime.contract import AdapterEntry, EngineConfig, Source
+from graft_runtime.contract.adapter_set import AdapterEntry
+from graft_runtime.contract.checkpoints import Source
+from graft_runtime.contract.config import EngineConfig
 from graft_runtime.store.checkpoints import FileRecord, digest_of
 
 pytestmark = pytest.mark.timeout(300)

@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 import torch
-from graft_runtime.contract import BaseModelConfig, Source, Task
+from graft_runtime.contract.checkpoints import Source
+from graft_runtime.contract.config import BaseModelConfig
+from graft_runtime.contract.tasks import Task
 
 PROMPT = [*b"select * from users", 257]
 

@@ -18,7 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from graft_runtime.contract import BaseModelConfig, BaseState, EngineConfig, Source
+from graft_runtime.contract.checkpoints import Source
+from graft_runtime.contract.config import BaseModelConfig, EngineConfig
+from graft_runtime.contract.status import BaseState
 
 logger = logging.getLogger(__name__)
 

@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from graft_runtime.contract import AdapterState, BaseState, Digest, MergeConfig, MergePart, RuntimeStatus, Source
+from graft_runtime.contract.checkpoints import Digest, Source
+from graft_runtime.contract.config import MergeConfig, MergePart
+from graft_runtime.contract.status import AdapterState, BaseState, RuntimeStatus
 from graft_runtime.errors import ErrorCode
 
 OTHER_DIGEST: Digest = "sha256:" + "0" * 64
@@ -121,7 +123,7 @@ def test_the_base_waits_for_the_digests(
 
 
 def not_found() -> Any:
-    from graft_runtime.contract import Fault
+    from graft_runtime.contract.wire import Fault
 
     return Fault(code=ErrorCode.NOT_FOUND, message="the shelf is empty")
 

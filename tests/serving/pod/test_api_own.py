@@ -11,7 +11,9 @@ from typing import Any
 
 import openai
 import pytest
-from graft_runtime.contract import AdapterEntry, EngineConfig, InspectRequest
+from graft_runtime.contract.adapter_set import AdapterEntry
+from graft_runtime.contract.config import EngineConfig
+from graft_runtime.contract.control import InspectRequest
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")  # peft's
 

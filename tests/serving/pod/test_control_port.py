@@ -13,16 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from graft_runtime.contract import (
-    AdapterInspection,
-    Check,
-    EngineConfig,
-    Fault,
-    InspectRequest,
-    Resolution,
-    ResolveRequest,
-    Source,
-)
+from graft_runtime.contract.checkpoints import Source
+from graft_runtime.contract.config import EngineConfig
+from graft_runtime.contract.control import AdapterInspection, Check, InspectRequest, Resolution, ResolveRequest
+from graft_runtime.contract.wire import Fault
 from safetensors.torch import load_file, save_file
 
 

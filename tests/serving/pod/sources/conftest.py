@@ -20,7 +20,7 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from graft_runtime.contract import SourceMount
+from graft_runtime.contract.config import SourceMount
 from graft_runtime.store.cache import Cache
 from graft_runtime.store.network import Pace, parse_network
 from graft_runtime.store.sources import Sources

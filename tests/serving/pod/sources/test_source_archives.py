@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from graft_runtime.contract import SourceMount
+from graft_runtime.contract.config import SourceMount
 from graft_runtime.errors import GraftError
 from graft_runtime.store.archives import Caps, open_archive
 from graft_runtime.store.cache import Cache

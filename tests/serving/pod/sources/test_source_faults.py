@@ -10,7 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from graft_runtime.contract import AdapterEntry, AdapterReport, AdapterState, Source, SourceMount
+from graft_runtime.contract.adapter_set import AdapterEntry
+from graft_runtime.contract.checkpoints import Source
+from graft_runtime.contract.config import SourceMount
+from graft_runtime.contract.status import AdapterReport, AdapterState
 from graft_runtime.errors import ErrorCode
 from graft_runtime.store.checkpoints import FileRecord, digest_of
 

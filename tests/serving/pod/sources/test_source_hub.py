@@ -14,7 +14,8 @@ from typing import Any
 
 import huggingface_hub
 import pytest
-from graft_runtime.contract import Source, SourceMount
+from graft_runtime.contract.checkpoints import Source
+from graft_runtime.contract.config import SourceMount
 from graft_runtime.errors import GraftError
 from graft_runtime.store.cache import Cache
 from graft_runtime.store.fetches import Fetches, retry_seconds

@@ -7,16 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from graft_runtime.contract import (
-    AdapterEntry,
-    AdapterState,
-    BaseModelConfig,
-    BaseState,
-    Resolution,
-    ResolveRequest,
-    Source,
-    SourceMount,
-)
+from graft_runtime.contract.adapter_set import AdapterEntry
+from graft_runtime.contract.checkpoints import Source
+from graft_runtime.contract.config import BaseModelConfig, SourceMount
+from graft_runtime.contract.control import Resolution, ResolveRequest
+from graft_runtime.contract.status import AdapterState, BaseState
 
 TUNED = Source(uri="hf://acme/tuned/final", revision="v1")
 

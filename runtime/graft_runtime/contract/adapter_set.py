@@ -1,0 +1,68 @@
+"""AdapterSet: the catalogue of adapters that a pod answers for; hot: a change touches no pod."""
+
+from __future__ import annotations
+
+import gzip
+
+from pydantic import Field
+
+from graft_runtime.contract.checkpoints import AdapterName, Digest, Source
+from graft_runtime.contract.wire import CONTRACT_VERSION, Fault, Wire
+
+ADAPTER_SET_FILE = "adapter-set.json.gz"
+
+
+class AdapterEntry(Wire):
+    """One adapter of the catalogue."""
+
+    name: AdapterName
+    source: Source
+    digest: Digest | None = None
+    """The exact bytes to serve. An entry without one is never mounted: it waits for its resolution."""
+    fault: Fault | None = None
+    """Why there is no digest: the source could not be resolved. Requests get this text, readiness waits no longer."""
+    revision: str | None = Field(default=None, max_length=256)
+    """The exact revision that `digest` was resolved from; `source` holds the one that was asked for."""
+    candidate: Digest | None = None
+    """The bytes that are to follow `digest`: mounted and checked beside it, not served yet."""
+    scale: float = Field(default=1.0, ge=-1000.0, le=1000.0, allow_inf_nan=False)
+    pinned: bool = False
+    """Mounted from the start and never displaced."""
+    inline: bool = True
+    """Listed in the pool's spec, so that readiness waits for it."""
+
+    @property
+    def exact_source(self) -> Source:
+        """Where every pod finds the same bytes, also after a branch has moved on."""
+        return self.source.model_copy(update={"revision": self.revision}) if self.revision else self.source
+
+
+class AdapterSet(Wire):
+    """The catalogue: every adapter that a pod answers for."""
+
+    contract_version: int = CONTRACT_VERSION
+    pool_uid: str = Field(max_length=64)
+    config_hash: str = Field(max_length=64)
+    generation: int = Field(ge=1)
+    adapters: tuple[AdapterEntry, ...] = Field(default=(), max_length=20_000)
+
+    def entries_hash(self) -> str:
+        """The content hash of everything but the generation: what decides whether a new generation is needed."""
+        return self.model_copy(update={"generation": 1}).content_hash()
+
+    def to_gzip(self) -> bytes:
+        """The canonical JSON, gzipped, the same bytes for the same set."""
+        return gzip.compress(self.canonical_json(), mtime=0)
+
+    @classmethod
+    def from_gzip(cls, content: bytes) -> AdapterSet:
+        """Raises ValueError (also pydantic's ValidationError) and OSError for anything that is not a set."""
+        return cls.model_validate_json(gzip.decompress(content))
+
+
+class AdapterSetVersion(Wire):
+    """Which adapter set is in force."""
+
+    generation: int = Field(ge=0)
+    hash: str = ""
+    """`AdapterSet.content_hash()`"""

@@ -1,0 +1,99 @@
+"""RuntimeConfig: what a pod is born with; a change of it rolls the pods."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from graft_runtime.contract.checkpoints import AdapterName, Digest, Source
+from graft_runtime.contract.tasks import Task
+from graft_runtime.contract.wire import CONTRACT_VERSION, Wire
+
+# File names inside the directories that the operator mounts into a pod.
+RUNTIME_CONFIG_FILE = "runtime-config.json"
+SOURCE_TOKEN_FILE = "token"  # noqa: S105 - in the directory of a source's Secret
+
+
+class SourceMount(Wire):
+    """A declared source (`spec.sources`) and its URIs. Its directory reaches the runtime as an argument."""
+
+    name: str = Field(max_length=63)
+    kind: Literal["claim", "directory", "remote"]
+    """`claim`: `pvc://NAME/…`, a mounted PersistentVolumeClaim; `directory`: `file://…` below `uri_prefixes`;
+    `remote`: `hf://…` or `https://…` below `uri_prefixes`, its directory is that of its Secret, where it has one."""
+    uri_prefixes: tuple[str, ...] = Field(default=(), max_length=16)
+    endpoint: str | None = Field(default=None, max_length=512)
+    """Of `hf://`: another server that speaks the Hub's API."""
+
+
+class BaseModelConfig(Wire):
+    """The base model of a pool."""
+
+    name: AdapterName
+    source: Source
+    digest: Digest | None = None
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    task: Task | None = None
+    """None: what the checkpoint's own config.json says."""
+
+
+class EngineConfig(Wire):
+    """Limits of the engine."""
+
+    max_sequences: int = Field(default=16, ge=1, le=1024)
+    """Sequences in one batch."""
+    max_sequence_length: int = Field(default=4096, ge=16, le=1_048_576)
+    """Tokens of prompt and answer together; the model's own limit holds as well."""
+    max_mounted_adapters: int = Field(default=32, ge=1, le=4096)
+    """Adapters whose weights are held in the memory of the model's device at once."""
+    max_rank: int = Field(default=64, ge=1, le=1024)
+    """The highest rank of any module of an adapter."""
+
+
+class MergePart(Wire):
+    """One adapter of a merge. The digest comes with the adapter set, unless the spec names one."""
+
+    name: AdapterName
+    source: Source
+    digest: Digest | None = None
+    """Declared in the spec, so that changing it rolls the pods."""
+    weight: float = Field(default=1.0, ge=-1_000_000.0, le=1_000_000.0, allow_inf_nan=False)
+    """How much of it, the adapter's scale included: W' = W + weight · B·A."""
+
+
+class MergeConfig(Wire):
+    """Merged mode: adapters folded into the base's weights at start, served under one name."""
+
+    name: AdapterName
+    method: Literal["linear"] = "linear"
+    """`linear`: the weighted sum of what the adapters add."""
+    adapters: tuple[MergePart, ...] = Field(min_length=1, max_length=16)
+    """In the order of the sum, and each once."""
+
+
+class RuntimeConfig(Wire):
+    """What a pod is born with. A change rolls the pods."""
+
+    contract_version: int = CONTRACT_VERSION
+    pool_uid: str = Field(max_length=64)
+    base_model: BaseModelConfig
+    engine: EngineConfig = EngineConfig()
+    sources: tuple[SourceMount, ...] = Field(default=(), max_length=32)
+    adapter_startup_seconds: int = Field(default=300, ge=0, le=86_400)
+    """How long readiness waits for adapters that are neither ready nor failed."""
+    drain_seconds: int = Field(default=110, ge=0, le=86_400)
+    """How long running requests may go on after SIGTERM."""
+    cache_bytes: int | None = Field(default=None, ge=1)
+    """The most that the cache may hold; None: what the disk holds."""
+    merge: MergeConfig | None = None
+    """None: hot mode."""
+
+    @property
+    def served_name(self) -> str:
+        """What requests call the model itself: the merge, or else the base."""
+        return self.merge.name if self.merge is not None else self.base_model.name
+
+    def config_hash(self) -> str:
+        """The first ten hex digits of the content hash: part of the names of a pool's ConfigMaps."""
+        return self.content_hash().removeprefix("sha256:")[:10]

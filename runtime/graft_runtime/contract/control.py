@@ -1,0 +1,81 @@
+"""The control port: what the operator asks of a pod beside its status.
+
+Not in the Service. The bearer token is a JWT signed with Ed25519, audience = the pod's UID.
+
+    PUT  /adapter-set                       AdapterSet → 200 Accepted; 409 for an older one
+    GET  /status?boot=&since=&wait=25       → 200 RuntimeStatus with the changed entries only, 204 when nothing changed
+    POST /resolve                           ResolveRequest → 200 Resolution
+    POST /inspect                           InspectRequest → 200 AdapterInspection: a dry run, nothing is mounted
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Literal
+
+from graft_runtime.contract.adapter_set import AdapterSetVersion
+from graft_runtime.contract.checkpoints import Digest, Source
+from graft_runtime.contract.wire import Fault, Wire
+
+TOKEN_ALGORITHM = "EdDSA"  # noqa: S105
+TOKEN_ISSUER = "graft-operator"  # noqa: S105
+PUBLIC_KEY_SUFFIX = ".pem"  # in the keys directory: KEYID.pem, SubjectPublicKeyInfo
+
+
+class Accepted(Wire):
+    """The answer to an adapter set that is in force now."""
+
+    boot_id: str
+    adapter_set: AdapterSetVersion
+
+
+class ResolveRequest(Wire):
+    """Asks for the exact version of a source. The answer comes when the bytes are in the pod's cache, or not."""
+
+    source: Source
+    kind: Literal["adapter", "model"] = "adapter"
+
+
+class Resolution(Wire):
+    """Either a digest, or a fault, or neither: still under way, ask again."""
+
+    digest: Digest | None = None
+    revision: str | None = None
+    fault: Fault | None = None
+
+
+class InspectRequest(Wire):
+    """Asks what an adapter is, and whether this pod's base model would take it."""
+
+    source: Source
+
+
+class Check(StrEnum):
+    """What an adapter has to pass before it serves, in this order, after its config and its header."""
+
+    BASE = "Base"  # its modules are in the base model, and of its sizes
+    TOKENIZER = "Tokenizer"  # its own tokenizer may run, and there are rows for what it makes
+    VALUES = "Values"  # they are finite, and change something
+    TRIAL = "Trial"  # the model computes with them
+
+
+class AdapterInspection(Wire):
+    """What the files of an adapter say, and why it would be refused. Fields stay null when the files can't be read."""
+
+    method: str | None = None
+    """PEFT's name of it: `LORA`."""
+    rank: int | None = None
+    """Columns that it takes, the most of one module."""
+    module_count: int | None = None
+    parameter_count: int | None = None
+    bytes: int | None = None
+    """Of its config and weights."""
+    digest: Digest | None = None
+    base_model: str | None = None
+    """What it says that it was trained for."""
+    remapped: str | None = None
+    """What was done to find its modules in the base, in words; None when they are where its files say."""
+    unchecked: tuple[Check, ...] = ()
+    """The checks that it has not passed: they need more than was there, or come after the fault."""
+    fault: Fault | None = None
+    """Why it would be refused."""

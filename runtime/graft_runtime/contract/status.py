@@ -1,0 +1,107 @@
+"""RuntimeStatus: what is true in a pod, read back by long poll."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+from graft_runtime.contract.adapter_set import AdapterSetVersion
+from graft_runtime.contract.checkpoints import AdapterName, Digest
+from graft_runtime.contract.wire import CONTRACT_VERSION, Fault, Wire
+
+
+class AdapterState(StrEnum):
+    """How far an adapter of the catalogue is on a pod."""
+
+    UNRESOLVED = "Unresolved"  # no digest yet
+    FETCHING = "Fetching"
+    CHECKING = "Checking"  # header checks and the trial mount
+    CACHED = "Cached"  # ready; its weights are on disk or in host memory
+    MOUNTED = "Mounted"  # ready; its weights are in the memory of the model's device
+    MERGED = "Merged"  # ready; it is part of the base's weights
+    DRAINING = "Draining"  # removed from the set, requests still run on it
+    FAILED = "Failed"
+
+
+READY_STATES = frozenset({AdapterState.CACHED, AdapterState.MOUNTED, AdapterState.MERGED})
+
+
+class AdapterReport(Wire):
+    """One adapter on one pod. `removed` entries are sent once, so that a poller forgets them."""
+
+    name: AdapterName
+    digest: Digest | None = None
+    revision: str | None = None
+    state: AdapterState
+    fault: Fault | None = None
+    method: str | None = None
+    """PEFT's `peft_type`."""
+    rank: int | None = None
+    remapped: str | None = None
+    """What was done to find its modules in the base, in words; None when they are where its files say."""
+    bytes: int | None = None
+    """Of the adapter's files."""
+    candidate: Digest | None = None
+    candidate_state: AdapterState | None = None
+    candidate_fault: Fault | None = None
+    removed: bool = False
+
+    @property
+    def ready(self) -> bool:
+        return self.state in READY_STATES
+
+
+class BaseState(StrEnum):
+    """How far the base model is on a pod."""
+
+    FETCHING = "Fetching"
+    LOADING = "Loading"
+    SERVING = "Serving"
+    FAILED = "Failed"
+
+
+class MergedPart(Wire):
+    """One adapter in the weights of a pod's base."""
+
+    name: AdapterName
+    digest: Digest
+    weight: float
+
+
+class MergeReport(Wire):
+    """What a pod has folded into its base model."""
+
+    name: AdapterName
+    """The one that it serves."""
+    method: str
+    adapters: tuple[MergedPart, ...]
+
+
+class BaseReport(Wire):
+    """The base model on one pod."""
+
+    name: str
+    state: BaseState
+    digest: Digest | None = None
+    revision: str | None = None
+    fault: Fault | None = None
+    runner: str | None = None
+    """`decoder`, `padded` or `encoder`: the route that requests of this model take."""
+    merge: MergeReport | None = None
+    """Set once it serves with adapters merged in."""
+
+
+class RuntimeStatus(Wire):
+    """What is true in a pod. `adapters` holds the entries that changed after `since`, or all for another boot id."""
+
+    contract_version: int = CONTRACT_VERSION
+    boot_id: str
+    """New with each start of the runtime: nothing that was known of an earlier one holds."""
+    sequence: int
+    """To be sent back as `since`."""
+    pool_uid: str
+    config_hash: str
+    ready: bool
+    """What /readyz says."""
+    base: BaseReport
+    adapter_set: AdapterSetVersion
+    adapters: tuple[AdapterReport, ...] = ()
