@@ -33,8 +33,7 @@ from typing import Any, Self
 import aiohttp
 from graft_local.cluster import LocalCluster
 from graft_operator.clients.cluster import Cluster
-from graft_operator.loop.sync import WATCHED_KINDS, selector_for
-from graft_operator.resource import API_VERSION, KIND
+from graft_operator.kinds import ADAPTER_DEPLOYMENT, watched_kinds
 from graft_operator.resource.crd import CRD_FILE
 from kubernetes.aio.client import Configuration
 from kubernetes.aio.config import load_kube_config
@@ -183,8 +182,7 @@ async def _create(cluster: Cluster, namespace: str, pools: int) -> None:
 
 def _pool(namespace: str, name: str) -> dict[str, Any]:
     return {
-        "apiVersion": API_VERSION,
-        "kind": KIND,
+        **ADAPTER_DEPLOYMENT.type_meta,
         "metadata": {"namespace": namespace, "name": name},
         "spec": {
             "replicas": 0,
@@ -199,9 +197,9 @@ def _pool(namespace: str, name: str) -> dict[str, Any]:
 async def _versions(cluster: Cluster, namespace: str) -> Versions:
     """Kind and name of every pool and child → its resourceVersion."""
     return {
-        (kind, body["metadata"]["name"]): body["metadata"]["resourceVersion"]
-        for kind in WATCHED_KINDS
-        for body in await cluster.list(kind, namespace, selector_for(kind), metadata_only=True)
+        (kind.name, body["metadata"]["name"]): body["metadata"]["resourceVersion"]
+        for kind in watched_kinds()
+        for body in await cluster.list(kind.name, namespace, kind.selector, metadata_only=True)
     }
 
 
@@ -228,7 +226,7 @@ async def _is_idle(operator: OperatorProcess) -> bool:
 
 async def _is_settled(cluster: Cluster, namespace: str, pools: int) -> bool:
     """The controllers have said all that they will, and each status tells so."""
-    statuses = [body.get("status", {}) for body in await cluster.list(KIND, namespace, None)]
+    statuses = [body.get("status", {}) for body in await cluster.list(ADAPTER_DEPLOYMENT.name, namespace, None)]
     conditions = [{found["type"]: found["status"] for found in status.get("conditions", ())} for status in statuses]
     return [found.get("Reconciling") for found in conditions] == ["False"] * pools
 

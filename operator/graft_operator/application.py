@@ -16,10 +16,11 @@ from graft_operator.clients.resolutions import Resolutions
 from graft_operator.clients.runtime_client import RuntimeClient
 from graft_operator.health import HealthServer
 from graft_operator.keys import ObjectKey, PoolKey
+from graft_operator.kinds import POD
 from graft_operator.loop import handlers
 from graft_operator.loop.queue import WorkQueue
 from graft_operator.loop.reconcile import Reconciler
-from graft_operator.loop.store import POD, Store
+from graft_operator.loop.store import Store
 from graft_operator.loop.sync import Sync
 from graft_operator.settings import Settings
 
@@ -136,7 +137,7 @@ class Operator:
             self._store.remove(ObjectKey(kind, metadata["namespace"], metadata["name"]), metadata["uid"])
             return
         pool = self._store.put(kind, body)
-        if kind == POD and pool is not None and self._followers is not None:
+        if kind == POD.name and pool is not None and self._followers is not None:
             self._followers.nudge(pool, metadata["uid"])
 
     def _take_signals(self) -> None:

@@ -15,7 +15,8 @@ import pytest
 import yaml
 from graft_local.cluster import LocalCluster
 from graft_local.errors import LocalClusterError
-from graft_operator.resource import API_VERSION, KIND, parse_manifest, parse_spec
+from graft_operator.kinds import ADAPTER_DEPLOYMENT
+from graft_operator.resource import parse_manifest, parse_spec
 from graft_operator.resource.crd import CRD_FILE
 from graft_runtime.errors import GraftError
 
@@ -174,7 +175,7 @@ MOUNT_PATHS = [
 
 
 def refused_by_server(cluster: LocalCluster, spec: dict[str, Any], fields: str) -> set[int]:
-    manifest = {"apiVersion": API_VERSION, "kind": KIND, "metadata": {"name": "support"}, "spec": spec}
+    manifest = {**ADAPTER_DEPLOYMENT.type_meta, "metadata": {"name": "support"}, "spec": spec}
     with pytest.raises(LocalClusterError) as caught:
         cluster.kubectl("apply", "--dry-run=server", "-f", "-", input=json.dumps(manifest))
     return {int(index) for index in re.findall(fields, str(caught.value))}

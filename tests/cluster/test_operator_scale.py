@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from graft_local.cluster import LocalCluster
-from graft_operator.loop.sync import WATCHED_KINDS
+from graft_operator.kinds import watched_kinds
 from graft_operator.resource.crd import CRD_FILE
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
@@ -54,7 +54,7 @@ def test_a_restart_writes_nothing(result: dict[str, Any]) -> None:
 
 def test_a_restart_lists_each_kind_and_reads_no_pool_by_itself(result: dict[str, Any]) -> None:
     # The first load and one pruning after kopf's own lists; the signing key before each.
-    lists = 2 * len(WATCHED_KINDS) + 2
+    lists = 2 * len(watched_kinds()) + 2
     # Kopf's lists of a loaded machine may come in two bursts.
     assert result["settled"]["requests"]["GET"] <= 2 * lists
 

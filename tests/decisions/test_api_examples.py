@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 import yaml
-from graft_operator.resource import KIND, parse_manifest
+from graft_operator.kinds import ADAPTER_DEPLOYMENT
+from graft_operator.resource import parse_manifest
 
 ROOT = Path(__file__).parents[2]
 
@@ -22,7 +23,7 @@ def shown() -> list[Any]:
         pytest.param(document, id=name)
         for name, text in sorted(files.items())
         for document in yaml.safe_load_all(text)
-        if isinstance(document, dict) and document.get("kind") == KIND
+        if isinstance(document, dict) and document.get("kind") == ADAPTER_DEPLOYMENT.name
     ]
 
 

@@ -12,7 +12,7 @@ import yaml
 from graft_local import helm
 from graft_local.errors import LocalClusterError
 from graft_operator import objects
-from graft_operator.clients.cluster import RESOURCES
+from graft_operator.kinds import EVENT, KINDS, SECRET, watched_kinds
 from graft_operator.resource import parse_spec
 from graft_operator.settings import Settings, parse_settings
 
@@ -137,11 +137,15 @@ OPERATOR_VERBS = {
 
 
 def test_the_operator_has_rights_on_all_that_it_touches() -> None:
-    touched = {
-        f"{plural}.{prefix.split('/')[2]}" if "/apis/" in prefix else plural for prefix, plural in RESOURCES.values()
-    }
-    granted = {name for name in OPERATOR_VERBS if "/" not in name}
-    assert touched - {"secrets"} == granted
+    touched = {f"{kind.plural}.{kind.group}".rstrip(".") for kind in KINDS.values() if kind is not SECRET}
+    assert touched == {name for name in OPERATOR_VERBS if "/" not in name}
+
+
+def test_the_operator_may_list_and_watch_what_it_watches() -> None:
+    granted = verbs_of(only(rendered(), "ClusterRole")["rules"])
+    watched = {f"{kind.plural}.{kind.group}".rstrip(".") for kind in watched_kinds()}
+    assert {name for name in watched if granted[name] >= {"list", "watch"}} == watched
+    assert granted[EVENT.plural] == {"create"}
 
 
 def test_without_a_list_of_namespaces_the_operator_serves_the_cluster() -> None:

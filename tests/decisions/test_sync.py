@@ -11,6 +11,7 @@ from graft_operator.clients.cluster import Cluster, ConflictError, RejectedError
 from graft_operator.clients.keyring import Keyring
 from graft_operator.clients.tokens import new_key, to_secret_data
 from graft_operator.keys import PoolKey
+from graft_operator.kinds import watched_kinds
 from graft_operator.loop import sync
 from graft_operator.loop.store import Store
 from graft_operator.loop.sync import Sync
@@ -124,7 +125,7 @@ async def test_one_pruning_for_a_burst_of_news_and_only_after_its_end(
     assert await asyncio.wait_for(prunings.get(), 10) == 20
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)
-    assert len(api.listed) <= len(sync.WATCHED_KINDS)
+    assert len(api.listed) <= len(watched_kinds())
     assert prunings.empty()
 
 

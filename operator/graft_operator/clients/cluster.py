@@ -7,15 +7,15 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from urllib.parse import quote, urlencode
+from urllib.parse import urlencode
 
 import aiohttp
 from kubernetes.aio import config as client_config
 from kubernetes.aio.client import ApiClient, Configuration
 
 from graft_operator import metrics
+from graft_operator.kinds import KINDS
 from graft_operator.objects import KubernetesObject
-from graft_operator.resource import API_VERSION, KIND, PLURAL
 from graft_operator.settings import FIELD_MANAGER
 
 REQUEST_SECONDS = 10.0
@@ -25,19 +25,6 @@ PAGE = 500
 NEVER_A_VERSION = "1"
 """A resourceVersion that no object has: an apply with it creates, and conflicts where the object exists."""
 METADATA_ONLY = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
-
-# Kind → where its objects are. What isn't here, the operator never touches.
-RESOURCES = {
-    KIND: (f"/apis/{API_VERSION}", PLURAL),
-    "ConfigMap": ("/api/v1", "configmaps"),
-    "Deployment": ("/apis/apps/v1", "deployments"),
-    "Event": ("/api/v1", "events"),
-    "NetworkPolicy": ("/apis/networking.k8s.io/v1", "networkpolicies"),
-    "Pod": ("/api/v1", "pods"),
-    "PodDisruptionBudget": ("/apis/policy/v1", "poddisruptionbudgets"),
-    "Secret": ("/api/v1", "secrets"),
-    "Service": ("/api/v1", "services"),
-}
 
 
 class ClusterError(Exception):
@@ -123,7 +110,7 @@ class Cluster:
             metadata["uid"] = uid
             if resource_version is not None:
                 metadata["resourceVersion"] = resource_version
-        path = _path(body["kind"], metadata["namespace"], metadata["name"])
+        path = KINDS[body["kind"]].path(metadata["namespace"], metadata["name"])
         query = _apply_query() | ({"dryRun": "All"} if dry_run else {})
         return await self._call("PATCH", path, query=query, body={**body, "metadata": metadata})
 
@@ -136,18 +123,18 @@ class Cluster:
             ConflictError: it changed, or is another one. RejectedError: 404 where it is gone. UnavailableError
         """
         metadata = body["metadata"]
-        path = _path(body["kind"], metadata["namespace"], metadata["name"]) + "/status"
+        path = KINDS[body["kind"]].path(metadata["namespace"], metadata["name"]) + "/status"
         return await self._call("PATCH", path, query=_apply_query(), body=body)
 
     async def create(self, body: KubernetesObject) -> KubernetesObject:
         """Raises ConflictError where it exists, RejectedError, UnavailableError."""
-        path = _path(body["kind"], body["metadata"]["namespace"])
+        path = KINDS[body["kind"]].path(body["metadata"]["namespace"])
         return await self._call("POST", path, query={"fieldManager": FIELD_MANAGER}, body=body)
 
     async def get(self, kind: str, namespace: str, name: str) -> KubernetesObject | None:
         """None where there is none."""
         try:
-            return await self._call("GET", _path(kind, namespace, name))
+            return await self._call("GET", KINDS[kind].path(namespace, name))
         except RejectedError as error:
             if error.status == 404:
                 return None
@@ -157,7 +144,7 @@ class Cluster:
         """Delete exactly this object; one that is gone already is fine."""
         options = {"preconditions": {"uid": uid}, "propagationPolicy": "Background"}
         try:
-            await self._call("DELETE", _path(kind, namespace, name), body=options)
+            await self._call("DELETE", KINDS[kind].path(namespace, name), body=options)
         except ConflictError:
             return
         except RejectedError as error:
@@ -173,7 +160,7 @@ class Cluster:
         while True:
             page = await self._call(
                 "GET",
-                _path(kind, namespace),
+                KINDS[kind].path(namespace),
                 query=query,
                 accept=METADATA_ONLY if metadata_only else "application/json",
                 seconds=LIST_SECONDS,
@@ -238,12 +225,6 @@ async def _load_configuration() -> Configuration:
     else:
         await client_config.load_kube_config(client_configuration=configuration, persist_config=False)
     return configuration
-
-
-def _path(kind: str, namespace: str | None, name: str | None = None) -> str:
-    prefix, plural = RESOURCES[kind]
-    place = f"{prefix}/namespaces/{quote(namespace)}" if namespace else prefix
-    return f"{place}/{plural}" + (f"/{quote(name)}" if name else "")
 
 
 def _apply_query() -> dict[str, str]:

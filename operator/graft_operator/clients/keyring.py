@@ -11,6 +11,7 @@ from collections.abc import Mapping
 
 from graft_operator.clients.cluster import Cluster, ConflictError
 from graft_operator.clients.tokens import Signer, SigningKey, from_secret_data, new_key, to_secret_data
+from graft_operator.kinds import SECRET
 from graft_operator.objects import KubernetesObject
 from graft_operator.settings import Settings
 
@@ -53,7 +54,7 @@ async def _read_or_create(
     cluster: Cluster, settings: Settings, known: tuple[SigningKey, ...] | None
 ) -> tuple[SigningKey, ...]:
     while True:
-        secret = await cluster.get("Secret", settings.namespace, settings.signing_key_secret)
+        secret = await cluster.get(SECRET.name, settings.namespace, settings.signing_key_secret)
         if secret is not None and secret.get("data"):
             return from_secret_data(secret["data"])
         keys = known or (new_key(time.time()),)
@@ -69,8 +70,7 @@ async def _write(
     cluster: Cluster, settings: Settings, secret: KubernetesObject | None, keys: tuple[SigningKey, ...]
 ) -> None:
     body = {
-        "apiVersion": "v1",
-        "kind": "Secret",
+        **SECRET.type_meta,
         "metadata": {
             "namespace": settings.namespace,
             "name": settings.signing_key_secret,

@@ -14,8 +14,9 @@ from graft_runtime.contract.status import RuntimeStatus
 from graft_runtime.contract.wire import Fault
 from pydantic import ValidationError
 
+from graft_operator.kinds import ADAPTER_DEPLOYMENT, CONFIG_MAP, DEPLOYMENT
 from graft_operator.objects import CONFIG_HASH_LABEL, TEMPLATE_HASH_ANNOTATION, read_adapter_set
-from graft_operator.resource import KIND, AdapterDeploymentStatus
+from graft_operator.resource import AdapterDeploymentStatus
 
 # Written by others on every object or on every roll: no drift.
 _FOREIGN_METADATA = frozenset(
@@ -234,8 +235,8 @@ def read_child(kind: str, body: Mapping[str, Any]) -> Child:
         owner_uid=_controller_uid(metadata),
         fingerprint=fingerprint(body),
         config_hash=(metadata.get("labels") or {}).get(CONFIG_HASH_LABEL),
-        rollout=_read_rollout(body) if kind == "Deployment" else None,
-        adapter_set=read_adapter_set(body) if kind == "ConfigMap" else None,
+        rollout=_read_rollout(body) if kind == DEPLOYMENT.name else None,
+        adapter_set=read_adapter_set(body) if kind == CONFIG_MAP.name else None,
         deleting="deletionTimestamp" in metadata,
     )
 
@@ -257,8 +258,8 @@ def read_pod(body: Mapping[str, Any]) -> PodView:
 
 
 def _controller_uid(metadata: Mapping[str, Any]) -> str | None:
-    references = metadata.get("ownerReferences") or ()
-    return next((owner["uid"] for owner in references if owner.get("controller") and owner.get("kind") == KIND), None)
+    controllers = (owner for owner in metadata.get("ownerReferences") or () if owner.get("controller"))
+    return next((owner["uid"] for owner in controllers if owner.get("kind") == ADAPTER_DEPLOYMENT.name), None)
 
 
 def _condition(status: Mapping[str, Any], kind: str) -> Mapping[str, Any]:

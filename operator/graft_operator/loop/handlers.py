@@ -9,8 +9,7 @@ from typing import Any
 import kopf
 
 from graft_operator.clients.cluster import Access
-from graft_operator.loop.sync import WATCHED_KINDS, selector_for
-from graft_operator.resource import GROUP, KIND, PLURAL, VERSION
+from graft_operator.kinds import Kind, watched_kinds
 from graft_operator.settings import Settings
 
 OnEvent = Callable[[str, str | None, Mapping[str, Any]], None]
@@ -21,17 +20,6 @@ CONNECT_TIMEOUT_SECONDS = 10.0
 REQUEST_TIMEOUT_SECONDS = 30.0
 WORKER_IDLE_SECONDS = 0.2  # kopf has a task for each object that told something lately: thousands at a start
 ERROR_BACKOFFS = (0.2, 0.5, 1.0, 2.0, 3.0)
-
-# Kind → group, version, plural.
-RESOURCES = {
-    KIND: (GROUP, VERSION, PLURAL),
-    "ConfigMap": ("", "v1", "configmaps"),
-    "Deployment": ("apps", "v1", "deployments"),
-    "NetworkPolicy": ("networking.k8s.io", "v1", "networkpolicies"),
-    "Pod": ("", "v1", "pods"),
-    "PodDisruptionBudget": ("policy", "v1", "poddisruptionbudgets"),
-    "Service": ("", "v1", "services"),
-}
 
 
 async def watch(
@@ -52,7 +40,7 @@ async def watch(
     namespaces = list(settings.watch_namespaces)
     others = asyncio.all_tasks()
     tasks = await kopf.spawn_tasks(
-        registry=_registry(access, on_event),
+        registry=make_registry(access, on_event),
         settings=_settings(),
         clusterwide=not namespaces,
         namespaces=namespaces,
@@ -78,10 +66,9 @@ def _settings() -> kopf.OperatorSettings:
     settings.watching.connect_timeout = CONNECT_TIMEOUT_SECONDS
     settings.queueing.exit_timeout = 0.5
     settings.queueing.idle_timeout = WORKER_IDLE_SECONDS
-    for kind in WATCHED_KINDS:
-        selector = selector_for(kind)
-        if selector is not None:
-            settings.watching.label_selectors[RESOURCES[kind]] = selector
+    for kind in watched_kinds():
+        if kind.selector is not None:
+            settings.watching.label_selectors[kind.group, kind.version, kind.plural] = kind.selector
     return settings
 
 
@@ -117,7 +104,8 @@ class _NoProgress(kopf.ProgressStorage):
         return essence
 
 
-def _registry(access: Callable[[], Awaitable[Access]], on_event: OnEvent) -> kopf.OperatorRegistry:
+def make_registry(access: Callable[[], Awaitable[Access]], on_event: OnEvent) -> kopf.OperatorRegistry:
+    """Return kopf's handlers: one for the credentials, one for each watched kind."""
     registry = kopf.OperatorRegistry()
 
     @kopf.on.login(registry=registry)
@@ -133,13 +121,13 @@ def _registry(access: Callable[[], Awaitable[Access]], on_event: OnEvent) -> kop
             private_key_path=found.private_key_path,
         )
 
-    for kind in WATCHED_KINDS:
+    for kind in watched_kinds():
         _deliver(registry, kind, on_event)
     return registry
 
 
-def _deliver(registry: kopf.OperatorRegistry, kind: str, on_event: OnEvent) -> None:
-    @kopf.on.event(*RESOURCES[kind], registry=registry, id=f"event-{kind}")
+def _deliver(registry: kopf.OperatorRegistry, kind: Kind, on_event: OnEvent) -> None:
+    @kopf.on.event(kind.group, kind.version, kind.plural, registry=registry, id=f"event-{kind.name}")
     async def deliver(event: kopf.RawEvent, **_: Any) -> None:
         # The plain dictionary: kopf's view of it resolves every access from the root.
-        on_event(kind, event["type"], event["object"])
+        on_event(kind.name, event["type"], event["object"])

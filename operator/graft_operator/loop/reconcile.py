@@ -17,10 +17,11 @@ from graft_operator.decisions.events import Transition
 from graft_operator.decisions.observed import Applied, Failure, Observed, PoolView, applied_hash, read_child
 from graft_operator.decisions.plan import Apply, Plan, make_plan
 from graft_operator.keys import ObjectKey, PoolKey
+from graft_operator.kinds import ADAPTER_DEPLOYMENT, EVENT
 from graft_operator.loop.queue import WorkQueue
 from graft_operator.loop.store import Store
 from graft_operator.objects import TEMPLATE_HASH_ANNOTATION, KubernetesObject
-from graft_operator.resource import API_VERSION, KIND, AdapterDeploymentStatus
+from graft_operator.resource import AdapterDeploymentStatus
 from graft_operator.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -256,8 +257,7 @@ class Reconciler:
         if status == (memory.status or view.status):
             return
         body = {
-            "apiVersion": API_VERSION,
-            "kind": KIND,
+            **ADAPTER_DEPLOYMENT.type_meta,
             "metadata": {"namespace": key.namespace, "name": key.name, "resourceVersion": view.resource_version},
             "status": status.model_dump(mode="json", by_alias=True, exclude_none=True),
         }
@@ -270,17 +270,16 @@ class Reconciler:
                 return
             raise
         memory.status = status
-        self._store.put(KIND, answer, mark=False)
+        self._store.put(ADAPTER_DEPLOYMENT.name, answer, mark=False)
         for transition in plan.transitions:
             await self._tell_event(key, view, transition)
 
     async def _tell_event(self, key: PoolKey, view: PoolView, transition: Transition) -> None:
         logger.info("%s: %s: %s", key, transition.reason, " ".join(transition.message.split()))
         now = timestamp(time.time())
-        involved = {"apiVersion": API_VERSION, "kind": KIND, "namespace": key.namespace, "name": key.name}
+        involved = {**ADAPTER_DEPLOYMENT.type_meta, "namespace": key.namespace, "name": key.name}
         event = {
-            "apiVersion": "v1",
-            "kind": "Event",
+            **EVENT.type_meta,
             "metadata": {"namespace": key.namespace, "generateName": f"{key.name}."},
             "involvedObject": {**involved, "uid": view.uid},
             "type": transition.kind,
@@ -301,4 +300,5 @@ class Reconciler:
 
 def _is_left_over(body: KubernetesObject, key: PoolKey, uid: str) -> bool:
     owners = body["metadata"].get("ownerReferences") or ()
-    return any(owner["kind"] == KIND and owner["name"] == key.name and owner["uid"] != uid for owner in owners)
+    pools = (owner for owner in owners if owner["kind"] == ADAPTER_DEPLOYMENT.name)
+    return any(owner["name"] == key.name and owner["uid"] != uid for owner in pools)

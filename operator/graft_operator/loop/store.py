@@ -11,13 +11,7 @@ from typing import Any
 
 from graft_operator.decisions.observed import Child, PodView, PoolView, read_child, read_pod, read_pool
 from graft_operator.keys import ObjectKey, PoolKey
-from graft_operator.objects import DEPLOYMENT_LABEL
-from graft_operator.resource import KIND
-
-POD = "Pod"
-
-
-Known = PoolView | PodView | Child
+from graft_operator.kinds import ADAPTER_DEPLOYMENT, KINDS, POD
 
 
 class Store:
@@ -62,7 +56,8 @@ class Store:
         """
         metadata = body["metadata"]
         key = ObjectKey(kind, metadata["namespace"], metadata["name"])
-        pool = _pool_of(key, metadata.get("labels") or {})
+        pool_of = KINDS[kind].pool_of
+        pool = None if pool_of is None else pool_of(body)
         before = self._objects.get(key)
         if before is not None and before[0] != pool:
             self._drop(key)
@@ -71,9 +66,9 @@ class Store:
         if pool is None:
             return None
         self._objects[key] = (pool, metadata["uid"], metadata.get("resourceVersion", ""))
-        if kind == KIND:
+        if kind == ADAPTER_DEPLOYMENT.name:
             self._pools[pool] = read_pool(body)
-        elif kind == POD:
+        elif kind == POD.name:
             self._pods[pool][key.name] = read_pod(body)
         else:
             self._children[pool][key] = read_child(kind, body)
@@ -97,9 +92,9 @@ class Store:
 
     def _drop(self, key: ObjectKey) -> None:
         pool, _, _ = self._objects.pop(key)
-        if key.kind == KIND:
+        if key.kind == ADAPTER_DEPLOYMENT.name:
             self._pools.pop(pool, None)
-        elif key.kind == POD:
+        elif key.kind == POD.name:
             self._pods[pool].pop(key.name, None)
         else:
             self._children[pool].pop(key, None)
@@ -107,13 +102,6 @@ class Store:
             if pool in index and not index[pool]:
                 del index[pool]
         self._mark(pool)
-
-
-def _pool_of(key: ObjectKey, labels: Mapping[str, str]) -> PoolKey | None:
-    if key.kind == KIND:
-        return PoolKey(key.namespace, key.name)
-    name = labels.get(DEPLOYMENT_LABEL)
-    return None if name is None else PoolKey(key.namespace, name)
 
 
 def _is_news(metadata: Mapping[str, Any], known: tuple[PoolKey, str, str]) -> bool:

@@ -7,23 +7,15 @@ import logging
 from collections.abc import Awaitable, Callable, Sequence
 
 from graft_operator.clients.cluster import Cluster, ClusterError, RejectedError
-from graft_operator.loop.store import POD, Store
-from graft_operator.objects import DEPLOYMENT_LABEL
-from graft_operator.resource import KIND
+from graft_operator.kinds import watched_kinds
+from graft_operator.loop.store import Store
 from graft_operator.settings import Settings
 
 logger = logging.getLogger(__name__)
 
-CHILD_KINDS = ("ConfigMap", "Deployment", "NetworkPolicy", "PodDisruptionBudget", "Service", POD)
-WATCHED_KINDS = (KIND, *CHILD_KINDS)
 PRUNE_SECONDS = 300.0
 PRUNE_SOON_SECONDS = 1.0
 RETRY_SECONDS = 1.0
-
-
-def selector_for(kind: str) -> str | None:
-    """Only our own children are watched, of the pools all."""
-    return None if kind == KIND else DEPLOYMENT_LABEL
 
 
 class Sync:
@@ -83,17 +75,17 @@ class Sync:
             await asyncio.sleep(PRUNE_SOON_SECONDS)
 
     async def _load(self) -> None:
-        for kind in WATCHED_KINDS:
+        for kind in watched_kinds():
             for namespace in self._namespaces:
-                for body in await self._cluster.list(kind, namespace, selector_for(kind)):
-                    self._store.put(kind, body)
+                for body in await self._cluster.list(kind.name, namespace, kind.selector):
+                    self._store.put(kind.name, body)
 
     async def prune(self) -> None:
         """Forget what is gone."""
-        for kind in WATCHED_KINDS:
+        for kind in watched_kinds():
             for namespace in self._namespaces:
-                before = self._store.keys_of(kind, namespace)
-                listed = await self._cluster.list(kind, namespace, selector_for(kind), metadata_only=True)
-                gone = self._store.prune(kind, namespace, before, [body["metadata"]["uid"] for body in listed])
+                before = self._store.keys_of(kind.name, namespace)
+                listed = await self._cluster.list(kind.name, namespace, kind.selector, metadata_only=True)
+                gone = self._store.prune(kind.name, namespace, before, [body["metadata"]["uid"] for body in listed])
                 if gone:
-                    logger.info("pruned %d objects of kind %s that were deleted unseen", gone, kind)
+                    logger.info("pruned %d objects of kind %s that were deleted unseen", gone, kind.name)

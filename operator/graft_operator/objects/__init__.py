@@ -20,7 +20,6 @@ from graft_operator.objects.network_policy import build_network_policy
 from graft_operator.objects.pod_template import overlay
 from graft_operator.objects.pool import (
     CONFIG_HASH_LABEL,
-    DEPLOYMENT_LABEL,
     TEMPLATE_HASH_ANNOTATION,
     KubernetesObject,
     Pool,
@@ -35,7 +34,6 @@ from graft_operator.objects.service import build_service, url_of
 
 __all__ = [
     "CONFIG_HASH_LABEL",
-    "DEPLOYMENT_LABEL",
     "TEMPLATE_HASH_ANNOTATION",
     "KubernetesObject",
     "Pool",

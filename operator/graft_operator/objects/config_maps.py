@@ -20,6 +20,7 @@ from graft_runtime.contract.config import (
 )
 from graft_runtime.contract.control import PUBLIC_KEY_SUFFIX
 
+from graft_operator.kinds import CONFIG_MAP
 from graft_operator.objects.pool import (
     CONFIG_HASH_LABEL,
     KubernetesObject,
@@ -87,8 +88,7 @@ def read_adapter_set(config_map: Mapping[str, Any]) -> AdapterSet | None:
 def build_keys_config_map(pool: Pool, keys: Mapping[str, str]) -> KubernetesObject:
     """The public keys that the control port trusts: key id → SubjectPublicKeyInfo in PEM."""
     return {
-        "apiVersion": "v1",
-        "kind": "ConfigMap",
+        **CONFIG_MAP.type_meta,
         "metadata": metadata_of(pool, keys_name(pool)),
         "data": {f"{key_id}{PUBLIC_KEY_SUFFIX}": pem for key_id, pem in sorted(keys.items())},
     }
@@ -97,7 +97,7 @@ def build_keys_config_map(pool: Pool, keys: Mapping[str, str]) -> KubernetesObje
 def _config_map(pool: Pool, name: str, config_hash: str) -> KubernetesObject:
     metadata = metadata_of(pool, name)
     metadata["labels"] = {**metadata["labels"], CONFIG_HASH_LABEL: config_hash}
-    return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata}
+    return {**CONFIG_MAP.type_meta, "metadata": metadata}
 
 
 def _merge(spec: AdapterDeploymentSpec) -> MergeConfig | None:

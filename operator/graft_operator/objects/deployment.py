@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from graft_operator.kinds import DEPLOYMENT
 from graft_operator.objects.config_maps import build_runtime_config
 from graft_operator.objects.pod import build_pod_spec
 from graft_operator.objects.pod_template import overlay, refuse_reserved
@@ -33,8 +34,7 @@ def build_deployment(pool: Pool, settings: Settings) -> KubernetesObject:
     """
     spec = pool.spec
     deployment: KubernetesObject = {
-        "apiVersion": "apps/v1",
-        "kind": "Deployment",
+        **DEPLOYMENT.type_meta,
         "metadata": metadata_of(pool, pool.name),
         "spec": {
             "replicas": spec.replicas,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from graft_operator.kinds import POD_DISRUPTION_BUDGET
 from graft_operator.objects.pool import KubernetesObject, Pool, metadata_of, selector_of
 
 
@@ -10,8 +11,7 @@ def build_disruption_budget(pool: Pool) -> KubernetesObject | None:
     if pool.spec.replicas == 0:
         return None
     return {
-        "apiVersion": "policy/v1",
-        "kind": "PodDisruptionBudget",
+        **POD_DISRUPTION_BUDGET.type_meta,
         "metadata": metadata_of(pool, pool.name),
         "spec": {"maxUnavailable": 1, "selector": {"matchLabels": selector_of(pool)}},
     }

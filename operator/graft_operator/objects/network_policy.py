@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from graft_runtime.contract.ports import API_PORT, CONTROL_PORT
 
+from graft_operator.kinds import NETWORK_POLICY
 from graft_operator.objects.pool import (
     COMPONENT_LABEL,
     OPERATOR_COMPONENT,
@@ -22,8 +23,7 @@ def build_network_policy(pool: Pool, settings: Settings) -> KubernetesObject:
         "podSelector": {"matchLabels": {COMPONENT_LABEL: OPERATOR_COMPONENT}},
     }
     return {
-        "apiVersion": "networking.k8s.io/v1",
-        "kind": "NetworkPolicy",
+        **NETWORK_POLICY.type_meta,
         "metadata": metadata_of(pool, pool.name),
         "spec": {
             "podSelector": {"matchLabels": selector_of(pool)},

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from graft_operator.resource import API_VERSION, KIND, AdapterDeploymentSpec
+from graft_operator.kinds import ADAPTER_DEPLOYMENT, DEPLOYMENT_LABEL
+from graft_operator.resource import AdapterDeploymentSpec
 
 KubernetesObject = dict[str, Any]
 
-DEPLOYMENT_LABEL = "graft.dev/deployment"
 CONFIG_HASH_LABEL = "graft.dev/config-hash"
 TEMPLATE_HASH_ANNOTATION = "graft.dev/template-hash"
 # On the operator's own pods, by the chart: the one peer that the control port is open to.
@@ -61,8 +61,7 @@ def labels_of(pool: Pool) -> dict[str, str]:
 def owner_reference(pool: Pool) -> dict[str, Any]:
     """Makes the garbage collector remove an object with its pool, and tells ours from foreign ones."""
     return {
-        "apiVersion": API_VERSION,
-        "kind": KIND,
+        **ADAPTER_DEPLOYMENT.type_meta,
         "name": pool.name,
         "uid": pool.uid,
         "controller": True,

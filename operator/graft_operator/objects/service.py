@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from graft_runtime.contract.ports import API_PORT
 
+from graft_operator.kinds import SERVICE
 from graft_operator.objects.pool import KubernetesObject, Pool, metadata_of, selector_of
 
 
 def build_service(pool: Pool) -> KubernetesObject:
     """Routes to the Ready pods of the pool."""
     return {
-        "apiVersion": "v1",
-        "kind": "Service",
+        **SERVICE.type_meta,
         "metadata": metadata_of(pool, pool.name),
         "spec": {
             "type": "ClusterIP",

@@ -39,19 +39,8 @@ from graft_operator.resource.status import (
     MergeStatus,
 )
 
-GROUP = "graft.dev"
-VERSION = "v1alpha1"
-API_VERSION = f"{GROUP}/{VERSION}"
-KIND = "AdapterDeployment"
-PLURAL = "adapterdeployments"
-
 __all__ = [
-    "API_VERSION",
-    "GROUP",
-    "KIND",
     "NAME_RULES",
-    "PLURAL",
-    "VERSION",
     "AcceleratorSpec",
     "AdapterCounts",
     "AdapterDeploymentSpec",
