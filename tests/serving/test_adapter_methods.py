@@ -21,8 +21,8 @@ from graft_runtime.adapters.methods.registry import SUPPORT
 from graft_runtime.errors import ErrorCode, GraftError
 from graft_runtime.merge.memory import merge_into
 from graft_runtime.messages import MergeSource
-from graft_runtime.model.layout import modules_of
 from graft_runtime.model.load import load_base
+from graft_runtime.model.modules import BaseModules
 from safetensors.torch import load_file, save_file
 
 from tests.serving.test_adapter_variants import PROMPTS, Mixed, peft_logits, same
@@ -269,7 +269,7 @@ def damaged(adapter: Path, directory: Path, change: Change) -> Path:
 
 def mount(base: Any, directory: Path) -> CompiledAdapter:
     files = read_adapter_files(directory, name="sql", max_rank=64)
-    return compile_adapter(files, base.layout, modules_of(base.model), dtype=torch.float32, device=base.device)
+    return compile_adapter(files, base.layout, BaseModules(base.model), dtype=torch.float32, device=base.device)
 
 
 def fault_of(base: Any, directory: Path) -> GraftError:

@@ -14,8 +14,8 @@ from graft_runtime.adapters.deltas import CompiledAdapter
 from graft_runtime.adapters.files import read_adapter_files
 from graft_runtime.engine.requests import first_position
 from graft_runtime.engine.route import choose_runner
-from graft_runtime.model.layout import modules_of
 from graft_runtime.model.load import load_base
+from graft_runtime.model.modules import BaseModules
 from graft_runtime.model.rows import RowAdapter
 from graft_runtime.runners.decoder import DecoderRunner
 from graft_runtime.runners.padded import PaddedRunner
@@ -37,7 +37,7 @@ class Mixed:
     def compiled(self, name: str, directory: Path) -> CompiledAdapter:
         files = read_adapter_files(directory, name=name, max_rank=64)
         model, base = self.base.model, self.base
-        return compile_adapter(files, base.layout, modules_of(model), dtype=base.dtype, device=base.device)
+        return compile_adapter(files, base.layout, BaseModules(model), dtype=base.dtype, device=base.device)
 
     @torch.inference_mode()
     def logits(self, prompts: Sequence[Sequence[int]], names: Sequence[str | None]) -> list[torch.Tensor]:
@@ -46,7 +46,7 @@ class Mixed:
         for row in rows:
             assert self.runner.bank.hold(row)
         if isinstance(self.runner, DecoderRunner):
-            made = self.runner._try([list(prompt) for prompt in prompts], rows)
+            made = self.runner.logits_of([list(prompt) for prompt in prompts], rows)
         else:
             assert isinstance(self.runner, PaddedRunner)
             made = self.runner.forward(self.runner.start(prompts, [[] for _ in prompts], rows))

@@ -157,7 +157,7 @@ def test_columns_are_zeroed_when_they_are_released(engine: Any) -> None:
 
 
 def test_a_step_of_the_base_alone_touches_no_adapter(engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    from graft_runtime.model.deltas import AdapterModules
+    from graft_runtime.model.hooks import AdapterModules
 
     def fail(*_: object) -> None:
         raise AssertionError("a hook was made")

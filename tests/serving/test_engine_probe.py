@@ -35,8 +35,8 @@ def refused(base: BaseModel, caplog: pytest.LogCaptureFixture) -> str:
 def test_a_family_that_follows_the_interface_is_let_through(load: Any) -> None:
     runner = choose_runner(load("gemma3"), max_rank=16)
     assert isinstance(runner, DecoderRunner)
-    assert runner._family.windows == (8, None)
-    assert [layer.features for layer in runner._family.layers] == [2 * 2 * 8] * 2
+    assert runner.family.windows == (8, None)
+    assert [layer.features for layer in runner.family.layers] == [2 * 2 * 8] * 2
 
 
 def _calls_with(options: dict[str, Any]) -> Callable[[BaseModel], None]:

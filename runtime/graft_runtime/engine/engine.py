@@ -16,7 +16,7 @@ from graft_runtime.engine.loader import AdapterReady, BaseReady, Job, Outcome, f
 from graft_runtime.engine.mounts import Mounts
 from graft_runtime.engine.packed import PackedFlow
 from graft_runtime.engine.requests import Flow, Request, Turn, first_position
-from graft_runtime.engine.route import Runner, choose_runner
+from graft_runtime.engine.route import choose_runner
 from graft_runtime.engine.sampling import Draws, choose, limited
 from graft_runtime.engine.scheduler import Scheduler
 from graft_runtime.errors import ErrorCode, GraftError
@@ -41,7 +41,9 @@ from graft_runtime.messages import (
 from graft_runtime.model.load import BaseModel
 from graft_runtime.model.rows import RowAdapter, virtual_tokens
 from graft_runtime.runners.decoder import DecoderRunner
-from graft_runtime.runners.encoder import EncoderRunner
+from graft_runtime.runners.padded import PaddedRunner
+from graft_runtime.runners.runner import Runner
+from graft_runtime.runners.seq2seq import Seq2SeqRunner
 
 logger = logging.getLogger(__name__)
 
@@ -65,11 +67,9 @@ class _Serving:
 
 def _flow(runner: Runner, max_sequences: int) -> Flow | None:
     """How requests for text run; None on a model that makes none."""
-    if isinstance(runner, EncoderRunner):
-        return None
     if isinstance(runner, DecoderRunner):
         return PackedFlow(runner, max_sequences)
-    return BatchFlow(runner, max_sequences)
+    return BatchFlow(runner, max_sequences) if isinstance(runner, PaddedRunner | Seq2SeqRunner) else None
 
 
 class Engine:

@@ -7,7 +7,7 @@ import os
 import queue
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -28,7 +28,6 @@ from graft_runtime.messages import (
     Start,
     TokenizerConverted,
 )
-from graft_runtime.model.layout import layout_of, modules_of
 from graft_runtime.model.load import BaseModel, load_base
 
 logger = logging.getLogger(__name__)
@@ -88,8 +87,10 @@ class Loader:
                 max_sequence_length=start.max_sequence_length,
                 task=start.task,
             )
-            remapped = merge_into(base, start.merge, max_rank=start.max_rank) if start.merge else ()
-            self._base = base = replace(base, layout=layout_of(base.model, base.name)) if start.merge else base
+            remapped: tuple[str | None, ...] = ()
+            if start.merge:
+                base, remapped = merge_into(base, start.merge, max_rank=start.max_rank)
+            self._base = base
         except Exception as error:
             return BaseFailed(fault_of(error, f"base model `{start.name}`"))
         for source, told in zip(start.merge, remapped, strict=True):
@@ -103,7 +104,7 @@ class Loader:
         try:
             files = read_adapter_files(Path(mount.directory), name=mount.name, max_rank=self._max_rank)
             base = self._base
-            adapter = compile_adapter(files, base.layout, modules_of(base.model), dtype=base.dtype, device=base.device)
+            adapter = compile_adapter(files, base.layout, base.modules, dtype=base.dtype, device=base.device)
         except Exception as error:
             return MountFailed(mount.digest, fault_of(error, f"adapter `{mount.name}`"))
         _tell_remapped(mount.name, adapter.remapped)

@@ -9,18 +9,17 @@ import torch
 from graft_runtime.contract.tasks import Task
 from graft_runtime.engine.ledger import open_ledger
 from graft_runtime.model.bank import Bank
-from graft_runtime.model.deltas import AdapterModules
+from graft_runtime.model.hooks import AdapterModules
 from graft_runtime.model.load import BaseModel
 from graft_runtime.runners.decoder import DecoderRunner
 from graft_runtime.runners.encoder import EncoderRunner
 from graft_runtime.runners.kv import KeyValueStore
 from graft_runtime.runners.padded import PaddedRunner
 from graft_runtime.runners.probe import RefusedError, probe
+from graft_runtime.runners.runner import Runner
 from graft_runtime.runners.seq2seq import Seq2SeqRunner
 
 logger = logging.getLogger(__name__)
-
-Runner = DecoderRunner | PaddedRunner | Seq2SeqRunner | EncoderRunner
 
 
 def choose_runner(base: BaseModel, *, max_rank: int) -> Runner:

@@ -35,8 +35,9 @@ from graft_runtime.merge.places import (
 )
 from graft_runtime.merge.sums import Sum
 from graft_runtime.merge.ties import index_with_head, save_head, separable, separated_head, untied_config
-from graft_runtime.model.layout import layout_of, shared_weights
+from graft_runtime.model.layout import layout_of
 from graft_runtime.model.load import empty_model
+from graft_runtime.model.modules import BaseModules
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -67,12 +68,14 @@ class _Head:
     file: str
 
     @classmethod
-    def of(cls, path: str | None, layout: BaseLayout, files: Sequence[str], spans: Spans, model: Any) -> _Head | None:
+    def of(
+        cls, path: str | None, layout: BaseLayout, files: Sequence[str], spans: Spans, modules: BaseModules
+    ) -> _Head | None:
         """None where the head stays tied, or the checkpoint holds its weight beside the embedding's."""
         if path is None or any(name in spans for name in stored_names(f"{path}.weight", layout)):
             return None
         (embedding,) = (embedding for embedding, head in layout.ties.items() if head == path)
-        place = find_place(embedding, "weight", spans, model, layout)
+        place = find_place(embedding, "weight", spans, modules, layout)
         assert isinstance(place, Place), "a tied head's weight lies in the embedding's place"
         if list(files) == [SINGLE_FILE]:  # which Transformers would load alone, whatever an index says
             return cls(path, place, {SINGLE_FILE: _SHARDS[0]}, _SHARDS[1])
@@ -110,7 +113,8 @@ def merge_files(
         OSError: reading or writing failed.
     """
     model = empty_model(base, name=base.name)
-    layout, shared = layout_of(model, base.name), shared_weights(model)
+    layout, modules = layout_of(model, base.name), BaseModules(model)
+    shared = modules.shared_weights()
     shared -= separable(layout, shared)
     merged = Sum(
         [
@@ -129,8 +133,8 @@ def merge_files(
         tell(f"adapter `{moved.name}` names its modules otherwise than its base: {moved.remapped}")
     files = _weight_files(base)
     spans = read_spans(base, files)
-    places = find_places(base, spans, merged, model, layout)
-    head = _Head.of(separated_head(merged, layout), layout, files, spans, model)
+    places = find_places(base, spans, merged, modules, layout)
+    head = _Head.of(separated_head(merged, layout), layout, files, spans, modules)
     named = head.named if head is not None else {file: file for file in files}
     finished = _begin(output, _record(base, files, adapters), [*named.values(), *([head.file] if head else [])])
     for file, name in named.items():

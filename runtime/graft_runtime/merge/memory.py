@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -12,18 +13,18 @@ from graft_runtime.contract.tasks import Task
 from graft_runtime.errors import ErrorCode, GraftError
 from graft_runtime.merge.addend import Addend
 from graft_runtime.merge.sums import Sum
-from graft_runtime.merge.ties import separable, separated_head, untie
+from graft_runtime.merge.ties import separable, separated_head
 from graft_runtime.messages import MergeSource
-from graft_runtime.model.layout import LoadedModule, shared_weights
+from graft_runtime.model.layout import layout_of
 from graft_runtime.model.load import BaseModel
 from graft_runtime.model.tasks import end_token
-
-TRIAL_PROMPT = (3, 1, 2, 5)
-"""Any tokens will do."""
+from graft_runtime.runners.trial import check_called, trial_prompt
 
 
-def merge_into(base: BaseModel, sources: Sequence[MergeSource], *, max_rank: int) -> tuple[str | None, ...]:
-    """Changes the weights of `base`. After an error they are half changed, and must not be served.
+def merge_into(
+    base: BaseModel, sources: Sequence[MergeSource], *, max_rank: int
+) -> tuple[BaseModel, tuple[str | None, ...]]:
+    """Fold adapters into the weights of `base`, whose memory the result takes over.
 
     Args:
         base: loaded, on its device.
@@ -31,12 +32,14 @@ def merge_into(base: BaseModel, sources: Sequence[MergeSource], *, max_rank: int
         max_rank: the highest rank of a module.
 
     Returns:
-        What was done to find the modules of each adapter, in words; None where they are where its files say.
+        The merged model, and what was done to find the modules of each adapter, in words; None where they are where
+        its files say.
 
     Raises:
-        GraftError: what a mount of one of the adapters raises, and see `Addend.read` and `Sum`.
+        GraftError: what a mount of one of the adapters raises, and see `Addend.read` and `Sum`. `base` has lost its
+            weights if they were half changed.
     """
-    shared = shared_weights(base.model)
+    shared = base.modules.shared_weights()
     shared -= separable(base.layout, shared)
     merged = Sum(
         [
@@ -52,13 +55,23 @@ def merge_into(base: BaseModel, sources: Sequence[MergeSource], *, max_rank: int
         ]
     )
     was_finite = _trial(base, merged)
+    try:
+        _write(base, merged, was_finite=was_finite)
+    except Exception:
+        base.model.to("meta")  # nobody can serve what is half merged
+        raise
+    return replace(base, layout=layout_of(base.model, base.name)), tuple(
+        addend.files.remapped for addend in merged.addends
+    )
+
+
+def _write(base: BaseModel, merged: Sum, *, was_finite: bool) -> None:
     if (head := separated_head(merged, base.layout)) is not None:
-        untie(base.model, head)
-    with torch.no_grad():
-        for path in merged.paths:
-            module = LoadedModule(base.model.get_submodule(path))
-            for name, tensor in merged.onto(path, module).items():
-                getattr(module, name).copy_(tensor)
+        base.modules.untie(head)
+    for path in merged.paths:
+        module = base.modules(path)
+        for name, values in merged.onto(path, module).items():
+            module.write(name, values)
     merged.check_effect()
     if was_finite and not _trial(base, merged):
         raise GraftError(
@@ -66,35 +79,21 @@ def merge_into(base: BaseModel, sources: Sequence[MergeSource], *, max_rank: int
             f"with {merged.names} merged in, the model computes values that are not finite",
             hint="lower the weights, use a wider spec.baseModel.dtype, or train again",
         )
-    return tuple(addend.files.remapped for addend in merged.addends)
 
 
 def _trial(base: BaseModel, merged: Sum) -> bool:
     """One forward pass: whether what it gives is finite. Raises GraftError: NoEffect for modules that take no part."""
-    reached: set[str] = set()
-    handles = [
-        base.model.get_submodule(path).register_forward_hook(lambda *_, path=path: reached.add(path))
-        for path in merged.paths
-    ]
-    try:
+    called: set[str] = set()
+    with base.modules.watched(merged.paths, lambda path, _: called.add(path)):
         output = _output(base)
-    finally:
-        for handle in handles:
-            handle.remove()
     for addend in merged.addends:
-        if not reached & addend.parts.keys():
-            raise GraftError(
-                ErrorCode.NO_EFFECT,
-                f"adapter `{addend.files.name}` changes nothing: the model calls none of its "
-                f"{len(addend.parts)} modules",
-                hint="train it on modules that take part in what the model computes",
-            )
+        check_called(addend.files.name, addend.parts.keys(), called, "what the model computes")
     return bool(torch.isfinite(output).all())
 
 
 def _output(base: BaseModel) -> torch.Tensor:
     """What the model gives for a prompt, whatever its task: logits, those of starts, or hidden states."""
-    prompt = [token % base.vocabulary_size for token in TRIAL_PROMPT]
+    prompt = trial_prompt(base)
     end = end_token(base.model.config)
     ids = torch.tensor([prompt if end is None else [*prompt, end]], device=base.device)
     answer = {"decoder_input_ids": ids} if base.task is Task.SEQ_2_SEQ_LM else {}

@@ -6,16 +6,16 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import torch
-from transformers.pytorch_utils import Conv1D
 
 from graft_runtime.adapters.content import TORCH_DTYPES
 from graft_runtime.adapters.layout import BaseLayout
 from graft_runtime.adapters.tensors import TensorSpan, read_header
 from graft_runtime.errors import ErrorCode, GraftError, shown
 from graft_runtime.merge.sums import Sum
+from graft_runtime.model.modules import BaseModules
 
 
 @dataclass(frozen=True)
@@ -73,14 +73,14 @@ def read_spans(base: Path, files: Sequence[str]) -> Spans:
     return spans
 
 
-def find_places(base: Path, spans: Spans, merged: Sum, model: Any, layout: BaseLayout) -> Places:
+def find_places(base: Path, spans: Spans, merged: Sum, modules: BaseModules, layout: BaseLayout) -> Places:
     """Where everything lies that a merge changes.
 
     Args:
         base: the checkpoint.
         spans: of its files.
         merged: what changes.
-        model: made of its config.json.
+        modules: of the model that its config.json makes.
         layout: of that.
 
     Raises:
@@ -90,7 +90,7 @@ def find_places(base: Path, spans: Spans, merged: Sum, model: Any, layout: BaseL
     faults: list[str] = []
     for path in merged.paths:
         for parameter in merged.parameters(path):
-            found = find_place(path, parameter, spans, model, layout)
+            found = find_place(path, parameter, spans, modules, layout)
             if isinstance(found, str):
                 faults.append(found)
             elif found is not None:
@@ -105,17 +105,17 @@ def find_places(base: Path, spans: Spans, merged: Sum, model: Any, layout: BaseL
     return places
 
 
-def find_place(path: str, parameter: str, spans: Spans, model: Any, layout: BaseLayout) -> Place | str | None:
+def find_place(path: str, parameter: str, spans: Spans, modules: BaseModules, layout: BaseLayout) -> Place | str | None:
     """Where a parameter lies, what is wrong with it, or None for one that is tied to another and lies there."""
-    module = model.get_submodule(path)
-    tensor = getattr(module, parameter)
+    module = modules(path)
+    tensor = module.parameter(parameter)
     found = next((spans[name] for name in stored_names(f"{path}.{parameter}", layout) if name in spans), None)
     if found is None:
-        head = module is model.get_output_embeddings() and tensor is model.get_input_embeddings().weight
-        return None if head else f"{path}.{parameter}: the checkpoint has no tensor of this name"
+        tied = parameter == "weight" and path in layout.ties.values()
+        return None if tied else f"{path}.{parameter}: the checkpoint has no tensor of this name"
     if found[1].shape != tuple(tensor.shape) or found[1].dtype not in TORCH_DTYPES:
         return f"{path}.{parameter}: {found[1].dtype} {found[1].shape}, the model has {tuple(tensor.shape)}"
-    return Place(*found, transposed=isinstance(module, Conv1D) and parameter == "weight")
+    return Place(*found, transposed=module.transposed(parameter))
 
 
 def stored_names(name: str, layout: BaseLayout) -> Iterator[str]:

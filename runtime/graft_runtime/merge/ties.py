@@ -10,11 +10,9 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from torch import nn
 
 from graft_runtime.adapters.layout import BaseLayout
 from graft_runtime.adapters.parts.whole import TrainedTokens
@@ -35,13 +33,6 @@ def separated_head(merged: Sum, layout: BaseLayout) -> str | None:
             if not all(isinstance(part, TrainedTokens) and (part.shared or part.copy) for part in parts):
                 return head
     return None
-
-
-def untie(model: Any, head: str) -> None:
-    """Gives a loaded model's head a weight of its own, of the same values."""
-    module = model.get_submodule(head)
-    module.weight = nn.Parameter(module.weight.detach().clone(), requires_grad=False)
-    model.config.tie_word_embeddings = False
 
 
 def untied_config(text: bytes) -> bytes:

@@ -29,19 +29,6 @@ class _Place:
     holds: int = 0
 
 
-@dataclass(frozen=True, eq=False)
-class Sample:
-    """What a module was given once.
-
-    Attributes:
-        values: [1, features].
-        sum: of their sizes.
-    """
-
-    values: torch.Tensor
-    sum: float
-
-
 class Bank:
     """Columns as a resource: an adapter is active while requests hold it, and what does not fit waits.
 
@@ -65,8 +52,6 @@ class Bank:
         """Changes with the adapters that are active."""
         self.width = 0
         """Columns that a step computes: the bucket of the highest that is owned."""
-        self.samples: dict[str, Sample | None] = {}
-        """What modules were given in an earlier trial, for the next; None: the model never calls it."""
 
     @property
     def bytes_at_most(self) -> int:

@@ -1,13 +1,10 @@
-"""The layout of a loaded model, as adapters are checked against, and its modules, as they are compiled against."""
+"""The layout of a loaded model, as adapters are checked against."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable
 from typing import Any
 
-import torch
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
@@ -15,36 +12,13 @@ from transformers.core_model_loading import WeightRenaming, apply_renamings
 from transformers.pytorch_utils import Conv1D
 
 from graft_runtime.adapters.layout import AttentionShape, BaseLayout, EmbeddingShape, ExpertsShape, LinearShape
+from graft_runtime.model.modules import BaseModules
 
 HEADS = frozenset({"score", "classifier", "qa_outputs", "classifier.out_proj", "classification_head.out_proj"})
 """How the last module of a classifier is called; an adapter may know other labels than the base."""
 
 READ_WHOLE = frozenset({"rel_embeddings"})
 """Embeddings whose weight is read without calling them (DeBERTa's relative positions): there is no row to change."""
-
-
-@dataclass(frozen=True)
-class LoadedModule:
-    """One module of a loaded model, whichever way its weight lies."""
-
-    module: Any
-
-    @property
-    def weight(self) -> torch.Tensor:
-        """[output features, input features], or [rows, features] of an embedding."""
-        weight: torch.Tensor = self.module.weight.detach()
-        return weight.T if isinstance(self.module, Conv1D) else weight
-
-    @property
-    def bias(self) -> torch.Tensor | None:
-        """[output features]."""
-        bias = getattr(self.module, "bias", None)
-        return bias.detach() if isinstance(bias, torch.Tensor) else None
-
-
-def modules_of(model: nn.Module) -> Callable[[str], LoadedModule]:
-    """The modules of a model by their path."""
-    return lambda path: LoadedModule(model.get_submodule(path))
 
 
 def layout_of(model: nn.Module, name: str) -> BaseLayout:
@@ -66,6 +40,7 @@ def layout_of(model: nn.Module, name: str) -> BaseLayout:
         else:
             other[path] = type(module).__name__
     paths = {id(module): path for path, module in model.named_modules()}
+    modules = BaseModules(model)
     embedding, head = _path(model, "get_input_embeddings", paths), _path(model, "get_output_embeddings", paths)
     return BaseLayout(
         name,
@@ -74,8 +49,8 @@ def layout_of(model: nn.Module, name: str) -> BaseLayout:
         embeddings,
         norms,
         experts=experts,
-        ties=_ties(model, embedding, head),
-        twins=_twins(model, embedding, embeddings),
+        ties=_ties(modules, embedding, head),
+        twins=_twins(modules, embedding, embeddings),
         attention=_attention(model),
         input_embedding=embedding if embedding in embeddings and not _has_encoder(model) else None,
         resizable=frozenset(path for path in (embedding, head, *(HEADS & linear.keys())) if path is not None),
@@ -113,18 +88,6 @@ def _without_common_end(one: str, other: str) -> tuple[str, str]:
     return ".".join(ones), ".".join(others)
 
 
-def shared_weights(model: nn.Module) -> frozenset[str]:
-    """The paths of modules whose weight is another module's as well, as a head tied to the embedding."""
-    modules = model.named_modules(remove_duplicate=False)
-    found = [
-        (path, id(module.weight))
-        for path, module in modules
-        if isinstance(getattr(module, "weight", None), nn.Parameter)
-    ]
-    holders = Counter(weight for _, weight in found)
-    return frozenset(path for path, weight in found if holders[weight] > 1)
-
-
 def linear_shape(module: nn.Module) -> LinearShape | None:
     """The size of a module that computes y = W·x + b, or None."""
     if isinstance(module, Conv1D):
@@ -155,18 +118,16 @@ def _path(model: Any, getter: str, paths: dict[int, str]) -> str | None:
     return paths.get(id(module)) if module is not None else None
 
 
-def _ties(model: nn.Module, embedding: str | None, head: str | None) -> dict[str, str]:
+def _ties(modules: BaseModules, embedding: str | None, head: str | None) -> dict[str, str]:
     if embedding is None or head is None:
         return {}
-    tied = model.get_submodule(embedding).weight is model.get_submodule(head).weight
-    return {embedding: head} if tied else {}
+    return {embedding: head} if modules.same_weight(embedding, head) else {}
 
 
-def _twins(model: nn.Module, embedding: str | None, embeddings: Iterable[str]) -> tuple[str, ...]:
+def _twins(modules: BaseModules, embedding: str | None, embeddings: Iterable[str]) -> tuple[str, ...]:
     if embedding is None:
         return ()
-    weight = model.get_submodule(embedding).weight
-    return tuple(path for path in embeddings if path != embedding and model.get_submodule(path).weight is weight)
+    return tuple(path for path in embeddings if path != embedding and modules.same_weight(embedding, path))
 
 
 def _attention(model: Any) -> AttentionShape | None:

@@ -17,6 +17,7 @@ from graft_runtime.base.files import check_weights, not_a_model, read_config
 from graft_runtime.contract.tasks import Task
 from graft_runtime.errors import ErrorCode, GraftError, shown
 from graft_runtime.model.layout import layout_of
+from graft_runtime.model.modules import BaseModules
 from graft_runtime.model.tasks import auto_class, may_be_missing, task_of
 
 ROPE_OF_THE_LONGEST_ROW = {"dynamic", "longrope"}
@@ -40,6 +41,10 @@ class BaseModel:
     """Tokens."""
     vocabulary_size: int
     """Rows of the input embedding: every id below is safe to submit."""
+
+    @property
+    def modules(self) -> BaseModules:
+        return BaseModules(self.model)
 
     @property
     def dtype(self) -> torch.dtype:

@@ -6,20 +6,18 @@ served like this is for the probe to say.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from graft_runtime.adapters.deltas import CompiledAdapter
-from graft_runtime.model.deltas import AdapterModules
+from graft_runtime.model.hooks import AdapterModules
 from graft_runtime.model.load import BaseModel
 from graft_runtime.model.rows import Row, RowAdapter
 from graft_runtime.runners.attention import Layout, Piece, attending
 from graft_runtime.runners.kv import SMALLEST_EXTENT, Extent, KeyValueStore, LayerShape, fill
-from graft_runtime.runners.trial import try_adapter
+from graft_runtime.runners.runner import Runner
 
 NAME = "decoder"
 
@@ -73,7 +71,7 @@ class PackedStep:
         return [row for row in self.rows if row.answers]
 
 
-class DecoderRunner:
+class DecoderRunner(Runner):
     """Takes packed steps through the model.
 
     Args:
@@ -81,17 +79,17 @@ class DecoderRunner:
         modules: the adapters' hooks on it.
         family: what the probe found.
         kv: where sequences live.
+
+    Attributes:
+        family: as above.
     """
 
     name = NAME
 
     def __init__(self, base: BaseModel, modules: AdapterModules, family: Family, kv: KeyValueStore) -> None:
-        self._base = base
-        self._modules = modules
-        self._family = family
-        self._limits_head = "logits_to_keep" in inspect.signature(base.model.forward).parameters
-        self.bank = modules.bank
-        self.device = base.device
+        super().__init__(base, modules)
+        self.family = family
+        self._limits_head = "logits_to_keep" in self._parameters
         self.kv = kv
 
     @property
@@ -108,7 +106,7 @@ class DecoderRunner:
 
     def pack(self, rows: Sequence[PackedRow]) -> PackedStep:
         """A step of these rows, each of its own sequence; computes nothing yet."""
-        return PackedStep(rows, self._family.windows, self._base.device)
+        return PackedStep(rows, self.family.windows, self._base.device)
 
     def forward(self, step: PackedStep) -> torch.Tensor:
         """The logits of the rows that answer, [answers, vocabulary]; every row's tokens are in its extent then."""
@@ -121,12 +119,8 @@ class DecoderRunner:
         logits: torch.Tensor = made.logits[0]
         return logits if self._limits_head else logits[step.last]
 
-    def trial(self, adapter: CompiledAdapter, name: str) -> None:
-        """One forward pass of this adapter beside the base's. Raises GraftError, as `try_adapter` says."""
-        try_adapter(self._base, self.bank, adapter, name, self._try)
-
-    def _try(self, prompts: Sequence[list[int]], adapters: Sequence[tuple[RowAdapter, ...]]) -> torch.Tensor:
-        kv = scratch(self._base, self._family, [max(SMALLEST_EXTENT, len(prompt)) for prompt in prompts])
+    def logits_of(self, prompts: Sequence[Sequence[int]], adapters: Sequence[tuple[RowAdapter, ...]]) -> torch.Tensor:
+        kv = scratch(self._base, self.family, [max(SMALLEST_EXTENT, len(prompt)) for prompt in prompts])
         rows = []
         for prompt, row_adapters in zip(prompts, adapters, strict=True):
             extent = kv.reserve(len(prompt))

@@ -6,7 +6,6 @@ which modules see something else than the rows' tokens.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,12 +15,13 @@ import torch
 from graft_runtime.adapters.deltas import CompiledAdapter
 from graft_runtime.contract.tasks import Task
 from graft_runtime.errors import ErrorCode, GraftError
-from graft_runtime.model.deltas import AdapterModules
+from graft_runtime.model.hooks import AdapterModules
 from graft_runtime.model.layout import HEADS
 from graft_runtime.model.load import BaseModel
-from graft_runtime.model.rows import Row, RowAdapter
+from graft_runtime.model.rows import RowAdapter
+from graft_runtime.runners.padding import declared_padding, padded, padding_mask
+from graft_runtime.runners.runner import Runner
 from graft_runtime.runners.sharing import Sharing, try_sharing
-from graft_runtime.runners.trial import try_adapter
 
 NAME = "encoder"
 
@@ -41,27 +41,19 @@ class EncoderRow:
     types: Sequence[int] | None = None
 
 
-class EncoderRunner:
+class EncoderRunner(Runner):
     """Takes rows through the model."""
 
     name = NAME
 
     def __init__(self, base: BaseModel, modules: AdapterModules) -> None:
-        self._base = base
-        self._modules = modules
-        self.bank = modules.bank
-        self._parameters = set(inspect.signature(base.model.forward).parameters)
+        super().__init__(base, modules)
         self._padding = _Padding(base)
         self._has_types = bool(getattr(base.model.config, "type_vocab_size", 0))
         """Whether a text of its own has a type; others add a token's embedding for any type that they are given."""
         self._sharing = Sharing(side="right")
         with torch.inference_mode():
             self._sharing = try_sharing(base, self._plain)
-
-    @property
-    def context_length(self) -> int:
-        """Tokens of the longest row."""
-        return self._base.context_length
 
     def forward(self, rows: Sequence[EncoderRow]) -> list[torch.Tensor]:
         """What the model says of each row.
@@ -77,11 +69,11 @@ class EncoderRunner:
         return [made[index] for index in range(len(rows))]
 
     def trial(self, adapter: CompiledAdapter, name: str) -> None:
-        """One forward pass of this adapter beside the base's.
+        """Take an adapter through the model beside the base.
 
         Raises:
             GraftError: UnsupportedMethod for virtual tokens, which only what generates has a place for; else as
-                `try_adapter` does.
+                `Trials.run` says.
         """
         if adapter.virtual_tokens:
             raise GraftError(
@@ -91,12 +83,12 @@ class EncoderRunner:
                 hint="train LoRA for this task",
             )
 
-        def forward(prompts: Sequence[list[int]], adapters: Sequence[tuple[RowAdapter, ...]]) -> torch.Tensor:
-            rows = [EncoderRow(self._sharing.ended(prompt), row) for prompt, row in zip(prompts, adapters, strict=True)]
-            # Rows may have labels of their own: of each, its largest value says whether all are finite.
-            return torch.stack([output.abs().max()[None] for output in self.forward(rows)])
+        super().trial(adapter, name)
 
-        try_adapter(self._base, self.bank, adapter, name, forward)
+    def logits_of(self, prompts: Sequence[Sequence[int]], adapters: Sequence[tuple[RowAdapter, ...]]) -> torch.Tensor:
+        """Return the largest value of each row's output, [rows, 1]: rows may have labels of their own."""
+        rows = [EncoderRow(self._sharing.ended(prompt), row) for prompt, row in zip(prompts, adapters, strict=True)]
+        return torch.stack([output.abs().max()[None] for output in self.forward(rows)])
 
     def _groups(self, rows: Sequence[EncoderRow]) -> list[list[int]]:
         """The rows that may share a pass."""
@@ -112,27 +104,19 @@ class EncoderRunner:
 
     def _computed(self, rows: Sequence[EncoderRow], side: str | None) -> list[torch.Tensor]:
         """One pass of these rows, padded on this side; None: they are of one length."""
-        longest = max(len(row.ids) for row in rows)
-        padding = self._padding.token_for(rows)
-        ids, mask, types = (
-            torch.tensor([_padded(values(row), longest, fill, side) for row in rows], device=self._base.device)
-            for values, fill in (
-                (lambda row: row.ids, padding),
-                (lambda row: [1] * len(row.ids), 0),
-                (lambda row: row.types or [0] * len(row.ids), 0),
-            )
-        )
+        longest, left = max(len(row.ids) for row in rows), side == "left"
+        texts = [row.ids for row in rows]
+        ids = padded(texts, self._padding.token_for(rows), left=left, device=self.device)
+        mask = padding_mask(texts, left=left, device=self.device)
+        types = padded([row.types or [0] * len(row.ids) for row in rows], 0, left=left, device=self.device)
         offered = {"attention_mask": mask, "use_cache": False}
         if self._has_types or any(row.types for row in rows):
             offered["token_type_ids"] = types
         inputs = {name: value for name, value in offered.items() if name in self._parameters}
-        last = torch.arange(1, len(rows) + 1, device=ids.device) * longest - 1
-        starts = [len(row.ids) - longest if side == "left" else 0 for row in rows]
-        with self._modules.active(
-            [Row(row.adapters, start, longest) for row, start in zip(rows, starts, strict=True)], last
-        ):
+        starts = [len(row.ids) - longest if left else 0 for row in rows]
+        with self._active([row.adapters for row in rows], starts, longest):
             made = self._base.model(input_ids=ids, return_dict=True, **inputs)
-        spans = [slice(longest - len(row.ids), longest) if side == "left" else slice(0, len(row.ids)) for row in rows]
+        spans = [slice(longest - len(row.ids), longest) if left else slice(0, len(row.ids)) for row in rows]
         return [self._output(made, row, index, span) for index, (row, span) in enumerate(zip(rows, spans, strict=True))]
 
     def _labels(self, row: EncoderRow) -> int:
@@ -165,8 +149,7 @@ class _Padding:
     def __init__(self, base: BaseModel) -> None:
         self._vocabulary = base.vocabulary_size
         self._config = base.model.config.get_text_config()
-        declared = getattr(self._config, "pad_token_id", None)
-        self._declared = declared if isinstance(declared, int) and 0 <= declared < self._vocabulary else None
+        self._declared = declared_padding(base)
 
     def token_for(self, rows: Sequence[EncoderRow]) -> int:
         """The declared one; where there is none, one that none of the rows holds."""
@@ -176,8 +159,3 @@ class _Padding:
         token = next((token for token in range(self._vocabulary) if token not in used), 0)
         self._config.pad_token_id = token
         return token
-
-
-def _padded(values: Sequence[int], length: int, fill: int, side: str | None) -> list[int]:
-    padding = [fill] * (length - len(values))
-    return [*padding, *values] if side == "left" else [*values, *padding]

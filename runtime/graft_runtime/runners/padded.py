@@ -7,7 +7,6 @@ batches of equal length that are never joined: no padding ever enters the state.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,13 +14,13 @@ import torch
 from torch.nn import functional
 from transformers import DynamicCache
 
-from graft_runtime.adapters.deltas import CompiledAdapter
 from graft_runtime.errors import ErrorCode, GraftError
-from graft_runtime.model.deltas import AdapterModules
+from graft_runtime.model.hooks import AdapterModules
 from graft_runtime.model.load import BaseModel
-from graft_runtime.model.rows import Row, RowAdapter
+from graft_runtime.model.rows import RowAdapter
 from graft_runtime.runners.caches import can_join, cut_left, join, keeps_state, prefill
-from graft_runtime.runners.trial import try_adapter
+from graft_runtime.runners.padding import padded, padding_mask, padding_token
+from graft_runtime.runners.runner import Runner
 
 NAME = "padded"
 CACHE_ARGUMENTS = {"past_key_values", "cache_params"}
@@ -72,16 +71,13 @@ class PaddedBatch:
         self.mask = torch.cat([self.mask, self.mask.new_ones(len(tokens), 1)], dim=1)
 
 
-class PaddedRunner:
+class PaddedRunner(Runner):
     """Makes batches and takes them through the model. Raises NotAModel for a model that keeps no cache."""
 
     name = NAME
 
     def __init__(self, base: BaseModel, modules: AdapterModules) -> None:
-        self._base = base
-        self._modules = modules
-        self.bank = modules.bank
-        self._parameters = set(inspect.signature(base.model.forward).parameters)
+        super().__init__(base, modules)
         if not self._parameters & CACHE_ARGUMENTS:
             raise GraftError(
                 ErrorCode.NOT_A_MODEL,
@@ -93,11 +89,6 @@ class PaddedRunner:
         """Whether rows of unequal length may share a batch."""
         self.joins = self.pads and can_join(self._new_cache())
         """Whether a batch can take in the rows of another."""
-
-    @property
-    def context_length(self) -> int:
-        """Tokens of the longest sequence that can run."""
-        return self._base.context_length
 
     def start(
         self,
@@ -115,31 +106,21 @@ class PaddedRunner:
         prefixes = [next((part.adapter.prefix for part in row if part.adapter.prefix), None) for row in adapters]
         rows = [[*prompt, *answer] for prompt, answer in zip(prompts, answers, strict=True)]
         rows = [row[prefix.tokens if prefix else 0 :] for row, prefix in zip(rows, prefixes, strict=True)]
-        longest = max(map(len, rows))
-        padding = [longest - len(row) for row in rows]
-        ids = [[self._padding_token] * pad + row for pad, row in zip(padding, rows, strict=True)]
-        mask = torch.tensor([[0] * pad + [1] * (longest - pad) for pad in padding], device=self._base.device)
+        ids = padded(rows, self._padding_token, left=True, device=self.device)
+        mask = padding_mask(rows, left=True, device=self.device)
         cache = self._new_cache()
         if any(prefixes):
             mask = torch.cat([prefill(cache, prefixes).to(mask), mask], dim=1)
-        return PaddedBatch(torch.tensor(ids, device=self._base.device), mask, adapters, cache)
+        return PaddedBatch(ids, mask, adapters, cache)
 
     def forward(self, batch: PaddedBatch) -> torch.Tensor:
         """The logits after each row's last token, [rows, vocabulary]. `batch.cache` has grown by the input."""
-        count, tokens = batch.ids.shape
-        last = torch.arange(1, count + 1, device=batch.ids.device) * tokens - 1
-        starts = (batch.mask.sum(dim=1) - tokens).tolist()
-        rows = [Row(adapters, start, tokens) for adapters, start in zip(batch.adapters, starts, strict=True)]
-        with self._modules.active(rows, last):
+        tokens = batch.ids.shape[1]
+        with self._active(batch.adapters, (batch.mask.sum(dim=1) - tokens).tolist(), tokens):
             return self._base.model(**self._inputs(batch)).logits[:, -1]  # type: ignore[no-any-return]
 
-    def trial(self, adapter: CompiledAdapter, name: str) -> None:
-        """One forward pass of this adapter beside the base's. Raises GraftError, as `try_adapter` says."""
-
-        def forward(prompts: Sequence[list[int]], adapters: Sequence[tuple[RowAdapter, ...]]) -> torch.Tensor:
-            return self.forward(self.start(prompts, [[] for _ in prompts], adapters))
-
-        try_adapter(self._base, self.bank, adapter, name, forward)
+    def logits_of(self, prompts: Sequence[Sequence[int]], adapters: Sequence[tuple[RowAdapter, ...]]) -> torch.Tensor:
+        return self.forward(self.start(prompts, [[] for _ in prompts], adapters))
 
     def _inputs(self, batch: PaddedBatch) -> dict[str, Any]:
         positions = (batch.mask.cumsum(-1) - 1).clamp(min=0)
@@ -157,9 +138,3 @@ class PaddedRunner:
 
     def _new_cache(self) -> DynamicCache:
         return DynamicCache(config=self._base.model.config)
-
-
-def padding_token(base: BaseModel) -> int:
-    """Any token that the embedding has: what it computes is masked away."""
-    declared = getattr(base.model.config.get_text_config(decoder=True), "pad_token_id", None)
-    return declared if isinstance(declared, int) and 0 <= declared < base.vocabulary_size else 0

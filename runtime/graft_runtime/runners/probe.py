@@ -11,11 +11,12 @@ from typing import Any
 
 import torch
 
-from graft_runtime.model.deltas import AdapterModules
+from graft_runtime.model.hooks import AdapterModules
 from graft_runtime.model.load import BaseModel
 from graft_runtime.runners.attention import IMPLEMENTATION, Piece, attending
 from graft_runtime.runners.decoder import DecoderRunner, Family, PackedRow, scratch
 from graft_runtime.runners.kv import KeyValueStore, LayerShape
+from graft_runtime.runners.trial import agree, difference
 
 HANDLED = {"scaling", "dropout", "sliding_window", "softcap", "s_aux", "is_causal"}
 """What our attention does as it is asked, or what is checked here."""
@@ -25,8 +26,6 @@ NEUTRAL = {
 }  # fmt: skip
 """Handed through by models, and without meaning for attention."""
 KINDS = {"full_attention", "sliding_attention"}
-TOLERANCES = {torch.float32: 5e-4, torch.float16: 2e-2, torch.bfloat16: 6e-2}
-"""Of the largest logit. A mask or a scale that is wrong is off by far more."""
 SHORT, LONG = 10, 28
 """Tokens of the two sequences that are compared."""
 WINDOW_TRIED = 1024
@@ -156,10 +155,9 @@ def _compare(
     runner = DecoderRunner(base, modules, family, kv)
     got = _packed_logits(base, runner, kv, lengths)
     for made, stock in zip(got, expected, strict=True):
-        largest = max(1.0, float(stock.abs().max()))
-        off = float((made.float() - stock.float()).abs().max())
-        if not off <= TOLERANCES[base.dtype] * largest:
-            raise RefusedError(f"packed logits differ from the model's own by {off:.3g}, the largest is {largest:.3g}")
+        if not agree(made, stock, base.dtype):
+            off = difference(made, stock)
+            raise RefusedError(f"packed logits differ from the model's own by {off:.3g} of the largest")
 
 
 def _packed_logits(

@@ -14,27 +14,26 @@ import torch
 from transformers import DynamicCache, EncoderDecoderCache
 from transformers.modeling_outputs import BaseModelOutput
 
-from graft_runtime.adapters.deltas import CompiledAdapter
 from graft_runtime.errors import ErrorCode, GraftError
-from graft_runtime.model.deltas import AdapterModules
+from graft_runtime.model.hooks import AdapterModules
 from graft_runtime.model.load import BaseModel
-from graft_runtime.model.rows import Row, RowAdapter
+from graft_runtime.model.rows import RowAdapter
 from graft_runtime.runners.caches import can_join
-from graft_runtime.runners.padded import NAME, padding_token
+from graft_runtime.runners.padded import NAME
+from graft_runtime.runners.padding import padded, padding_mask, padding_token
 from graft_runtime.runners.positions import Positions
+from graft_runtime.runners.runner import Runner
 from graft_runtime.runners.seq2seq_batch import Seq2SeqBatch
-from graft_runtime.runners.trial import try_adapter
+from graft_runtime.runners.trial import agree
 
 logger = logging.getLogger(__name__)
 
-TOLERANCES = {torch.float32: 5e-4, torch.float16: 2e-2, torch.bfloat16: 6e-2}
-"""Of the largest logit, between a row alone and the same in a batch."""
 PROMPTS = ((5, 3, 7, 2, 9, 4), (6, 8))
 """Of the trial of a model: any tokens will do, their numbers differ."""
 ANSWER = (3, 5, 2)
 
 
-class Seq2SeqRunner:
+class Seq2SeqRunner(Runner):
     """Makes batches and takes them through the model.
 
     Raises:
@@ -44,9 +43,7 @@ class Seq2SeqRunner:
     name = NAME
 
     def __init__(self, base: BaseModel, modules: AdapterModules) -> None:
-        self._base = base
-        self._modules = modules
-        self.bank = modules.bank
+        super().__init__(base, modules)
         self._padding_token = padding_token(base)
         self._start_token = _start_token(base)
         self._forced_first = _own_token(base.model.generation_config.forced_bos_token_id, base)
@@ -66,11 +63,6 @@ class Seq2SeqRunner:
         if not (self.pads and self.joins):
             logger.warning("base model `%s`: rows share a batch only where they begin at once", base.name)
 
-    @property
-    def context_length(self) -> int:
-        """Tokens of the longest prompt, and of the longest answer, that can run."""
-        return self._base.context_length
-
     def start(
         self,
         prompts: Sequence[Sequence[int]],
@@ -85,9 +77,7 @@ class Seq2SeqRunner:
             adapters: of each row.
         """
         begun = [[self._start_token, *answer] for answer in answers]
-        prompt, prompt_mask = self._padded(prompts, left=False)
-        ids, mask = self._padded(begun, left=True)
-        return Seq2SeqBatch(prompt, prompt_mask, ids, mask, adapters)
+        return Seq2SeqBatch(*self._padded(prompts, left=False), *self._padded(begun, left=True), adapters)
 
     def forward(self, batch: Seq2SeqBatch) -> torch.Tensor:
         """The logits after each row's last token, [rows, vocabulary]. `batch.cache` has grown by the input."""
@@ -98,22 +88,15 @@ class Seq2SeqRunner:
         others = torch.arange(logits.shape[1], device=logits.device) != self._forced_first
         return logits.masked_fill(begins & others, -torch.inf)
 
-    def trial(self, adapter: CompiledAdapter, name: str) -> None:
-        """One forward pass of this adapter beside the base's. Raises GraftError, as `try_adapter` says."""
-
-        def forward(prompts: Sequence[list[int]], adapters: Sequence[tuple[RowAdapter, ...]]) -> torch.Tensor:
-            return self._logits(self.start(prompts, [[] for _ in prompts], adapters))
-
-        try_adapter(self._base, self.bank, adapter, name, forward)
+    def logits_of(self, prompts: Sequence[Sequence[int]], adapters: Sequence[tuple[RowAdapter, ...]]) -> torch.Tensor:
+        return self._logits(self.start(prompts, [[] for _ in prompts], adapters))
 
     def _logits(self, batch: Seq2SeqBatch) -> torch.Tensor:
         if batch.states is None:
             batch.states = self._encode(batch)
-        rows, tokens = batch.ids.shape
-        last = torch.arange(1, rows + 1, device=batch.ids.device) * tokens - 1
+        tokens = batch.ids.shape[1]
         starts = (batch.mask.sum(dim=1) - tokens).tolist()
-        active = self._modules.active(_rows(batch, starts, tokens), last)
-        with active, self._positions.less(batch.padding):
+        with self._active(batch.adapters, starts, tokens), self._positions.less(batch.padding):
             made = self._base.model(
                 encoder_outputs=BaseModelOutput(last_hidden_state=batch.states),
                 attention_mask=batch.prompt_mask,
@@ -129,8 +112,7 @@ class Seq2SeqRunner:
 
     def _encode(self, batch: Seq2SeqBatch) -> torch.Tensor:
         rows, tokens = batch.prompt.shape
-        last = torch.arange(1, rows + 1, device=batch.ids.device) * tokens - 1
-        with self._modules.active(_rows(batch, [0] * rows, tokens), last):
+        with self._active(batch.adapters, [0] * rows, tokens):
             made = self._base.model.get_encoder()(
                 input_ids=batch.prompt, attention_mask=batch.prompt_mask, return_dict=True
             )
@@ -139,15 +121,8 @@ class Seq2SeqRunner:
         return torch.where(batch.prompt_mask[:, :, None] == 1, states, 0)
 
     def _padded(self, rows: Sequence[Sequence[int]], *, left: bool) -> tuple[torch.Tensor, torch.Tensor]:
-        longest = max(map(len, rows))
-        device = self._base.device
-        ids = torch.full((len(rows), longest), self._padding_token, device=device)
-        mask = torch.zeros_like(ids)
-        for index, row in enumerate(rows):
-            place = slice(longest - len(row), longest) if left else slice(len(row))
-            ids[index, place] = torch.tensor(row, device=device)
-            mask[index, place] = 1
-        return ids, mask
+        ids = padded(rows, self._padding_token, left=left, device=self.device)
+        return ids, padding_mask(rows, left=left, device=self.device)
 
     # what the family lets rows share
 
@@ -157,7 +132,7 @@ class Seq2SeqRunner:
         alone = [self._answer(prompt) for prompt in prompts]
         together = self.start(prompts, [[], []], [(), ()])
         expected = torch.stack(alone, dim=1)
-        pads = self._same(self._decode(together, len(ANSWER)), expected)
+        pads = agree(self._decode(together, len(ANSWER)), expected, self._base.dtype)
         if not (pads and self._can_join(together)):
             return pads, False
         old, new = self.start(prompts[:1], [[]], [()]), self.start(prompts[1:], [[]], [()])
@@ -165,7 +140,7 @@ class Seq2SeqRunner:
         self._decode(new, 1)
         old.join(new)
         joined = self._logits(old)
-        return pads, self._same(joined, torch.stack([alone[0][2], alone[1][1]]))
+        return pads, agree(joined, torch.stack([alone[0][2], alone[1][1]]), self._base.dtype)
 
     def _answer(self, prompt: list[int]) -> torch.Tensor:
         return self._decode(self.start([prompt], [[]], [()]), len(ANSWER))[:, 0]
@@ -177,11 +152,6 @@ class Seq2SeqRunner:
             made.append(self._logits(batch))
             batch.extend([token % self._base.vocabulary_size] * batch.ids.shape[0])
         return torch.stack(made)
-
-    def _same(self, made: torch.Tensor, expected: torch.Tensor) -> bool:
-        largest = max(1.0, float(expected.abs().max()))
-        off = float((made.float() - expected.float()).abs().max())
-        return off <= TOLERANCES[self._base.dtype] * largest
 
     @staticmethod
     def _can_join(batch: Seq2SeqBatch) -> bool:
@@ -207,7 +177,3 @@ def _start_token(base: BaseModel) -> int:
 
 def _own_token(value: Any, base: BaseModel) -> int | None:
     return value if type(value) is int and 0 <= value < base.vocabulary_size else None
-
-
-def _rows(batch: Seq2SeqBatch, starts: Sequence[int], tokens: int) -> list[Row]:
-    return [Row(adapters, start, tokens) for adapters, start in zip(batch.adapters, starts, strict=True)]

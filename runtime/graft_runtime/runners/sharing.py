@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,14 +14,13 @@ import torch
 from graft_runtime.errors import ErrorCode, GraftError
 from graft_runtime.model.load import BaseModel
 from graft_runtime.model.tasks import end_token
+from graft_runtime.runners.trial import agree
 
 logger = logging.getLogger(__name__)
 
 SIDES = ("right", "left")
 LENGTHS = (7, 4, 5)
 """Tokens of the rows that are tried."""
-TOLERANCES = {torch.float32: 5e-4, torch.float16: 2e-2, torch.bfloat16: 6e-2}
-"""Of the largest value. What is mixed up or not masked is off by far more."""
 
 Calls = Mapping[str, list[torch.Tensor]]
 """What each module was handed, call by call, by its path."""
@@ -74,10 +73,10 @@ def _tried(base: BaseModel, compute: Compute, rows: Sequence[list[int]], side: s
     """The modules that are not led by rows; None where the rows don't get what they get alone."""
     expected, alone = [], []
     for row in rows:
-        with _recorded(base.model) as calls:
+        with _recorded(base) as calls:
             expected += _attempt(base, lambda row=row: compute([row], side))  # type: ignore[misc]
         alone.append(calls)
-    with _recorded(base.model) as together:
+    with _recorded(base) as together:
         try:
             made = compute(rows, side)
         except torch.AcceleratorError:
@@ -85,8 +84,7 @@ def _tried(base: BaseModel, compute: Compute, rows: Sequence[list[int]], side: s
         except Exception as error:  # whatever a model raises on padding
             logger.warning("base model `%s` fails on rows that are padded on the %s: %s", base.name, side, error)
             return None
-    tolerance = TOLERANCES[base.dtype]
-    if not all(_same(mine, theirs, tolerance) for mine, theirs in zip(made, expected, strict=True)):
+    if not all(agree(mine, theirs, base.dtype) for mine, theirs in zip(made, expected, strict=True)):
         return None
     longest = max(map(len, rows))
     return frozenset(
@@ -94,7 +92,7 @@ def _tried(base: BaseModel, compute: Compute, rows: Sequence[list[int]], side: s
         for path, calls in together.items()
         if not all(
             len(calls) == len(one.get(path, ())) and all(
-                _is_of_row(mine, theirs, index, (len(rows), longest), left=side == "left", tolerance=tolerance)
+                _is_of_row(mine, theirs, index, (len(rows), longest), left=side == "left", dtype=base.dtype)
                 for mine, theirs in zip(calls, one[path], strict=True)
             )
             for index, one in enumerate(alone)
@@ -117,7 +115,7 @@ def _attempt(base: BaseModel, compute: Callable[[], list[torch.Tensor]]) -> list
 
 
 def _is_of_row(
-    together: torch.Tensor, alone: torch.Tensor, row: int, size: tuple[int, int], *, left: bool, tolerance: float
+    together: torch.Tensor, alone: torch.Tensor, row: int, size: tuple[int, int], *, left: bool, dtype: torch.dtype
 ) -> bool:
     """Whether a module's input of a pass holds, in the place of this row, what it was handed of the row alone.
 
@@ -127,7 +125,7 @@ def _is_of_row(
         row: its number.
         size: rows of the pass, and tokens of the longest.
         left: whether padding comes first.
-        tolerance: of the largest value.
+        dtype: of the model.
     """
     rows, longest = size
     if together.dim() > 3:  # heads: in any order behind the rows
@@ -139,16 +137,11 @@ def _is_of_row(
     each = flat.shape[0] // rows
     mine = flat[row * each : (row + 1) * each]
     mine = mine[each - own.shape[0] :] if left else mine[: own.shape[0]]
-    return mine.shape == own.shape and _same(mine, own, tolerance)
-
-
-def _same(mine: torch.Tensor, theirs: torch.Tensor, tolerance: float) -> bool:
-    largest = max(1.0, float(theirs.abs().max()))
-    return mine.shape == theirs.shape and float((mine.float() - theirs.float()).abs().max()) <= tolerance * largest
+    return agree(mine, own, dtype)
 
 
 @contextmanager
-def _recorded(model: Any) -> Iterator[Calls]:
+def _recorded(base: BaseModel) -> Iterator[Calls]:
     """What the modules with weights of their own are handed meanwhile."""
     calls: dict[str, list[torch.Tensor]] = defaultdict(list)
 
@@ -156,11 +149,10 @@ def _recorded(model: Any) -> Iterator[Calls]:
         if inputs and isinstance(inputs[0], torch.Tensor):
             calls[path].append(inputs[0])
 
-    with ExitStack() as hooks:
-        for path, module in model.named_modules():
-            if next(module.parameters(recurse=False), None) is not None:
-                hook = module.register_forward_pre_hook(lambda _, inputs, path=path: record(path, inputs))
-                hooks.callback(hook.remove)
+    weighted = [
+        path for path, module in base.model.named_modules() if any(True for _ in module.parameters(recurse=False))
+    ]
+    with base.modules.watched(weighted, record):
         yield calls
 
 

@@ -1,4 +1,4 @@
-"""The trial of an adapter, before a request may name it: it changes something, and nothing overflows.
+"""Trials: of an adapter, before a request may name it, and of what a model makes of one input in two ways.
 
 The first adapter on some modules goes through the model, beside a row of the base. That shows which modules the model
 calls and what they are given there, so that the next one is tried on that alone, module by module: a forward pass costs
@@ -7,90 +7,147 @@ more than all the rest of a mount, and every request waits for it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch.nn import functional
 
 from graft_runtime.adapters.deltas import CompiledAdapter, LowRank
 from graft_runtime.errors import ErrorCode, GraftError
-from graft_runtime.model.bank import Bank, Sample
+from graft_runtime.model.bank import Bank
 from graft_runtime.model.load import BaseModel
 from graft_runtime.model.rows import RowAdapter
 
 TRIAL_PROMPT = (3, 1, 2, 5, 4, 1, 3, 2, 6, 5, 7)
 """Any tokens will do; no model has as many heads, or twice as many, which is how norms of heads are told apart."""
+TOLERANCES = {torch.float32: 5e-4, torch.float16: 2e-2, torch.bfloat16: 6e-2}
+"""Of the largest value. A mask or a scale that is wrong, or rows that are mixed up, are off by far more."""
+LARGEST = 1e15
+"""A change beyond it is none that was trained; its square still is a number in bfloat16 and float32."""
 
 Forward = Callable[[Sequence[list[int]], Sequence[tuple[RowAdapter, ...]]], torch.Tensor]
 """Prompts and the adapters of each; returns the logits after each, [rows, vocabulary]."""
 
 
-LARGEST = 1e15
-"""A change beyond it is none that was trained; its square still is a number in bfloat16 and float32."""
+def trial_prompt(base: BaseModel) -> list[int]:
+    """Return token ids that the model has."""
+    return [token % base.vocabulary_size for token in TRIAL_PROMPT]
 
 
-def try_adapter(base: BaseModel, bank: Bank, adapter: CompiledAdapter, name: str, forward: Forward) -> None:
-    """Raises GraftError unless the adapter can serve.
+def difference(made: torch.Tensor, expected: torch.Tensor) -> float:
+    """Return the largest difference of two tensors, as a part of the largest value that was expected, or of 1."""
+    largest = max(1.0, float(expected.abs().max()))
+    return float((made.float() - expected.float()).abs().max()) / largest
+
+
+def agree(made: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype) -> bool:
+    """Return whether two ways to compute the same in this dtype gave the same."""
+    return made.shape == expected.shape and difference(made, expected) <= TOLERANCES[dtype]
+
+
+def check_called(name: str, paths: Collection[str], called: Collection[str], what: str) -> None:
+    """Check that the model calls a module of an adapter.
+
+    Args:
+        name: how errors call the adapter.
+        paths: of its modules.
+        called: paths of the modules that the model called.
+        what: those modules take part in.
 
     Raises:
-        GraftError: NoEffect when the model calls none of its modules, Corrupt when it overflows where the base does
-            not, UnsupportedMethod when the model does not keep tokens in order.
+        GraftError: NoEffect.
     """
-    narrow = base.dtype == torch.float16  # what each module does may fit, and their sum not
-    if narrow or adapter.virtual_tokens or not adapter.modules.keys() <= bank.samples.keys():
-        _try_on_model(base, bank, adapter, name, forward)
-    if adapter.prefix is None and all(bank.samples[path] is None for path in adapter.modules):
+    if not any(path in called for path in paths):
         raise GraftError(
             ErrorCode.NO_EFFECT,
-            f"adapter `{name}` changes nothing: the model calls none of its {len(adapter.modules)} modules",
-            hint="train it on modules that take part in generating text",
+            f"adapter `{name}` changes nothing: the model calls none of its {len(paths)} modules",
+            hint=f"train it on modules that take part in {what}",
         )
-    if not bool(_largest_change(adapter, bank) < LARGEST):
-        raise _overflow(name)
 
 
-def _try_on_model(base: BaseModel, bank: Bank, adapter: CompiledAdapter, name: str, forward: Forward) -> None:
-    given: dict[str, Sample | None] = dict.fromkeys(adapter.modules)
+@dataclass(frozen=True, eq=False)
+class _Sample:
+    """What a module was given once.
 
-    def keep(path: str, inputs: tuple[torch.Tensor, ...]) -> None:
-        values = inputs[0].reshape(-1, inputs[0].shape[-1])[-1:].clone()  # of the base's row
-        given[path] = Sample(values, values.abs().sum(dtype=torch.float64).item())
-
-    handles = [
-        base.model.get_submodule(path).register_forward_pre_hook(lambda _, inputs, path=path: keep(path, inputs))
-        for path in adapter.modules
-    ]
-    prompt = [token % base.vocabulary_size for token in TRIAL_PROMPT]
-    adapters = (RowAdapter(adapter, 1.0),)
-    bank.hold_for_trial(adapter)
-    try:
-        logits = forward([[prompt[0]] * adapter.virtual_tokens + prompt, prompt], [adapters, ()])
-    finally:
-        bank.release(adapters)
-        for handle in handles:
-            handle.remove()
-    adapted, plain = (logits < float("inf")).all(dim=-1).tolist()  # -inf: no token of this row's vocabulary
-    if plain and not adapted:
-        raise _overflow(name)
-    bank.samples |= given
-
-
-def _largest_change(adapter: CompiledAdapter, bank: Bank) -> torch.Tensor:
-    """Of what each module adds to what the model once gave it, and of the vectors beside that; NaN if one is.
-
-    A module whose change can't be beyond LARGEST, whatever its values are, is not computed.
+    Attributes:
+        values: [1, features].
+        sum: of their sizes.
     """
-    changes: list[torch.Tensor] = []
-    for path, delta in adapter.modules.items():
-        given, low_rank = bank.samples[path], delta.low_rank
-        if given is not None and low_rank is not None and _may_be_large(given, low_rank):
-            changes.append(functional.linear(given.values.to(low_rank.a.dtype), low_rank.a) @ low_rank.b)
-        vectors = (delta.offset, delta.gain, delta.shift, delta.input_gain, delta.prompt)
-        changes += [vector for vector in vectors if vector is not None]
-    return torch.cat([change.flatten() for change in changes]).abs().amax() if changes else torch.zeros(())
+
+    values: torch.Tensor
+    sum: float
 
 
-def _may_be_large(given: Sample, low_rank: LowRank) -> bool:
+class Trials:
+    """The trials of the adapters on one model.
+
+    Args:
+        base: the model.
+        bank: of the model.
+        forward: takes prompts through it.
+    """
+
+    def __init__(self, base: BaseModel, bank: Bank, forward: Forward) -> None:
+        self._base, self._bank, self._forward = base, bank, forward
+        self._samples: dict[str, _Sample | None] = {}
+        """By the path of a module; None: the model never calls it."""
+
+    def run(self, adapter: CompiledAdapter, name: str) -> None:
+        """Check that an adapter can serve.
+
+        Args:
+            adapter: it need not be active.
+            name: how errors call it.
+
+        Raises:
+            GraftError: NoEffect when the model calls none of its modules, Corrupt when it overflows where the base
+                does not, UnsupportedMethod when the model does not keep tokens in order.
+        """
+        narrow = self._base.dtype == torch.float16  # what each module does may fit, and their sum not
+        if narrow or adapter.virtual_tokens or not adapter.modules.keys() <= self._samples.keys():
+            self._run_model(adapter, name)
+        if adapter.prefix is None:
+            called = {path for path, sample in self._samples.items() if sample is not None}
+            check_called(name, adapter.modules.keys(), called, "generating text")
+        if not bool(self._largest_change(adapter) < LARGEST):
+            raise _overflow(name)
+
+    def _run_model(self, adapter: CompiledAdapter, name: str) -> None:
+        given: dict[str, _Sample | None] = dict.fromkeys(adapter.modules)
+
+        def keep(path: str, inputs: tuple[torch.Tensor, ...]) -> None:
+            values = inputs[0].reshape(-1, inputs[0].shape[-1])[-1:].clone()  # of the base's row
+            given[path] = _Sample(values, values.abs().sum(dtype=torch.float64).item())
+
+        prompt, adapters = trial_prompt(self._base), (RowAdapter(adapter, 1.0),)
+        self._bank.hold_for_trial(adapter)
+        try:
+            with self._base.modules.watched(adapter.modules, keep):
+                logits = self._forward([[prompt[0]] * adapter.virtual_tokens + prompt, prompt], [adapters, ()])
+        finally:
+            self._bank.release(adapters)
+        adapted, plain = (logits < float("inf")).all(dim=-1).tolist()  # -inf: no token of this row's vocabulary
+        if plain and not adapted:
+            raise _overflow(name)
+        self._samples |= given
+
+    def _largest_change(self, adapter: CompiledAdapter) -> torch.Tensor:
+        """Of what each module adds to what the model once gave it, and of the vectors beside that; NaN if one is.
+
+        A module whose change can't be beyond LARGEST, whatever its values are, is not computed.
+        """
+        changes: list[torch.Tensor] = []
+        for path, delta in adapter.modules.items():
+            given, low_rank = self._samples[path], delta.low_rank
+            if given is not None and low_rank is not None and _may_be_large(given, low_rank):
+                changes.append(functional.linear(given.values.to(low_rank.a.dtype), low_rank.a) @ low_rank.b)
+            vectors = (delta.offset, delta.gain, delta.shift, delta.input_gain, delta.prompt)
+            changes += [vector for vector in vectors if vector is not None]
+        return torch.cat([change.flatten() for change in changes]).abs().amax() if changes else torch.zeros(())
+
+
+def _may_be_large(given: _Sample, low_rank: LowRank) -> bool:
     """Whether x·aᵀ·b could be: |x·aᵀ·b| ≤ r · max|a| · Σ|x| · max|b|. An embedding is given no values to go by."""
     rank, features = low_rank.a.shape
     return given.values.shape[1] == features and not rank * low_rank.largest * low_rank.largest * given.sum < LARGEST

@@ -24,9 +24,8 @@ from graft_runtime.errors import ErrorCode, GraftError
 from graft_runtime.model.bank import Bank
 from graft_runtime.model.bank_module import BankModule
 from graft_runtime.model.experts import Beside, experts_forward
+from graft_runtime.model.modules import BaseModules, Inputs
 from graft_runtime.model.rows import Row, Step, Taken
-
-Inputs = tuple[torch.Tensor, ...]
 
 
 class AdapterModules:
@@ -40,7 +39,7 @@ class AdapterModules:
 
     def __init__(self, model: Any, bank: Bank) -> None:
         self.bank = bank
-        self._model = model
+        self._modules = BaseModules(model)
         self._head = model.get_output_embeddings()
         self._heads_first: dict[int, bool] = {}
         self._now = _Now()
@@ -72,7 +71,7 @@ class AdapterModules:
             return
         for path, part in self.bank.modules.items():
             if part.used:
-                module = self._model.get_submodule(path)
+                module = self._modules.hooked(path)
                 hooked = self._hooked(module, part)
                 if hooked.changes_inputs:
                     self._hooks.callback(module.register_forward_pre_hook(hooked.before).remove)
