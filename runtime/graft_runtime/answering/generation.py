@@ -17,7 +17,7 @@ from graft_runtime.messages import BaseLoaded, Generate, Sampling
 from graft_runtime.pod.leases import Lease
 from graft_runtime.pod.pod import LoadedBase, Pod
 from graft_runtime.tokenizing.manner import Manner
-from graft_runtime.tokenizing.pieces import Detokenizer, StopStrings
+from graft_runtime.tokenizing.pieces import StopStrings
 from graft_runtime.tokenizing.voices import Voice
 
 ADAPTER_WAIT_SECONDS = 30.0
@@ -167,7 +167,7 @@ class Generator:
         stop_tokens = tuple(sorted(manner.stop_tokens))
         choices = []
         goes_on = base.loaded.task is Task.CAUSAL_LM
-        texts = [Detokenizer(tokenizer.decode, prompt if goes_on else ()) for prompt in prompts]
+        texts = [tokenizer.detokenizer(prompt if goes_on else ()) for prompt in prompts]
         for index, prompt in enumerate(prompts):
             limit = _token_limit(request, manner, base.loaded.room_after(len(prompt) + speaker.virtual_tokens))
 

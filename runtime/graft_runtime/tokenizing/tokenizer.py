@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from graft_runtime.errors import ErrorCode, GraftError
 from graft_runtime.tokenizing.deadline import time_limit
 from graft_runtime.tokenizing.files import ADDED_TOKENS_FILE, CONFIG_FILE, SPECIAL_TOKENS_FILE
 from graft_runtime.tokenizing.manner import CHAT_TEMPLATE_FILE, Manner, as_template, read_manner
+from graft_runtime.tokenizing.pieces import Detokenizer
 
 COMPANIONS = (CONFIG_FILE, SPECIAL_TOKENS_FILE, ADDED_TOKENS_FILE, CHAT_TEMPLATE_FILE)
 RENDER_SECONDS = 5.0
@@ -87,6 +89,28 @@ class Tokenizer:
         with _told():
             text: str = self.fast.decode(list(ids), skip_special_tokens=True)
         return text
+
+    def detokenizer(self, before: Sequence[int] = ()) -> Detokenizer:
+        """Return what turns the tokens of an answer into text as they come.
+
+        Args:
+            before: the tokens that the answer goes on from.
+        """
+        return Detokenizer(self.decode, before, skipped=self._skipped, fallback=self._fallback)
+
+    @cached_property
+    def _skipped(self) -> frozenset[int]:
+        """The special tokens, which `decode` leaves out."""
+        return frozenset(index for index, token in self.fast.get_added_tokens_decoder().items() if token.special)
+
+    @cached_property
+    def _fallback(self) -> frozenset[int]:
+        """The tokens `<0x00>` to `<0xFF>`, where the tokenizer decodes them as bytes."""
+        newline = self.token_id("<0x0A>")
+        if newline is None or self.decode([newline]) != "\n":
+            return frozenset()
+        found = (self.token_id(f"<0x{byte:02X}>") for byte in range(256))
+        return frozenset(index for index in found if index is not None)
 
     def token_id(self, token: str) -> int | None:
         found: int | None = self.fast.token_to_id(token)
