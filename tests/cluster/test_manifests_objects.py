@@ -52,10 +52,11 @@ def built(namespace: str) -> list[dict[str, Any]]:
     pool = Pool(namespace, "support", "11111111-2222-3333-4444-555555555555", 1, SPEC)
     budget = objects.build_disruption_budget(pool)
     assert budget is not None
+    config = objects.build_runtime_config(pool)
     return [
-        objects.build_deployment(pool, SETTINGS),
+        objects.build_deployment(pool, config.config_hash(), SETTINGS),
         objects.build_service(pool),
-        objects.build_config_map(pool),
+        objects.build_config_map(pool, config),
         objects.build_adapter_set_config_map(pool, SET),
         objects.build_keys_config_map(pool, {"0123456789abcdef": "-----BEGIN PUBLIC KEY-----\n"}),
         budget,

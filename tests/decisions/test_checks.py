@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 from graft_operator.decisions.checks import TRANSIENT, adapter_fault, base_fault
+from graft_operator.decisions.wanted_adapters import inline_adapters
+from graft_operator.objects import Pool
 from graft_operator.resource import parse_spec
 from graft_operator.settings import Settings
 from graft_runtime.errors import ErrorCode
@@ -29,7 +31,11 @@ def test_where_an_adapter_may_come_from(uri: str, schemes: tuple[str, ...], expe
             "adapters": [{"name": "a", "uri": uri}],
         }
     )
-    fault = adapter_fault(spec, spec.adapters[0], Settings("ns", "image", allowed_schemes=schemes))
+    fault = adapter_fault(
+        spec,
+        inline_adapters(Pool("team", "support", "uid", 1, spec))[0],
+        Settings("ns", "image", allowed_schemes=schemes),
+    )
     if expected is None:
         assert fault is None
         return

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 from graft_operator.decisions.adapter_sets import AdapterPlan
 from graft_operator.decisions.conditions import ConditionType, Reason, Verdict, dated, timestamp
-from graft_operator.decisions.events import transitions
 from graft_operator.decisions.observed import Child, Failure, Observed, PodReport, PodView, PoolView, Rollout
 from graft_operator.decisions.status import make_status
+from graft_operator.decisions.transitions import transitions
+from graft_operator.decisions.wanted_adapters import inline_adapters
 from graft_operator.objects import Pool
 from graft_operator.resource import AdapterDeploymentStatus, Condition, MergedAdapterStatus, MergeStatus, parse_spec
 from graft_runtime.contract.adapter_set import AdapterEntry, AdapterSet, AdapterSetVersion
@@ -115,7 +116,6 @@ class World:
     failure: Failure | None = None
 
     def status(self) -> AdapterDeploymentStatus:
-        spec = parse_spec({**SPEC, **self.spec})
         deployment = Child("Deployment", "support", "d", "1", "uid", "f", rollout=self.rollout)
         pods = tuple(
             PodView(f"pod-{number}", f"u{number}", "10.0.0.1", "current", ready, template, trouble=self.trouble)
@@ -131,14 +131,15 @@ class World:
             pods=pods,
             reports=reports,
         )
+        pool = Pool("team", "support", "uid", 2, parse_spec({**SPEC, **self.spec}))
         return make_status(
-            Pool("team", "support", "uid", 2, spec),
+            pool,
             observed,
             failure=self.failure,
             template_hash="wanted",
             sets={"current": SET},
             current="current",
-            adapters=[AdapterPlan(adapter, ENTRY) for adapter in spec.adapters],
+            adapters=[AdapterPlan(adapter, ENTRY) for adapter in inline_adapters(pool)],
             now=NOW,
         )
 

@@ -35,9 +35,9 @@ SET = AdapterSet(
     adapters=(AdapterEntry(name="billing", source=Source(uri="pvc://models/billing")),),
 )
 BUILT = [
-    objects.build_deployment(pool(), SETTINGS),
+    objects.build_deployment(pool(), "abc", SETTINGS),
     objects.build_service(pool()),
-    objects.build_config_map(pool()),
+    objects.build_config_map(pool(), objects.build_runtime_config(pool())),
     objects.build_adapter_set_config_map(pool(), SET),
     objects.build_keys_config_map(pool(), {"0123": "PEM"}),
     objects.build_disruption_budget(pool()),
@@ -151,11 +151,12 @@ def test_what_pods_are_born_with_changes_the_config_hash(fields: dict[str, Any])
 def test_the_order_of_sources_rolls_nothing() -> None:
     sources = [{"name": "models", "claimName": "models"}, {"name": "shelf", "claimName": "shelf"}]
     forward, backward = pool(sources=sources), pool(sources=sources[::-1])
-    assert objects.build_deployment(forward, SETTINGS) == objects.build_deployment(backward, SETTINGS)
+    assert objects.build_runtime_config(forward).config_hash() == objects.build_runtime_config(backward).config_hash()
+    assert objects.build_deployment(forward, "abc", SETTINGS) == objects.build_deployment(backward, "abc", SETTINGS)
 
 
 def test_the_config_map_holds_the_config_and_bears_its_hash() -> None:
-    built = objects.build_config_map(pool())
+    built = objects.build_config_map(pool(), objects.build_runtime_config(pool()))
     config = RuntimeConfig.model_validate_json(built["data"]["runtime-config.json"])
     assert config == objects.build_runtime_config(pool())
     assert built["metadata"]["name"] == f"support-config-{config.config_hash()}"

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import yaml
-from graft_operator.objects import Pool, build_deployment, build_runtime_config, overlay
+from graft_operator.objects import KubernetesObject, Pool, build_deployment, build_runtime_config, overlay
 from graft_operator.resource import parse_spec
 from graft_operator.settings import Settings
 from graft_runtime.errors import ErrorCode, GraftError
@@ -23,8 +23,12 @@ def pool(**fields: Any) -> Pool:
     return Pool(namespace="team-a", name="support", uid="11-22", generation=3, spec=parse_spec(spec))
 
 
+def build(pool: Pool, settings: Settings) -> KubernetesObject:
+    return build_deployment(pool, build_runtime_config(pool).config_hash(), settings)
+
+
 def pod(settings: Settings = SETTINGS, **fields: Any) -> dict[str, Any]:
-    built: dict[str, Any] = build_deployment(pool(**fields), settings)["spec"]["template"]["spec"]
+    built: dict[str, Any] = build(pool(**fields), settings)["spec"]["template"]["spec"]
     return built
 
 
@@ -88,7 +92,7 @@ def test_the_pod_mounts_what_it_is_told_and_nothing_of_the_api() -> None:
 
 
 def test_the_deployment_rolls_as_the_spec_says() -> None:
-    built = build_deployment(pool(replicas=3, strategy={"maxSurge": 0, "maxUnavailable": 2}), SETTINGS)
+    built = build(pool(replicas=3, strategy={"maxSurge": 0, "maxUnavailable": 2}), SETTINGS)
     assert built["metadata"]["name"] == "support"
     assert built["spec"]["replicas"] == 3
     assert built["spec"]["selector"] == {"matchLabels": {"graft.dev/deployment": "support"}}
@@ -115,7 +119,7 @@ def test_pods_may_listen_on_their_own_address_alone() -> None:
 
 
 def labels(**fields: Any) -> dict[str, Any]:
-    found: dict[str, Any] = build_deployment(pool(**fields), SETTINGS)["spec"]["template"]["metadata"]["labels"]
+    found: dict[str, Any] = build(pool(**fields), SETTINGS)["spec"]["template"]["metadata"]["labels"]
     return found
 
 
@@ -128,7 +132,7 @@ def test_pods_bear_the_config_hash_and_the_user_s_labels() -> None:
 
 
 def template_hash(**fields: Any) -> str:
-    annotations = build_deployment(pool(**fields), SETTINGS)["metadata"]["annotations"]
+    annotations = build(pool(**fields), SETTINGS)["metadata"]["annotations"]
     return str(annotations["graft.dev/template-hash"])
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from graft_operator import objects
 from graft_operator.decisions.adapter_sets import stored_sets
+from graft_operator.decisions.fingerprint import short_hash
 from graft_operator.decisions.observed import (
     Applied,
     Child,
@@ -21,10 +22,11 @@ from graft_operator.decisions.observed import (
     ResolvedSource,
     Rollout,
     applied_hash,
-    digest_of,
-    read_child,
 )
-from graft_operator.decisions.plan import RECHECK_SECONDS, Plan, make_plan
+from graft_operator.decisions.plan import RECHECK_SECONDS, Plan, make_plan, plan_pool
+from graft_operator.decisions.readers import read_child
+from graft_operator.decisions.wanted_adapters import WantedAdapter, inline_adapters
+from graft_operator.keys import ObjectKey
 from graft_operator.objects import KubernetesObject, Pool
 from graft_operator.resource import AdapterDeploymentStatus, AdapterStatus, Condition, parse_spec
 from graft_operator.settings import Settings
@@ -82,7 +84,7 @@ def carried_out(observed: Observed, plan: Plan) -> Observed:
         child = child_of(apply.body, number)
         children[apply.key] = child
         applied[apply.key] = Applied(apply.desired, child.fingerprint)
-    status = plan.status or observed.pool.status
+    status = plan.statuses.get(observed.pool.key, observed.pool.status)
     return replace(
         observed,
         pool=replace(observed.pool, status=status),
@@ -178,20 +180,22 @@ def plan_of(observed: Observed) -> Plan:
     return make_plan(observed, SETTINGS, NOW)
 
 
+def status_of(plan: Plan) -> AdapterDeploymentStatus:
+    """What the plan writes as the status of the pool."""
+    return plan.statuses[ObjectKey("AdapterDeployment", "team", "support")]
+
+
 def condition(plan: Plan, kind: str) -> Condition:
-    assert plan.status is not None
-    return next(found for found in plan.status.conditions if found.type == kind)
+    return next(found for found in status_of(plan).conditions if found.type == kind)
 
 
 def told(plan: Plan) -> dict[str, tuple[str, str]]:
     """Condition → status and reason."""
-    assert plan.status is not None
-    return {found.type: (found.status, found.reason) for found in plan.status.conditions}
+    return {found.type: (found.status, found.reason) for found in status_of(plan).conditions}
 
 
 def adapter(plan: Plan, name: str) -> AdapterStatus:
-    assert plan.status is not None
-    return next(found for found in plan.status.adapters if found.name == name)
+    return next(found for found in status_of(plan).adapters if found.name == name)
 
 
 def current_set(plan: Plan) -> AdapterSet:
@@ -228,7 +232,7 @@ def test_what_is_as_wanted_is_not_written_again() -> None:
 
 def test_a_pass_that_finds_nothing_new_tells_the_same_status() -> None:
     observed = running(BILLING)
-    assert make_plan(observed, SETTINGS, NOW + 1000).status == observed.pool.status
+    assert status_of(make_plan(observed, SETTINGS, NOW + 1000)) == observed.pool.status
 
 
 @pytest.mark.parametrize("kind", ["Service", "Deployment", "NetworkPolicy", "PodDisruptionBudget"])
@@ -251,7 +255,7 @@ def test_the_next_operator_writes_nothing_where_all_is_as_the_status_vouches() -
     plan = plan_of(restarted(observed))
     assert (plan.mounts, plan.workload, plan.deletes) == ((), (), ())
     assert plan.applied == observed.applied
-    assert plan.status == restarted(observed).pool.status
+    assert status_of(plan) == restarted(observed).pool.status
 
 
 @pytest.mark.parametrize(
@@ -519,8 +523,7 @@ def test_a_spec_that_this_operator_can_t_read_changes_nothing() -> None:
     assert told(plan)["Stalled"] == ("True", "InvalidSpec")
     assert told(plan)["Available"] == ("True", "BaseServed")
     assert "spec.baseModel.uri" in condition(plan, "Ready").message
-    assert plan.status is not None
-    assert plan.status.adapters == observed.pool.status.adapters
+    assert status_of(plan).adapters == observed.pool.status.adapters
 
 
 def test_a_pod_template_that_is_refused_leaves_the_pods_alone_and_adapters_hot() -> None:
@@ -557,7 +560,7 @@ def test_an_effect_that_failed_is_told_and_nothing_else_is_done() -> None:
 
 def test_the_desired_objects_hash_the_same_each_time() -> None:
     first, second = plan_of(fresh(spec_of(BILLING))), plan_of(fresh(spec_of(BILLING)))
-    assert [apply.desired for apply in first.mounts] == [digest_of(apply.body) for apply in second.mounts]
+    assert [apply.desired for apply in first.mounts] == [short_hash(apply.body) for apply in second.mounts]
 
 
 # Merged mode
@@ -607,8 +610,7 @@ def test_a_merged_pool_is_told_of_the_merge_alone() -> None:
     assert (outside.reason, outside.desired_replicas, outside.digest) == ("PoolIsMerged", 0, None)
     assert outside.message is not None
     assert "`both`" in outside.message
-    assert plan.status is not None
-    assert (plan.status.adapter_counts.desired, plan.status.adapter_counts.failed) == (1, 0)
+    assert (status_of(plan).adapter_counts.desired, status_of(plan).adapter_counts.failed) == (1, 0)
     assert told(plan)["Stalled"] == ("False", "NoFault")
     assert told(plan)["Available"] == ("False", "RollingOut"), "the hot pods do not serve `both`"
 
@@ -641,3 +643,39 @@ def test_a_merge_of_what_may_not_be_read_is_not_rolled_out() -> None:
     assert plan.pushes == ()
     assert plan.workload == ()
     assert told(plan)["Stalled"] == ("True", "SourceNotDeclared")
+
+
+# Adapters that others ask for
+
+
+def test_an_adapter_of_another_owner_is_planned_like_one_of_the_spec() -> None:
+    observed = running(BILLING)
+    pool = pool_of(observed.pool)
+    source = Source(uri=SQL["uri"])
+    owner = ObjectKey("Toy", "team", "spinning-top")
+    guest = WantedAdapter("sql", source, digest=None, scale=2.0, pinned=True, owner=owner)
+    answered = replace(observed, resolutions=resolved(SQL))
+    plan = plan_pool(pool, (*inline_adapters(pool), guest), answered, SETTINGS, NOW)
+    entry = current_set(plan).adapters[1]
+    assert (entry.name, entry.source, entry.digest, entry.scale, entry.pinned) == (
+        "sql",
+        source,
+        sha(SQL["uri"]),
+        2.0,
+        True,
+    )
+    assert adapter(plan, "sql").desired_replicas == 2
+    assert len(plan.pushes) == 2
+    assert plan.unrecorded == frozenset({source})
+    gone = plan_pool(pool, inline_adapters(pool), carried_out(answered, plan), SETTINGS, NOW)
+    assert [entry.name for entry in current_set(gone).adapters] == ["billing"]
+
+
+def test_the_fault_of_an_adapter_of_another_owner_names_the_owner() -> None:
+    pool = pool_of(view_of(spec_of(BILLING)))
+    owner = ObjectKey("Toy", "team", "spinning-top")
+    stray = WantedAdapter("stray", Source(uri="pvc://elsewhere/x"), None, 1.0, False, owner)
+    plan = plan_pool(pool, (*inline_adapters(pool), stray), fresh(spec_of(BILLING)), SETTINGS, NOW)
+    assert (adapter(plan, "stray").message or "").startswith(
+        "adapter `stray` of Toy spinning-top: uri `pvc://elsewhere/x`"
+    )

@@ -11,7 +11,9 @@ from graft_operator import objects
 from graft_operator.decisions.adapter_sets import AdapterPlan, plan_adapters, unrecorded_sources
 from graft_operator.decisions.adapter_status import adapter_status
 from graft_operator.decisions.checks import adapter_fault
-from graft_operator.decisions.observed import Child, Observed, PoolView, ResolvedSource, read_child
+from graft_operator.decisions.observed import Child, Observed, PoolView, ResolvedSource
+from graft_operator.decisions.readers import read_child
+from graft_operator.decisions.wanted_adapters import inline_adapters
 from graft_operator.objects import Pool
 from graft_operator.resource import AdapterDeploymentStatus, AdapterStatus, find_source, parse_spec
 from graft_operator.settings import Settings
@@ -41,7 +43,7 @@ def pool(**fields: Any) -> Pool:
 
 
 def container(settings: Settings = SETTINGS, **fields: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-    spec = objects.build_deployment(pool(**fields), settings)["spec"]["template"]["spec"]
+    spec = objects.build_deployment(pool(**fields), "hash", settings)["spec"]["template"]["spec"]
     return spec, spec["containers"][0]
 
 
@@ -69,7 +71,10 @@ def test_the_secret_is_a_mount_of_its_token_and_nothing_else_of_it() -> None:
     arguments = " ".join(runtime["args"])
     assert arguments.count("--source-mount") == 1
     assert "--source-mount hub /graft/sources/hub" in arguments
-    assert "hub-token" not in objects.build_config_map(pool())["data"]["runtime-config.json"]
+    assert (
+        "hub-token"
+        not in objects.build_config_map(pool(), objects.build_runtime_config(pool()))["data"]["runtime-config.json"]
+    )
 
 
 def test_allowed_networks_are_arguments_and_change_no_hash() -> None:
@@ -95,12 +100,16 @@ def test_the_deepest_prefix_speaks() -> None:
 )
 def test_what_is_public_needs_a_scheme_and_no_entry(uri: str, schemes: tuple[str, ...], allowed: bool) -> None:
     spec = parse_spec(spec_of(adapters=[{"name": "sql", "uri": uri}]))
-    fault = adapter_fault(spec, spec.adapters[0], replace(SETTINGS, allowed_schemes=schemes))
+    fault = adapter_fault(
+        spec,
+        inline_adapters(pool(adapters=[{"name": "sql", "uri": uri}]))[0],
+        replace(SETTINGS, allowed_schemes=schemes),
+    )
     assert (fault is None) is allowed
 
 
 def planned(observed: Observed, **fields: Any) -> AdapterPlan:
-    (plan,) = plan_adapters(parse_spec(spec_of(**fields)), observed, "hash", SETTINGS)
+    (plan,) = plan_adapters(pool(**fields).spec, inline_adapters(pool(**fields)), observed, "hash", SETTINGS)
     return plan
 
 
@@ -135,7 +144,7 @@ def test_what_was_resolved_outlives_the_operator_and_a_move_of_the_tag() -> None
     moved = {ASKED: ResolvedSource(digest=OTHER, revision=LATER)}
     assert planned(observed(stored(first))).entry == first.entry
     assert planned(observed(stored(first), resolutions=moved)).entry == first.entry
-    assert unrecorded_sources(parse_spec(spec_of()), observed(stored(first)), "hash") == frozenset()
+    assert unrecorded_sources(inline_adapters(pool()), observed(stored(first)), "hash") == frozenset()
 
 
 def test_the_status_is_enough_to_remember_a_commit() -> None:

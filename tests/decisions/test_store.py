@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from graft_operator.decisions.observed import fingerprint
+from graft_operator.decisions.fingerprint import fingerprint
 from graft_operator.keys import ObjectKey, PoolKey
 from graft_operator.loop.store import Store
 

@@ -15,16 +15,17 @@ from graft_runtime.contract.wire import Fault
 from graft_runtime.errors import ErrorCode, GraftError
 
 from graft_operator.decisions.checks import TRANSIENT, adapter_fault
-from graft_operator.decisions.observed import Observed
-from graft_operator.resource import AdapterDeploymentSpec, AdapterSpec, is_declared
+from graft_operator.decisions.observed import Observed, PodView
+from graft_operator.decisions.wanted_adapters import WantedAdapter
+from graft_operator.resource import AdapterDeploymentSpec, is_declared
 from graft_operator.settings import Settings
 
 
 @dataclass(frozen=True)
 class AdapterPlan:
-    """What becomes of one adapter of the spec."""
+    """What becomes of one wanted adapter."""
 
-    spec: AdapterSpec
+    wanted: WantedAdapter
     entry: AdapterEntry | None = None
     """Its entry in the current set; None: it stays out."""
     fault: GraftError | None = None
@@ -49,10 +50,22 @@ class _Answers:
     faults: Mapping[Source, Fault]
 
 
+@dataclass(frozen=True)
+class Push:
+    """An adapter set for one pod."""
+
+    pod: PodView
+    adapter_set: AdapterSet
+
+
 def plan_adapters(
-    spec: AdapterDeploymentSpec, observed: Observed, config_hash: str, settings: Settings
+    spec: AdapterDeploymentSpec,
+    wanted: Iterable[WantedAdapter],
+    observed: Observed,
+    config_hash: str,
+    settings: Settings,
 ) -> tuple[AdapterPlan, ...]:
-    """What becomes of each adapter of the spec, in its order.
+    """Decide what becomes of each wanted adapter, in their order.
 
     A version that can't be had yet, or at all, leaves the one that is served in place.
     """
@@ -62,13 +75,13 @@ def plan_adapters(
         faults=_resolution_faults(observed),
     )
     served = {entry.name: entry for entry in entries}
-    return tuple(_plan_adapter(spec, adapter, answers, served.get(adapter.name), settings) for adapter in spec.adapters)
+    return tuple(_plan_adapter(spec, adapter, answers, served.get(adapter.name), settings) for adapter in wanted)
 
 
-def unrecorded_sources(spec: AdapterDeploymentSpec, observed: Observed, config_hash: str) -> frozenset[Source]:
-    """The sources in the spec whose digests are written down nowhere yet: answers about others may be forgotten."""
+def unrecorded_sources(wanted: Iterable[WantedAdapter], observed: Observed, config_hash: str) -> frozenset[Source]:
+    """Return the sources whose digests are written down nowhere yet: answers about others may be forgotten."""
     recorded = _recorded_versions(observed, _entries(stored_sets(observed), config_hash))
-    return frozenset({_source(adapter) for adapter in spec.adapters} - recorded.keys())
+    return frozenset({adapter.source for adapter in wanted} - recorded.keys())
 
 
 def version_of(adapter_set: AdapterSet) -> AdapterSetVersion:
@@ -88,7 +101,7 @@ def next_sets(
     """Config hash → the set that its pods are to serve: the current one, and those that pods still run with.
 
     Args:
-        names: of the adapters in the spec.
+        names: of the wanted adapters.
         current: the config hash whose set follows the spec.
     """
     stored = stored_sets(observed)
@@ -103,29 +116,41 @@ def next_sets(
     }
 
 
+def plan_pushes(observed: Observed, sets: Mapping[str, AdapterSet]) -> tuple[Push, ...]:
+    """Return the set of each pod that answers and has another one in force."""
+    versions = {config_hash: version_of(adapter_set) for config_hash, adapter_set in sets.items()}
+    return tuple(
+        Push(pod, sets[status.config_hash])
+        for pod in observed.pods
+        if (status := observed.report(pod)) is not None
+        and not pod.deleting
+        and status.config_hash in sets
+        and status.adapter_set != versions[status.config_hash]
+    )
+
+
 def obsolete_hashes(observed: Observed, wanted: Iterable[str]) -> set[str]:
     """Config hashes of which ConfigMaps are left, that no pod runs with or can be made with any more."""
-    deployment = observed.own("Deployment", observed.pool.name)
-    if deployment is None or deployment.rollout is None or not deployment.rollout.settled:
+    if observed.rollout is None or not observed.rollout.settled:
         return set()
-    kept = _hashes_of_pods(observed) | {deployment.rollout.config_hash, *wanted}
+    kept = _hashes_of_pods(observed) | {observed.rollout.config_hash, *wanted}
     return {child.config_hash for child in observed.own_children if child.config_hash} - kept
 
 
 def _plan_adapter(
     spec: AdapterDeploymentSpec,
-    adapter: AdapterSpec,
+    adapter: WantedAdapter,
     answers: _Answers,
     served: AdapterEntry | None,
     settings: Settings,
 ) -> AdapterPlan:
     fault = adapter_fault(spec, adapter, settings)
-    source = _source(adapter)
+    source = adapter.source
     version = answers.versions.get(source)
     if adapter.digest is not None and (version is None or version.digest != adapter.digest):
         version = _Version(adapter.digest)
     if fault is None and version is not None:
-        return AdapterPlan(adapter, _entry(adapter, source, version))
+        return AdapterPlan(adapter, _entry(adapter, version))
     previous = _previous(spec, served)
     if fault is not None:
         return AdapterPlan(adapter, previous, fault)
@@ -133,7 +158,7 @@ def _plan_adapter(
         return AdapterPlan(adapter, previous, unresolved=source)
     # The fault that is written down holds until there is another answer, also for the next operator.
     written = served.fault if served is not None and served.source == source else None
-    entry = _entry(adapter, source, None).model_copy(update={"fault": answers.faults.get(source, written)})
+    entry = _entry(adapter, None).model_copy(update={"fault": answers.faults.get(source, written)})
     return AdapterPlan(adapter, entry, unresolved=source)
 
 
@@ -148,14 +173,10 @@ def _previous(spec: AdapterDeploymentSpec, served: AdapterEntry | None) -> Adapt
     return served if is_declared(spec.sources, served.source.uri) else None
 
 
-def _source(adapter: AdapterSpec) -> Source:
-    return Source(uri=adapter.uri, revision=adapter.revision)
-
-
-def _entry(adapter: AdapterSpec, source: Source, version: _Version | None) -> AdapterEntry:
+def _entry(adapter: WantedAdapter, version: _Version | None) -> AdapterEntry:
     return AdapterEntry(
         name=adapter.name,
-        source=source,
+        source=adapter.source,
         digest=version.digest if version is not None else None,
         revision=version.revision if version is not None else None,
         scale=adapter.scale,

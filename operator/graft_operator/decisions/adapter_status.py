@@ -69,7 +69,7 @@ def adapter_status(
     entry = plan.entry
     fault = _adapter_fault(observed, plan, reports, missing=pool.spec.replicas - len(ready))
     return AdapterStatus(
-        name=plan.spec.name,
+        name=plan.wanted.name,
         uri=entry.source.uri if entry is not None else None,
         requested_revision=entry.source.revision if entry is not None else None,
         ready_replicas=len(ready),

@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 from graft_runtime.errors import ErrorCode, GraftError
 
-from graft_operator.resource import AdapterDeploymentSpec, AdapterSpec, is_declared, source_not_declared
+from graft_operator.decisions.wanted_adapters import WantedAdapter
+from graft_operator.resource import AdapterDeploymentSpec, is_declared, source_not_declared
 from graft_operator.settings import Settings
 
 UriCheck = Callable[[AdapterDeploymentSpec, str, str, Settings], GraftError | None]
@@ -36,15 +37,15 @@ def merge_fault(spec: AdapterDeploymentSpec, settings: Settings) -> GraftError |
     return next((fault for fault in faults if fault is not None), None)
 
 
-def adapter_fault(spec: AdapterDeploymentSpec, adapter: AdapterSpec, settings: Settings) -> GraftError | None:
+def adapter_fault(spec: AdapterDeploymentSpec, adapter: WantedAdapter, settings: Settings) -> GraftError | None:
     """Why this adapter may not be served."""
     if spec.merge is not None and adapter.name not in spec.merged_names:
         return GraftError(
             ErrorCode.POOL_IS_MERGED,
-            f"adapter `{adapter.name}` is not served: the pool is merged, and serves `{spec.merge.name}` alone",
+            f"{adapter.label} is not served: the pool is merged, and serves `{spec.merge.name}` alone",
             hint="add it to spec.merge.adapters, or remove spec.merge to serve adapters by name",
         )
-    return _first(spec, adapter.uri, f"adapter `{adapter.name}`: uri", settings)
+    return _first(spec, adapter.source.uri, f"{adapter.label}: uri", settings)
 
 
 def _scheme_is_not_allowed(spec: AdapterDeploymentSpec, uri: str, field: str, settings: Settings) -> GraftError | None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,17 +10,11 @@ from graft_runtime.contract.adapter_set import AdapterSet
 from graft_runtime.contract.checkpoints import Source
 from graft_runtime.contract.status import RuntimeStatus
 from graft_runtime.contract.wire import Fault
-from pydantic import ValidationError
 
-from graft_operator.kinds import ADAPTER_DEPLOYMENT, CONFIG_MAP, DEPLOYMENT
-from graft_operator.objects import CONFIG_HASH_LABEL, TEMPLATE_HASH_ANNOTATION, read_adapter_set
+from graft_operator.decisions.fingerprint import short_hash
+from graft_operator.keys import ObjectKey, PoolKey
+from graft_operator.kinds import ADAPTER_DEPLOYMENT, DEPLOYMENT
 from graft_operator.resource import AdapterDeploymentStatus
-
-# Written by others on every object or on every roll: no drift.
-_FOREIGN_METADATA = frozenset(
-    {"managedFields", "resourceVersion", "generation", "creationTimestamp", "selfLink", "deletionTimestamp"}
-)
-_FOREIGN_ANNOTATIONS = frozenset({"deployment.kubernetes.io/revision"})
 
 
 @dataclass(frozen=True)
@@ -37,6 +29,17 @@ class PoolView:
     status: AdapterDeploymentStatus
     deleting: bool = False
     resource_version: str = ""
+
+    def __str__(self) -> str:
+        return str(self.pool_key)
+
+    @property
+    def pool_key(self) -> PoolKey:
+        return PoolKey(self.namespace, self.name)
+
+    @property
+    def key(self) -> ObjectKey:
+        return ObjectKey(ADAPTER_DEPLOYMENT.name, self.namespace, self.name)
 
 
 @dataclass(frozen=True)
@@ -137,7 +140,7 @@ class Applied:
 
 def applied_hash(applied: Mapping[tuple[str, str], Applied]) -> str:
     """One hash for all objects of a pool: what was wanted of each, and what came of it."""
-    return digest_of(sorted((*key, last.desired, last.fingerprint) for key, last in applied.items()))
+    return short_hash(sorted((*key, last.desired, last.fingerprint) for key, last in applied.items()))
 
 
 @dataclass(frozen=True)
@@ -176,131 +179,20 @@ class Observed:
         return tuple(child for child in self.children if child.owner_uid == self.pool.uid)
 
     @property
+    def rollout(self) -> Rollout | None:
+        """How far our Deployment is; None where there is none."""
+        deployment = self.own(DEPLOYMENT.name, self.pool.name)
+        return None if deployment is None else deployment.rollout
+
+    @property
     def newest_pods(self) -> tuple[PodView, ...]:
         """Those that the Deployment has made from its pod template as it is now; all where there is none of these."""
         wanted = tuple(pod for pod in self.pods if pod.counts)
-        own = self.own("Deployment", self.pool.name)
-        if own is None or own.rollout is None:
+        if self.rollout is None:
             return wanted
-        newest = tuple(pod for pod in wanted if pod.template_hash == own.rollout.pod_template_hash)
-        return newest or wanted
+        return tuple(pod for pod in wanted if pod.template_hash == self.rollout.pod_template_hash) or wanted
 
     def report(self, pod: PodView) -> RuntimeStatus | None:
         """What the pod says, where it is one of this very pool."""
         status = self.reports.get(pod.uid, PodReport()).status
         return status if status is not None and status.pool_uid == self.pool.uid else None
-
-
-def fingerprint(body: Mapping[str, Any]) -> str:
-    """A hash of what is wanted of an object, defaults included."""
-    metadata = {key: value for key, value in body["metadata"].items() if key not in _FOREIGN_METADATA}
-    annotations = metadata.get("annotations") or {}
-    metadata["annotations"] = {key: annotations[key] for key in annotations if key not in _FOREIGN_ANNOTATIONS}
-    wanted = {key: value for key, value in body.items() if key not in ("status", "metadata", "apiVersion", "kind")}
-    return digest_of({**wanted, "metadata": metadata})
-
-
-def digest_of(value: object) -> str:
-    """The first 16 hex digits of the sha256 of the JSON of `value`."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def read_pool(body: Mapping[str, Any]) -> PoolView:
-    """A view of an AdapterDeployment."""
-    metadata = body["metadata"]
-    try:
-        status = AdapterDeploymentStatus.model_validate(body.get("status") or {})
-    except ValidationError:  # another version wrote it; the next pass writes it anew
-        status = AdapterDeploymentStatus()
-    return PoolView(
-        namespace=metadata["namespace"],
-        name=metadata["name"],
-        uid=metadata["uid"],
-        generation=metadata.get("generation", 0),
-        spec=body.get("spec") or {},
-        status=status,
-        deleting="deletionTimestamp" in metadata,
-        resource_version=metadata.get("resourceVersion", ""),
-    )
-
-
-def read_child(kind: str, body: Mapping[str, Any]) -> Child:
-    """A view of a Deployment, ConfigMap, Service, PodDisruptionBudget or NetworkPolicy."""
-    metadata = body["metadata"]
-    return Child(
-        kind=kind,
-        name=metadata["name"],
-        uid=metadata["uid"],
-        resource_version=metadata["resourceVersion"],
-        owner_uid=_controller_uid(metadata),
-        fingerprint=fingerprint(body),
-        config_hash=(metadata.get("labels") or {}).get(CONFIG_HASH_LABEL),
-        rollout=_read_rollout(body) if kind == DEPLOYMENT.name else None,
-        adapter_set=read_adapter_set(body) if kind == CONFIG_MAP.name else None,
-        deleting="deletionTimestamp" in metadata,
-    )
-
-
-def read_pod(body: Mapping[str, Any]) -> PodView:
-    """A view of a pod."""
-    metadata, status = body["metadata"], body.get("status") or {}
-    return PodView(
-        name=metadata["name"],
-        uid=metadata["uid"],
-        ip=status.get("podIP") or None,
-        config_hash=(metadata.get("labels") or {}).get(CONFIG_HASH_LABEL),
-        ready=_condition(status, "Ready").get("status") == "True",
-        template_hash=(metadata.get("annotations") or {}).get(TEMPLATE_HASH_ANNOTATION),
-        deleting="deletionTimestamp" in metadata,
-        ended=status.get("phase") in ("Succeeded", "Failed"),
-        trouble=_pod_trouble(status),
-    )
-
-
-def _controller_uid(metadata: Mapping[str, Any]) -> str | None:
-    controllers = (owner for owner in metadata.get("ownerReferences") or () if owner.get("controller"))
-    return next((owner["uid"] for owner in controllers if owner.get("kind") == ADAPTER_DEPLOYMENT.name), None)
-
-
-def _condition(status: Mapping[str, Any], kind: str) -> Mapping[str, Any]:
-    return next((condition for condition in status.get("conditions") or () if condition.get("type") == kind), {})
-
-
-def _read_rollout(body: Mapping[str, Any]) -> Rollout:
-    metadata, spec, status = body["metadata"], body["spec"], body.get("status") or {}
-    template = spec["template"]["metadata"]
-    return Rollout(
-        generation=metadata.get("generation", 0),
-        observed_generation=status.get("observedGeneration", 0),
-        desired=spec.get("replicas", 1),
-        replicas=status.get("replicas", 0),
-        updated=status.get("updatedReplicas", 0),
-        config_hash=(template.get("labels") or {}).get(CONFIG_HASH_LABEL, ""),
-        template_hash=(metadata.get("annotations") or {}).get(TEMPLATE_HASH_ANNOTATION, ""),
-        pod_template_hash=(template.get("annotations") or {}).get(TEMPLATE_HASH_ANNOTATION),
-        failure=_rollout_failure(status),
-    )
-
-
-def _rollout_failure(status: Mapping[str, Any]) -> str | None:
-    failing = _condition(status, "ReplicaFailure")
-    if failing.get("status") == "True":
-        return f"{failing.get('reason')}: {failing.get('message')}"
-    progressing = _condition(status, "Progressing")
-    if progressing.get("reason") == "ProgressDeadlineExceeded":
-        return str(progressing.get("message") or "the pods took longer than their deadline")
-    return None
-
-
-def _pod_trouble(status: Mapping[str, Any]) -> str | None:
-    scheduled = _condition(status, "PodScheduled")
-    if scheduled.get("status") == "False":
-        return f"{scheduled.get('reason')}: {scheduled.get('message')}"
-    containers = [*(status.get("initContainerStatuses") or ()), *(status.get("containerStatuses") or ())]
-    for container in containers:
-        waiting = (container.get("state") or {}).get("waiting")
-        if waiting and waiting.get("reason") not in ("ContainerCreating", "PodInitializing"):
-            return ": ".join(part for part in (waiting.get("reason"), waiting.get("message")) if part)
-    if status.get("phase") == "Failed":
-        return ": ".join(part for part in (status.get("reason"), status.get("message")) if part) or "Failed"
-    return None

@@ -46,11 +46,10 @@ def make_status(
         now: Unix seconds.
     """
     pods = tuple(sorted((pod for pod in observed.pods if pod.counts), key=lambda pod: pod.name))
-    deployment = observed.own("Deployment", pool.name)
-    rollout = None if deployment is None else deployment.rollout
+    rollout = observed.rollout
     versions = {config_hash: version_of(adapter_set) for config_hash, adapter_set in sets.items()}
     reports = reports_by_name(observed, pods, sets)
-    statuses = tuple(adapter_status(pool, observed, plan, reports.get(plan.spec.name, ())) for plan in adapters)
+    statuses = tuple(adapter_status(pool, observed, plan, reports.get(plan.wanted.name, ())) for plan in adapters)
     facts = Facts(
         pool=pool,
         observed=observed,

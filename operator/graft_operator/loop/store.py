@@ -9,7 +9,8 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from graft_operator.decisions.observed import Child, PodView, PoolView, read_child, read_pod, read_pool
+from graft_operator.decisions.observed import Child, PodView, PoolView
+from graft_operator.decisions.readers import read_child, read_pod, read_pool
 from graft_operator.keys import ObjectKey, PoolKey
 from graft_operator.kinds import ADAPTER_DEPLOYMENT, KINDS, POD
 

@@ -57,9 +57,8 @@ def build_runtime_config(pool: Pool) -> RuntimeConfig:
     )
 
 
-def build_config_map(pool: Pool) -> KubernetesObject:
-    """The RuntimeConfig as pods mount it; named after its hash, so it never changes."""
-    config = build_runtime_config(pool)
+def build_config_map(pool: Pool, config: RuntimeConfig) -> KubernetesObject:
+    """Build the ConfigMap of the RuntimeConfig as pods mount it; named after its hash, so it never changes."""
     return {
         **_config_map(pool, config_name(pool, config.config_hash()), config.config_hash()),
         "data": {RUNTIME_CONFIG_FILE: config.canonical_json().decode()},

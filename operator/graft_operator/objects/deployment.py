@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from graft_operator.kinds import DEPLOYMENT
-from graft_operator.objects.config_maps import build_runtime_config
 from graft_operator.objects.pod import build_pod_spec
 from graft_operator.objects.pod_template import overlay, refuse_reserved
 from graft_operator.objects.pool import (
@@ -26,8 +25,11 @@ from graft_operator.settings import Settings
 SECONDS_TO_SCHEDULE = 600
 
 
-def build_deployment(pool: Pool, settings: Settings) -> KubernetesObject:
-    """The pods, with spec.podTemplate laid over them.
+def build_deployment(pool: Pool, config_hash: str, settings: Settings) -> KubernetesObject:
+    """Build the Deployment of the pods, with spec.podTemplate laid over them.
+
+    Args:
+        config_hash: of the RuntimeConfig that they mount.
 
     Raises:
         GraftError: InvalidPodTemplate where the overlay can't be laid over the pod.
@@ -50,15 +52,14 @@ def build_deployment(pool: Pool, settings: Settings) -> KubernetesObject:
                     "maxUnavailable": spec.strategy.max_unavailable,
                 },
             },
-            "template": _pod_template(pool, settings),
+            "template": _pod_template(pool, config_hash, settings),
         },
     }
     deployment["metadata"]["annotations"] = {TEMPLATE_HASH_ANNOTATION: _hash_of(deployment)}
     return deployment
 
 
-def _pod_template(pool: Pool, settings: Settings) -> dict[str, Any]:
-    config_hash = build_runtime_config(pool).config_hash()
+def _pod_template(pool: Pool, config_hash: str, settings: Settings) -> dict[str, Any]:
     extra = pool.spec.pod_template
     refuse_reserved(extra.spec)
     metadata: dict[str, Any] = {

@@ -1,0 +1,115 @@
+"""From the objects of the Kubernetes API to the slim views that decisions are made upon."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import ValidationError
+
+from graft_operator.decisions.fingerprint import fingerprint
+from graft_operator.decisions.observed import Child, PodView, PoolView, Rollout
+from graft_operator.kinds import ADAPTER_DEPLOYMENT, CONFIG_MAP, DEPLOYMENT
+from graft_operator.objects import CONFIG_HASH_LABEL, TEMPLATE_HASH_ANNOTATION, read_adapter_set
+from graft_operator.resource import AdapterDeploymentStatus
+
+
+def read_pool(body: Mapping[str, Any]) -> PoolView:
+    """A view of an AdapterDeployment."""
+    metadata = body["metadata"]
+    try:
+        status = AdapterDeploymentStatus.model_validate(body.get("status") or {})
+    except ValidationError:  # another version wrote it; the next pass writes it anew
+        status = AdapterDeploymentStatus()
+    return PoolView(
+        namespace=metadata["namespace"],
+        name=metadata["name"],
+        uid=metadata["uid"],
+        generation=metadata.get("generation", 0),
+        spec=body.get("spec") or {},
+        status=status,
+        deleting="deletionTimestamp" in metadata,
+        resource_version=metadata.get("resourceVersion", ""),
+    )
+
+
+def read_child(kind: str, body: Mapping[str, Any]) -> Child:
+    """A view of a Deployment, ConfigMap, Service, PodDisruptionBudget or NetworkPolicy."""
+    metadata = body["metadata"]
+    return Child(
+        kind=kind,
+        name=metadata["name"],
+        uid=metadata["uid"],
+        resource_version=metadata["resourceVersion"],
+        owner_uid=_controller_uid(metadata),
+        fingerprint=fingerprint(body),
+        config_hash=(metadata.get("labels") or {}).get(CONFIG_HASH_LABEL),
+        rollout=_read_rollout(body) if kind == DEPLOYMENT.name else None,
+        adapter_set=read_adapter_set(body) if kind == CONFIG_MAP.name else None,
+        deleting="deletionTimestamp" in metadata,
+    )
+
+
+def read_pod(body: Mapping[str, Any]) -> PodView:
+    """A view of a pod."""
+    metadata, status = body["metadata"], body.get("status") or {}
+    return PodView(
+        name=metadata["name"],
+        uid=metadata["uid"],
+        ip=status.get("podIP") or None,
+        config_hash=(metadata.get("labels") or {}).get(CONFIG_HASH_LABEL),
+        ready=_condition(status, "Ready").get("status") == "True",
+        template_hash=(metadata.get("annotations") or {}).get(TEMPLATE_HASH_ANNOTATION),
+        deleting="deletionTimestamp" in metadata,
+        ended=status.get("phase") in ("Succeeded", "Failed"),
+        trouble=_pod_trouble(status),
+    )
+
+
+def _controller_uid(metadata: Mapping[str, Any]) -> str | None:
+    controllers = (owner for owner in metadata.get("ownerReferences") or () if owner.get("controller"))
+    return next((owner["uid"] for owner in controllers if owner.get("kind") == ADAPTER_DEPLOYMENT.name), None)
+
+
+def _condition(status: Mapping[str, Any], kind: str) -> Mapping[str, Any]:
+    return next((condition for condition in status.get("conditions") or () if condition.get("type") == kind), {})
+
+
+def _read_rollout(body: Mapping[str, Any]) -> Rollout:
+    metadata, spec, status = body["metadata"], body["spec"], body.get("status") or {}
+    template = spec["template"]["metadata"]
+    return Rollout(
+        generation=metadata.get("generation", 0),
+        observed_generation=status.get("observedGeneration", 0),
+        desired=spec.get("replicas", 1),
+        replicas=status.get("replicas", 0),
+        updated=status.get("updatedReplicas", 0),
+        config_hash=(template.get("labels") or {}).get(CONFIG_HASH_LABEL, ""),
+        template_hash=(metadata.get("annotations") or {}).get(TEMPLATE_HASH_ANNOTATION, ""),
+        pod_template_hash=(template.get("annotations") or {}).get(TEMPLATE_HASH_ANNOTATION),
+        failure=_rollout_failure(status),
+    )
+
+
+def _rollout_failure(status: Mapping[str, Any]) -> str | None:
+    failing = _condition(status, "ReplicaFailure")
+    if failing.get("status") == "True":
+        return f"{failing.get('reason')}: {failing.get('message')}"
+    progressing = _condition(status, "Progressing")
+    if progressing.get("reason") == "ProgressDeadlineExceeded":
+        return str(progressing.get("message") or "the pods took longer than their deadline")
+    return None
+
+
+def _pod_trouble(status: Mapping[str, Any]) -> str | None:
+    scheduled = _condition(status, "PodScheduled")
+    if scheduled.get("status") == "False":
+        return f"{scheduled.get('reason')}: {scheduled.get('message')}"
+    containers = [*(status.get("initContainerStatuses") or ()), *(status.get("containerStatuses") or ())]
+    for container in containers:
+        waiting = (container.get("state") or {}).get("waiting")
+        if waiting and waiting.get("reason") not in ("ContainerCreating", "PodInitializing"):
+            return ": ".join(part for part in (waiting.get("reason"), waiting.get("message")) if part)
+    if status.get("phase") == "Failed":
+        return ": ".join(part for part in (status.get("reason"), status.get("message")) if part) or "Failed"
+    return None

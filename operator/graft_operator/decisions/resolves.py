@@ -1,0 +1,55 @@
+"""Which sources have to be resolved to a digest, by which pod, and when again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from graft_runtime.contract.checkpoints import Source
+
+from graft_operator.decisions.adapter_sets import AdapterPlan
+from graft_operator.decisions.observed import Observed, PodView
+
+
+@dataclass(frozen=True)
+class Resolve:
+    """A source whose digest one pod is to find out."""
+
+    pod: PodView
+    source: Source
+
+
+def plan_resolves(adapters: Iterable[AdapterPlan], observed: Observed, current: str, now: float) -> tuple[Resolve, ...]:
+    """Return what to ask of one pod: each unresolved source that may be asked about by `now` (Unix seconds)."""
+    pod = _pod_to_ask(observed, current)
+    if pod is None:
+        return ()
+    sources = {plan.unresolved: None for plan in adapters if plan.unresolved is not None}
+    return tuple(Resolve(pod, source) for source in sources if _retry_at(observed, source) <= now)
+
+
+def waits(adapters: Iterable[AdapterPlan], resolves: Sequence[Resolve], observed: Observed, now: float) -> list[float]:
+    """Return the seconds until sources that are not in `resolves` may be asked about again."""
+    asked = {resolve.source for resolve in resolves}
+    seconds = [
+        _retry_at(observed, plan.unresolved) - now
+        for plan in adapters
+        if plan.unresolved is not None and plan.unresolved not in asked
+    ]
+    return [wait for wait in seconds if wait > 0]
+
+
+def _pod_to_ask(observed: Observed, current: str) -> PodView | None:
+    """Return a pod that answers and has the sources of the current spec: a new one first, then a Ready one."""
+    newest = {pod.uid for pod in observed.newest_pods}
+    able = [
+        pod
+        for pod in observed.pods
+        if pod.counts and (status := observed.report(pod)) and status.config_hash == current
+    ]
+    return min(able, key=lambda pod: (pod.uid not in newest, not pod.ready, pod.name), default=None)
+
+
+def _retry_at(observed: Observed, source: Source) -> float:
+    answer = observed.resolutions.get(source)
+    return 0.0 if answer is None else answer.retry_at

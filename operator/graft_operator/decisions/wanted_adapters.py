@@ -1,0 +1,48 @@
+"""What a pool is to serve as adapters, whoever asks for it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from graft_runtime.contract.checkpoints import Source
+
+from graft_operator.keys import ObjectKey
+from graft_operator.kinds import ADAPTER_DEPLOYMENT
+from graft_operator.objects import Pool
+
+
+@dataclass(frozen=True)
+class WantedAdapter:
+    """One adapter that the pool is to serve."""
+
+    name: str
+    """Its name in requests."""
+    source: Source
+    digest: str | None
+    """The sha256 that it must have; None: whatever the source holds."""
+    scale: float
+    pinned: bool
+    owner: ObjectKey
+    """The object that asks for it: the pool, for an entry of its spec."""
+
+    @property
+    def label(self) -> str:
+        """How messages name it."""
+        of_owner = "" if self.owner.kind == ADAPTER_DEPLOYMENT.name else f" of {self.owner.kind} {self.owner.name}"
+        return f"adapter `{self.name}`{of_owner}"
+
+
+def inline_adapters(pool: Pool) -> tuple[WantedAdapter, ...]:
+    """Return what `spec.adapters` asks for, in its order."""
+    owner = ObjectKey(ADAPTER_DEPLOYMENT.name, pool.namespace, pool.name)
+    return tuple(
+        WantedAdapter(
+            name=adapter.name,
+            source=Source(uri=adapter.uri, revision=adapter.revision),
+            digest=adapter.digest,
+            scale=adapter.scale,
+            pinned=adapter.pinned,
+            owner=owner,
+        )
+        for adapter in pool.spec.adapters
+    )
