@@ -11,11 +11,22 @@ import pytest
 from graft_runtime.contract.adapter_set import AdapterEntry, AdapterSet
 from graft_runtime.contract.checkpoints import Source
 from graft_runtime.contract.status import AdapterState
+from graft_runtime.contract.tasks import Task
 from graft_runtime.errors import ErrorCode, GraftError
-from graft_runtime.messages import Command, Dropped, EngineFault, Mount, Mounted, MountFailed, Unmount, Unmounted
-from graft_runtime.pod import residency as residency_module
+from graft_runtime.messages import (
+    BaseLoaded,
+    Command,
+    Dropped,
+    EngineFault,
+    Mount,
+    Mounted,
+    MountFailed,
+    Unmount,
+    Unmounted,
+)
+from graft_runtime.pod import hot as hot_module
+from graft_runtime.pod.hot import HotAdapters
 from graft_runtime.pod.leases import Lease
-from graft_runtime.pod.residency import Residency
 from graft_runtime.store.cache import Cached
 
 
@@ -38,7 +49,7 @@ class Played:
     def __init__(self, limit: int = 2) -> None:
         self.sent: list[Command] = []
         fetches: Any = Fetches()
-        self.residency = Residency(
+        self.residency = HotAdapters(
             fetches,
             self.sent.append,
             self.highest_token,
@@ -47,7 +58,7 @@ class Played:
             drain_seconds=0.05,
             changed=lambda name: None,
         )
-        self.residency.base_loaded(320)
+        self.residency.base_loaded(BaseLoaded("decoder", 64, 320, 1, "float32", Task.CAUSAL_LM))
         self._generation = 0
         self.tokenizers: dict[str, int] = {}
         """The highest token of those that adapters bring, by name."""
@@ -213,7 +224,7 @@ async def test_the_longest_waiting_is_next(play: Any) -> None:
 
 
 async def test_one_that_is_always_in_use_yields_its_place(play: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(residency_module, "PATIENCE_SECONDS", 0.01)
+    monkeypatch.setattr(hot_module, "PATIENCE_SECONDS", 0.01)
     monkeypatch.setattr("graft_runtime.pod.catalogue.PATIENCE_SECONDS", 0.01)
     played = play(limit=1)
     await played.apply(a="1", b="2")

@@ -9,7 +9,7 @@ import pytest
 from graft_runtime.contract.adapter_set import ADAPTER_SET_FILE, AdapterEntry, AdapterSet
 from graft_runtime.contract.checkpoints import Source
 from graft_runtime.errors import GraftError
-from graft_runtime.pod.adapter_sets import AdapterSets
+from graft_runtime.pod.sets import AdapterSets
 
 
 def adapter_set(generation: int, *names: str, **fields: Any) -> AdapterSet:

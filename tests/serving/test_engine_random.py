@@ -21,8 +21,10 @@ import pytest
 import torch
 from graft_runtime.contract.adapter_set import AdapterEntry, AdapterSet
 from graft_runtime.contract.checkpoints import Source
+from graft_runtime.contract.tasks import Task
 from graft_runtime.errors import ErrorCode, GraftError
 from graft_runtime.messages import (
+    BaseLoaded,
     Cancel,
     Dropped,
     Generate,
@@ -34,8 +36,8 @@ from graft_runtime.messages import (
     Unmounted,
 )
 from graft_runtime.pod import catalogue as catalogue_module
+from graft_runtime.pod.hot import HotAdapters
 from graft_runtime.pod.leases import Lease
-from graft_runtime.pod.residency import Residency
 from graft_runtime.store.cache import Cached
 
 TOKENS = 14
@@ -99,7 +101,7 @@ class World:
         self.jobs = engine.load_later = list[Any]()
         self.random = random.Random(seed)
         fetches: Any = Fetches(versions)
-        self.store = Residency(
+        self.store = HotAdapters(
             fetches,
             engine.handle,
             no_tokenizer,
@@ -108,7 +110,7 @@ class World:
             drain_seconds=1000,
             changed=lambda name: None,
         )
-        self.store.base_loaded(MODEL_VOCABULARY)
+        self.store.base_loaded(BaseLoaded("decoder", 64, MODEL_VOCABULARY, 1, "float32", Task.CAUSAL_LM))
         self.entries: dict[str, AdapterEntry] = {}
         self.generation = 0
         self.asked: dict[str, Asked] = {}

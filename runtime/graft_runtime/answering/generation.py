@@ -4,25 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
+from graft_runtime.answering.admission import Admission, Admitted
 from graft_runtime.answering.answers import Choice, Generation
 from graft_runtime.answering.composition import Speaker, alone, together
 from graft_runtime.answering.requests import ChatRequest, CompletionRequest, GenerationRequest
 from graft_runtime.contract.tasks import Task
 from graft_runtime.errors import ErrorCode, GraftError
 from graft_runtime.messages import BaseLoaded, Generate, Sampling
+from graft_runtime.pod.base_life import LoadedBase
 from graft_runtime.pod.leases import Lease
-from graft_runtime.pod.pod import LoadedBase, Pod
+from graft_runtime.pod.pod import Pod
 from graft_runtime.tokenizing.manner import Manner
 from graft_runtime.tokenizing.pieces import StopStrings
 from graft_runtime.tokenizing.voices import Voice
 
 ADAPTER_WAIT_SECONDS = 30.0
-WAITING_PER_PLACE = 8
-"""So many requests may wait for each place in the batch."""
 COMPLETION_TOKENS = 16
 """OpenAI's default for /v1/completions."""
 TOKENIZING_THREADS = 2
@@ -33,22 +32,8 @@ class Generator:
 
     def __init__(self, pod: Pod) -> None:
         self._pod = pod
-        self._in_flight = 0
-        self._idle = asyncio.Event()
-        places = pod.config.engine.max_sequences
-        self._capacity = places + places * WAITING_PER_PLACE
+        self.admission = Admission(pod.config.engine.max_sequences)
         self._threads = ThreadPoolExecutor(TOKENIZING_THREADS, thread_name_prefix="tokenize")
-
-    @property
-    def in_flight(self) -> int:
-        """Answers that are awaited, waiting ones included."""
-        return self._in_flight
-
-    async def wait_idle(self) -> None:
-        """Until no answer is awaited."""
-        while self._in_flight:
-            self._idle.clear()
-            await self._idle.wait()
 
     async def start(self, request: CompletionRequest | ChatRequest) -> Generation:
         """Checks a request against what is served, waits for its adapter and hands it to the engine.
@@ -60,10 +45,10 @@ class Generator:
         model = self._known_model(request.model)
         names = self._known_adapters(request, model)
         count = len(request.prompts) if isinstance(request, CompletionRequest) else 1
-        release = self._admit(count)
+        admitted = self.admission.enter(count)
         leases: tuple[Lease, ...] = ()
         try:
-            base = self._pod.serving_base()
+            base = self._pod.base.serving()
             _check_generates(base, model)
             if names:
                 leases = await self._hold(names, "adapters" if request.adapters else "model")
@@ -71,12 +56,13 @@ class Generator:
             prompts = await self._tokenize(request, base, speaker)
             choices = self._submit(request, prompts, base, speaker)
         except BaseException:
-            release()
+            admitted.close()
             for lease in leases:
                 lease.release()
             raise
-        merged = self._pod.merge.digest if self._pod.merge is not None else None
-        return _generation(model, speaker, merged=merged, prompts=prompts, choices=choices, release=release)
+        return _generation(
+            model, speaker, merged=self._pod.adapters.merged_digest, prompts=prompts, choices=choices, admitted=admitted
+        )
 
     async def _hold(self, names: list[str], field: str) -> tuple[Lease, ...]:
         asked = time.monotonic()
@@ -92,8 +78,8 @@ class Generator:
     async def _speaker(self, request: GenerationRequest, leases: tuple[Lease, ...], base_rows: int) -> Speaker:
         if not request.adapters:
             lease = leases[0] if leases else None
-            return alone(lease, await self._pod.voice(lease), base_rows)
-        voices = [await self._pod.voice(lease) for lease in leases]
+            return alone(lease, await self._pod.base.voice(lease), base_rows)
+        voices = [await self._pod.base.voice(lease) for lease in leases]
         return together(request.adapters, leases, voices, base_rows)
 
     def _known_adapters(self, request: GenerationRequest, model: str) -> list[str]:
@@ -109,15 +95,13 @@ class Generator:
                 field="model",
             )
         for index, part in enumerate(request.adapters):
-            if self._pod.adapters.entry(part.name) is None:
-                merged_as = served if self._pod.merge is not None else None
-                raise unknown_model(part.name, merged_as=merged_as, field=f"adapters[{index}].name")
+            if not self._pod.adapters.is_served(part.name):
+                raise self._pod.adapters.unknown(part.name, f"adapters[{index}].name")
         return [part.name for part in request.adapters]
 
     def _known_model(self, name: str | None) -> str:
         served = self._pod.config.served_name
-        if name is None and self._pod.merge is not None:
-            return served
+        name = name if name is not None else self._pod.adapters.default_model
         if name is None:
             raise GraftError(
                 ErrorCode.INVALID_REQUEST,
@@ -125,30 +109,9 @@ class Generator:
                 hint=f"name an adapter, or `{served}` for the base model; GET /v1/models lists them",
                 field="model",
             )
-        if name != served and self._pod.adapters.entry(name) is None:
-            raise unknown_model(name, merged_as=served if self._pod.merge is not None else None)
+        if name != served and not self._pod.adapters.is_served(name):
+            raise self._pod.adapters.unknown(name)
         return name
-
-    def _admit(self, count: int) -> Callable[[], None]:
-        """Takes places in the queue; the result gives them back, once."""
-        if self._pod.refusing:
-            raise GraftError(
-                ErrorCode.SHUTTING_DOWN, "this pod is shutting down", hint="try again: another one answers"
-            )
-        if self._in_flight and self._in_flight + count > self._capacity:
-            raise GraftError(
-                ErrorCode.OVERLOADED,
-                f"{self._in_flight} requests are on their way here, the most is {self._capacity}",
-                hint="try again later, or give the pool more replicas",
-            )
-        self._in_flight += count
-        held = [count]
-
-        def release() -> None:
-            self._in_flight -= held.pop() if held else 0
-            self._idle.set()
-
-        return release
 
     # tokens
 
@@ -178,19 +141,6 @@ class Generator:
         return choices
 
 
-def unknown_model(name: str, *, merged_as: str | None, field: str = "model") -> GraftError:
-    """404. `merged_as`: the one name of a merged pool."""
-    hint = "GET /v1/models lists what is; add it to spec.adapters to serve it"
-    if merged_as is not None:
-        hint = f"this pool serves its merge alone, as `{merged_as}`; remove spec.merge to serve adapters by name"
-    return GraftError(
-        ErrorCode.UNKNOWN_MODEL,
-        f"`{field}` is {name!r}, which is not served here",
-        hint=hint,
-        field=field,
-    )
-
-
 def _generation(
     model: str,
     speaker: Speaker,
@@ -198,10 +148,10 @@ def _generation(
     merged: str | None,
     prompts: list[list[int]],
     choices: list[Choice],
-    release: Callable[[], None],
+    admitted: Admitted,
 ) -> Generation:
     def closed() -> None:
-        release()
+        admitted.close()
         for lease in speaker.leases:
             lease.release()
 

@@ -92,7 +92,7 @@ class RuntimeConfig(Wire):
     @property
     def served_name(self) -> str:
         """What requests call the model itself: the merge, or else the base."""
-        return self.merge.name if self.merge is not None else self.base_model.name
+        return (self.merge or self.base_model).name
 
     def config_hash(self) -> str:
         """The first ten hex digits of the content hash: part of the names of a pool's ConfigMaps."""

@@ -44,7 +44,7 @@ def api_app(pod: Pod, routes: OpenAIRoutes) -> ASGIApp:
 
     @app.get("/startupz")
     async def startupz() -> Response:
-        return PlainTextResponse("ok\n") if pod.started else PlainTextResponse("the base model is not loaded\n", 503)
+        return PlainTextResponse("ok\n") if pod.base.ended else PlainTextResponse("the base model is not loaded\n", 503)
 
     @app.get("/metrics")
     async def metrics() -> Response:

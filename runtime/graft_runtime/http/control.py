@@ -37,7 +37,7 @@ def control_router(pod: Pod) -> APIRouter:
     @router.put("/adapter-set")
     async def put_adapter_set(request: Request) -> Response:
         body = await read_body(request, MAX_SET_BYTES)
-        version = await pod.accept(await asyncio.to_thread(_parse, AdapterSet, body))
+        version = await pod.sets.accept(await asyncio.to_thread(_parse, AdapterSet, body))
         return _json(Accepted(boot_id=pod.boot_id, adapter_set=version))
 
     @router.get("/status")
@@ -57,7 +57,7 @@ def control_router(pod: Pod) -> APIRouter:
         asked = _parse(InspectRequest, await read_body(request, MAX_RESOLVE_BYTES))
         try:
             async with asyncio.timeout(INSPECT_SECONDS):
-                return _json(await pod.inspect(asked.source))
+                return _json(await pod.dry_run.inspect(asked.source))
         except TimeoutError:
             raise GraftError(
                 ErrorCode.NOT_READY, f"`{asked.source.uri}` is still on its way", hint="ask again"

@@ -14,7 +14,7 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
 from graft_runtime.answering.answers import Generation, Piece
-from graft_runtime.answering.generation import Generator, unknown_model
+from graft_runtime.answering.generation import Generator
 from graft_runtime.answering.requests import ChatRequest, CompletionRequest, NamedAdapter, parse_request
 from graft_runtime.errors import GraftError
 from graft_runtime.http.faults import error_body, http_status, read_body
@@ -114,16 +114,16 @@ class OpenAIRoutes:
     # what there is
 
     async def _models(self) -> Response:
-        names = [name for name in self._pod.adapters.names() if name != self._served]
+        names = [name for name in self._pod.adapters.served() if name != self._served]
         return JSONResponse({"object": "list", "data": [self._card(name) for name in (self._served, *names)]})
 
     async def _model(self, name: str) -> Response:
         if not self._is_known(name):
-            raise unknown_model(name, merged_as=self._served if self._pod.merge is not None else None)
+            raise self._pod.adapters.unknown(name)
         return JSONResponse(self._card(name))
 
     async def _adapters(self) -> Response:
-        reports = [self._pod.report(name) for name in self._pod.adapter_names()]
+        reports = [self._pod.adapters.report(name) for name in self._pod.adapters.names()]
         data = [
             {
                 "name": report.name,
@@ -146,7 +146,7 @@ class OpenAIRoutes:
         return self._pod.config.served_name
 
     def _is_known(self, name: str) -> bool:
-        return name == self._served or self._pod.adapters.entry(name) is not None
+        return name == self._served or self._pod.adapters.is_served(name)
 
     def _card(self, name: str) -> dict[str, Any]:
         parent = None if name == self._served else self._served

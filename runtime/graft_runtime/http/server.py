@@ -71,7 +71,7 @@ async def serve(config: RuntimeConfig, places: Places, uid: str, address: str) -
             status = EXIT_DONE
         return status
     finally:
-        pod.refusing = True
+        generator.admission.refusing = True
         routes.end_all(GraftError(ErrorCode.SHUTTING_DOWN, "this pod is going away", hint="try again"))
         await pod.close()
         for server in servers:
@@ -104,15 +104,15 @@ async def _drain(pod: Pod, generator: Generator, routes: OpenAIRoutes, engine: a
     """Unready, but serving a little longer; then only what runs; then an error for what still does."""
     loop = asyncio.get_running_loop()
     deadline = loop.time() + pod.config.drain_seconds
-    logger.info("asked to end: %d requests are on their way", generator.in_flight)
+    logger.info("asked to end: %d requests are on their way", generator.admission.in_flight)
     pod.leave()
     await asyncio.wait([engine], timeout=min(STILL_SERVING_SECONDS, pod.config.drain_seconds))
-    pod.refusing = True
-    idle = _task(generator.wait_idle())
+    generator.admission.refusing = True
+    idle = _task(generator.admission.wait_idle())
     await asyncio.wait([engine, idle], timeout=max(deadline - loop.time(), 0), return_when=asyncio.FIRST_COMPLETED)
     idle.cancel()
-    if generator.in_flight:
-        logger.warning("%d requests are cut off", generator.in_flight)
+    if generator.admission.in_flight:
+        logger.warning("%d requests are cut off", generator.admission.in_flight)
 
 
 def _task(work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from graft_runtime.errors import ErrorCode, GraftError
 from graft_runtime.messages import ServedAdapter, Tier
 from graft_runtime.pod.catalogue import Alias, Artifact
 
@@ -28,3 +29,9 @@ class Lease:
         if not self._released:
             self._released = True
             self._ended(self)
+
+
+def unknown_model(name: str, field: str, *, hint: str) -> GraftError:
+    """Return the 404 for a name that nothing answers under, sent in `field`."""
+    what = f"`{field}` is {name!r}, which is not served here"
+    return GraftError(ErrorCode.UNKNOWN_MODEL, what, hint=hint, field=field)

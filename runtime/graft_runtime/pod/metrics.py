@@ -8,7 +8,8 @@ from collections.abc import Iterable
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from graft_runtime.contract.status import AdapterReport
-from graft_runtime.messages import Occupancy, Tier
+from graft_runtime.messages import Dropped, Occupancy, Tier, Unmounted
+from graft_runtime.pod.adapters import AdapterEvent
 
 MAX_NAMES = 200
 OTHER = "other"
@@ -68,6 +69,13 @@ class Metrics:
         """A request has its adapter: where that was found, and how long it took to mount."""
         self.adapter_hits.labels(found or "source").inc()
         self.adapter_wait_seconds.observe(seconds)
+
+    def count_evictions(self, event: AdapterEvent) -> None:
+        """Count the adapters that have made room for others, by the tier that they left."""
+        if isinstance(event, Dropped):
+            self.adapter_evictions.labels("host").inc(len(event.digests))
+        elif isinstance(event, Unmounted) and event.tier is not None:
+            self.adapter_evictions.labels("device").inc()
 
     def render(self, reports: Iterable[AdapterReport], occupancy: Occupancy) -> bytes:
         """The text that Prometheus scrapes."""

@@ -26,7 +26,20 @@ class StatusBoard:
         self._removed: dict[str, tuple[int, AdapterReport]] = {}
         self._news = asyncio.Event()
         self._closed = False
+        self._changed: dict[str, None] = {}
         self.sequence = 0
+
+    def changed(self, name: str) -> None:
+        """Take note that an adapter, or what depends on it, may have changed: many at once are looked at together."""
+        if not self._changed:
+            asyncio.get_running_loop().call_soon(self._touch_changed)
+        self._changed[name] = None
+
+    def _touch_changed(self) -> None:
+        names, self._changed = self._changed, {}
+        for name in names:
+            self.touch(name)
+        self.touch_head()
 
     def touch(self, name: str) -> None:
         """Something about an adapter may have changed."""
@@ -51,10 +64,6 @@ class StatusBoard:
     def reports(self) -> list[AdapterReport]:
         """Of every adapter of the catalogue, and those that drain."""
         return [report for _, report in self._reports.values()]
-
-    def report_of(self, name: str) -> AdapterReport | None:
-        _, report = self._reports.get(name, (0, None))
-        return report
 
     async def poll(self, boot: str, since: int, wait_seconds: float) -> RuntimeStatus | None:
         """What changed after `since`; waits for it, and a little longer for what comes with it. None: nothing did.

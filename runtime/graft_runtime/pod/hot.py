@@ -1,4 +1,4 @@
-"""Keeps the adapters of the catalogue fetched, checked and mounted, and lends them to requests. One event loop."""
+"""Hot mode: adapters beside the base, fetched, checked and mounted, and lent to requests. One event loop."""
 
 from __future__ import annotations
 
@@ -6,13 +6,15 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterator, Sequence
 
-from graft_runtime.contract.adapter_set import AdapterEntry, AdapterSet
+from graft_runtime.contract.adapter_set import AdapterSet
 from graft_runtime.contract.checkpoints import Source
-from graft_runtime.contract.status import AdapterReport
+from graft_runtime.contract.status import AdapterReport, MergeReport
 from graft_runtime.errors import ErrorCode, GraftError
 from graft_runtime.messages import (
+    BaseLoaded,
     Command,
     Dropped,
+    MergeSource,
     Mount,
     Mounted,
     MountFailed,
@@ -32,7 +34,7 @@ from graft_runtime.pod.catalogue import (
     report,
     scale_fault,
 )
-from graft_runtime.pod.leases import Lease
+from graft_runtime.pod.leases import Lease, unknown_model
 from graft_runtime.pod.preparations import HighestToken, Preparations
 from graft_runtime.store.fetches import TRANSIENT, Fetches
 
@@ -41,8 +43,8 @@ logger = logging.getLogger(__name__)
 RETRY_MOUNT_SECONDS = 30.0
 
 
-class Residency:
-    """The adapters of one pod.
+class HotAdapters:
+    """The adapters of one pod: see `Adapters`.
 
     Args:
         fetches: bring them into the cache.
@@ -53,6 +55,10 @@ class Residency:
         drain_seconds: how long requests may go on under a name that was removed.
         changed: called with a name whenever its report may differ.
     """
+
+    default_model: str | None = None
+    merged_digest: str | None = None
+    merged: MergeReport | None = None
 
     def __init__(
         self,
@@ -103,18 +109,31 @@ class Residency:
         for name in entries:
             self._changed(name)
 
-    def base_loaded(self, vocabulary_size: int) -> None:
-        """The engine can take adapters from now on."""
-        self._rows = vocabulary_size
+    async def merge_sources(self, failed: Callable[[GraftError], None]) -> tuple[MergeSource, ...]:
+        """Return nothing: the base stays as it is."""
+        return ()
+
+    def base_loaded(self, loaded: BaseLoaded) -> None:
+        """Begin to mount."""
+        self._rows = loaded.vocabulary_size
         self._advance()
 
-    def entry(self, name: str) -> AdapterEntry | None:
-        alias = self._aliases.get(name)
-        return alias.entry if alias is not None else None
+    def base_failed(self, error: GraftError) -> None:
+        """Mount nothing, ever; the fault is the base's alone."""
 
     def names(self) -> Iterator[str]:
-        """Of the catalogue, in its order."""
+        """Iterate over the catalogue, in its order."""
         return iter(tuple(self._aliases))
+
+    served = names
+
+    def is_served(self, name: str) -> bool:
+        """Return whether the catalogue has this name."""
+        return name in self._aliases
+
+    def unknown(self, name: str, field: str = "model") -> GraftError:
+        """Return the 404 for a name that is not in the catalogue."""
+        return unknown_model(name, field, hint="GET /v1/models lists what is; add it to spec.adapters to serve it")
 
     def report(self, name: str) -> AdapterReport | None:
         """What is true of a name; None when it is gone."""

@@ -1,4 +1,4 @@
-"""The merge of a merged pool: waits for the set to name its digests, fetches and checks them, tells how far they are.
+"""Merged mode: waits for the set to name the digests of the merge, fetches and checks them, reports how far they are.
 
 What a pod has merged stays until it ends. A set that names other digests later changes nothing but the reports.
 """
@@ -18,7 +18,9 @@ from graft_runtime.contract.config import MergeConfig, MergePart
 from graft_runtime.contract.status import AdapterReport, AdapterState, MergedPart, MergeReport
 from graft_runtime.contract.wire import Fault
 from graft_runtime.errors import ErrorCode, GraftError
-from graft_runtime.messages import MergeSource
+from graft_runtime.messages import BaseLoaded, MergeSource, Tier
+from graft_runtime.pod.adapters import AdapterEvent
+from graft_runtime.pod.leases import Lease, unknown_model
 from graft_runtime.store.fetches import Fetches
 
 logger = logging.getLogger(__name__)
@@ -35,8 +37,8 @@ class _Fetched:
     files: AdapterFiles
 
 
-class Merge:
-    """The adapters of a merge on this pod.
+class MergedAdapters:
+    """The adapters in the base's weights: see `Adapters`.
 
     Args:
         config: what is to be merged.
@@ -70,12 +72,8 @@ class Merge:
         self._news.set()
         self._tell()
 
-    async def ready(self, failed: Callable[[GraftError], None]) -> tuple[MergeSource, ...]:
-        """What to merge, in the cache and checked as far as files can be. Waits for the set, and for sources.
-
-        Args:
-            failed: told each reason why not yet; a later set may bring a way out.
-        """
+    async def merge_sources(self, failed: Callable[[GraftError], None]) -> tuple[MergeSource, ...]:
+        """Return what to merge, in the cache and checked as far as files can be; wait for the set, and for sources."""
         while True:
             self._news.clear()
             digests = self._wanted(failed)
@@ -84,29 +82,50 @@ class Merge:
                 return tuple(self._source(part) for part in self._config.adapters)
             await self._news.wait()
 
-    def done(self, remapped: Sequence[str | None]) -> None:
-        """The base serves with all of it merged in.
-
-        Args:
-            remapped: see `AdapterReport`, in the order of the merge.
-        """
-        self._done, self._remapped = True, dict(zip(self._parts, remapped, strict=True))
+    def base_loaded(self, loaded: BaseLoaded) -> None:
+        """Report all of it as merged from now on."""
+        self._done, self._remapped = True, dict(zip(self._parts, loaded.remapped, strict=True))
         self._tell()
 
-    def failed(self, error: GraftError) -> None:
-        """The base can't be served with it."""
+    def base_failed(self, error: GraftError) -> None:
+        """Report the base's fault as that of every adapter in it."""
         self._faults = dict.fromkeys(self._parts, error)
         self._tell()
 
     @property
-    def directories(self) -> tuple[Path, ...]:
-        """Of the adapters in the cache, in the order of the merge."""
-        return tuple(self._fetched[name].directory for name in self._parts if name in self._fetched)
+    def default_model(self) -> str:
+        """The merge: the only model of this pod."""
+        return self._config.name
 
     @property
-    def digest(self) -> str:
-        """Of the adapters in the base, in the order of the merge."""
+    def merged_digest(self) -> str:
+        """The digests in the base's weights, in the order of the merge."""
         return ", ".join(self._used[name] for name in self._parts)
+
+    def served(self) -> Iterator[str]:
+        """Iterate over nothing: the merge alone answers."""
+        return iter(())
+
+    def is_served(self, name: str) -> bool:
+        """Return False: requests name the merge, not what is in it."""
+        return False
+
+    def unknown(self, name: str, field: str = "model") -> GraftError:
+        """Return the 404 for any name but that of the merge."""
+        merge = self._config.name
+        hint = f"this pool serves its merge alone, as `{merge}`; remove spec.merge to serve adapters by name"
+        return unknown_model(name, field, hint=hint)
+
+    def tier(self, name: str) -> Tier | None:
+        """Return None: no adapter is anywhere by itself."""
+        return None
+
+    async def acquire(self, names: Sequence[str], wait_seconds: float) -> tuple[Lease, ...]:
+        """Raise GraftError, UnknownModel: nothing is lent."""
+        raise self.unknown(names[0])
+
+    def on_event(self, event: AdapterEvent) -> None:
+        """Ignore it: nothing is mounted."""
 
     @property
     def merged(self) -> MergeReport | None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 from pydantic import ValidationError
 
@@ -12,6 +15,8 @@ from graft_runtime.contract.adapter_set import ADAPTER_SET_FILE, AdapterSet, Ada
 from graft_runtime.errors import ErrorCode, GraftError
 
 logger = logging.getLogger(__name__)
+
+FOLLOW_MOUNTED_SECONDS = 10.0
 
 
 def check_acceptable(new: AdapterSet, current: AdapterSet | None, pool_uid: str, config_hash: str) -> None:
@@ -70,7 +75,7 @@ class AdapterSets:
         return self.current
 
     def follow_mounted(self) -> AdapterSet | None:
-        """The mounted set when it is newer than the one in force, which it then is."""
+        """Adopt the mounted set if it is newer than the one in force, and return it; else None."""
         before = self.current
         self._adopt(self._mounted)
         return self.current if self.current is not before else None
@@ -107,3 +112,47 @@ class AdapterSets:
             file.flush()
             os.fsync(file.fileno())
         partial.replace(self._state)
+
+
+class SetInForce:
+    """Puts sets in force, one at a time; their files are read and written in threads. One event loop.
+
+    Args:
+        kept: the sets of the pod.
+        put_in_force: called with each set that is in force from then on.
+    """
+
+    def __init__(self, kept: AdapterSets, put_in_force: Callable[[AdapterSet], None]) -> None:
+        self._kept, self._put_in_force = kept, put_in_force
+        self._lock = asyncio.Lock()
+
+    @property
+    def version(self) -> AdapterSetVersion:
+        """Generation 0 when there is none."""
+        return self._kept.version
+
+    async def boot(self) -> None:
+        """Begin with the newer of the kept and the mounted set, if there is one."""
+        async with self._lock:
+            if (newest := await asyncio.to_thread(self._kept.boot)) is not None:
+                self._put_in_force(newest)
+
+    async def follow_mounted(self) -> NoReturn:
+        """Put newer mounted sets in force, for a pod whose ConfigMap came late, or that nobody reaches."""
+        while True:
+            await asyncio.sleep(FOLLOW_MOUNTED_SECONDS)
+            async with self._lock:
+                newer = await asyncio.to_thread(self._kept.follow_mounted)
+                if newer is not None:
+                    self._put_in_force(newer)
+
+    async def accept(self, adapter_set: AdapterSet) -> AdapterSetVersion:
+        """Put a pushed set in force; it is kept before this returns.
+
+        Raises:
+            GraftError: WrongPool, StaleGeneration.
+        """
+        async with self._lock:
+            if await asyncio.to_thread(self._kept.accept, adapter_set):
+                self._put_in_force(adapter_set)
+            return self._kept.version

@@ -1,0 +1,176 @@
+"""The life of a pod's base model: fetched, loaded with what is merged into it, and talked to."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from graft_runtime.contract.config import RuntimeConfig
+from graft_runtime.contract.status import BaseReport, BaseState
+from graft_runtime.contract.wire import Fault
+from graft_runtime.errors import ErrorCode, GraftError
+from graft_runtime.messages import BaseFailed, BaseLoaded, MergeSource, Start
+from graft_runtime.pod.adapters import Adapters
+from graft_runtime.pod.engine_client import EngineClient
+from graft_runtime.pod.leases import Lease
+from graft_runtime.store.cache import Cached
+from graft_runtime.store.fetches import TRANSIENT, Fetches
+from graft_runtime.tokenizing.files import TOKENIZER_FILE
+from graft_runtime.tokenizing.manner import over, read_manner
+from graft_runtime.tokenizing.tokenizer import prepare_conversion
+from graft_runtime.tokenizing.voices import BaseVoice, Voice, Voices, load_base_voice
+
+logger = logging.getLogger(__name__)
+
+UNDER_WAY = TRANSIENT | {ErrorCode.RESOLVING}
+"""Faults with which the base is still on its way."""
+
+
+@dataclass(frozen=True)
+class LoadedBase:
+    """The base model once it serves."""
+
+    loaded: BaseLoaded
+    voice: Voice
+
+
+class BaseLife:
+    """The base model of one pod. One event loop.
+
+    Args:
+        config: of the pod.
+        fetches: bring the base into the cache.
+        adapters: those of the pod; told when the base serves, and when it never will.
+        voices: those of the pod.
+        tokenizers: the directory for tokenizers that had to be converted.
+        changed: called whenever the report may differ.
+    """
+
+    def __init__(
+        self,
+        config: RuntimeConfig,
+        fetches: Fetches,
+        engine: EngineClient,
+        adapters: Adapters,
+        voices: Voices,
+        *,
+        tokenizers: Path,
+        changed: Callable[[], None],
+    ) -> None:
+        self._config, self._fetches, self._engine, self._adapters = config, fetches, engine, adapters
+        self._voices, self._tokenizers, self._changed = voices, tokenizers, changed
+        self._revision = config.base_model.source.revision
+        self._state = BaseState.FETCHING
+        self._fault: GraftError | None = None
+        self._answered: asyncio.Future[BaseLoaded] = asyncio.get_running_loop().create_future()
+        self._serving: LoadedBase | None = None
+        self.digest: str | None = None
+        """Of its checkpoint; None before it is fetched. Read by other threads."""
+        self.serving_since: float | None = None
+        """Seconds of the event loop's clock; None before it serves."""
+
+    async def load(self) -> None:
+        """Fetch the base, wait for what is to be merged into it, and have the engine load it."""
+        base = self._config.base_model
+        cached = await self._fetches.fetch_until_there(base.source, "model", base.digest, base.name, self._not_yet)
+        if cached is None:
+            return
+        self.digest, self._revision = cached.digest, cached.revision or self._revision
+        merge = await self._adapters.merge_sources(self._not_yet)
+        await self._engine.spawned.wait()
+        self._become(BaseState.LOADING)
+        self._engine.send(self._start(cached.directory, merge))
+        try:
+            voice = await self._load_voice(cached, merge)
+            loaded = await self._answered
+        except GraftError as error:
+            logger.critical("%s", error)
+            self._become(BaseState.FAILED, error)
+            self._adapters.base_failed(error)
+            return
+        self._serving = LoadedBase(loaded, voice.voice)
+        self._voices.base_loaded(voice)
+        self.serving_since = asyncio.get_running_loop().time()
+        name = self._config.served_name
+        logger.info("`%s` serves: %d parameters in %s", name, loaded.parameter_count, loaded.dtype)
+        self._adapters.base_loaded(loaded)
+        self._become(BaseState.SERVING)
+
+    def on_event(self, event: BaseLoaded | BaseFailed) -> None:
+        """Take the engine's answer to Start; the first is final."""
+        if self._answered.done():
+            return
+        if isinstance(event, BaseLoaded):
+            self._answered.set_result(event)
+        else:
+            self._answered.set_exception(event.fault.error())
+
+    def serving(self) -> LoadedBase:
+        """Return the base that serves. Raises GraftError: NotReady."""
+        if self._serving is None:
+            why = f": {self._fault.what}" if self._fault is not None else ""
+            raise GraftError(ErrorCode.NOT_READY, f"the base model is not loaded yet{why}", hint="try again")
+        return self._serving
+
+    async def voice(self, lease: Lease | None) -> Voice:
+        """How an adapter, or the base (None), wants to be talked to."""
+        if lease is None:
+            return self.serving().voice
+        cached = lease.artifact.cached
+        assert cached is not None, "what is mounted was read from there"
+        return await self._voices.of(lease.digest, cached.directory, lease.artifact.name)
+
+    @property
+    def ended(self) -> bool:
+        """Whether the base serves, or never will."""
+        return self._state in {BaseState.SERVING, BaseState.FAILED}
+
+    def report(self) -> BaseReport:
+        """Return what the status says of it."""
+        return BaseReport(
+            name=self._config.base_model.name,
+            state=self._state,
+            digest=self.digest,
+            revision=self._revision,
+            fault=Fault.of(self._fault) if self._fault is not None else None,
+            runner=self._serving.loaded.runner if self._serving is not None else None,
+            merge=self._adapters.merged,
+        )
+
+    def _start(self, directory: Path, merge: tuple[MergeSource, ...]) -> Start:
+        base, engine = self._config.base_model, self._config.engine
+        return Start(
+            directory=str(directory),
+            name=base.name,
+            dtype=base.dtype,
+            max_sequences=engine.max_sequences,
+            max_sequence_length=engine.max_sequence_length,
+            max_mounted_adapters=engine.max_mounted_adapters,
+            max_rank=engine.max_rank,
+            merge=merge,
+            task=base.task,
+        )
+
+    async def _load_voice(self, cached: Cached, merge: Sequence[MergeSource]) -> BaseVoice:
+        directory = cached.directory
+        if not (directory / TOKENIZER_FILE).exists():
+            directory = self._tokenizers / cached.digest.removeprefix("sha256:")
+            if not (directory / TOKENIZER_FILE).exists():
+                await asyncio.to_thread(prepare_conversion, cached.directory, directory)
+                await self._engine.convert_tokenizer(str(cached.directory), str(directory / TOKENIZER_FILE))
+        base = await asyncio.to_thread(load_base_voice, directory, cached.directory)
+        tokenizer, manner = base.voice.tokenizer, base.voice.manner
+        for part in reversed(merge):
+            found = await asyncio.to_thread(read_manner, Path(part.directory), tokenizer.token_id, "the merge")
+            manner = over(found, manner)
+        return replace(base, voice=Voice(tokenizer, manner))
+
+    def _not_yet(self, error: GraftError) -> None:
+        self._become(BaseState.FETCHING if error.code in UNDER_WAY else BaseState.FAILED, error)
+
+    def _become(self, state: BaseState, fault: GraftError | None = None) -> None:
+        self._state, self._fault = state, fault
+        self._changed()

@@ -1,0 +1,43 @@
+"""Whether a pod takes requests."""
+
+from __future__ import annotations
+
+import asyncio
+
+from graft_runtime.pod.adapters import Adapters
+from graft_runtime.pod.base_life import BaseLife
+from graft_runtime.pod.catalogue import is_settled
+from graft_runtime.pod.sets import AdapterSets
+
+
+class Readiness:
+    """The readiness of one pod.
+
+    Args:
+        startup_seconds: how long a base that serves waits for the adapters of the set.
+    """
+
+    def __init__(self, base: BaseLife, adapters: Adapters, sets: AdapterSets, startup_seconds: float) -> None:
+        self._base, self._adapters, self._sets = base, adapters, sets
+        self._startup_seconds = startup_seconds
+        self._was_complete = False
+        self.leaving = False
+        """SIGTERM came: unready for good, but still serving."""
+
+    @property
+    def ready(self) -> bool:
+        """Whether this pod takes requests. Once it did, only its end takes that away."""
+        self._was_complete = self._was_complete or self._is_complete()
+        return self._was_complete and not self.leaving
+
+    def _is_complete(self) -> bool:
+        since = self._base.serving_since
+        if since is None:
+            return False
+        if asyncio.get_running_loop().time() - since >= self._startup_seconds:
+            return True
+        return self._sets.current is not None and all(
+            (report := self._adapters.report(entry.name)) is not None and is_settled(report, pinned=entry.pinned)
+            for entry in self._sets.current.adapters
+            if entry.inline
+        )
