@@ -12,33 +12,68 @@ Imported by both programs: no dependency but the standard library.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from enum import StrEnum
+from enum import Enum, StrEnum
+
+
+class Recovery(Enum):
+    """What ends a fault."""
+
+    BY_ITSELF = "passes by itself"
+    """Nobody needs to act; it is tried again."""
+    OUTSIDE = "may change outside the pool"
+    """A person must act at the source or on the machine; it is tried again, since nobody tells a pod of that."""
+    BY_A_PERSON = "needs a person"
+    """A person must act on the pool or the request; trying the same again would end the same."""
 
 
 class ErrorCode(StrEnum):
-    """Stable codes. They are also the `reason` of an adapter in the status of an AdapterDeployment."""
+    """Stable codes, and all that both programs decide by them. Also the `reason` of an adapter in a pool's status."""
+
+    recovery: Recovery
+    """What ends it: pods try again by it, and the pool is Reconciling or Stalled by it."""
+    http_status: int
+    """On either port. Clients try 409, 429 and 5xx again, and nothing else."""
+
+    def __new__(cls, text: str, recovery: Recovery = Recovery.BY_A_PERSON, http_status: int | None = None) -> ErrorCode:
+        code = str.__new__(cls, text)
+        code._value_ = text
+        code.recovery = recovery
+        code.http_status = http_status or (503 if recovery is Recovery.BY_ITSELF else 400)
+        return code
+
+    @property
+    def passes(self) -> bool:
+        """Whether nobody needs to act."""
+        return self.recovery is Recovery.BY_ITSELF
+
+    @property
+    def retried(self) -> bool:
+        """Whether trying the same again may end otherwise."""
+        return self.recovery is not Recovery.BY_A_PERSON
 
     # sources
-    NOT_FOUND = "NotFound"
+    NOT_FOUND = "NotFound", Recovery.OUTSIDE
     """The source holds nothing under this URI and revision."""
-    UNAUTHORIZED = "Unauthorized"
+    UNAUTHORIZED = "Unauthorized", Recovery.OUTSIDE
     """The source refused our credentials, or wants some."""
     SOURCE_NOT_DECLARED = "SourceNotDeclared"
     """The URI lies outside spec.sources and the schemes that the administrator allows."""
-    FORBIDDEN_ADDRESS = "ForbiddenAddress"
+    FORBIDDEN_ADDRESS = "ForbiddenAddress", Recovery.OUTSIDE
     """The source's host is not public, nor in a network that the administrator allows."""
-    SOURCE_UNAVAILABLE = "SourceUnavailable"
+    SOURCE_UNAVAILABLE = "SourceUnavailable", Recovery.BY_ITSELF
     """The source did not answer or broke off; it is tried again."""
-    DIGEST_MISMATCH = "DigestMismatch"
+    DIGEST_MISMATCH = "DigestMismatch", Recovery.OUTSIDE
     """The bytes are not those that the digest names."""
-    NO_CAPACITY = "NoCapacity"
+    NO_CAPACITY = "NoCapacity", Recovery.BY_ITSELF
     """The cache or memory has no room for it."""
+    ALL_PLACES_PINNED = "AllPlacesPinned"
+    """Pinned adapters hold every place on the device, up to spec.engine.maxMountedAdapters."""
     # checkpoints
-    NOT_AN_ADAPTER = "NotAnAdapter"
+    NOT_AN_ADAPTER = "NotAnAdapter", Recovery.OUTSIDE
     """The directory holds no adapter_config.json beside adapter_model.safetensors."""
-    NOT_A_MODEL = "NotAModel"
+    NOT_A_MODEL = "NotAModel", Recovery.OUTSIDE
     """The directory holds no Hugging Face text model that can be loaded."""
-    UNSAFE_FILE = "UnsafeFile"
+    UNSAFE_FILE = "UnsafeFile", Recovery.OUTSIDE
     """A pickle, a link, a path that leaves the directory, code that would have to be run, a bomb."""
     CORRUPT = "Corrupt"
     """A file is truncated, malformed or holds values that are not finite."""
@@ -65,13 +100,13 @@ class ErrorCode(StrEnum):
     POOL_IS_MERGED = "PoolIsMerged"
     """The pool serves its merge alone, and the adapter is no part of it."""
     # the adapter set
-    RESOLVING = "Resolving"
+    RESOLVING = "Resolving", Recovery.BY_ITSELF
     """The exact version of the source is not known yet."""
-    LOADING = "Loading"
+    LOADING = "Loading", Recovery.BY_ITSELF
     """On its way: being fetched, checked or mounted."""
-    STALE_GENERATION = "StaleGeneration"
+    STALE_GENERATION = "StaleGeneration", Recovery.BY_ITSELF, 409
     """An adapter set that is older than the one in force, or a different one of the same generation."""
-    WRONG_POOL = "WrongPool"
+    WRONG_POOL = "WrongPool", Recovery.BY_ITSELF, 409
     """An adapter set or a token that was made for another pod or pool."""
     # the resource
     INVALID_SPEC = "InvalidSpec"
@@ -81,7 +116,7 @@ class ErrorCode(StrEnum):
     # requests
     INVALID_REQUEST = "InvalidRequest"
     """A request that can never succeed as it stands."""
-    UNKNOWN_MODEL = "UnknownModel"
+    UNKNOWN_MODEL = "UnknownModel", Recovery.BY_A_PERSON, 404
     """`model` names nothing that this pool serves."""
     UNSUPPORTED_PARAMETER = "UnsupportedParameter"
     """A parameter that is known and not supported."""
@@ -93,15 +128,15 @@ class ErrorCode(StrEnum):
     """Text was asked of a base model that classifies or embeds."""
     NOT_COMPOSABLE = "NotComposable"
     """The adapters that a request names can't answer together."""
-    NOT_READY = "NotReady"
+    NOT_READY = "NotReady", Recovery.BY_ITSELF
     """Not ready yet; try again."""
-    OVERLOADED = "Overloaded"
+    OVERLOADED = "Overloaded", Recovery.BY_ITSELF
     """Too many requests wait already; try again."""
-    SHUTTING_DOWN = "ShuttingDown"
+    SHUTTING_DOWN = "ShuttingDown", Recovery.BY_ITSELF
     """This pod is going away; try again."""
-    UNAUTHENTICATED = "Unauthenticated"
+    UNAUTHENTICATED = "Unauthenticated", Recovery.BY_A_PERSON, 401
     """The control port was called without a valid token."""
-    INTERNAL = "Internal"
+    INTERNAL = "Internal", Recovery.OUTSIDE, 500
     """A fault of Graft itself."""
 
 

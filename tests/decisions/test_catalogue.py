@@ -110,7 +110,7 @@ def test_where_pinned_ones_hold_every_place_the_rest_is_refused() -> None:
     assert planned([*held, artifact("c")], 2) == [Step("refuse", "c")]
     tried_before = artifact("c", proven=True)
     assert planned([*held, tried_before], 2) == [Step("refuse", "c")]
-    tried_before.fault = GraftError(ErrorCode.NO_CAPACITY, "pinned adapters hold all 2 places")
+    tried_before.fault = GraftError(ErrorCode.ALL_PLACES_PINNED, "pinned adapters hold all 2 places")
     assert tried_before.state is AdapterState.FAILED
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from graft_operator.decisions.checks import TRANSIENT, adapter_fault, base_fault
+from graft_operator.decisions.checks import adapter_fault, base_fault
 from graft_operator.decisions.wanted_adapters import inline_adapters
 from graft_operator.objects import Pool
 from graft_operator.resource import parse_spec
@@ -54,7 +54,3 @@ def test_the_base_model_obeys_the_same_rules() -> None:
     fault = base_fault(spec, Settings("ns", "image", allowed_schemes=("pvc",)))
     assert fault is not None
     assert "spec.baseModel.uri" in fault.what
-
-
-def test_what_needs_a_person_is_not_transient() -> None:
-    assert not TRANSIENT & {ErrorCode.NOT_FOUND, ErrorCode.RANK_TOO_HIGH, ErrorCode.CORRUPT, ErrorCode.UNAUTHORIZED}

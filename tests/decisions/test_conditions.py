@@ -264,6 +264,20 @@ CASES = {
         "+AdaptersLoading",
         "-NoFault",
     ),
+    "there-is-no-room-for-an-adapter-now": (
+        World(reports=(REPORT, with_adapter(AdapterState.FAILED, ErrorCode.NO_CAPACITY))),
+        "+BaseServed",
+        "-AdaptersLoading",
+        "+AdaptersLoading",
+        "-NoFault",
+    ),
+    "pinned-adapters-leave-no-place": (
+        World(reports=(REPORT, with_adapter(AdapterState.FAILED, ErrorCode.ALL_PLACES_PINNED))),
+        "+BaseServed",
+        "-AdaptersFailed",
+        "-Settled",
+        "+AdaptersFailed",
+    ),
     "a-pod-has-another-version": (
         World(reports=(REPORT, with_adapter(AdapterState.MOUNTED, digest="sha256:" + "b" * 64))),
         "+BaseServed",

@@ -14,7 +14,7 @@ from graft_runtime.contract.checkpoints import Source
 from graft_runtime.contract.wire import Fault
 from graft_runtime.errors import ErrorCode, GraftError
 
-from graft_operator.decisions.checks import TRANSIENT, adapter_fault
+from graft_operator.decisions.checks import adapter_fault
 from graft_operator.decisions.observed import Observed, PodView
 from graft_operator.decisions.wanted_adapters import WantedAdapter
 from graft_operator.resource import AdapterDeploymentSpec, is_declared
@@ -189,7 +189,7 @@ def _resolution_faults(observed: Observed) -> dict[Source, Fault]:
     return {
         source: found.fault
         for source, found in observed.resolutions.items()
-        if found.fault is not None and found.fault.code not in TRANSIENT
+        if found.fault is not None and not found.fault.code.passes
     }
 
 

@@ -11,10 +11,11 @@ from graft_runtime.contract.wire import Fault
 from graft_runtime.errors import ErrorCode
 
 from graft_operator.decisions.adapter_sets import AdapterPlan
-from graft_operator.decisions.checks import TRANSIENT
 from graft_operator.decisions.observed import Observed, PodView
 from graft_operator.objects import Pool
 from graft_operator.resource import AdapterStatus
+
+_PASSING = frozenset(code for code in ErrorCode if code.passes)
 
 
 def is_ready(adapter: AdapterStatus) -> bool:
@@ -24,7 +25,7 @@ def is_ready(adapter: AdapterStatus) -> bool:
 
 def is_failed(adapter: AdapterStatus) -> bool:
     """It has a fault that does not go away by itself."""
-    return adapter.reason is not None and adapter.reason not in TRANSIENT and counts(adapter)
+    return adapter.reason is not None and adapter.reason not in _PASSING and counts(adapter)
 
 
 def counts(adapter: AdapterStatus) -> bool:

@@ -12,18 +12,6 @@ from graft_operator.settings import Settings
 
 UriCheck = Callable[[AdapterDeploymentSpec, str, str, Settings], GraftError | None]
 
-# What is on its way or comes back by itself; every other code needs a person.
-TRANSIENT = frozenset(
-    {
-        ErrorCode.SOURCE_UNAVAILABLE,
-        ErrorCode.RESOLVING,
-        ErrorCode.LOADING,
-        ErrorCode.NOT_READY,
-        ErrorCode.OVERLOADED,
-        ErrorCode.SHUTTING_DOWN,
-    }
-)
-
 
 def base_fault(spec: AdapterDeploymentSpec, settings: Settings) -> GraftError | None:
     """Why the base model may not be served."""

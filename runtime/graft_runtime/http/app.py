@@ -56,12 +56,7 @@ def api_app(pod: Pod, routes: OpenAIRoutes) -> ASGIApp:
 
 def control_app(pod: Pod) -> ASGIApp:
     """Port 8001: the operator's."""
-
-    def response(error: GraftError) -> Response:
-        statuses = {ErrorCode.UNAUTHENTICATED: 401, ErrorCode.STALE_GENERATION: 409, ErrorCode.WRONG_POOL: 409}
-        return fault_response(error, statuses.get(error.code, 500 if error.code is ErrorCode.INTERNAL else 400))
-
-    app = _app(response)
+    app = _app(fault_response)
     app.include_router(control_router(pod))
     return _WithRequestId(app)
 

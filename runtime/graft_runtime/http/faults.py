@@ -14,43 +14,25 @@ from graft_runtime.http.streaming import ClientGoneError
 
 RETRY_AFTER_SECONDS = 2
 
-_STATUS = {
-    ErrorCode.UNKNOWN_MODEL: 404,
-    ErrorCode.UNAUTHENTICATED: 401,
-    ErrorCode.INTERNAL: 500,
-    # may go away by itself: clients try these again
-    ErrorCode.SOURCE_UNAVAILABLE: 503,
-    ErrorCode.NO_CAPACITY: 503,
-    ErrorCode.RESOLVING: 503,
-    ErrorCode.LOADING: 503,
-    ErrorCode.NOT_READY: 503,
-    ErrorCode.OVERLOADED: 503,
-    ErrorCode.SHUTTING_DOWN: 503,
-}
 _TYPES = {401: "authentication_error", 404: "not_found_error", 500: "server_error", 503: "service_unavailable"}
-
-
-def http_status(code: ErrorCode) -> int:
-    """400 for what stays wrong until a person acts: clients retry 409, 429 and 5xx."""
-    return _STATUS.get(code, 400)
 
 
 def error_body(error: GraftError) -> dict[str, Any]:
     """`{"error": {message, type, param, code}}`."""
-    kind = _TYPES.get(http_status(error.code), "invalid_request_error")
+    kind = _TYPES.get(error.code.http_status, "invalid_request_error")
     return {"error": {"message": error.message, "type": kind, "param": error.field, "code": error.code.value}}
 
 
 def error_response(error: GraftError) -> JSONResponse:
     """The answer of the API port."""
-    status = http_status(error.code)
+    status = error.code.http_status
     headers = {"Retry-After": str(RETRY_AFTER_SECONDS)} if status == 503 else {}
     return JSONResponse(error_body(error), status, headers)
 
 
-def fault_response(error: GraftError, status: int) -> JSONResponse:
+def fault_response(error: GraftError) -> JSONResponse:
     """The answer of the control port: a Fault."""
-    return JSONResponse(Fault.of(error).model_dump(mode="json", by_alias=True), status)
+    return JSONResponse(Fault.of(error).model_dump(mode="json", by_alias=True), error.code.http_status)
 
 
 async def read_body(request: Request, limit: int) -> bytes:

@@ -17,7 +17,7 @@ from graft_runtime.answering.answers import Generation, Piece
 from graft_runtime.answering.generation import Generator
 from graft_runtime.answering.requests import ChatRequest, CompletionRequest, NamedAdapter, parse_request
 from graft_runtime.errors import GraftError
-from graft_runtime.http.faults import error_body, http_status, read_body
+from graft_runtime.http.faults import error_body, read_body
 from graft_runtime.http.streaming import (
     CLIENT_GONE,
     DONE,
@@ -217,7 +217,7 @@ class OpenAIRoutes:
                 yield event(shape.usage_chunk())
             record.status = 200
         except GraftError as error:
-            record.status = http_status(error.code)
+            record.status = error.code.http_status
             yield event(error_body(error))
         yield DONE
 
@@ -267,5 +267,5 @@ def _headers(generation: Generation) -> dict[str, str]:
 
 def _status(error: BaseException) -> int:
     if isinstance(error, GraftError):
-        return http_status(error.code)
+        return error.code.http_status
     return 500 if isinstance(error, Exception) and not isinstance(error, ClientGoneError) else CLIENT_GONE

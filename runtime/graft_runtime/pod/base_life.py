@@ -17,16 +17,13 @@ from graft_runtime.pod.adapters import Adapters
 from graft_runtime.pod.engine_client import EngineClient
 from graft_runtime.pod.leases import Lease
 from graft_runtime.store.cache import Cached
-from graft_runtime.store.fetches import TRANSIENT, Fetches
+from graft_runtime.store.fetches import Fetches
 from graft_runtime.tokenizing.files import TOKENIZER_FILE
 from graft_runtime.tokenizing.manner import over, read_manner
 from graft_runtime.tokenizing.tokenizer import prepare_conversion
 from graft_runtime.tokenizing.voices import BaseVoice, Voice, Voices, load_base_voice
 
 logger = logging.getLogger(__name__)
-
-UNDER_WAY = TRANSIENT | {ErrorCode.RESOLVING}
-"""Faults with which the base is still on its way."""
 
 
 @dataclass(frozen=True)
@@ -169,7 +166,7 @@ class BaseLife:
         return replace(base, voice=Voice(tokenizer, manner))
 
     def _not_yet(self, error: GraftError) -> None:
-        self._become(BaseState.FETCHING if error.code in UNDER_WAY else BaseState.FAILED, error)
+        self._become(BaseState.FETCHING if error.code.passes else BaseState.FAILED, error)
 
     def _become(self, state: BaseState, fault: GraftError | None = None) -> None:
         self._state, self._fault = state, fault

@@ -15,7 +15,6 @@ from graft_runtime.contract.wire import Fault
 from graft_runtime.errors import ErrorCode, GraftError
 from graft_runtime.messages import Mounted, Tier
 from graft_runtime.store.cache import Cached
-from graft_runtime.store.fetches import TRANSIENT
 
 PATIENCE_SECONDS = 1.0
 """So long an adapter waits for one whose requests end by themselves; then another has to take no new ones."""
@@ -76,7 +75,7 @@ class Artifact:
 
     @property
     def state(self) -> AdapterState:
-        if self.fault is not None and self.fault.code not in TRANSIENT:
+        if self.fault is not None and not self.fault.code.passes:
             return AdapterState.FAILED
         if self.cached is None:
             return AdapterState.FETCHING
@@ -89,6 +88,11 @@ class Artifact:
     @property
     def mountable(self) -> bool:
         return self.cached is not None and self.method is not None and self.fault is None and self.wanted
+
+    @property
+    def may_mount_again(self) -> bool:
+        """Its mount failed, and another try may end otherwise."""
+        return self.method is not None and self.fault is not None and self.fault.code.retried
 
     @property
     def tier(self) -> Tier | None:
@@ -250,7 +254,7 @@ def is_settled(adapter: AdapterReport, *, pinned: bool) -> bool:
 def no_place(name: str, limit: int) -> GraftError:
     """Why an adapter is refused."""
     return GraftError(
-        ErrorCode.NO_CAPACITY,
+        ErrorCode.ALL_PLACES_PINNED,
         f"adapter `{name}` can't be mounted: pinned adapters hold all {limit} places",
         hint="pin fewer adapters, or raise spec.engine.maxMountedAdapters",
     )

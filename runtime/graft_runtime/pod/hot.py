@@ -36,7 +36,7 @@ from graft_runtime.pod.catalogue import (
 )
 from graft_runtime.pod.leases import Lease, unknown_model
 from graft_runtime.pod.preparations import HighestToken, Preparations
-from graft_runtime.store.fetches import TRANSIENT, Fetches
+from graft_runtime.store.fetches import Fetches
 
 logger = logging.getLogger(__name__)
 
@@ -103,7 +103,8 @@ class HotAdapters:
             if entry.digest is None:
                 alias.serving = None
         for artifact in self._artifacts.values():
-            if artifact.fault is not None and artifact.fault.code in TRANSIENT and artifact.cached is not None:
+            unpinned = artifact.fault is not None and artifact.fault.code is ErrorCode.ALL_PLACES_PINNED
+            if artifact.may_mount_again or unpinned:  # unless the set pins too many again
                 artifact.fault = None
         self._refresh()
         for name in entries:
@@ -353,11 +354,11 @@ class HotAdapters:
         logger.warning("%s", error)
         artifact.residence = Residence.ABSENT
         artifact.fault = error
-        if error.code in TRANSIENT:
+        if error.code.retried:
             asyncio.get_running_loop().call_later(RETRY_MOUNT_SECONDS, self._mount_again, artifact)
 
     def _mount_again(self, artifact: Artifact) -> None:
-        if artifact.cached is not None and artifact.fault is not None and artifact.fault.code in TRANSIENT:
+        if artifact.may_mount_again:
             artifact.fault = None
             self._touched(artifact)
             self._advance()

@@ -20,21 +20,7 @@ COPIES_AT_ONCE = 8
 FIRST_RETRY_SECONDS = 1.0
 LAST_RETRY_SECONDS = 60.0
 FIRST_SLOW_RETRY_SECONDS = 4.0
-
-TRANSIENT = frozenset({ErrorCode.SOURCE_UNAVAILABLE, ErrorCode.NO_CAPACITY, ErrorCode.INTERNAL})
-"""May go away by itself."""
-SLOW = frozenset(
-    {
-        ErrorCode.NOT_FOUND,
-        ErrorCode.UNAUTHORIZED,
-        ErrorCode.FORBIDDEN_ADDRESS,
-        ErrorCode.NOT_AN_ADAPTER,
-        ErrorCode.NOT_A_MODEL,
-        ErrorCode.DIGEST_MISMATCH,
-        ErrorCode.UNSAFE_FILE,
-    }
-)
-"""A person must act on the source; it is looked at again, since files may appear or still be on their way."""
+"""Where a person must act: files may appear, or still be on their way."""
 
 
 class Fetches:
@@ -120,8 +106,7 @@ class Fetches:
 
 def retry_seconds(code: ErrorCode, attempt: int) -> float | None:
     """How long to wait before another try, the first being attempt 0; None: it would end the same."""
-    if code in TRANSIENT:
-        return float(min(FIRST_RETRY_SECONDS * 2**attempt, LAST_RETRY_SECONDS))
-    if code in SLOW:
-        return float(min(FIRST_SLOW_RETRY_SECONDS * 2**attempt, LAST_RETRY_SECONDS))
-    return None
+    if not code.retried:
+        return None
+    first = FIRST_RETRY_SECONDS if code.passes else FIRST_SLOW_RETRY_SECONDS
+    return float(min(first * 2**attempt, LAST_RETRY_SECONDS))

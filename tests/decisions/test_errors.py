@@ -1,0 +1,48 @@
+"""Every error code has one class, and both programs do by it what it says."""
+
+from __future__ import annotations
+
+import pytest
+from graft_operator.decisions.adapter_status import counts, is_failed
+from graft_operator.resource import AdapterStatus
+from graft_runtime.contract.wire import Fault
+from graft_runtime.errors import ErrorCode, GraftError, Recovery
+from graft_runtime.http.faults import error_response, fault_response
+from graft_runtime.store.fetches import retry_seconds
+
+TRIED_AGAIN_BY_CLIENTS = {409, 500, 503}
+
+
+@pytest.mark.parametrize("code", ErrorCode)
+def test_what_pods_retry_and_what_the_status_says_are_one(code: ErrorCode) -> None:
+    adapter = AdapterStatus(name="a", reason=code.value, desired_replicas=1, ready_replicas=0)
+    waits = retry_seconds(code, 0)
+    match code.recovery:
+        case Recovery.BY_ITSELF:
+            assert not is_failed(adapter)
+            assert waits == 1
+        case Recovery.OUTSIDE:
+            assert is_failed(adapter)
+            assert waits == 4
+        case Recovery.BY_A_PERSON:
+            assert is_failed(adapter) == counts(adapter)
+            assert waits is None
+
+
+@pytest.mark.parametrize("code", ErrorCode)
+def test_clients_are_told_to_try_again_where_that_is_of_use(code: ErrorCode) -> None:
+    answer, control = error_response(GraftError(code, "why")), fault_response(GraftError(code, "why"))
+    assert answer.status_code == control.status_code == code.http_status
+    assert (code.http_status in TRIED_AGAIN_BY_CLIENTS) == (code.passes or code is ErrorCode.INTERNAL)
+    assert ("Retry-After" in answer.headers) == (code.http_status == 503)
+
+
+def test_a_code_is_its_text_and_nothing_else_crosses_the_wire() -> None:
+    assert ErrorCode("NoCapacity") is ErrorCode.NO_CAPACITY
+    fault = Fault(code=ErrorCode.NO_CAPACITY, message="full")
+    assert fault.canonical_json() == b'{"code":"NoCapacity","message":"full"}'
+    assert Fault.model_validate_json(fault.canonical_json()).code.passes
+
+
+def test_a_reason_of_another_version_of_graft_needs_a_person() -> None:
+    assert is_failed(AdapterStatus(name="a", reason="FromTheFuture", desired_replicas=1, ready_replicas=0))
