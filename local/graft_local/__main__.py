@@ -124,9 +124,14 @@ def _supervise(options: argparse.Namespace) -> int:
 
 
 def _node(options: argparse.Namespace) -> int:
-    from graft_local.process_node import agent
+    from graft_process_node import agent
+    from graft_process_node.node_setting import NodeSetting
 
-    return _until_stopped(agent.run(options.kubeconfig, options.state, options.name))
+    from graft_local.network import NODE_PORT, ClusterNetwork
+
+    network = ClusterNetwork.read(options.state)
+    setting = NodeSetting(options.name, options.state, str(network.node_address), NODE_PORT, network.pod_network)
+    return _until_stopped(agent.run(options.kubeconfig, setting))
 
 
 def _services(options: argparse.Namespace) -> int:

@@ -14,11 +14,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from graft_process_node.lifeline import signal_process
+
 from graft_local.binaries import ensure_binaries
 from graft_local.certificates import ensure_certificates, kubeconfig_of
 from graft_local.control_plane import parts
 from graft_local.errors import LocalClusterError
-from graft_local.lifeline import signal_process
 from graft_local.network import ClusterNetwork, claim_network
 from graft_local.progress import Progress
 from graft_local.readiness import Readiness, tail

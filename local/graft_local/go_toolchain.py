@@ -12,8 +12,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from graft_process_node.lifeline import die_with_parent
+
 from graft_local.errors import LocalClusterError
-from graft_local.lifeline import die_with_parent
 from graft_local.progress import Step
 
 _NEEDED = (1, 24)  # the `go` line of our modules

@@ -19,9 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
-from graft_local.control_plane import Part
-from graft_local.errors import LocalClusterError
-from graft_local.lifeline import (
+from graft_process_node.lifeline import (
     adopt_orphans,
     descendants,
     die_with_parent,
@@ -29,6 +27,9 @@ from graft_local.lifeline import (
     signal_process,
     stop_when_closed,
 )
+
+from graft_local.control_plane import Part
+from graft_local.errors import LocalClusterError
 
 FIRST_BACK_OFF = 0.2
 LONGEST_BACK_OFF = 10.0

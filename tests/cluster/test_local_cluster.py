@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 from graft_local.cluster import LocalCluster, stop
 from graft_local.errors import LocalClusterError
-from graft_local.lifeline import descendants
 from graft_local.network import ClusterNetwork
 from graft_local.supervisor import pid_file
+from graft_process_node.lifeline import descendants
 
 pytestmark = pytest.mark.cluster
 

@@ -12,8 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from graft_local.lifeline import descendants
 from graft_local.supervisor import LONGEST_BACK_OFF, SupervisorLock, back_off, log_file, pid_file
+from graft_process_node.lifeline import descendants
 
 PROGRAM = """
 import sys

@@ -11,8 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from graft_local.process_node.container_process import MARKER, ContainerProcess, StartError, run_to_end, start
-from graft_local.process_node.sweep import sweep
+from graft_process_node.container_process import MARKER, ContainerProcess, StartError, run_to_end, start
+from graft_process_node.sweep import sweep
 
 ENVIRONMENT = {"PATH": os.environ["PATH"]}
 DEEP = "sleep 432 & setsid sh -c 'setsid sleep 432 & sleep 432' & "
@@ -121,7 +121,7 @@ async def test_processes_can_be_found_by_their_marker_alone(tmp_path: Path) -> N
 
 AGENT = """
 import asyncio, os, sys
-from graft_local.process_node.container_process import start
+from graft_process_node.container_process import start
 async def main():
     await start(("sh", "-c", sys.argv[1]), {"PATH": os.environ["PATH"]}, "/", marker=sys.argv[2], log=None)
     print("started", flush=True)

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from graft_local.cluster import LocalCluster
 from graft_local.errors import LocalClusterError
-from graft_local.process_node.container_process import MARKER
+from graft_process_node.container_process import MARKER
 
 pytestmark = pytest.mark.cluster
 

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import pytest
 from graft_local.cluster import LocalCluster
 from graft_local.errors import LocalClusterError
-from graft_local.process_node.container_process import MARKER
+from graft_process_node.container_process import MARKER
 
 pytestmark = pytest.mark.cluster
 T = TypeVar("T")

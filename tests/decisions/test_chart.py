@@ -55,9 +55,10 @@ def test_the_chart_has_no_fault() -> None:
     assert [message["error"] for message in messages] == ["icon is recommended"]
 
 
-def test_chart_and_package_are_of_one_version() -> None:
+@pytest.mark.parametrize("distribution", ["graft-runtime", "graft-operator", "graft-local", "graft-process-node"])
+def test_chart_and_distributions_are_of_one_version(distribution: str) -> None:
     chart = yaml.safe_load((CHART / "Chart.yaml").read_text())
-    assert chart["version"] == chart["appVersion"] == importlib.metadata.version("graft")
+    assert chart["version"] == chart["appVersion"] == importlib.metadata.version(distribution)
 
 
 def test_the_operator_reads_what_the_chart_writes() -> None:

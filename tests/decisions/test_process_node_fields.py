@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from graft_local.process_node.field_check import Each, Fields, Rule, Unenforced
-from graft_local.process_node.pod_fields import POD_SPEC, check_pod
+from graft_process_node.field_check import Each, Fields, Rule, Unenforced
+from graft_process_node.pod_fields import POD_SPEC, check_pod
 
 # What the API server fills in by itself.
 DEFAULTS = {

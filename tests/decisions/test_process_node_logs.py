@@ -7,8 +7,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-from graft_local.process_node.log_reading import LogRequest, LogRequestError, existing_lines, follow_lines
-from graft_local.process_node.log_writer import LogWriter
+from graft_process_node.log_reading import LogRequest, LogRequestError, existing_lines, follow_lines
+from graft_process_node.log_writer import LogWriter
 
 NOW = datetime(2026, 1, 1, 12, 0, 10, tzinfo=UTC)
 RECORDS = (

@@ -7,17 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from graft_local.process_node.downward import PodFacts
-from graft_local.process_node.expansion import expand
-from graft_local.process_node.mounts import Mounts
-from graft_local.process_node.process_spec import (
+from graft_process_node.downward import PodFacts
+from graft_process_node.expansion import expand
+from graft_process_node.mounts import Mounts
+from graft_process_node.process_spec import (
     ContainerConfigError,
     ProcessSpec,
     Surroundings,
     build_process,
     references,
 )
-from graft_local.process_node.quantity import in_units, parse_quantity
+from graft_process_node.quantity import in_units, parse_quantity
 
 POD: dict[str, Any] = {
     "metadata": {

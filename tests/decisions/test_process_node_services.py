@@ -6,9 +6,9 @@ import asyncio
 from typing import Any
 
 import pytest
-from graft_local.process_node.selectors import matches_selector
 from graft_local.services.connection import forward
 from graft_local.services.routes import Route, make_routes, unsupported_parts
+from graft_process_node.kube.selectors import matches_selector
 
 
 def service(**spec: Any) -> dict[str, Any]:

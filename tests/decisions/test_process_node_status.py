@@ -6,9 +6,9 @@ from ipaddress import IPv4Network
 from typing import Any
 
 import pytest
-from graft_local.process_node.back_off import BackOff, runs_again
-from graft_local.process_node.pod_addresses import NoAddressLeftError, PodAddresses
-from graft_local.process_node.pod_status import (
+from graft_process_node.back_off import BackOff, runs_again
+from graft_process_node.pod_addresses import NoAddressLeftError, PodAddresses
+from graft_process_node.pod_status import (
     ContainerRecord,
     PodView,
     Verdict,
@@ -18,8 +18,8 @@ from graft_local.process_node.pod_status import (
     terminated,
     waiting,
 )
-from graft_local.process_node.probe_state import ProbeSettings, ProbeState
-from graft_local.process_node.record_restore import restored_records
+from graft_process_node.probe_state import ProbeSettings, ProbeState
+from graft_process_node.record_restore import restored_records
 
 
 def ended(code: int) -> dict[str, Any]:

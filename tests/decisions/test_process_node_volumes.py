@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from graft_local.process_node.atomic_directory import write_files
-from graft_local.process_node.claims import volume_for
-from graft_local.process_node.downward import PodFacts
-from graft_local.process_node.volume_files import VolumeError, VolumeFile, volume_files, volume_references
+from graft_process_node.atomic_directory import write_files
+from graft_process_node.claims import volume_for
+from graft_process_node.downward import PodFacts
+from graft_process_node.volume_files import VolumeError, VolumeFile, volume_files, volume_references
 
 POD: dict[str, Any] = {
     "metadata": {"name": "web", "namespace": "shop", "uid": "u-1", "labels": {"b": "2", "a": 'x"y'}},

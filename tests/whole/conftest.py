@@ -19,8 +19,8 @@ from graft_local.cluster import LocalCluster
 from graft_local.demo_client import wait_until_routed
 from graft_local.errors import LocalClusterError
 from graft_local.gemma import BASE_NAME, ensure_checkpoint
-from graft_local.lifeline import descendants
 from graft_local.progress import Progress
+from graft_process_node.lifeline import descendants
 
 NEAR_TIE = 1e-4
 

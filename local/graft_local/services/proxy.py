@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from graft_local.process_node.api_client import ApiClient, JsonObject
-from graft_local.process_node.event_recorder import EventRecorder
-from graft_local.process_node.reflector import Reflector
+from graft_process_node.kube.api_client import ApiClient, JsonObject
+from graft_process_node.kube.event_recorder import EventRecorder
+from graft_process_node.kube.reflector import Reflector
+
 from graft_local.services.connection import forward
 from graft_local.services.routes import Address, Route, make_routes, unsupported_parts
 

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from graft_local.process_node.pod_status import is_ready
-from graft_local.process_node.selectors import matches_labels
+from graft_process_node.kube.conditions import is_ready
+from graft_process_node.kube.selectors import matches_labels
 
 Address = tuple[str, int]
 

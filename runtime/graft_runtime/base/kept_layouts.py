@@ -73,7 +73,7 @@ def _kept_in() -> Path | None:
 def _key(config: bytes, task: Task | None) -> str:
     package = Path(__file__).parents[1]
     said = [config, (task or "").encode()]
-    said += [_version(name).encode() for name in ("graft", "transformers", "torch")]
+    said += [_version(name).encode() for name in ("graft-runtime", "transformers", "torch")]
     said += [(package / file).read_bytes() for file in _CODE]
     return hashlib.sha256(b"".join(len(part).to_bytes(8, "big") + part for part in said)).hexdigest()
 

@@ -15,7 +15,7 @@ from graft_local import demo, helm
 from graft_local.cluster import LocalCluster
 from graft_local.demo_client import wait_until_routed
 from graft_local.errors import LocalClusterError
-from graft_local.lifeline import descendants
+from graft_process_node.lifeline import descendants
 
 NAMESPACE, POOL, SYSTEM = "team-a", "tiny", "graft-system"
 BASE, ADAPTERS, EXTRA = "tiny", ("billing", "sql", "poems"), "extra"
