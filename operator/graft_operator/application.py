@@ -5,9 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
-from collections.abc import Mapping
 from contextlib import AsyncExitStack
-from typing import Any
 
 from graft_operator.clients.cluster import Cluster, UnavailableError
 from graft_operator.clients.followers import PodFollowers
@@ -15,8 +13,7 @@ from graft_operator.clients.keyring import Keyring
 from graft_operator.clients.resolutions import Resolutions
 from graft_operator.clients.runtime_client import RuntimeClient
 from graft_operator.health import HealthServer
-from graft_operator.keys import ObjectKey, PoolKey
-from graft_operator.kinds import POD
+from graft_operator.keys import PoolKey
 from graft_operator.loop import handlers
 from graft_operator.loop.queue import WorkQueue
 from graft_operator.loop.reconcile import Reconciler
@@ -66,7 +63,7 @@ class Operator:
         cluster = await Cluster.connect()
         stack.push_async_callback(cluster.close)
         self._cluster = cluster
-        keyring = await _open_keyring(cluster, settings)
+        keyring = self._keyring = await _open_keyring(cluster, settings)
         client = RuntimeClient(keyring.sign)
         stack.push_async_callback(client.close)
         followers = self._followers = PodFollowers(client, self._queue.mark)
@@ -74,12 +71,7 @@ class Operator:
         resolutions = Resolutions(client, self._queue.mark)
         stack.push_async_callback(resolutions.close)
 
-        async def refresh_keys() -> None:
-            if await keyring.refresh():
-                for key in self._store.pool_keys():
-                    self._queue.mark(key)
-
-        self._sync = Sync(cluster, self._store, settings, refresh_keys)
+        self._sync = Sync(cluster, self._store, settings)
         self._reconciler = Reconciler(
             cluster=cluster,
             store=self._store,
@@ -97,13 +89,14 @@ class Operator:
         self._tasks = [
             *(asyncio.create_task(self._reconciler.work(), name=f"worker {number}") for number in range(WORKERS)),
             asyncio.create_task(self._sync.run(), name="sync"),
+            asyncio.create_task(self._keyring.watch(self._mark_all), name="keys"),
         ]
         stop_kopf = asyncio.Event()
         watching = asyncio.create_task(
             handlers.watch(
                 self._settings,
                 access=self._cluster.access,
-                on_event=self._on_event,
+                on_event=self._sync.take,
                 on_started=self._take_signals,
                 stop=stop_kopf,
             ),
@@ -129,16 +122,9 @@ class Operator:
         if self._followers is not None:
             await self._followers.close()
 
-    def _on_event(self, kind: str, event: str | None, body: Mapping[str, Any]) -> None:
-        metadata = body["metadata"]
-        if event is None and self._sync is not None:
-            self._sync.prune_soon()
-        if event == "DELETED":
-            self._store.remove(ObjectKey(kind, metadata["namespace"], metadata["name"]), metadata["uid"])
-            return
-        pool = self._store.put(kind, body)
-        if kind == POD.name and pool is not None and self._followers is not None:
-            self._followers.nudge(pool, metadata["uid"])
+    def _mark_all(self) -> None:
+        for key in self._store.pool_keys():
+            self._queue.mark(key)
 
     def _take_signals(self) -> None:
         loop = asyncio.get_running_loop()

@@ -7,8 +7,8 @@ from collections.abc import AsyncIterator, Callable
 from typing import cast
 
 import pytest
-from graft_operator.clients import followers, resolutions
-from graft_operator.clients.followers import PodFollower, merge
+from graft_operator.backoff import Backoff
+from graft_operator.clients.followers import FollowerLimits, PodFollower, updated
 from graft_operator.clients.resolutions import Resolutions
 from graft_operator.clients.runtime_client import (
     PodAddress,
@@ -59,7 +59,7 @@ def names_of(found: RuntimeStatus | None) -> list[str]:
     ],
 )
 def test_what_a_pod_says_is_merged(known: RuntimeStatus | None, news: RuntimeStatus, expected: list[str]) -> None:
-    assert names_of(merge(known, news)) == expected
+    assert names_of(updated(known, news)) == expected
 
 
 class Pod:
@@ -97,14 +97,7 @@ class Pod:
         return answer
 
 
-@pytest.fixture(autouse=True)
-def _hurry(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module, name in (
-        (followers, "FIRST_BACKOFF_SECONDS"),
-        (followers, "LAST_BACKOFF_SECONDS"),
-        (resolutions, "AGAIN_SECONDS"),
-    ):
-        monkeypatch.setattr(module, name, 0.001)
+HURRIED = FollowerLimits(backoff=Backoff(first_seconds=0.001, longest_seconds=0.001))
 
 
 @pytest.fixture
@@ -114,7 +107,7 @@ async def pod() -> Pod:
 
 @pytest.fixture
 async def follower(pod: Pod) -> AsyncIterator[PodFollower]:
-    found = PodFollower(cast(RuntimeClient, pod), POD, lambda: None)
+    found = PodFollower(cast(RuntimeClient, pod), POD, lambda: None, HURRIED)
     yield found
     await asyncio.gather(*found.stop(), return_exceptions=True)
 
@@ -132,18 +125,18 @@ def a_set(generation: int) -> AdapterSet:
 async def test_a_pod_that_is_not_ready_any_more_is_asked_at_once_and_forgotten_unless_it_answers(
     pod: Pod, follower: PodFollower
 ) -> None:
-    follower.see(ready=False)
+    follower.see(ready=False, version="")
     pod.answers.put_nowait(status("a", sequence=5))
     await until(lambda: pod.waits == [25, 25])
-    follower.see(ready=True)
-    follower.see(ready=True)
-    follower.see(ready=False)
+    follower.see(ready=True, version="")
+    follower.see(ready=True, version="")
+    follower.see(ready=False, version="")
     await until(lambda: pod.waits == [25, 25, 0])
     pod.answers.put_nowait(None)
     await until(lambda: pod.waits == [25, 25, 0, 25])
     assert names_of(follower.report.status) == ["a"], "it has answered"
-    follower.see(ready=True)
-    follower.see(ready=False)
+    follower.see(ready=True, version="")
+    follower.see(ready=False, version="")
     await until(lambda: len(pod.waits) == 5)
     pod.answers.put_nowait(RuntimeUnreachableError("it hangs"))
     await until(lambda: follower.report.status is None)
@@ -173,7 +166,7 @@ async def test_one_missed_poll_forgets_nothing_and_many_do(pod: Pod, follower: P
     pod.answers.put_nowait(RuntimeUnreachableError("too slow"))
     await until(lambda: follower.report.unreachable is not None)
     assert names_of(follower.report.status) == ["a"]
-    for _ in range(followers.FAILURES_TO_FORGET):
+    for _ in range(HURRIED.failures_to_forget):
         pod.answers.put_nowait(RuntimeUnreachableError("too slow"))
     await until(lambda: follower.report.status is None)
     pod.answers.put_nowait(status("a", boot="second"))
@@ -181,12 +174,25 @@ async def test_one_missed_poll_forgets_nothing_and_many_do(pod: Pod, follower: P
     assert follower.report.unreachable is None
 
 
-async def test_a_pod_that_never_answers_counts_as_asked_later(pod: Pod, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(followers, "FIRST_ANSWER_SECONDS", 0.005)
-    silent = PodFollower(cast(RuntimeClient, pod), POD, lambda: None)
+async def test_a_pod_that_never_answers_counts_as_asked_later(pod: Pod) -> None:
+    silent = PodFollower(cast(RuntimeClient, pod), POD, lambda: None, FollowerLimits(first_answer_seconds=0.005))
     await until(lambda: silent.report.asked)
     assert silent.report.status is None
     await asyncio.gather(*silent.stop(), return_exceptions=True)
+
+
+async def test_a_pod_whose_object_changed_is_asked_now_instead_of_after_the_back_off(pod: Pod) -> None:
+    never = FollowerLimits(backoff=Backoff(first_seconds=60, longest_seconds=60))
+    patient = PodFollower(cast(RuntimeClient, pod), POD, lambda: None, never)
+    patient.see(ready=False, version="1")
+    pod.answers.put_nowait(RuntimeUnreachableError("nobody listens", refused=True))
+    await until(lambda: patient.report.asked)
+    patient.see(ready=False, version="1")
+    await asyncio.sleep(0.01)
+    assert len(pod.polls) == 1
+    patient.see(ready=False, version="2")
+    await until(lambda: len(pod.polls) == 2)
+    await asyncio.gather(*patient.stop(), return_exceptions=True)
 
 
 async def test_one_push_in_flight_and_the_latest_wins(pod: Pod, follower: PodFollower) -> None:
@@ -211,7 +217,7 @@ async def test_a_push_that_did_not_arrive_is_tried_again(pod: Pod, follower: Pod
 
 async def test_a_push_that_was_refused_is_left_to_the_next_pass(pod: Pod) -> None:
     marks: list[None] = []
-    found = PodFollower(cast(RuntimeClient, pod), POD, lambda: marks.append(None))
+    found = PodFollower(cast(RuntimeClient, pod), POD, lambda: marks.append(None), HURRIED)
     pod.refuse = [RuntimeRefusedError(409, "a newer one is in force")]
     found.push(a_set(2))
     await until(lambda: bool(marks))
@@ -223,7 +229,7 @@ async def test_a_push_that_was_refused_is_left_to_the_next_pass(pod: Pod) -> Non
 async def test_a_question_is_asked_until_there_is_an_answer(pod: Pod) -> None:
     marks: list[PoolKey] = []
     source = Source(uri="pvc://shelf/a")
-    asked = Resolutions(cast(RuntimeClient, pod), marks.append)
+    asked = Resolutions(cast(RuntimeClient, pod), marks.append, clock=lambda: 1000.0, again_seconds=0)
     pod.resolutions = [Resolution(), Resolution(), Resolution(digest="sha256:" + "a" * 64)]
     asked.ask(KEY, source, POD)
     asked.ask(KEY, source, POD)
@@ -237,7 +243,7 @@ async def test_a_question_is_asked_until_there_is_an_answer(pod: Pod) -> None:
 async def test_faults_are_asked_again_later_and_later(pod: Pod) -> None:
     marks: list[PoolKey] = []
     source = Source(uri="pvc://shelf/a")
-    asked = Resolutions(cast(RuntimeClient, pod), marks.append)
+    asked = Resolutions(cast(RuntimeClient, pod), marks.append, clock=lambda: 1000.0, again_seconds=0)
     fault = Resolution(fault=Fault(code=ErrorCode.NOT_FOUND, message="nothing there"))
     pod.resolutions = [fault, fault, RuntimeUnreachableError("gone")]
     waits = []
@@ -245,7 +251,7 @@ async def test_faults_are_asked_again_later_and_later(pod: Pod) -> None:
         asked.ask(KEY, source, POD)
         await until(lambda: len(marks) == count)  # noqa: B023 - awaited in this turn
         waits.append(asked.known(KEY)[source].retry_at)
-    assert waits[1] - waits[0] > resolutions.FIRST_RETRY_SECONDS
+    assert waits == [1004.0, 1008.0]
     asked.ask(KEY, source, POD)
     await until(lambda: len(marks) == 3)
     found = asked.known(KEY)[source].fault

@@ -64,12 +64,8 @@ def test_the_path_of_all_objects() -> None:
 async def test_a_new_kind_is_listed_and_stored_and_marks_its_pool(toy: Kind) -> None:
     marked: list[PoolKey] = []
     store, api = Store(marked.append), Listing()
-
-    async def nothing() -> None:
-        return
-
     settings = Settings(namespace="graft-system", runtime_image="runtime", watch_namespaces=("team",))
-    await Sync(cast(Cluster, api), store, settings, nothing).load()
+    await Sync(cast(Cluster, api), store, settings).load()
     assert api.listed == [kind.name for kind in watched_kinds()]
     assert marked == [KEY]
     assert [(child.kind, child.name) for child in store.children(KEY)] == [("Toy", "spinning-top")]

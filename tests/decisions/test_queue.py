@@ -7,7 +7,7 @@ from typing import TypeVar
 
 import pytest
 from graft_operator.keys import PoolKey
-from graft_operator.loop.queue import COALESCE_SECONDS, FIRST_RETRY_SECONDS, LAST_RETRY_SECONDS, WorkQueue
+from graft_operator.loop.queue import COALESCE_SECONDS, RETRIES, WorkQueue
 from graft_operator.loop.store import Store
 
 Key = TypeVar("Key")
@@ -104,10 +104,10 @@ async def test_one_pass_a_key_and_the_mark_of_meanwhile_is_kept(queue: WorkQueue
 
 async def test_failures_back_off_until_a_success(queue: WorkQueue[str]) -> None:
     waits = [queue.retry("a") for _ in range(12)]
-    assert waits[:3] == [FIRST_RETRY_SECONDS, 2 * FIRST_RETRY_SECONDS, 4 * FIRST_RETRY_SECONDS]
-    assert waits[-1] == LAST_RETRY_SECONDS
+    assert waits[:3] == [RETRIES.first_seconds, 2 * RETRIES.first_seconds, 4 * RETRIES.first_seconds]
+    assert waits[-1] == RETRIES.longest_seconds
     queue.succeeded("a")
-    assert queue.retry("a") == FIRST_RETRY_SECONDS
+    assert queue.retry("a") == RETRIES.first_seconds
 
 
 async def test_a_waiting_worker_wakes_up() -> None:

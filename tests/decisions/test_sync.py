@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import pytest
@@ -12,9 +12,8 @@ from graft_operator.clients.keyring import Keyring
 from graft_operator.clients.tokens import new_key, to_secret_data
 from graft_operator.keys import PoolKey
 from graft_operator.kinds import watched_kinds
-from graft_operator.loop import sync
 from graft_operator.loop.store import Store
-from graft_operator.loop.sync import Sync
+from graft_operator.loop.sync import Sync, SyncLimits
 from graft_operator.settings import Settings
 
 SETTINGS = Settings(namespace="graft-system", runtime_image="runtime", watch_namespaces=("team",))
@@ -63,11 +62,8 @@ def pod(name: str) -> tuple[str, dict[str, Any]]:
     return "Pod", {"metadata": metadata}
 
 
-def sync_of(api: Api, store: Store) -> Sync:
-    async def nothing() -> None:
-        return
-
-    return Sync(cast(Cluster, api), store, SETTINGS, nothing)
+def sync_of(api: Api, store: Store, **limits: float) -> Sync:
+    return Sync(cast(Cluster, api), store, SETTINGS, SyncLimits(**limits))
 
 
 @pytest.fixture
@@ -75,11 +71,10 @@ def store() -> Store:
     return Store(lambda key: None)
 
 
-async def test_the_first_load_waits_for_the_definition(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sync, "RETRY_SECONDS", 0)
+async def test_the_first_load_waits_for_the_definition(store: Store) -> None:
     api = Api(pool(), pod("a"))
     api.errors = [RejectedError("the server could not find the requested resource", 404), UnavailableError("later")]
-    found = sync_of(api, store)
+    found = sync_of(api, store, retry_seconds=0)
     await found.load()
     assert found.loaded
     assert store.pool(KEY) is not None
@@ -106,27 +101,39 @@ async def test_what_was_deleted_unseen_is_pruned(store: Store) -> None:
     assert api.listed[-1][3], "metadata is enough"
 
 
-async def test_one_pruning_for_a_burst_of_news_and_only_after_its_end(
-    store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(sync, "PRUNE_SOON_SECONDS", 0.02)
-    api, prunings = Api(), asyncio.Queue[int]()
-
-    async def count() -> None:
-        prunings.put_nowait(sent)
-
-    found = Sync(cast(Cluster, api), store, SETTINGS, count)
+async def test_one_pruning_for_a_burst_of_news_and_only_after_its_end(store: Store) -> None:
+    api = Api()
+    found = sync_of(api, store, prune_soon_seconds=0.02)
     running = asyncio.create_task(found.run())
-    sent = 0
-    while sent < 20:
-        sent += 1
-        found.prune_soon()
+    for _ in range(20):
+        found.take(*pool_event(None))
+        assert not api.listed
         await asyncio.sleep(0)
-    assert await asyncio.wait_for(prunings.get(), 10) == 20
+    await until(lambda: len(api.listed) == len(watched_kinds()))
+    await asyncio.sleep(0.05)
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)
-    assert len(api.listed) <= len(watched_kinds())
-    assert prunings.empty()
+    assert len(api.listed) == len(watched_kinds())
+
+
+def pool_event(event: str | None) -> tuple[str, str | None, dict[str, Any]]:
+    kind, body = pool()
+    return kind, event, body
+
+
+@pytest.mark.parametrize("event", [None, "ADDED", "MODIFIED"])
+async def test_an_event_shows_an_object_until_one_says_that_it_is_deleted(store: Store, event: str | None) -> None:
+    found = sync_of(Api(), store)
+    found.take(*pool_event(event))
+    assert store.pool(KEY) is not None
+    found.take(*pool_event("DELETED"))
+    assert store.pool(KEY) is None
+
+
+async def until(holds: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10):
+        while not holds():  # noqa: ASYNC110 - the condition is in plain attributes
+            await asyncio.sleep(0.001)
 
 
 async def test_the_first_operator_makes_the_key_and_the_next_one_reads_it() -> None:
@@ -160,3 +167,18 @@ async def test_a_key_that_was_added_is_published() -> None:
     api.secret = {**api.secret, "data": api.secret["data"] | to_secret_data((added,))}
     assert await keyring.refresh()
     assert added.key_id in keyring.public_keys()
+
+
+async def test_keys_are_read_again_for_ever_whatever_goes_wrong() -> None:
+    api, changes = Api(), asyncio.Queue[None]()
+    keyring = await Keyring.open(cast(Cluster, api), SETTINGS)
+    assert api.secret is not None
+    api.errors = [UnavailableError("later"), ValueError("no key")]
+    added = new_key(1)
+    api.secret = {**api.secret, "data": api.secret["data"] | to_secret_data((added,))}
+    watching = asyncio.create_task(keyring.watch(lambda: changes.put_nowait(None), seconds=0))
+    await asyncio.wait_for(changes.get(), 10)
+    assert added.key_id in keyring.public_keys()
+    watching.cancel()
+    await asyncio.gather(watching, return_exceptions=True)
+    assert changes.empty(), "keys that are as before are no change"

@@ -9,11 +9,12 @@ import asyncio
 import logging
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from graft_runtime.contract.adapter_set import AdapterSet, AdapterSetVersion
 from graft_runtime.contract.status import RuntimeStatus
 
+from graft_operator.backoff import Backoff
 from graft_operator.clients.runtime_client import (
     POLL_SECONDS,
     PodAddress,
@@ -26,17 +27,28 @@ from graft_operator.keys import PoolKey
 
 logger = logging.getLogger(__name__)
 
-FIRST_BACKOFF_SECONDS = 0.2
-LAST_BACKOFF_SECONDS = 3.0
-FIRST_ANSWER_SECONDS = 3.0
-"""A pod that has not answered by then counts as one that does not."""
-FAILURES_TO_FORGET = 3
-"""Polls that may fail in a row before what the pod said is forgotten; one where nobody listens any more, or where the
-pod is not Ready any more."""
+
+BACKOFF = Backoff(first_seconds=0.2, longest_seconds=3.0)
 
 
-def merge(known: RuntimeStatus | None, news: RuntimeStatus) -> RuntimeStatus:
-    """What a pod says in all: `news` holds the changed adapters only, or all of them for a new boot."""
+@dataclass(frozen=True)
+class FollowerLimits:
+    """How patient a follower is."""
+
+    backoff: Backoff = BACKOFF
+    """Between failed polls, and between failed pushes."""
+    first_answer_seconds: float = 3.0
+    """A pod that has not answered by then counts as one that does not."""
+    failures_to_forget: int = 3
+    """Failed polls in a row after which what the pod reported is forgotten. One is enough if the connection is refused
+    or the pod is no longer Ready."""
+
+
+DEFAULT_LIMITS = FollowerLimits()
+
+
+def updated(known: RuntimeStatus | None, news: RuntimeStatus) -> RuntimeStatus:
+    """Return the whole status: `news` holds only the adapters that changed since `known`, or all after a new boot."""
     adapters = {report.name: report for report in news.adapters}
     if known is not None and known.boot_id == news.boot_id:
         adapters = {report.name: report for report in known.adapters} | adapters
@@ -51,17 +63,25 @@ class PodFollower:
         changed: called whenever `report` is another one.
     """
 
-    def __init__(self, client: RuntimeClient, address: PodAddress, changed: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        client: RuntimeClient,
+        address: PodAddress,
+        changed: Callable[[], None],
+        limits: FollowerLimits = DEFAULT_LIMITS,
+    ) -> None:
         self.address = address
         self.report = PodReport()
         self._client = client
         self._changed = changed
+        self._limits = limits
         self._nudged = asyncio.Event()
         self._target: AdapterSet | None = None
         self._pushing: asyncio.Task[None] | None = None
         self._was_ready = False
+        self._version = ""
         self._polling = self._start_polling()
-        self._first = asyncio.get_running_loop().call_later(FIRST_ANSWER_SECONDS, self._give_up_waiting)
+        self._first = asyncio.get_running_loop().call_later(limits.first_answer_seconds, self._give_up_waiting)
 
     def stop(self) -> list[asyncio.Task[None]]:
         """Cancel everything; the tasks to wait for."""
@@ -71,16 +91,20 @@ class PodFollower:
             task.cancel()
         return tasks
 
-    def nudge(self) -> None:
-        """Something changed about the pod: ask it now instead of after the back-off."""
-        self._nudged.set()
+    def see(self, *, ready: bool, version: str) -> None:
+        """Take note of the pod's object, and probe the pod at once if it changed.
 
-    def see(self, *, ready: bool) -> None:
-        """Whether the pod is Ready. One that is so no longer may hang: it is asked now instead of listened to."""
+        A pod that just became unready may hang: its long poll is dropped. Of any other, a back-off ends.
+
+        Args:
+            version: the resourceVersion.
+        """
         if self._was_ready and not ready:
             self._polling.cancel()
             self._polling = self._start_polling(doubted=True)
-        self._was_ready = ready
+        elif version != self._version:
+            self._nudged.set()
+        self._was_ready, self._version = ready, version
 
     def push(self, adapter_set: AdapterSet) -> None:
         """Bring this set into force; replaces one that still waits."""
@@ -104,7 +128,7 @@ class PodFollower:
 
     async def _poll(self, *, doubted: bool) -> None:
         """`doubted`: unless the pod answers at once, what it said is forgotten."""
-        failures = FAILURES_TO_FORGET if doubted else 0
+        failures = self._limits.failures_to_forget if doubted else 0
         wait = 0 if doubted else POLL_SECONDS
         while True:
             try:
@@ -113,10 +137,10 @@ class PodFollower:
                 news = await self._client.status(self.address, boot, since, wait)
             except RuntimeUnreachableError as error:
                 failures += 1
-                self._missed(str(error), forget=error.refused or failures >= FAILURES_TO_FORGET)
+                self._missed(str(error), forget=error.refused or failures >= self._limits.failures_to_forget)
             except RuntimeRefusedError as error:
                 failures += 1
-                self._missed(f"HTTP {error.status}: {error}", forget=failures >= FAILURES_TO_FORGET)
+                self._missed(f"HTTP {error.status}: {error}", forget=failures >= self._limits.failures_to_forget)
             else:
                 failures, wait = 0, POLL_SECONDS
                 self._heard(news)
@@ -124,17 +148,16 @@ class PodFollower:
             await self._back_off(failures)
 
     def _heard(self, news: RuntimeStatus | None) -> None:
-        status = self.report.status if news is None else merge(self.report.status, news)
+        status = self.report.status if news is None else updated(self.report.status, news)
         self._tell(PodReport(status=status, asked=True))
 
     def _missed(self, why: str, *, forget: bool) -> None:
         self._tell(PodReport(status=None if forget else self.report.status, asked=True, unreachable=why))
 
     async def _back_off(self, failures: int) -> None:
-        seconds = min(LAST_BACKOFF_SECONDS, FIRST_BACKOFF_SECONDS * (1 << min(failures - 1, 8)))
         self._nudged.clear()
         try:
-            async with asyncio.timeout(seconds):
+            async with asyncio.timeout(self._limits.backoff.seconds(failures)):
                 await self._nudged.wait()
         except TimeoutError:
             return
@@ -192,15 +215,9 @@ class PodFollowers:
         for address, pod in wanted.items():
             if pod.uid not in followers:
                 followers[pod.uid] = PodFollower(self._client, address, lambda: self._mark(key))
-            followers[pod.uid].see(ready=pod.ready)
+            followers[pod.uid].see(ready=pod.ready, version=pod.resource_version)
         if not followers:
             del self._followers[key]
-
-    def nudge(self, key: PoolKey, uid: str) -> None:
-        """Something changed about this pod."""
-        follower = self._followers.get(key, {}).get(uid)
-        if follower is not None:
-            follower.nudge()
 
     def reports(self, key: PoolKey) -> Mapping[str, PodReport]:
         """Pod UID → what it says."""

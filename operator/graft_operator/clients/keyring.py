@@ -5,17 +5,20 @@ To rotate, a person adds a key to the Secret; once pods have its public half it 
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
-from graft_operator.clients.cluster import Cluster, ConflictError
+from graft_operator.clients.cluster import Cluster, ClusterError, ConflictError
 from graft_operator.clients.tokens import Signer, SigningKey, from_secret_data, new_key, to_secret_data
 from graft_operator.kinds import SECRET
 from graft_operator.objects import KubernetesObject
 from graft_operator.settings import Settings
 
 logger = logging.getLogger(__name__)
+
+REFRESH_SECONDS = 300.0
 
 
 class Keyring:
@@ -42,6 +45,18 @@ class Keyring:
     def sign(self, pod_uid: str, now: float) -> str:
         """A token for one pod."""
         return self._signer.token(pod_uid, now)
+
+    async def watch(self, changed: Callable[[], None], seconds: float = REFRESH_SECONDS) -> None:
+        """Read the Secret again every `seconds`, for ever, and call `changed` when the public keys are others."""
+        while True:
+            await asyncio.sleep(seconds)
+            try:
+                if await self.refresh():
+                    changed()
+            except ClusterError as error:
+                logger.warning("the signing keys were not read again, trying later: %s", error)
+            except ValueError:
+                logger.exception("the signing keys can't be read, going on with the known ones")
 
     async def refresh(self) -> bool:
         """Read the Secret again, and make it again from the keys in memory where it is gone; whether keys changed."""

@@ -7,11 +7,12 @@ import logging
 import time
 from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from graft_runtime.contract.checkpoints import Source
 from graft_runtime.contract.control import Resolution, ResolveRequest
 
+from graft_operator.backoff import Backoff
 from graft_operator.clients.runtime_client import (
     PodAddress,
     RuntimeClient,
@@ -23,10 +24,8 @@ from graft_operator.keys import PoolKey
 
 logger = logging.getLogger(__name__)
 
-AGAIN_SECONDS = 0.2
 UNREACHABLE_RETRY_SECONDS = 1.0
-FIRST_RETRY_SECONDS = 2.0
-LAST_RETRY_SECONDS = 60.0
+RETRIES = Backoff(first_seconds=4.0, longest_seconds=60.0)
 
 
 @dataclass
@@ -41,11 +40,21 @@ class Resolutions:
 
     Args:
         mark: called with the key of the pool that an answer is for.
+        clock: Unix seconds.
+        again_seconds: between two questions to a pod that has no answer yet.
     """
 
-    def __init__(self, client: RuntimeClient, mark: Callable[[PoolKey], None]) -> None:
+    def __init__(
+        self,
+        client: RuntimeClient,
+        mark: Callable[[PoolKey], None],
+        clock: Callable[[], float] = time.time,
+        again_seconds: float = 0.2,
+    ) -> None:
         self._client = client
         self._mark = mark
+        self._clock = clock
+        self._again_seconds = again_seconds
         self._questions: dict[PoolKey, dict[Source, _Question]] = defaultdict(dict)
 
     def known(self, key: PoolKey) -> Mapping[Source, ResolvedSource]:
@@ -83,13 +92,10 @@ class Resolutions:
             # No word about the source: what was known of it stays, and another pod may be asked soon.
             logger.info("could not ask %s about %s: %s", pod.ip, source.uri, error)
             before = question.answer or ResolvedSource()
-            question.answer = ResolvedSource(
-                before.digest, before.revision, before.fault, time.time() + UNREACHABLE_RETRY_SECONDS
-            )
+            question.answer = replace(before, retry_at=self._clock() + UNREACHABLE_RETRY_SECONDS)
         else:
             question.faults = 0 if found.fault is None else question.faults + 1
-            wait = min(LAST_RETRY_SECONDS, FIRST_RETRY_SECONDS * (1 << min(question.faults, 8)))
-            retry_at = 0.0 if found.fault is None else time.time() + wait
+            retry_at = 0.0 if found.fault is None else self._clock() + RETRIES.seconds(question.faults)
             question.answer = ResolvedSource(found.digest, found.revision, found.fault, retry_at)
         self._mark(key)
 
@@ -98,7 +104,7 @@ class Resolutions:
             found = await self._client.resolve(pod, ResolveRequest(source=source))
             if found.digest is not None or found.fault is not None:
                 return found
-            await asyncio.sleep(AGAIN_SECONDS)
+            await asyncio.sleep(self._again_seconds)
 
 
 def _cancel(question: _Question) -> None:

@@ -102,6 +102,7 @@ class PodView:
     """Succeeded or Failed: it will never run again."""
     trouble: str | None = None
     """Why it does not run: unschedulable, an image that can't be pulled, a crash."""
+    resource_version: str = ""
 
     @property
     def counts(self) -> bool:

@@ -63,6 +63,7 @@ def read_pod(body: Mapping[str, Any]) -> PodView:
         deleting="deletionTimestamp" in metadata,
         ended=status.get("phase") in ("Succeeded", "Failed"),
         trouble=_pod_trouble(status),
+        resource_version=metadata.get("resourceVersion", ""),
     )
 
 

@@ -7,11 +7,12 @@ import heapq
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
+from graft_operator.backoff import Backoff
+
 Key = TypeVar("Key")
 
 COALESCE_SECONDS = 0.05
-FIRST_RETRY_SECONDS = 0.25
-LAST_RETRY_SECONDS = 60.0
+RETRIES = Backoff(first_seconds=0.25, longest_seconds=60.0)
 
 
 class WorkQueue(Generic[Key]):
@@ -47,9 +48,8 @@ class WorkQueue(Generic[Key]):
 
     def retry(self, key: Key) -> float:
         """Ask for another pass after a failed one; the seconds until it double with every failure in a row."""
-        failures = self._failures.get(key, 0)
-        self._failures[key] = failures + 1
-        after = min(LAST_RETRY_SECONDS, FIRST_RETRY_SECONDS * (1 << min(failures, 16)))
+        self._failures[key] = self._failures.get(key, 0) + 1
+        after = RETRIES.seconds(self._failures[key])
         self.mark(key, after)
         return after
 

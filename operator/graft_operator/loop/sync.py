@@ -1,37 +1,45 @@
-"""Keeps the store true to the cluster where watches can't: the first load, and what was deleted unseen."""
+"""Keeps the store true to the cluster: the first load, the events of the watches, and what was deleted unseen."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from graft_operator.clients.cluster import Cluster, ClusterError, RejectedError
+from graft_operator.keys import ObjectKey
 from graft_operator.kinds import watched_kinds
 from graft_operator.loop.store import Store
 from graft_operator.settings import Settings
 
 logger = logging.getLogger(__name__)
 
-PRUNE_SECONDS = 300.0
-PRUNE_SOON_SECONDS = 1.0
-RETRY_SECONDS = 1.0
+
+@dataclass(frozen=True)
+class SyncLimits:
+    """When to list again."""
+
+    prune_seconds: float = 300.0
+    """Between two prunings."""
+    prune_soon_seconds: float = 1.0
+    """After a watch began to list anew; a burst of such events is one pruning, after its end."""
+    retry_seconds: float = 1.0
+    """After a first load that failed."""
+
+
+DEFAULT_LIMITS = SyncLimits()
 
 
 class Sync:
-    """Lists what is watched.
+    """Lists what is watched, and takes its events."""
 
-    Args:
-        every: called before each regular pruning.
-    """
-
-    def __init__(
-        self, cluster: Cluster, store: Store, settings: Settings, every: Callable[[], Awaitable[None]]
-    ) -> None:
+    def __init__(self, cluster: Cluster, store: Store, settings: Settings, limits: SyncLimits = DEFAULT_LIMITS) -> None:
         self._cluster = cluster
         self._store = store
         self._namespaces: Sequence[str | None] = settings.watch_namespaces or (None,)
-        self._every = every
+        self._limits = limits
         self._soon = asyncio.Event()
         self.loaded = False
 
@@ -44,35 +52,42 @@ class Sync:
                 if isinstance(error, RejectedError) and error.status == 403:
                     raise
                 logger.warning("the first list failed, trying again: %s", error)
-                await asyncio.sleep(RETRY_SECONDS)
+                await asyncio.sleep(self._limits.retry_seconds)
             else:
                 self.loaded = True
 
-    def prune_soon(self) -> None:
-        """A watch listed anew: deletions may have been missed."""
-        self._soon.set()
+    def take(self, kind: str, event: str | None, body: Mapping[str, Any]) -> None:
+        """Take an event of a watch.
+
+        Args:
+            event: ADDED, MODIFIED or DELETED; None where the watch lists anew, so that deletions may have been missed.
+        """
+        if event is None:
+            self._soon.set()
+        if event == "DELETED":
+            metadata = body["metadata"]
+            self._store.remove(ObjectKey(kind, metadata["namespace"], metadata["name"]), metadata["uid"])
+        else:
+            self._store.put(kind, body)
 
     async def run(self) -> None:
         """Prune now and then, for ever."""
         while True:
             await self._wait()
             try:
-                await self._every()
                 await self.prune()
             except ClusterError as error:
                 logger.warning("pruning failed, trying again later: %s", error)
-            except ValueError:
-                logger.exception("the signing keys can't be read, going on with the known ones")
 
     async def _wait(self) -> None:
         try:
-            async with asyncio.timeout(PRUNE_SECONDS):
+            async with asyncio.timeout(self._limits.prune_seconds):
                 await self._soon.wait()
         except TimeoutError:
             return
         while self._soon.is_set():  # one pruning for a burst, after its end
             self._soon.clear()
-            await asyncio.sleep(PRUNE_SOON_SECONDS)
+            await asyncio.sleep(self._limits.prune_soon_seconds)
 
     async def _load(self) -> None:
         for kind in watched_kinds():

@@ -59,8 +59,9 @@ def build_runtime_config(pool: Pool) -> RuntimeConfig:
 
 def build_config_map(pool: Pool, config: RuntimeConfig) -> KubernetesObject:
     """Build the ConfigMap of the RuntimeConfig as pods mount it; named after its hash, so it never changes."""
+    config_hash = config.config_hash()
     return {
-        **_config_map(pool, config_name(pool, config.config_hash()), config.config_hash()),
+        **_config_map(pool, config_name(pool, config_hash), config_hash),
         "data": {RUNTIME_CONFIG_FILE: config.canonical_json().decode()},
     }
 

@@ -1,0 +1,391 @@
+"""A pass over a pool against an API server in memory: what races with it, what refuses, what it tells. Milliseconds."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, cast
+
+import pytest
+from graft_operator.clients.cluster import Cluster, ClusterError, ConflictError, RejectedError, UnavailableError
+from graft_operator.clients.followers import PodFollowers
+from graft_operator.clients.resolutions import Resolutions
+from graft_operator.decisions.observed import PodReport, PodView, ResolvedSource
+from graft_operator.keys import ObjectKey, PoolKey
+from graft_operator.kinds import ADAPTER_DEPLOYMENT
+from graft_operator.loop.effects import SAME_REPAIR_SECONDS, RacedError
+from graft_operator.loop.queue import RETRIES, WorkQueue
+from graft_operator.loop.reconcile import REJECTED_SECONDS, Reconciler
+from graft_operator.loop.store import Store
+from graft_operator.settings import Settings
+from graft_runtime.contract.checkpoints import Source
+
+KEY = PoolKey("team", "support")
+POOL = ObjectKey("AdapterDeployment", "team", "support")
+SETTINGS = Settings(namespace="graft-system", runtime_image="runtime:1", allowed_schemes=("pvc",))
+CHILDREN = [
+    "ConfigMap support-keys",
+    "ConfigMap support-config",
+    "ConfigMap support-set",
+    "Service support",
+    "PodDisruptionBudget support",
+    "NetworkPolicy support",
+    "Deployment support",
+]
+
+
+class ApiServer:
+    """Objects in memory, with the preconditions of a server-side apply; `faults` are raised first."""
+
+    def __init__(self) -> None:
+        self.objects: dict[tuple[str, str], dict[str, Any]] = {}
+        self.events: list[dict[str, Any]] = []
+        self.applied: list[str] = []
+        self.faults: dict[str, list[ClusterError]] = {}
+        """Kind, `dry run` or `status` → what the next requests about it raise."""
+        self.meanwhile: Callable[[], None] = lambda: None
+        """What happens while an apply is under way."""
+        self.version = 100
+
+    def put(self, body: dict[str, Any], **metadata: Any) -> dict[str, Any]:
+        self.version += 1
+        key = body["kind"], body["metadata"]["name"]
+        uid = {"uid": f"uid-{self.version}"} if key not in self.objects else {}
+        old = self.objects.get(key, {}).get("metadata", {})
+        new = {**old, **body["metadata"], **uid, "resourceVersion": str(self.version), **metadata}
+        self.objects[key] = {**self.objects.get(key, {}), **body, "metadata": new}
+        return self.objects[key]
+
+    def fail(self, kind: str) -> None:
+        if self.faults.get(kind):
+            raise self.faults[kind].pop(0)
+
+    async def apply(
+        self, body: dict[str, Any], *, uid: str | None, resource_version: str | None = None, dry_run: bool = False
+    ) -> dict[str, Any]:
+        self.fail("dry run" if dry_run else body["kind"])
+        found = self.objects.get((body["kind"], body["metadata"]["name"]))
+        if uid != (None if found is None else found["metadata"]["uid"]):
+            raise ConflictError("the object has been modified", 409)
+        if dry_run:
+            return body
+        self.meanwhile()
+        self.applied.append(f"{body['kind']} {body['metadata']['name']}")
+        return self.put(body)
+
+    async def apply_status(self, body: dict[str, Any]) -> dict[str, Any]:
+        self.fail("status")
+        found = self.objects.get((body["kind"], body["metadata"]["name"]))
+        if found is None:
+            raise RejectedError("not found", 404)
+        if found["metadata"]["resourceVersion"] != body["metadata"]["resourceVersion"]:
+            raise ConflictError("the object has been modified", 409)
+        return self.put({"kind": body["kind"], "metadata": body["metadata"], "status": body["status"]})
+
+    async def create(self, body: dict[str, Any]) -> dict[str, Any]:
+        self.fail(body["kind"])
+        self.events.append(body)
+        return body
+
+    async def get(self, kind: str, namespace: str, name: str) -> dict[str, Any] | None:
+        return self.objects.get((kind, name))
+
+    async def delete(self, kind: str, namespace: str, name: str, uid: str) -> None:
+        del self.objects[kind, name]
+
+
+class Followers:
+    """Follows nobody."""
+
+    def __init__(self) -> None:
+        self.followed: list[str] = []
+
+    def follow(self, key: PoolKey, pods: Iterable[PodView]) -> None:
+        self.followed = [pod.name for pod in pods]
+
+    def reports(self, key: PoolKey) -> Mapping[str, PodReport]:
+        return {}
+
+
+class Questions:
+    """Asks nobody."""
+
+    def __init__(self) -> None:
+        self.kept: frozenset[Source] = frozenset()
+
+    def keep(self, key: PoolKey, sources: Iterable[Source]) -> None:
+        self.kept = frozenset(sources)
+
+    def known(self, key: PoolKey) -> Mapping[Source, ResolvedSource]:
+        return {}
+
+
+class Operator:
+    """A reconciler with the pool `support` in its store."""
+
+    def __init__(self, **spec: Any) -> None:
+        self.now = 1_800_000_000.0
+        self.api = ApiServer()
+        self.queue: WorkQueue[PoolKey] = WorkQueue(lambda: self.now)
+        self.store = Store(self.queue.mark)
+        self.followers, self.questions = Followers(), Questions()
+        self.plans = 0
+        self.reconciler = Reconciler(
+            cluster=cast(Cluster, self.api),
+            store=self.store,
+            queue=self.queue,
+            followers=cast(PodFollowers, self.followers),
+            resolutions=cast(Resolutions, self.questions),
+            keys=self.keys,
+            settings=SETTINGS,
+            clock=lambda: self.now,
+        )
+        self.see(spec)
+
+    def keys(self) -> dict[str, str]:
+        self.plans += 1
+        return {"0123": "PEM"}
+
+    def see(self, spec: dict[str, Any]) -> None:
+        """The pool as a user writes it."""
+        body = {
+            **ADAPTER_DEPLOYMENT.type_meta,
+            "metadata": {"namespace": "team", "name": "support"},
+            "spec": {
+                "baseModel": {"name": "base", "uri": "pvc://shelf/base"},
+                "sources": [{"name": "shelf", "claimName": "shelf"}],
+                "adapters": [{"name": "billing", "uri": "pvc://shelf/billing"}],
+                **spec,
+            },
+        }
+        self.store.put("AdapterDeployment", self.api.put(body, generation=1))
+
+    async def reconcile(self) -> None:
+        self.plans, self.api.applied = 0, []
+        await self.reconciler.reconcile(KEY)
+
+    def edit(self, kind: str, **fields: Any) -> None:
+        """Somebody else changes an object, and its event comes."""
+        found = next(body for (found, _), body in self.api.objects.items() if found == kind)
+        self.store.put(kind, self.api.put({**found, **fields}))
+
+    def remove(self, kind: str, *, unseen: bool = False) -> None:
+        name = next(name for found, name in self.api.objects if found == kind)
+        uid = self.api.objects.pop((kind, name))["metadata"]["uid"]
+        if not unseen:
+            self.store.remove(ObjectKey(kind, "team", name), uid)
+
+    @property
+    def status(self) -> dict[str, Any]:
+        found: dict[str, Any] = self.api.objects["AdapterDeployment", "support"].get("status", {})
+        return found
+
+    def condition(self, kind: str) -> tuple[str, str]:
+        found = next(entry for entry in self.status["conditions"] if entry["type"] == kind)
+        return found["status"], found["reason"]
+
+    def told(self) -> list[tuple[str, str]]:
+        return [(event["reason"], event["message"]) for event in self.api.events]
+
+
+@pytest.fixture
+async def settled() -> Operator:
+    """An operator that has nothing left to do."""
+    operator = Operator()
+    await operator.reconcile()
+    return operator
+
+
+def without_hash(applied: str) -> str:
+    return re.sub(r"-(config|set)-[0-9a-f]+$", r"-\1", applied)
+
+
+async def test_a_new_pool_gets_its_objects_and_a_status_and_then_nothing_more() -> None:
+    operator = Operator()
+    await operator.reconcile()
+    assert [without_hash(name) for name in operator.api.applied] == CHILDREN
+    assert operator.condition("Ready") == ("False", "RollingOut")
+    assert operator.status["appliedHash"]
+    assert operator.questions.kept == {Source(uri="pvc://shelf/billing")}
+    version = operator.api.version
+    await operator.reconcile()
+    assert (operator.api.version, operator.plans) == (version, 1), "one plan where nothing changed, and no write"
+
+
+async def test_what_is_ours_and_was_not_seen_yet_is_taken_over_by_the_next_pass(settled: Operator) -> None:
+    for child in settled.store.children(KEY):
+        if child.kind == "Service":
+            settled.store.remove(ObjectKey("Service", "team", "support"), child.uid)
+    with pytest.raises(RacedError, match="Service support is not as it was observed"):
+        await settled.reconcile()
+    await settled.reconcile()
+    assert settled.api.applied == []
+
+
+async def test_what_is_gone_unseen_is_made_again_by_the_next_pass(settled: Operator) -> None:
+    settled.edit("Service", spec={"type": "NodePort"})
+    settled.remove("Service", unseen=True)
+    with pytest.raises(RacedError):
+        await settled.reconcile()
+    await settled.reconcile()
+    assert settled.api.applied == ["Service support"]
+
+
+async def test_a_foreign_object_is_left_alone_and_told_of() -> None:
+    operator = Operator()
+    operator.api.put({"kind": "Service", "metadata": {"namespace": "team", "name": "support"}})
+    await operator.reconcile()
+    assert "Service support" not in operator.api.applied
+    assert operator.condition("Stalled") == ("True", "ForeignObject")
+    assert operator.plans == 2, "one more, of the failure"
+    assert [reason for reason, _ in operator.told()] == ["ForeignObject"]
+
+
+async def test_what_is_left_over_from_a_deleted_pool_of_that_name_is_waited_for() -> None:
+    operator = Operator()
+    owner = {"kind": "AdapterDeployment", "name": "support", "uid": "before", "controller": True}
+    metadata = {"namespace": "team", "name": "support", "ownerReferences": [owner]}
+    operator.api.put({"kind": "Service", "metadata": metadata})
+    with pytest.raises(RacedError):
+        await operator.reconcile()
+    assert operator.status == {}, "nothing is told of it"
+    operator.remove("Service", unseen=True)
+    await operator.reconcile()
+    assert "Service support" in operator.api.applied
+
+
+async def test_an_object_that_the_api_server_refuses_is_told_of() -> None:
+    operator = Operator()
+    operator.api.faults["Deployment"] = [RejectedError("exceeded quota", 403)]
+    await operator.reconcile()
+    assert operator.condition("Stalled") == ("True", "ApplyRejected")
+    assert "the API server refuses Deployment support: exceeded quota" in operator.told()[0][1]
+    await operator.reconcile()
+    assert operator.api.applied == ["Deployment support"]
+    assert operator.condition("Stalled") == ("False", "NoFault")
+
+
+async def test_a_pod_template_that_is_refused_is_remembered_and_tried_again_later() -> None:
+    operator = Operator(podTemplate={"spec": {"nodeSelector": {"a": "b"}}})
+    operator.api.faults["dry run"] = [RejectedError("nodeSelector is not allowed here", 422)]
+    await operator.reconcile()
+    assert "Deployment support" not in operator.api.applied
+    assert operator.condition("Stalled") == ("True", "InvalidPodTemplate")
+    operator.now += REJECTED_SECONDS - 1
+    await operator.reconcile()
+    assert operator.api.applied == []
+    operator.now += 2
+    await operator.reconcile()
+    assert "Deployment support" in operator.api.applied
+    assert operator.condition("Stalled") == ("False", "NoFault")
+
+
+@pytest.mark.parametrize("fault", [UnavailableError("no answer"), ConflictError("it changed", 409)])
+async def test_a_status_that_could_not_be_written_is_written_by_the_next_pass(fault: ClusterError) -> None:
+    operator = Operator()
+    operator.api.faults["status"] = [fault]
+    with pytest.raises(UnavailableError if isinstance(fault, UnavailableError) else RacedError):
+        await operator.reconcile()
+    assert operator.status == {}
+    await operator.reconcile()
+    assert operator.api.applied == []
+    assert operator.condition("Ready") == ("False", "RollingOut")
+
+
+async def test_a_status_of_what_the_pool_was_is_not_written_to_what_it_is_now(settled: Operator) -> None:
+    settled.see({"replicas": 2})
+    before = settled.status
+    settled.api.meanwhile = lambda: settled.see({"replicas": 3})
+    with pytest.raises(RacedError, match="the status was not written"):
+        await settled.reconcile()
+    assert settled.status == before
+    settled.api.meanwhile = lambda: None
+    await settled.reconcile()
+    assert settled.status != before
+
+
+async def test_a_pool_that_is_gone_meanwhile_is_no_fault(settled: Operator) -> None:
+    settled.see({"replicas": 2})
+    settled.remove("AdapterDeployment", unseen=True)
+    await settled.reconcile()
+
+
+async def test_a_pool_that_is_gone_is_forgotten(settled: Operator) -> None:
+    settled.remove("AdapterDeployment")
+    await settled.reconcile()
+    assert settled.questions.kept == frozenset()
+    assert settled.plans == 0
+
+
+async def test_an_event_that_can_t_be_written_holds_up_nothing() -> None:
+    operator = Operator(adapters=[{"name": "stray", "uri": "pvc://elsewhere/x"}])
+    operator.api.faults["Event"] = [UnavailableError("no answer"), RejectedError("forbidden", 403)]
+    await operator.reconcile()
+    assert operator.condition("Stalled") == ("True", "AdaptersFailed")
+    assert operator.told() == []
+
+
+async def test_what_is_not_needed_any_more_is_deleted(settled: Operator) -> None:
+    settled.see({"replicas": 0})
+    await settled.reconcile()
+    assert ("PodDisruptionBudget", "support") not in settled.api.objects
+    await settled.reconcile()
+    assert settled.api.applied == []
+
+
+async def test_a_repair_of_drift_tells_the_field_once_in_a_while(
+    settled: Operator, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    original = settled.api.objects["Deployment", "support"]["spec"]
+    message = "Deployment support: spec.replicas: 3 instead of 1"
+    for seconds, events in ((0.0, 1), (SAME_REPAIR_SECONDS - 1, 1), (2.0, 2)):
+        settled.now += seconds
+        settled.edit("Deployment", spec={**original, "replicas": 3})
+        await settled.reconcile()
+        assert settled.api.applied == ["Deployment support"]
+        assert settled.api.objects["Deployment", "support"]["spec"] == original
+        assert settled.told() == [("DriftRepaired", message)] * events
+    assert caplog.text.count(message) == 3
+    settled.remove("Service")
+    await settled.reconcile()
+    assert settled.told()[-1] == ("DriftRepaired", "Service support: was deleted")
+
+
+async def test_a_change_of_the_spec_is_no_drift(settled: Operator) -> None:
+    settled.see({"replicas": 2})
+    await settled.reconcile()
+    assert settled.api.applied == ["Deployment support"]
+    assert settled.told() == []
+
+
+async def test_a_pass_that_failed_is_run_again_later_and_later() -> None:
+    operator = Operator()
+    operator.api.faults["ConfigMap"] = [UnavailableError("no answer"), ConflictError("raced", 409)]
+    working = asyncio.create_task(operator.reconciler.work())
+    operator.now += 1
+    wake(operator)
+    for failures in (1, 2):
+        await until(lambda: len(operator.api.faults["ConfigMap"]) == 2 - failures)  # noqa: B023 - awaited in this turn
+        operator.now += RETRIES.seconds(failures) - 0.01
+        wake(operator)
+        await until(lambda: len(operator.queue) == 1)
+        assert operator.status == {}
+        operator.now += 0.02
+        wake(operator)
+    await until(lambda: "conditions" in operator.status)
+    working.cancel()
+    await asyncio.gather(working, return_exceptions=True)
+
+
+def wake(operator: Operator) -> None:
+    """Have the queue look at the clock: another pool, which is not there, wants a pass at once."""
+    operator.queue.mark(PoolKey("team", "other"), 0)
+
+
+async def until(holds: Callable[[], bool]) -> None:
+    async with asyncio.timeout(5):
+        while not holds():  # noqa: ASYNC110 - the condition is in plain attributes
+            await asyncio.sleep(0.001)
