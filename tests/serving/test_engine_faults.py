@@ -30,6 +30,7 @@ from graft_runtime.messages import (
     Unmount,
     Unmounted,
 )
+from graft_runtime.model.bank_module import BankModule
 from safetensors.torch import load_file, save_file
 
 GREEDY = Sampling(temperature=0)
@@ -515,6 +516,29 @@ def test_memory_that_runs_out_while_mounting(engine: Any, good: Path, monkeypatc
     monkeypatch.setattr("graft_runtime.engine.loader.compile_adapter", no_memory)
     assert engine.mount("large", good).fault.code == ErrorCode.NO_CAPACITY
     assert len(engine.answers([ask("after", "good")])["after"]) == 6
+
+
+@pytest.mark.parametrize("failing", [0, 9], ids=["the first module", "the tenth module"])
+def test_memory_that_runs_out_while_an_adapter_becomes_active(
+    engine: Any, failing: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = ends_after(engine, ask("alone", "good"))[0].tokens
+    put, calls = BankModule.put, iter(range(1_000))
+
+    def full(self: BankModule, *arguments: Any) -> None:
+        if next(calls) >= failing:
+            raise torch.OutOfMemoryError("out of memory")
+        put(self, *arguments)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(BankModule, "put", full)
+        engine.handle(ask("waits", "good"))
+        engine.handle(ask("base"))
+        ended = ends(engine)
+    assert code_of(ended["waits"]) == ErrorCode.NO_CAPACITY, "nothing else ran that could have made room"
+    assert ended["base"].finish == "length"
+    assert engine.engine._serving.runner.bank.active == 0
+    assert ends_after(engine, ask("again", "good"))[0].tokens == expected
 
 
 @pytest.mark.parametrize("dtype", ["auto", "bfloat16", "float16"])

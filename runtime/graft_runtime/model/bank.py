@@ -72,13 +72,20 @@ class Bank:
         """Makes these adapters active for one request. False, and nothing has changed, when they don't fit."""
         held: list[CompiledAdapter] = []
         for adapter in dict.fromkeys(part.adapter for part in adapters):
-            if adapter not in self._places and not self._activate(adapter, self._limit):
+            if adapter not in self._places and not self._has_room_for(adapter):
                 for other in held:
                     self._let_go(other)
                 return False
             self._places[adapter].holds += 1
             held.append(adapter)
         return True
+
+    def _has_room_for(self, adapter: CompiledAdapter) -> bool:
+        """Makes it active. False when there are no columns for it, or no memory for more of them."""
+        try:
+            return self._activate(adapter, self._limit)
+        except torch.OutOfMemoryError:
+            return False
 
     def hold_for_trial(self, adapter: CompiledAdapter) -> None:
         """Makes it active even beyond the limit: a trial takes one step and waits for nobody."""
@@ -156,13 +163,20 @@ class Bank:
         start = self._free(adapter.rank)
         if limit is not None and start + adapter.rank > limit:
             return False
-        place = self._places[adapter] = _Place(start, adapter.rank, self._free_slot())
+        self._places[adapter] = _Place(start, adapter.rank, self._free_slot())
+        try:
+            self._put(adapter, self._places[adapter])
+        except torch.OutOfMemoryError:  # as if it had never been here
+            self._take_out(adapter)
+            raise
+        return True
+
+    def _put(self, adapter: CompiledAdapter, place: _Place) -> None:
         self._resize()
         for path, delta in adapter.modules.items():
             if path not in self.modules:
                 self.modules[path] = BankModule(self._shapes.get(path), self._dtype, self._device)
-            self.modules[path].put(adapter, delta, place.slot, start, self.width)
-        return True
+            self.modules[path].put(adapter, delta, place.slot, place.start, self.width)
 
     def _free(self, columns: int) -> int:
         start = 0
@@ -179,10 +193,12 @@ class Bank:
     def _let_go(self, adapter: CompiledAdapter) -> None:
         place = self._places[adapter]
         place.holds -= 1
-        if place.holds:
-            return
-        del self._places[adapter]
-        for path in adapter.modules:
+        if not place.holds:
+            self._take_out(adapter)
+
+    def _take_out(self, adapter: CompiledAdapter) -> None:
+        place = self._places.pop(adapter)
+        for path in adapter.modules.keys() & self.modules.keys():
             self.modules[path].clear(adapter, place.slot, place.start, place.columns)
         self._resize()
 

@@ -93,8 +93,8 @@ class BankModule:
 
     def _make_columns(self, width: int) -> None:
         if self.a is None and self._shape is not None:
-            self.a = torch.zeros(width, self._shape.input_features, dtype=self._dtype, device=self._device)
-            self.b = torch.zeros(width, self._shape.output_features, dtype=self._dtype, device=self._device)
+            features = (self._shape.input_features, self._shape.output_features)
+            self.a, self.b = (torch.zeros(width, size, dtype=self._dtype, device=self._device) for size in features)
 
     def _vector(self, name: str, slot: int, features: int) -> torch.Tensor:
         """The vectors of this name, with room for this slot."""
