@@ -14,7 +14,7 @@ USAGE = "usage: graft-operator run --namespace NAMESPACE --runtime-image IMAGE -
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The exit status: 0 after a signal, 2 for arguments that can't be understood."""
+    """Run the command line; return 0 after a signal, 2 for arguments that can't be understood."""
     arguments = sys.argv[1:] if arguments is None else arguments
     if not arguments or arguments[0] != "run":
         sys.stderr.write(f"{USAGE}\n")

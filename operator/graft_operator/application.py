@@ -41,7 +41,11 @@ class Operator:
         self._followers: PodFollowers | None = None
 
     async def run(self) -> None:
-        """Raises what ended a part of it."""
+        """Serve until a signal.
+
+        Raises:
+            Exception: what ended a part of the operator.
+        """
         self._take_signals()
         async with AsyncExitStack() as stack:
             health = HealthServer(
@@ -139,7 +143,7 @@ class Operator:
 
 
 async def _open_keyring(cluster: Cluster, settings: Settings) -> Keyring:
-    """Waits for an API server that is not there yet."""
+    """Open the keyring; wait for an API server that is not there yet."""
     while True:
         try:
             return await Keyring.open(cluster, settings)
@@ -149,7 +153,7 @@ async def _open_keyring(cluster: Cluster, settings: Settings) -> Keyring:
 
 
 async def _first(task: asyncio.Task[None], event: asyncio.Event) -> None:
-    """Returns when either is done."""
+    """Wait until either is done."""
     waiting = asyncio.create_task(event.wait())
     await asyncio.wait({task, waiting}, return_when=asyncio.FIRST_COMPLETED)
     waiting.cancel()

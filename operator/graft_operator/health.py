@@ -29,7 +29,11 @@ class HealthServer:
         self._runner = web.AppRunner(application, access_log=None, shutdown_timeout=SHUTDOWN_SECONDS)
 
     async def start(self) -> None:
-        """Raises OSError where the address is taken."""
+        """Listen.
+
+        Raises:
+            OSError: the address is taken.
+        """
         await self._runner.setup()
         await web.TCPSite(self._runner, self._address, self._port).start()
 

@@ -38,7 +38,7 @@ CONDITION_TYPES = ("Available", "Ready", "Reconciling", "Stalled")
 ADAPTER_STATES = ("desired", "ready", "failed")
 
 
-def tell_pool(namespace: str, name: str, status: AdapterDeploymentStatus) -> None:
+def set_pool(namespace: str, name: str, status: AdapterDeploymentStatus) -> None:
     """Set the gauges of a pool."""
     for condition in status.conditions:
         CONDITIONS.labels(namespace, name, condition.type).set(condition.status == "True")
@@ -55,5 +55,5 @@ def forget_pool(namespace: str, name: str) -> None:
 
 
 def exposition() -> bytes:
-    """All metrics in Prometheus' text format."""
+    """Return all metrics in Prometheus' text format."""
     return bytes(generate_latest(REGISTRY))

@@ -37,7 +37,7 @@ class Settings:
 
 
 def parse_settings(arguments: Sequence[str]) -> Settings:
-    """The settings from the arguments after `graft-operator run`; ends the process with a message for bad ones."""
+    """Read the arguments after `graft-operator run`; end the process with a message for bad ones."""
     parsed = vars(_parser().parse_args(arguments))
     parsed["watch_namespaces"] = tuple(parsed["watch_namespaces"])
     parsed["allowed_schemes"] = tuple(parsed["allowed_schemes"]) or DEFAULT_SCHEMES

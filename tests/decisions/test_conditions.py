@@ -9,7 +9,7 @@ import pytest
 from graft_operator.decisions.adapter_sets import AdapterPlan
 from graft_operator.decisions.conditions import ConditionType, Reason, Verdict, dated, timestamp
 from graft_operator.decisions.observed import Child, Failure, Observed, PodReport, PodView, PoolView, Rollout
-from graft_operator.decisions.status import make_status
+from graft_operator.decisions.pool_status import make_status
 from graft_operator.decisions.transitions import transitions
 from graft_operator.decisions.wanted_adapters import inline_adapters
 from graft_operator.objects import Pool

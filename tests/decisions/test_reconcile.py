@@ -100,10 +100,11 @@ class Followers:
     """Follows nobody."""
 
     def __init__(self) -> None:
-        self.followed: list[str] = []
+        self.forgotten = 0
+        """Passes over pools that are not there."""
 
     def follow(self, key: PoolKey, pods: Iterable[PodView]) -> None:
-        self.followed = [pod.name for pod in pods]
+        self.forgotten += key != KEY
 
     def reports(self, key: PoolKey) -> Mapping[str, PodReport]:
         return {}
@@ -371,7 +372,7 @@ async def test_a_pass_that_failed_is_run_again_later_and_later() -> None:
         await until(lambda: len(operator.api.faults["ConfigMap"]) == 2 - failures)  # noqa: B023 - awaited in this turn
         operator.now += RETRIES.seconds(failures) - 0.01
         wake(operator)
-        await until(lambda: len(operator.queue) == 1)
+        await until(lambda: operator.followers.forgotten == 2 * failures)  # noqa: B023 - awaited in this turn
         assert operator.status == {}
         operator.now += 0.02
         wake(operator)

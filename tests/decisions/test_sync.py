@@ -8,8 +8,8 @@ from typing import Any, cast
 
 import pytest
 from graft_operator.clients.cluster import Cluster, ConflictError, RejectedError, UnavailableError
+from graft_operator.clients.control_tokens import new_key, to_secret_data
 from graft_operator.clients.keyring import Keyring
-from graft_operator.clients.tokens import new_key, to_secret_data
 from graft_operator.keys import PoolKey
 from graft_operator.kinds import watched_kinds
 from graft_operator.loop.store import Store

@@ -8,7 +8,7 @@ import jwt
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, generate_private_key
-from graft_operator.clients.tokens import (
+from graft_operator.clients.control_tokens import (
     LIFETIME_SECONDS,
     OVERLAP_SECONDS,
     Signer,

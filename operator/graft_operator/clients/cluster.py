@@ -69,14 +69,14 @@ class Cluster:
 
     @classmethod
     async def connect(cls) -> Cluster:
-        """As the pod's service account where there is one, else as KUBECONFIG says."""
+        """Connect as the pod's service account where there is one, else as KUBECONFIG says."""
         return cls(await _load_configuration())
 
     async def close(self) -> None:
         await self._client.close()
 
     async def access(self) -> Access:
-        """The credentials as they are now: tokens of service accounts are replaced within the hour."""
+        """Return the credentials as they are now: tokens of service accounts are replaced within the hour."""
         configuration = await _load_configuration()
         scheme_and_token = (configuration.api_key.get("BearerToken") or "").split(None, 1)
         return Access(
@@ -91,7 +91,7 @@ class Cluster:
     async def apply(
         self, body: KubernetesObject, *, uid: str | None, resource_version: str | None = None, dry_run: bool = False
     ) -> KubernetesObject:
-        """Server-side apply.
+        """Apply an object, server-side.
 
         Args:
             uid: of the object that must be there; None: there must be none.
@@ -115,7 +115,7 @@ class Cluster:
         return await self._call("PATCH", path, query=query, body={**body, "metadata": metadata})
 
     async def apply_status(self, body: KubernetesObject) -> KubernetesObject:
-        """Server-side apply of the status of one AdapterDeployment, as it was at `metadata.resourceVersion`.
+        """Apply the status of one object, server-side, as it was at `metadata.resourceVersion`.
 
         The API server ignores `metadata.uid` here, so only the version keeps a status from an object of the same name.
 
@@ -127,12 +127,16 @@ class Cluster:
         return await self._call("PATCH", path, query=_apply_query(), body=body)
 
     async def create(self, body: KubernetesObject) -> KubernetesObject:
-        """Raises ConflictError where it exists, RejectedError, UnavailableError."""
+        """Create an object.
+
+        Raises:
+            ConflictError: it exists. RejectedError, UnavailableError
+        """
         path = KINDS[body["kind"]].path(body["metadata"]["namespace"])
         return await self._call("POST", path, query={"fieldManager": FIELD_MANAGER}, body=body)
 
     async def get(self, kind: str, namespace: str, name: str) -> KubernetesObject | None:
-        """None where there is none."""
+        """Return an object, or None where there is none."""
         try:
             return await self._call("GET", KINDS[kind].path(namespace, name))
         except RejectedError as error:
@@ -154,7 +158,7 @@ class Cluster:
     async def list(
         self, kind: str, namespace: str | None, label_selector: str | None, *, metadata_only: bool = False
     ) -> Sequence[KubernetesObject]:
-        """All objects of a kind, in one namespace or in all."""
+        """Return all objects of a kind, in one namespace or in all."""
         query = {"limit": str(PAGE)} | ({"labelSelector": label_selector} if label_selector else {})
         items: list[KubernetesObject] = []
         while True:
@@ -231,7 +235,7 @@ def _apply_query() -> dict[str, str]:
     return {"fieldManager": FIELD_MANAGER, "force": "true", "fieldValidation": "Strict"}
 
 
-def _error(status: int, content: bytes, what: str) -> ClusterError:
+def _error(status: int, content: bytes, request: str) -> ClusterError:
     try:
         message = str(json.loads(content)["message"])
     except (ValueError, KeyError, TypeError):
@@ -243,5 +247,5 @@ def _error(status: int, content: bytes, what: str) -> ClusterError:
     if status == 500 and "failed to create typed patch object" in message:
         return RejectedError(message, status)
     if status in (401, 429) or status >= 500:
-        return UnavailableError(f"{what}: {message}", status)
+        return UnavailableError(f"{request}: {message}", status)
     return RejectedError(message, status)

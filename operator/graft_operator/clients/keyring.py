@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Mapping
 
 from graft_operator.clients.cluster import Cluster, ClusterError, ConflictError
-from graft_operator.clients.tokens import Signer, SigningKey, from_secret_data, new_key, to_secret_data
+from graft_operator.clients.control_tokens import Signer, SigningKey, from_secret_data, new_key, to_secret_data
 from graft_operator.kinds import SECRET
 from graft_operator.objects import KubernetesObject
 from graft_operator.settings import Settings
@@ -39,11 +39,11 @@ class Keyring:
         return cls(cluster, settings, await _read_or_create(cluster, settings, None))
 
     def public_keys(self) -> Mapping[str, str]:
-        """Key id → PEM, for the pods."""
+        """Return the public keys for the pods: key id → PEM."""
         return self._signer.public_keys()
 
     def sign(self, pod_uid: str, now: float) -> str:
-        """A token for one pod."""
+        """Return a token for the pod, valid from `now` (Unix seconds)."""
         return self._signer.token(pod_uid, now)
 
     async def watch(self, changed: Callable[[], None], seconds: float = REFRESH_SECONDS) -> None:
@@ -59,7 +59,7 @@ class Keyring:
                 logger.exception("the signing keys can't be read, going on with the known ones")
 
     async def refresh(self) -> bool:
-        """Read the Secret again, and make it again from the keys in memory where it is gone; whether keys changed."""
+        """Read the Secret again, or make it anew from the keys in memory; tell whether keys changed."""
         before = self.public_keys()
         self._signer = Signer(await _read_or_create(self._cluster, self._settings, self._signer.keys))
         return self.public_keys() != before

@@ -85,20 +85,20 @@ def unrecorded_sources(wanted: Iterable[WantedAdapter], observed: Observed, conf
 
 
 def version_of(adapter_set: AdapterSet) -> AdapterSetVersion:
-    """What a pod reports once this set is in force."""
+    """Return what a pod reports once this set is in force."""
     return AdapterSetVersion(generation=adapter_set.generation, hash=adapter_set.content_hash())
 
 
 def stored_sets(observed: Observed) -> dict[str, AdapterSet]:
-    """Config hash → the adapter set in our ConfigMap."""
+    """Return config hash → the adapter set in our ConfigMap."""
     sets = (child.adapter_set for child in observed.own_children if child.adapter_set is not None)
-    return {found.config_hash: found for found in sets if found.pool_uid == observed.pool.uid}
+    return {stored.config_hash: stored for stored in sets if stored.pool_uid == observed.pool.uid}
 
 
 def next_sets(
     observed: Observed, adapters: Iterable[AdapterPlan], names: frozenset[str], current: str
 ) -> dict[str, AdapterSet]:
-    """Config hash → the set that its pods are to serve: the current one, and those that pods still run with.
+    """Return config hash → the set that its pods are to serve: the current one, and those that pods still run with.
 
     Args:
         names: of the wanted adapters.
@@ -130,7 +130,7 @@ def plan_pushes(observed: Observed, sets: Mapping[str, AdapterSet]) -> tuple[Pus
 
 
 def obsolete_hashes(observed: Observed, wanted: Iterable[str]) -> set[str]:
-    """Config hashes of which ConfigMaps are left, that no pod runs with or can be made with any more."""
+    """Return the config hashes that have ConfigMaps, but no pods any more and no way to make one."""
     if observed.rollout is None or not observed.rollout.settled:
         return set()
     kept = _hashes_of_pods(observed) | {observed.rollout.config_hash, *wanted}
@@ -163,7 +163,7 @@ def _plan_adapter(
 
 
 def _previous(spec: AdapterDeploymentSpec, served: AdapterEntry | None) -> AdapterEntry | None:
-    """What may be served until the spec's version can be had.
+    """Return what may be served until the spec's version can be had.
 
     Still declared: what was withdrawn on purpose must not live on under its old entry. And hot: what is merged is not
     exchanged later, so a merge waits for the spec's version.
@@ -185,22 +185,27 @@ def _entry(adapter: WantedAdapter, version: _Version | None) -> AdapterEntry:
 
 
 def _resolution_faults(observed: Observed) -> dict[Source, Fault]:
-    """Why sources can't be resolved, where a person must look."""
+    """Return why sources can't be resolved, where a person must look."""
     return {
-        source: found.fault
-        for source, found in observed.resolutions.items()
-        if found.fault is not None and not found.fault.code.passes
+        source: answer.fault
+        for source, answer in observed.resolutions.items()
+        if answer.fault is not None and not answer.fault.code.passes
     }
 
 
 def _resolved_versions(observed: Observed) -> dict[Source, _Version]:
     return {
-        source: _Version(found.digest, found.revision) for source, found in observed.resolutions.items() if found.digest
+        source: _Version(answer.digest, answer.revision)
+        for source, answer in observed.resolutions.items()
+        if answer.digest
     }
 
 
 def _recorded_versions(observed: Observed, entries: Iterable[AdapterEntry]) -> dict[Source, _Version]:
-    """What was resolved before is not resolved again, also by the next operator; the adapter sets speak last."""
+    """Return the versions that are written down, in the status and in the adapter sets, which win.
+
+    What was resolved before is not resolved again, also by the next operator.
+    """
     recorded = {
         Source(uri=adapter.uri, revision=adapter.requested_revision): (adapter.digest, adapter.revision)
         for adapter in observed.pool.status.adapters
@@ -216,7 +221,7 @@ def _recorded_versions(observed: Observed, entries: Iterable[AdapterEntry]) -> d
 
 
 def _disproved_digests(observed: Observed) -> set[str]:
-    """Digests that no pod has and whose sources hold something else now."""
+    """Return digests that no pod has and whose sources hold something else now."""
     reports = [report for pod in observed.pods if (status := observed.report(pod)) for report in status.adapters]
     mismatched = {
         report.digest for report in reports if report.fault and report.fault.code is ErrorCode.DIGEST_MISMATCH
@@ -225,7 +230,7 @@ def _disproved_digests(observed: Observed) -> set[str]:
 
 
 def _entries(stored: Mapping[str, AdapterSet], config_hash: str) -> list[AdapterEntry]:
-    """Of all sets; those of the current one last, so that they win."""
+    """Return the entries of all sets; those of the current one last, so that they win."""
     others = [key for key in sorted(stored) if key != config_hash]
     return [entry for key in (*others, config_hash) if key in stored for entry in stored[key].adapters]
 
@@ -247,7 +252,7 @@ def _known_versions(observed: Observed, config_hash: str) -> list[AdapterSetVers
 
 
 def _numbered(wanted: AdapterSet, stored: AdapterSet | None, known: list[AdapterSetVersion]) -> AdapterSet:
-    """The stored set where it is the wanted one and nothing contradicts it, else one generation above all known."""
+    """Return the stored set if it is as wanted and nothing contradicts it, else one of a generation above all known."""
     if stored is not None and stored.entries_hash() == wanted.entries_hash():
         known_hash = stored.content_hash()
         if all(

@@ -1,4 +1,4 @@
-"""Facts about a spec that stop the pool or one adapter: ordered checks, the first that finds something speaks."""
+"""Checks that block a pool or a single adapter, in order; the first failure is reported."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ UriCheck = Callable[[AdapterDeploymentSpec, str, str, Settings], GraftError | No
 
 
 def base_fault(spec: AdapterDeploymentSpec, settings: Settings) -> GraftError | None:
-    """Why the base model may not be served."""
+    """Return why the base model may not be served."""
     return _first(spec, spec.base_model.uri, "spec.baseModel.uri", settings)
 
 
 def merge_fault(spec: AdapterDeploymentSpec, settings: Settings) -> GraftError | None:
-    """Why what is to be merged may not be."""
+    """Return why what is to be merged may not be."""
     merged = (adapter for adapter in spec.adapters if adapter.name in spec.merged_names)
     faults = (_first(spec, adapter.uri, f"adapter `{adapter.name}`: uri", settings) for adapter in merged)
     return next((fault for fault in faults if fault is not None), None)
 
 
 def adapter_fault(spec: AdapterDeploymentSpec, adapter: WantedAdapter, settings: Settings) -> GraftError | None:
-    """Why this adapter may not be served."""
+    """Return why this adapter may not be served."""
     if spec.merge is not None and adapter.name not in spec.merged_names:
         return GraftError(
             ErrorCode.POOL_IS_MERGED,

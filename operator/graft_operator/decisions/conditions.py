@@ -77,7 +77,7 @@ class Verdict:
 def dated(
     verdicts: Sequence[tuple[ConditionType, Verdict]], previous: Sequence[Condition], generation: int, now: float
 ) -> tuple[Condition, ...]:
-    """The conditions of `generation`; lastTransitionTime stays where the status did not change.
+    """Date verdicts as the conditions of `generation`; lastTransitionTime stays where the status did not change.
 
     Args:
         now: Unix seconds.
@@ -100,5 +100,5 @@ def _dated(kind: ConditionType, verdict: Verdict, before: Condition | None, gene
 
 
 def timestamp(now: float) -> str:
-    """Unix seconds → `2026-01-31T12:00:00Z`."""
+    """Format Unix seconds as `2026-01-31T12:00:00Z`."""
     return datetime.fromtimestamp(now, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -34,8 +34,8 @@ def first_difference(before: Mapping[str, Any], after: Mapping[str, Any]) -> str
     Paths are compared in alphabetical order, entries of lists by their position: `spec.replicas: 3 instead of 1`, where
     3 is the value before. What a fingerprint leaves out is left out here as well.
     """
-    found = _difference(_wanted_part(before), _wanted_part(after), "")
-    return None if found is None else found.removeprefix(".")
+    difference = _difference(_wanted_part(before), _wanted_part(after), "")
+    return None if difference is None else difference.removeprefix(".")
 
 
 def _wanted_part(body: Mapping[str, Any]) -> dict[str, Any]:
@@ -50,8 +50,8 @@ def _difference(before: Any, after: Any, path: str) -> str | None:
     if before == after:
         return None
     for step, old, new in _parts(before, after):
-        if (found := _difference(old, new, path + step)) is not None:
-            return found
+        if (difference := _difference(old, new, path + step)) is not None:
+            return difference
     if ".env[" in path:  # may be a secret, and logs are read by more people than the object
         return f"{path} differs"
     return f"{path}: {_shown(before)} instead of {_shown(after)}"

@@ -24,8 +24,8 @@ from graft_operator.decisions.applies import Apply, last_applies, plan_applies, 
 from graft_operator.decisions.checks import base_fault, merge_fault
 from graft_operator.decisions.conditions import Reason
 from graft_operator.decisions.observed import Applied, Child, Failure, Observed
+from graft_operator.decisions.pool_status import failed_status, make_status
 from graft_operator.decisions.resolves import Resolve, plan_resolves, waits
-from graft_operator.decisions.status import failed_status, make_status
 from graft_operator.decisions.transitions import Transition, transitions
 from graft_operator.decisions.wanted_adapters import WantedAdapter, inline_adapters
 from graft_operator.keys import ObjectKey

@@ -15,7 +15,7 @@ from graft_operator.resource import AdapterDeploymentStatus
 
 
 def read_pool(body: Mapping[str, Any]) -> PoolView:
-    """A view of an AdapterDeployment."""
+    """Read an AdapterDeployment."""
     metadata = body["metadata"]
     try:
         status = AdapterDeploymentStatus.model_validate(body.get("status") or {})
@@ -34,7 +34,7 @@ def read_pool(body: Mapping[str, Any]) -> PoolView:
 
 
 def read_child(kind: str, body: Mapping[str, Any]) -> Child:
-    """A view of a Deployment, ConfigMap, Service, PodDisruptionBudget or NetworkPolicy."""
+    """Read a Deployment, ConfigMap, Service, PodDisruptionBudget or NetworkPolicy."""
     metadata = body["metadata"]
     return Child(
         kind=kind,
@@ -51,7 +51,7 @@ def read_child(kind: str, body: Mapping[str, Any]) -> Child:
 
 
 def read_pod(body: Mapping[str, Any]) -> PodView:
-    """A view of a pod."""
+    """Read a pod."""
     metadata, status = body["metadata"], body.get("status") or {}
     return PodView(
         name=metadata["name"],

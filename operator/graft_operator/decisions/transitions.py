@@ -10,7 +10,7 @@ from graft_operator.decisions.conditions import ConditionType
 from graft_operator.resource import AdapterDeploymentStatus, AdapterStatus, Condition
 
 MAX_TRANSITIONS = 20
-"""Told at once; status.adapters has them all."""
+"""At once; status.adapters has them all."""
 
 
 @dataclass(frozen=True)
@@ -23,18 +23,14 @@ class Transition:
 
 
 def transitions(before: AdapterDeploymentStatus, after: AdapterDeploymentStatus) -> tuple[Transition, ...]:
-    """The events that lead from one status to the next; none where nothing turned."""
+    """Return what turned from one status to the next."""
     return (*_of_conditions(before, after), *_of_adapters(before, after))[:MAX_TRANSITIONS]
 
 
 def _of_conditions(before: AdapterDeploymentStatus, after: AdapterDeploymentStatus) -> list[Transition]:
     was = {condition.type: condition for condition in before.conditions}
-    told: list[Transition] = []
-    for condition in after.conditions:
-        transition = _of_condition(was.get(condition.type), condition)
-        if transition is not None:
-            told.append(transition)
-    return told
+    turned = (_of_condition(was.get(condition.type), condition) for condition in after.conditions)
+    return [transition for transition in turned if transition is not None]
 
 
 def _of_condition(before: Condition | None, after: Condition) -> Transition | None:
@@ -50,18 +46,18 @@ def _of_condition(before: Condition | None, after: Condition) -> Transition | No
 
 def _of_adapters(before: AdapterDeploymentStatus, after: AdapterDeploymentStatus) -> list[Transition]:
     was = {adapter.name: adapter for adapter in before.adapters}
-    told: list[Transition] = []
+    events: list[Transition] = []
     for adapter in after.adapters:
         old = was.get(adapter.name)
         if is_ready(adapter) and not (old is not None and is_ready(old)):
-            told.append(Transition("Normal", "AdapterReady", f"adapter `{adapter.name}` is ready: {adapter.digest}"))
+            events.append(Transition("Normal", "AdapterReady", f"adapter `{adapter.name}` is ready: {adapter.digest}"))
             if adapter.remapped:
-                told.append(Transition("Warning", "AdapterRemapped", _remapped(adapter)))
+                events.append(Transition("Warning", "AdapterRemapped", _remapped(adapter)))
         elif is_failed(adapter) and adapter.reason and (old is None or old.reason != adapter.reason):
-            told.append(Transition("Warning", adapter.reason, told_of(adapter)))
+            events.append(Transition("Warning", adapter.reason, told_of(adapter)))
     gone = was.keys() - {adapter.name for adapter in after.adapters}
-    told += [Transition("Normal", "AdapterRemoved", f"adapter `{name}` was removed") for name in sorted(gone)]
-    return told
+    events += [Transition("Normal", "AdapterRemoved", f"adapter `{name}` was removed") for name in sorted(gone)]
+    return events
 
 
 def _remapped(adapter: AdapterStatus) -> str:

@@ -50,7 +50,7 @@ class PoolMemory:
     rejected: dict[str, tuple[str, float]] = field(default_factory=dict)
     """Template hash → the API server's text, and when it said so (Unix seconds)."""
     repairs: dict[tuple[str, str], tuple[str, float]] = field(default_factory=dict)
-    """Kind and name → the drift that the last Event about it told, and when (Unix seconds)."""
+    """Kind and name → the drift in the last Event about it, and when that was written (Unix seconds)."""
     statuses: dict[ObjectKey, AdapterDeploymentStatus] = field(default_factory=dict)
     """As written last: events lag behind one's own writes."""
 
@@ -96,7 +96,7 @@ class Effects:
         return True
 
     async def carry_out(self, view: PoolView, plan: Plan, memory: PoolMemory) -> None:
-        """Do all but tell. A set is stored before it is pushed, and pushed whether or not new pods can be made.
+        """Do all but report. A set is stored before it is pushed, and pushed whether or not new pods can be made.
 
         Raises:
             RacedError, UnavailableError: run the pass again. EffectFailedError: a person must look.
@@ -115,7 +115,7 @@ class Effects:
             if resolve.pod.ip is not None:
                 self._resolutions.ask(key, resolve.source, PodAddress(resolve.pod.uid, resolve.pod.ip))
 
-    async def tell(self, view: PoolView, plan: Plan, memory: PoolMemory) -> None:
+    async def report(self, view: PoolView, plan: Plan, memory: PoolMemory) -> None:
         """Write the statuses that changed, and the Events about what turned.
 
         Raises:
@@ -132,7 +132,7 @@ class Effects:
                 continue
             memory.statuses[about] = status
             for transition in plan.transitions if about == view.key else ():
-                await self._tell_event(view, transition)
+                await self._write_event(view, transition)
 
     async def _apply(self, view: PoolView, apply: Apply, memory: PoolMemory) -> None:
         kind, name = apply.key
@@ -148,12 +148,16 @@ class Effects:
         self._store.put(kind, answer)
         memory.applied[apply.key] = Applied(apply.desired, read_child(kind, answer).fingerprint)
         if apply.drifted:
-            await self._tell_repair(view, apply, before, answer, memory)
+            await self._report_repair(view, apply, before, answer, memory)
         else:
             logger.info("%s: applied %s %s", view, kind, name)
 
     async def _look_again(self, view: PoolView, kind: str, name: str) -> None:
-        """See what is there instead: ours, then it was unknown so far; a foreign one, then a person must look."""
+        """Look at what is there instead, and take it into the store if it is ours.
+
+        Raises:
+            EffectFailedError: it belongs to somebody else.
+        """
         actual = await self._cluster.get(kind, view.namespace, name)
         if actual is None:
             for child in self._store.children(view.pool_key):
@@ -170,7 +174,7 @@ class Effects:
             raise EffectFailedError(Failure(Reason.FOREIGN_OBJECT, message))
         self._store.put(kind, actual)
 
-    async def _tell_repair(
+    async def _report_repair(
         self, view: PoolView, apply: Apply, before: KubernetesObject | None, after: KubernetesObject, memory: PoolMemory
     ) -> None:
         difference = "was deleted" if before is None else first_difference(before, after)
@@ -178,15 +182,15 @@ class Effects:
             return  # somebody else was faster
         kind, name = apply.key
         message = f"{kind} {name}: {difference}"
-        told, when = memory.repairs.get(apply.key, ("", 0.0))
-        if told == difference and self._clock() < when + SAME_REPAIR_SECONDS:
+        known, when = memory.repairs.get(apply.key, ("", 0.0))
+        if known == difference and self._clock() < when + SAME_REPAIR_SECONDS:
             logger.info("%s: repaired %s", view, message)
             return
         memory.repairs[apply.key] = difference, self._clock()
-        await self._tell_event(view, Transition("Normal", "DriftRepaired", message))
+        await self._write_event(view, Transition("Normal", "DriftRepaired", message))
 
     async def _write_status(self, body: KubernetesObject) -> bool:
-        """Write a status; False where the object is gone."""
+        """Write a status; return False where the object is gone."""
         try:
             answer = await self._cluster.apply_status(body)
         except ConflictError as error:
@@ -198,7 +202,7 @@ class Effects:
         self._store.put(body["kind"], answer, mark=False)
         return True
 
-    async def _tell_event(self, view: PoolView, transition: Transition) -> None:
+    async def _write_event(self, view: PoolView, transition: Transition) -> None:
         logger.info("%s: %s: %s", view, transition.reason, " ".join(transition.message.split()))
         event = build_event(
             view.key,

@@ -110,15 +110,15 @@ def make_registry(access: Callable[[], Awaitable[Access]], on_event: OnEvent) ->
 
     @kopf.on.login(registry=registry)
     async def login(**_: Any) -> kopf.ConnectionInfo:
-        found = await access()
+        current = await access()
         return kopf.ConnectionInfo(
-            server=found.server,
-            ca_path=found.ca_path,
-            insecure=not found.verify,
-            scheme="Bearer" if found.token else None,
-            token=found.token,
-            certificate_path=found.certificate_path,
-            private_key_path=found.private_key_path,
+            server=current.server,
+            ca_path=current.ca_path,
+            insecure=not current.verify,
+            scheme="Bearer" if current.token else None,
+            token=current.token,
+            certificate_path=current.certificate_path,
+            private_key_path=current.private_key_path,
         )
 
     for kind in watched_kinds():

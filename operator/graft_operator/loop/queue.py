@@ -34,9 +34,6 @@ class WorkQueue(Generic[Key]):
         self._failures: dict[Key, int] = {}
         self._changed = asyncio.Event()
 
-    def __len__(self) -> int:
-        return len(self._due) + len(self._active)
-
     def mark(self, key: Key, after: float = COALESCE_SECONDS) -> None:
         """Ask for a pass of `key`, at the latest `after` seconds from now."""
         due = self._clock() + after
@@ -47,7 +44,7 @@ class WorkQueue(Generic[Key]):
         self._changed.set()
 
     def retry(self, key: Key) -> float:
-        """Ask for another pass after a failed one; the seconds until it double with every failure in a row."""
+        """Ask for another pass after a failed one; return the seconds until it, more with every failure in a row."""
         self._failures[key] = self._failures.get(key, 0) + 1
         after = RETRIES.seconds(self._failures[key])
         self.mark(key, after)
@@ -57,13 +54,8 @@ class WorkQueue(Generic[Key]):
         """Forget the failures of `key`."""
         self._failures.pop(key, None)
 
-    def forget(self, key: Key) -> None:
-        """Drop `key` and its failures; a pass that runs goes on."""
-        self._due.pop(key, None)
-        self._failures.pop(key, None)
-
     async def take(self) -> Key:
-        """The next key that is due and that nobody works on; waits for one."""
+        """Return the next key that is due and that nobody works on; wait for one."""
         while True:
             key, wait = self._next()
             if key is not None:
@@ -76,7 +68,7 @@ class WorkQueue(Generic[Key]):
                 continue
 
     def done(self, key: Key) -> None:
-        """The pass of `key` has ended."""
+        """Note that the pass of `key` has ended."""
         self._active.discard(key)
         if key in self._due:
             self._push(self._due[key], key)
@@ -89,7 +81,7 @@ class WorkQueue(Generic[Key]):
     def _next(self) -> tuple[Key | None, float | None]:
         while self._heap:
             due, _, key = self._heap[0]
-            if self._due.get(key) != due or key in self._active:  # forgotten, moved forward, or pushed again by `done`
+            if self._due.get(key) != due or key in self._active:  # moved forward, or pushed again by `done`
                 heapq.heappop(self._heap)
                 continue
             wait = due - self._clock()

@@ -1,4 +1,4 @@
-"""One pass over one pool: observe, plan, apply, tell. Level-triggered: a pass needs no memory of what caused it."""
+"""One pass over one pool: observe, plan, apply, report. Level-triggered: a pass needs no memory of what caused it."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Reconciler:
         self._unobserved: set[PoolKey] = set()
 
     def expect(self, keys: Collection[PoolKey]) -> None:
-        """Tell in the log and the metrics when a pass has ended over each of these pools."""
+        """Log and count it once a pass has ended over each of these pools."""
         self._unobserved = set(keys)
         if not keys:
             metrics.OBSERVED.set_to_current_time()
@@ -91,10 +91,10 @@ class Reconciler:
             metrics.PASS_SECONDS.observe(time.monotonic() - started)
 
     async def reconcile(self, key: PoolKey) -> None:
-        """One pass.
+        """Run one pass.
 
         Raises:
-            RacedError, UnavailableError: nothing was told; run it again.
+            RacedError, UnavailableError: no status was written; run it again.
         """
         view = self._store.pool(key)
         if view is None or view.deleting:
@@ -111,9 +111,9 @@ class Reconciler:
         except EffectFailedError as error:
             plan = self._plan(view, memory, error.failure)
         self._resolutions.keep(key, plan.unrecorded)
-        await self._effects.tell(view, plan, memory)
+        await self._effects.report(view, plan, memory)
         if view.key in plan.statuses:
-            metrics.tell_pool(key.namespace, key.name, plan.statuses[view.key])
+            metrics.set_pool(key.namespace, key.name, plan.statuses[view.key])
             self._is_observed(key)
         self._queue.mark(key, plan.requeue_after)
 

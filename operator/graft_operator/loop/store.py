@@ -42,7 +42,7 @@ class Store:
         return tuple(self._children.get(key, {}).values())
 
     def keys_of(self, kind: str, namespace: str | None = None) -> dict[ObjectKey, str]:
-        """The objects of one kind → their UIDs."""
+        """Return the objects of one kind → their UIDs."""
         return {
             key: uid
             for key, (_, uid, _) in self._objects.items()
@@ -50,7 +50,7 @@ class Store:
         }
 
     def put(self, kind: str, body: Mapping[str, Any], *, mark: bool = True) -> PoolKey | None:
-        """Remember an object as an event, a list or the answer to a write shows it; the pool that it belongs to.
+        """Remember an object as an event, a list or the answer to a write shows it; return the pool that it belongs to.
 
         Args:
             mark: whether the pool wants a pass because of it.
@@ -84,7 +84,7 @@ class Store:
             self._drop(key)
 
     def prune(self, kind: str, namespace: str | None, before: Mapping[ObjectKey, str], alive: Iterable[str]) -> int:
-        """Forget the objects that were known `before` a list and whose UIDs are not among those `alive`; how many."""
+        """Forget the objects that were known `before` a list and are not among the UIDs `alive`; return how many."""
         uids = set(alive)
         gone = [key for key, uid in before.items() if uid not in uids and namespace in (None, key.namespace)]
         for key in gone:
@@ -106,7 +106,7 @@ class Store:
 
 
 def _is_news(metadata: Mapping[str, Any], known: tuple[PoolKey, str, str]) -> bool:
-    """Neither older than what is known nor the same: watches begin with what was listed, and echo our own writes."""
+    """Tell whether an object is newer than what is known: watches repeat what was listed, and our own writes."""
     _, uid, version = known
     if metadata["uid"] != uid:
         return True

@@ -44,7 +44,7 @@ class Sync:
         self.loaded = False
 
     async def load(self) -> None:
-        """Fill the store; waits for the API server, and for the CustomResourceDefinition to be served."""
+        """Fill the store; wait for the API server, and for the CustomResourceDefinition to be served."""
         while not self.loaded:
             try:
                 await self._load()

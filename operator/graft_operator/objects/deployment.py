@@ -73,5 +73,5 @@ def _pod_template(pool: Pool, config_hash: str, settings: Settings) -> dict[str,
 
 
 def _hash_of(desired: Mapping[str, Any]) -> str:
-    """Of the object as we want it, not as the API server completes it: ten hex digits of a sha256."""
+    """Return ten hex digits of the sha256 of the object as we want it, not as the API server completes it."""
     return hashlib.sha256(json.dumps(desired, sort_keys=True).encode()).hexdigest()[:10]

@@ -7,7 +7,7 @@ from graft_operator.objects.pool import KubernetesObject, Pool, metadata_of, sel
 
 
 def build_disruption_budget(pool: Pool) -> KubernetesObject | None:
-    """maxUnavailable 1, which blocks no drain, not even of a single pod; None at zero replicas."""
+    """Build a budget of maxUnavailable 1, which blocks no drain, not even of a single pod; None at zero replicas."""
     if pool.spec.replicas == 0:
         return None
     return {

@@ -17,7 +17,7 @@ from graft_operator.settings import Settings
 
 
 def build_network_policy(pool: Pool, settings: Settings) -> KubernetesObject:
-    """A second guard of the control port; the first is its token."""
+    """Build the second guard of the control port; the first is its token."""
     operator = {
         "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": settings.namespace}},
         "podSelector": {"matchLabels": {COMPONENT_LABEL: OPERATOR_COMPONENT}},

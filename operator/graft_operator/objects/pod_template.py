@@ -31,7 +31,7 @@ for _containers in ("containers", "initContainers", "ephemeralContainers"):
 
 
 def overlay(base: Mapping[str, Any], patch: Mapping[str, Any], path: tuple[str, ...] = ()) -> dict[str, Any]:
-    """`patch` laid over `base`, a pod spec or a part of one at `path`.
+    """Lay `patch` over `base`, a pod spec or a part of one at `path`.
 
     Raises:
         GraftError: InvalidPodTemplate for `$patch` directives, nulls, entries without their key and clashing types.
@@ -46,7 +46,7 @@ def overlay(base: Mapping[str, Any], patch: Mapping[str, Any], path: tuple[str, 
 
 
 def refuse_reserved(patch: Mapping[str, Any]) -> None:
-    """Refuses what would break the contract with the runtime.
+    """Refuse what would break the contract with the runtime.
 
     Raises:
         GraftError: InvalidPodTemplate, with the field to use instead.
@@ -92,7 +92,7 @@ def _merge_by_key(base: list[Any], patch: list[Any], key: str, path: tuple[str, 
 
 
 def _retained(path: tuple[str, ...], merged: dict[str, Any], patch: Mapping[str, Any]) -> dict[str, Any]:
-    """A volume has one source and a variable one origin: the patch's takes the place of ours, it doesn't join it."""
+    """Drop our source of a volume, or our origin of a variable, where the patch gives another: it may have only one."""
     if path[-1] in {"volumes", "env"}:
         return {name: value for name, value in merged.items() if name in patch}
     return merged
@@ -107,11 +107,11 @@ def _of_type(base: Any, kind: type, path: tuple[str, ...]) -> Any:
     return base
 
 
-def _invalid(path: tuple[str, ...], what: str) -> GraftError:
+def _invalid(path: tuple[str, ...], fault: str) -> GraftError:
     field = ".".join(("spec.podTemplate.spec", *path))
     return GraftError(
         ErrorCode.INVALID_POD_TEMPLATE,
-        f"{field} {what}",
+        f"{field} {fault}",
         hint="write a partial pod spec, as under `template.spec` of a Deployment; Graft's container is `runtime`",
         field=field,
     )

@@ -29,27 +29,27 @@ class Pool:
 
 
 def config_name(pool: Pool, config_hash: str) -> str:
-    """The ConfigMap with the RuntimeConfig."""
+    """Return the name of the ConfigMap with the RuntimeConfig."""
     return f"{pool.name}-config-{config_hash}"
 
 
 def adapter_set_name(pool: Pool, config_hash: str) -> str:
-    """The ConfigMap with the adapter set of the pods that were born with one RuntimeConfig."""
+    """Return the name of the ConfigMap with the adapter set of the pods of one RuntimeConfig."""
     return f"{pool.name}-set-{config_hash}"
 
 
 def keys_name(pool: Pool) -> str:
-    """The ConfigMap with the public keys that the control port trusts."""
+    """Return the name of the ConfigMap with the public keys that the control port trusts."""
     return f"{pool.name}-keys"
 
 
 def selector_of(pool: Pool) -> dict[str, str]:
-    """The labels that pick the pool's pods, whatever they were born with."""
+    """Return the labels that pick the pool's pods, whatever their RuntimeConfig."""
     return {DEPLOYMENT_LABEL: pool.name}
 
 
 def labels_of(pool: Pool) -> dict[str, str]:
-    """The labels of every object of the pool."""
+    """Return the labels of every object of the pool."""
     return {
         "app.kubernetes.io/name": "graft-runtime",
         "app.kubernetes.io/instance": pool.name,
@@ -59,7 +59,7 @@ def labels_of(pool: Pool) -> dict[str, str]:
 
 
 def owner_reference(pool: Pool) -> dict[str, Any]:
-    """Makes the garbage collector remove an object with its pool, and tells ours from foreign ones."""
+    """Return the owner reference by which the garbage collector removes an object with its pool, and we know ours."""
     return {
         **ADAPTER_DEPLOYMENT.type_meta,
         "name": pool.name,
@@ -70,7 +70,7 @@ def owner_reference(pool: Pool) -> dict[str, Any]:
 
 
 def metadata_of(pool: Pool, name: str) -> dict[str, Any]:
-    """The metadata of an object of the pool."""
+    """Return the metadata of an object of the pool."""
     return {
         "name": name,
         "namespace": pool.namespace,

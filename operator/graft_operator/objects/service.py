@@ -9,7 +9,7 @@ from graft_operator.objects.pool import KubernetesObject, Pool, metadata_of, sel
 
 
 def build_service(pool: Pool) -> KubernetesObject:
-    """Routes to the Ready pods of the pool."""
+    """Build the Service that routes to the Ready pods of the pool."""
     return {
         **SERVICE.type_meta,
         "metadata": metadata_of(pool, pool.name),
@@ -24,5 +24,5 @@ def build_service(pool: Pool) -> KubernetesObject:
 
 
 def url_of(pool: Pool) -> str:
-    """Where clients inside the cluster reach the OpenAI-style API."""
+    """Return the URL at which clients inside the cluster reach the OpenAI-style API."""
     return f"http://{pool.name}.{pool.namespace}.svc:{API_PORT}/v1"

@@ -10,63 +10,23 @@
 `crd` turns the models into the CustomResourceDefinition.
 """
 
-from graft_operator.resource.parsing import NAME_RULES, parse_manifest, parse_spec
-from graft_operator.resource.rules import Rule
-from graft_operator.resource.sources import find_source, is_declared, mount_name, source_not_declared
-from graft_operator.resource.spec import (
-    AcceleratorSpec,
-    AdapterDeploymentSpec,
-    AdapterSpec,
-    BaseModelSpec,
-    CacheSpec,
-    EngineSpec,
-    MergePartSpec,
-    MergeSpec,
-    PodTemplateMetadata,
-    PodTemplateSpec,
-    SourceSpec,
-    StrategySpec,
-)
-from graft_operator.resource.status import (
-    AdapterCounts,
-    AdapterDeploymentStatus,
-    AdapterSetStatus,
-    AdapterStatus,
-    BaseModelStatus,
-    Condition,
-    ConditionStatus,
-    MergedAdapterStatus,
-    MergeStatus,
-)
-
-__all__ = [
-    "NAME_RULES",
-    "AcceleratorSpec",
-    "AdapterCounts",
-    "AdapterDeploymentSpec",
-    "AdapterDeploymentStatus",
-    "AdapterSetStatus",
-    "AdapterSpec",
-    "AdapterStatus",
-    "BaseModelSpec",
-    "BaseModelStatus",
-    "CacheSpec",
-    "Condition",
-    "ConditionStatus",
-    "EngineSpec",
-    "MergePartSpec",
-    "MergeSpec",
-    "MergeStatus",
-    "MergedAdapterStatus",
-    "PodTemplateMetadata",
-    "PodTemplateSpec",
-    "Rule",
-    "SourceSpec",
-    "StrategySpec",
-    "find_source",
-    "is_declared",
-    "mount_name",
-    "parse_manifest",
-    "parse_spec",
-    "source_not_declared",
-]
+from graft_operator.resource.parsing import NAME_RULES as NAME_RULES
+from graft_operator.resource.parsing import parse_manifest as parse_manifest
+from graft_operator.resource.parsing import parse_spec as parse_spec
+from graft_operator.resource.sources import find_source as find_source
+from graft_operator.resource.sources import is_declared as is_declared
+from graft_operator.resource.sources import mount_name as mount_name
+from graft_operator.resource.sources import source_not_declared as source_not_declared
+from graft_operator.resource.spec import AdapterDeploymentSpec as AdapterDeploymentSpec
+from graft_operator.resource.spec import AdapterSpec as AdapterSpec
+from graft_operator.resource.spec import CacheSpec as CacheSpec
+from graft_operator.resource.spec import EngineSpec as EngineSpec
+from graft_operator.resource.spec import SourceSpec as SourceSpec
+from graft_operator.resource.status import AdapterCounts as AdapterCounts
+from graft_operator.resource.status import AdapterDeploymentStatus as AdapterDeploymentStatus
+from graft_operator.resource.status import AdapterSetStatus as AdapterSetStatus
+from graft_operator.resource.status import AdapterStatus as AdapterStatus
+from graft_operator.resource.status import BaseModelStatus as BaseModelStatus
+from graft_operator.resource.status import Condition as Condition
+from graft_operator.resource.status import MergedAdapterStatus as MergedAdapterStatus
+from graft_operator.resource.status import MergeStatus as MergeStatus

@@ -66,14 +66,14 @@ def build_crd() -> dict[str, Any]:
 
 
 def structural_schema(model: type[BaseModel], *, with_defaults: bool) -> dict[str, Any]:
-    """The model's schema as Kubernetes takes it: no references, no `anyOf`, no null."""
+    """Return the model's schema as Kubernetes takes it: no references, no `anyOf`, no null."""
     schema = model.model_json_schema(by_alias=True)
     structural: dict[str, Any] = _structural(schema, schema.get("$defs", {}), with_defaults)
     return structural
 
 
 def render() -> dict[Path, str]:
-    """The generated files: path from the repository's root → content."""
+    """Return the generated files: path from the repository's root → content."""
     text = yaml.dump(build_crd(), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
     head, metadata, rest = text.partition("metadata:\n")
     kept = f"{head}{metadata}{CHART_ANNOTATIONS}{rest}"
@@ -84,7 +84,7 @@ def render() -> dict[Path, str]:
 
 
 def main() -> int:
-    """Writes the generated files below the working directory, the repository's root."""
+    """Write the generated files below the working directory, the repository's root."""
     if not Path("charts/graft/Chart.yaml").exists():
         sys.stderr.write("charts/graft/Chart.yaml isn't here: run this from the root of the repository\n")
         return 1
@@ -153,7 +153,7 @@ def _structural(schema: Mapping[str, Any], definitions: Mapping[str, Any], with_
 
 
 def _resolved(schema: Mapping[str, Any], definitions: Mapping[str, Any]) -> dict[str, Any]:
-    """Without `$ref` and `anyOf`: what stands beside them (description, default) wins."""
+    """Resolve `$ref` and `anyOf`; what stands beside them (description, default) wins."""
     if "$ref" in schema:
         target = definitions[schema["$ref"].rpartition("/")[2]]
         return _resolved({**target, **{name: part for name, part in schema.items() if name != "$ref"}}, definitions)
@@ -164,7 +164,7 @@ def _resolved(schema: Mapping[str, Any], definitions: Mapping[str, Any]) -> dict
 
 
 def _default(value: Any) -> dict[str, Any]:
-    """Empty defaults are left out: they would only make stored objects longer."""
+    """Return the default, or nothing for an empty one, which would only make stored objects longer."""
     kept = _without_empty(value)
     return {} if kept is None else {"default": kept}
 

@@ -31,7 +31,7 @@ NAME_RULES = (
 
 
 def parse_spec(spec: Mapping[str, Any]) -> AdapterDeploymentSpec:
-    """The model of `spec`, camelCase JSON as the API server stores it.
+    """Read `spec`, camelCase JSON as the API server stores it.
 
     Raises:
         GraftError: InvalidSpec, with one line for each fault.
@@ -43,7 +43,7 @@ def parse_spec(spec: Mapping[str, Any]) -> AdapterDeploymentSpec:
 
 
 def parse_manifest(manifest: Mapping[str, Any]) -> AdapterDeploymentSpec:
-    """The model of a whole AdapterDeployment's spec; its name is checked as well.
+    """Read the spec of a whole AdapterDeployment; check its name as well.
 
     Raises:
         GraftError: InvalidSpec, with one line for each fault.

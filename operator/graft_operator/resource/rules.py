@@ -27,24 +27,24 @@ class Rule:
     """For a rule on a text: its CEL expression; the text is shown before the message."""
 
     def to_schema(self) -> dict[str, str]:
-        """The entry of `x-kubernetes-validations`."""
+        """Return the entry of `x-kubernetes-validations`."""
         schema = {"rule": self.cel, "message": self.message}
         if self.text:
             schema["messageExpression"] = f"'`' + {self.text} + '` ' + {json.dumps(self.message)}"
         return schema
 
     def message_for(self, value: object) -> str:
-        """The message, as the API server shows it."""
+        """Return the message as the API server shows it."""
         return f"`{value}` {self.message}" if self.text else self.message
 
 
 def broken(rules: Sequence[Rule], value: object) -> list[str]:
-    """The messages of the rules that `value` breaks."""
+    """Return the messages of the rules that `value` breaks."""
     return [rule.message_for(value) for rule in rules if not rule.holds(value)]
 
 
 def check(rules: Sequence[Rule]) -> AfterValidator:
-    """The Python side of rules on a single value."""
+    """Return the Python side of rules on a single value."""
 
     def obey(value: Any) -> Any:
         _refuse(broken(rules, value))
@@ -54,17 +54,17 @@ def check(rules: Sequence[Rule]) -> AfterValidator:
 
 
 def validations(rules: Sequence[Rule]) -> dict[str, Any]:
-    """The schema side of rules on a single value."""
+    """Return the schema side of rules on a single value."""
     return {"x-kubernetes-validations": [rule.to_schema() for rule in rules]}
 
 
 def list_map(key: str) -> dict[str, Any]:
-    """Schema marks of a list whose entries `key` tells apart: unique, merged one by one on server-side apply."""
+    """Return the schema marks of a list whose entries `key` tells apart, merged one by one on server-side apply."""
     return {"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": [key]}
 
 
 def unique(value: Sequence[Any]) -> Sequence[Any]:
-    """The Python side of `list_map("name")`."""
+    """Refuse two entries of one name, as `list_map("name")` does in the API server."""
     names = [entry.name for entry in value]
     twice = sorted({name for name in names if names.count(name) > 1})
     _refuse([f"Duplicate value: two entries are named `{name}`; rename or remove one" for name in twice])

@@ -22,8 +22,8 @@ def _cut(limit: int) -> Callable[[object], object]:
     return cut
 
 
-Message = Annotated[str, BeforeValidator(_cut(4096)), Field(max_length=4096)]
-Reason = Annotated[str, Field(max_length=128, pattern=r"^[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?$")]
+MessageText = Annotated[str, BeforeValidator(_cut(4096)), Field(max_length=4096)]
+ReasonText = Annotated[str, Field(max_length=128, pattern=r"^[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?$")]
 Count = Annotated[int, Field(ge=0, le=1_000_000)]
 
 
@@ -42,9 +42,9 @@ class Condition(Reported):
     """Available, Ready, Reconciling or Stalled."""
     status: ConditionStatus
     """True, False or Unknown."""
-    reason: Reason
+    reason: ReasonText
     """A documented word for why."""
-    message: Message = ""
+    message: MessageText = ""
     """The same for people: what, which field or value, what was expected, what to do."""
     observed_generation: int | None = Field(default=None, ge=0)
     """The generation of the spec that this speaks of."""
@@ -130,11 +130,11 @@ class AdapterStatus(Reported):
     """PEFT's type, such as LORA."""
     rank: Count | None = None
     """The highest rank among its modules."""
-    remapped: Message | None = None
+    remapped: MessageText | None = None
     """What was done to find its modules in the base model; absent when they are where its files say."""
-    reason: Reason | None = None
+    reason: ReasonText | None = None
     """Why it is not ready everywhere: a documented word."""
-    message: Message | None = None
+    message: MessageText | None = None
     """The same for people."""
 
 
@@ -166,5 +166,4 @@ class AdapterDeploymentStatus(Reported):
     adapters: tuple[AdapterStatus, ...] = Field(default=(), max_length=256, json_schema_extra=list_map("name"))
     """The inline adapters, in the order of the spec."""
     applied_hash: str = Field(default="", max_length=128)
-    """Of the pool's objects as they came out of their last applies: an operator that starts applies none of them while
-    it holds."""
+    """Hash of the pool's objects as last applied. While it matches, a restarted operator applies none of them."""

@@ -52,7 +52,7 @@ class SigningKey:
 
 
 def new_key(now: float) -> SigningKey:
-    """A fresh key, created at `now` (Unix seconds)."""
+    """Make a key, created at `now` (Unix seconds)."""
     return SigningKey(int(now), Ed25519PrivateKey.generate())
 
 
@@ -65,11 +65,11 @@ class Signer:
         self.keys = tuple(sorted(keys, key=lambda key: (key.created, key.key_id)))
 
     def public_keys(self) -> dict[str, str]:
-        """Key id → public half in PEM."""
+        """Return key id → public half in PEM."""
         return {key.key_id: key.public_pem for key in self.keys}
 
     def token(self, audience: str, now: float) -> str:
-        """A token for the pod whose UID is `audience`, valid from `now` (Unix seconds) for four minutes."""
+        """Return a token for the pod whose UID is `audience`, valid from `now` (Unix seconds) for four minutes."""
         key = self._signing_key(now)
         claims = {"iss": TOKEN_ISSUER, "aud": audience, "iat": int(now), "exp": int(now) + LIFETIME_SECONDS}
         return jwt.encode(claims, key.private_key, algorithm=TOKEN_ALGORITHM, headers={"kid": key.key_id})
@@ -80,7 +80,7 @@ class Signer:
 
 
 def to_secret_data(keys: tuple[SigningKey, ...]) -> dict[str, str]:
-    """The `data` of the Secret: `CREATED-KEYID.pem` → PKCS #8 in PEM, base64."""
+    """Return the `data` of the Secret: `CREATED-KEYID.pem` → PKCS #8 in PEM, base64."""
     return {
         f"{key.created:012d}-{key.key_id}{PRIVATE_KEY_SUFFIX}": base64.b64encode(key.private_pem).decode()
         for key in keys
@@ -88,7 +88,7 @@ def to_secret_data(keys: tuple[SigningKey, ...]) -> dict[str, str]:
 
 
 def from_secret_data(data: Mapping[str, str]) -> tuple[SigningKey, ...]:
-    """The keys in the `data` of the Secret, oldest first.
+    """Read the keys in the `data` of the Secret, oldest first.
 
     Raises:
         ValueError: an entry is not an Ed25519 key in PEM, or its name not `CREATED-KEYID.pem`.

@@ -1,4 +1,4 @@
-"""What is told of a pool: one function makes the whole status, and with it the four conditions."""
+"""The status of a pool: one function makes the whole of it, and with it the four conditions."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def make_status(
     adapters: Sequence[AdapterPlan],
     now: float,
 ) -> AdapterDeploymentStatus:
-    """The status of `pool` after a pass.
+    """Make the status of `pool` after a pass.
 
     Args:
         failure: why the pool as a whole can't be made as its spec says.
@@ -85,7 +85,7 @@ def make_status(
 
 
 def failed_status(observed: Observed, failure: Failure, now: float) -> AdapterDeploymentStatus:
-    """The status of a pool whose spec can't be read: what was known stays, the conditions tell why."""
+    """Make the status of a pool whose spec can't be read: what was known stays, the conditions say why."""
     before = observed.pool.status
     pods = [pod for pod in observed.pods if pod.counts]
     served = any(pod.ready and serves(observed.report(pod)) for pod in pods)
@@ -110,7 +110,7 @@ def _set_statuses(versions: Mapping[str, AdapterSetVersion], current: str) -> tu
 
 
 def _base_report(facts: Facts) -> BaseReport | None:
-    """Of a pod that serves, one of the current spec where there is one."""
+    """Return the base of a pod that serves, of the current spec if possible."""
     statuses = [status for pod in facts.pods if (status := facts.report(pod))]
     current = [status for status in statuses if status.config_hash == facts.current]
     return next((status.base for status in (*current, *statuses) if serves(status)), None)
