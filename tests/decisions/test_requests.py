@@ -6,12 +6,14 @@ import json
 from typing import Any
 
 import pytest
-from graft_runtime.answering.requests import ChatRequest, CompletionRequest, parse_request
 from graft_runtime.errors import GraftError
+from graft_runtime.http.bodies import parse_body
+from graft_runtime.http.routes.chat import ChatBody
+from graft_runtime.http.routes.completions import CompletionBody
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-FIELDS = [*CompletionRequest.model_fields, *ChatRequest.model_fields, "n", "tools", "user", "logit_bias", "stranger"]
+FIELDS = [*CompletionBody.model_fields, *ChatBody.model_fields, "n", "tools", "user", "logit_bias", "stranger"]
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5)
 VALUES = st.recursive(
     SCALARS,
@@ -24,7 +26,7 @@ VALUES = st.recursive(
 
 
 @settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(st.dictionaries(st.sampled_from(FIELDS), VALUES), st.sampled_from([CompletionRequest, ChatRequest]))
+@given(st.dictionaries(st.sampled_from(FIELDS), VALUES), st.sampled_from([CompletionBody, ChatBody]))
 def test_any_json_is_a_request_or_a_fault(body: dict[str, Any], model: type[Any]) -> None:
     request, fault = parsed(body, model)
     if fault is not None:
@@ -33,12 +35,12 @@ def test_any_json_is_a_request_or_a_fault(body: dict[str, Any], model: type[Any]
         assert fault.hint
     else:
         assert request.token_limit is None or request.token_limit >= 1
-        assert all(request.stops)
+        assert all(request.asked().stops)
 
 
 def parsed(body: Any, model: type[Any]) -> tuple[Any, GraftError | None]:
     try:
-        return parse_request(json.dumps(body).encode(), model), None
+        return parse_body(json.dumps(body).encode(), model), None
     except GraftError as error:
         return None, error
 
@@ -47,23 +49,23 @@ def parsed(body: Any, model: type[Any]) -> tuple[Any, GraftError | None]:
 @given(st.binary(max_size=40))
 def test_any_bytes_are_a_request_or_a_fault(body: bytes) -> None:
     with pytest.raises(GraftError):
-        parse_request(body, CompletionRequest)
+        parse_body(body, CompletionBody)
 
 
 @pytest.mark.parametrize("field", ["model", "prompt", "stranger"])
 def test_half_of_a_character_is_a_fault(field: str) -> None:
     body = json.dumps({"model": "a", "prompt": "b", field: "\ud83d"}).encode()
     with pytest.raises(GraftError, match="surrogate") as caught:
-        parse_request(body, CompletionRequest)
+        parse_body(body, CompletionBody)
     caught.value.message.encode()
     whole = json.dumps({"model": "a", "prompt": "😀"}).encode()
     assert b"\\ud83d" in whole
-    assert parse_request(whole, CompletionRequest).prompt == "😀"
+    assert parse_body(whole, CompletionBody).prompt == "😀"
 
 
 def test_the_alias_of_max_tokens_goes_first() -> None:
     body = {"model": "a", "messages": [{"role": "user", "content": "x"}], "max_tokens": 5, "max_completion_tokens": 7}
-    assert parse_request(json.dumps(body).encode(), ChatRequest).token_limit == 7
+    assert parse_body(json.dumps(body).encode(), ChatBody).token_limit == 7
 
 
 def test_what_the_official_client_sends_back_of_an_answer_is_taken() -> None:
@@ -77,7 +79,7 @@ def test_what_the_official_client_sends_back_of_an_answer_is_taken() -> None:
         "tool_calls": None,
     }
     body = {"model": "a", "messages": [{"role": "developer", "content": "Be brief."}, answer]}
-    request = parse_request(json.dumps(body).encode(), ChatRequest)
+    request = parse_body(json.dumps(body).encode(), ChatBody)
     assert [message.rendered() for message in request.messages] == [
         {"role": "system", "content": "Be brief."},
         {"role": "assistant", "content": "4"},

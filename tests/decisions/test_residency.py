@@ -43,6 +43,16 @@ class Fetches:
         return Cached(digest, Path("/nowhere"), 1)
 
 
+class Holder:
+    """Waits to be told that it can't go on."""
+
+    def __init__(self) -> None:
+        self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def fail(self, error: GraftError) -> None:
+        self.failed.set_exception(error)
+
+
 class Played:
     """A residency and the commands that it sent; `answer` plays the engine."""
 
@@ -257,12 +267,13 @@ async def test_a_removed_adapter_drains_and_its_requests_are_revoked_in_the_end(
     played = play()
     await played.apply(a="1")
     await played.answer()
-    lease, revoked = await played.acquire("a", 1), asyncio.Event()
-    lease.revoked = revoked.set
+    lease, holder = await played.acquire("a", 1), Holder()
+    lease.holder = holder
     await played.apply()
     assert played.state("a") is AdapterState.DRAINING
     assert played.sent == []
-    await asyncio.wait_for(revoked.wait(), 5)
+    with pytest.raises(GraftError, match="`a` was removed"):
+        await asyncio.wait_for(holder.failed, 5)
     lease.release()
     await played.settle()
     assert await played.answer() == [Unmount(sha("1"))]

@@ -25,8 +25,8 @@ class Admission:
         self.refusing = False
         """New requests are turned away."""
 
-    def enter(self, count: int) -> Admitted:
-        """Admit a request for this many answers. Raises GraftError: ShuttingDown, Overloaded."""
+    def enter(self, count: int) -> None:
+        """Count a request for this many answers, until `leave`. Raises GraftError: ShuttingDown, Overloaded."""
         if self.refusing:
             raise GraftError(
                 ErrorCode.SHUTTING_DOWN, "this pod is shutting down", hint="try again: another one answers"
@@ -38,9 +38,8 @@ class Admission:
                 hint="try again later, or give the pool more replicas",
             )
         self.in_flight += count
-        return Admitted(self, count)
 
-    def left(self, count: int) -> None:
+    def leave(self, count: int) -> None:
         """Take note that this many answers are awaited no longer."""
         self.in_flight -= count
         self._idle.set()
@@ -50,15 +49,3 @@ class Admission:
         while self.in_flight:
             self._idle.clear()
             await self._idle.wait()
-
-
-class Admitted:
-    """The places of one request in the queue, until `close`."""
-
-    def __init__(self, admission: Admission, count: int) -> None:
-        self._admission, self._count = admission, count
-
-    def close(self) -> None:
-        """Give the places back; once or more often."""
-        count, self._count = self._count, 0
-        self._admission.left(count)

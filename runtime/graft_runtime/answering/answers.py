@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 from graft_runtime.errors import GraftError
@@ -57,7 +58,8 @@ class Generation:
     digest: str | None
     prompt_tokens: int
     choices: list[Choice]
-    closed: Callable[[], None]
+    held: ExitStack
+    """Gives back what the request holds: its places in the queue, its adapters."""
 
     @property
     def generated_tokens(self) -> int:
@@ -87,9 +89,10 @@ class Generation:
         """Frees every place; once or more often."""
         for choice in self.choices:
             choice.answer.cancel()
-        self.closed()
+        self.held.close()
 
     def fail(self, error: GraftError) -> None:
+        """End every choice with this error."""
         for choice in self.choices:
             choice.answer.fail(error)
 

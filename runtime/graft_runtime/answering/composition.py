@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from graft_runtime.answering.requests import NamedAdapter
+from graft_runtime.answering.asked import NamedAdapter
 from graft_runtime.errors import ErrorCode, GraftError
 from graft_runtime.messages import ServedAdapter
 from graft_runtime.pod.leases import Lease

@@ -13,10 +13,14 @@ from fastapi.responses import PlainTextResponse
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from graft_runtime.answering.models import Models
 from graft_runtime.errors import ErrorCode, GraftError
 from graft_runtime.http.control import control_router
 from graft_runtime.http.faults import error_response, fault_response
-from graft_runtime.http.openai import OpenAIRoutes
+from graft_runtime.http.generations import Generations
+from graft_runtime.http.routes.chat import chat_router
+from graft_runtime.http.routes.completions import completions_router
+from graft_runtime.http.routes.models import models_router
 from graft_runtime.http.streaming import CLIENT_GONE, ClientGoneError
 from graft_runtime.logs import request_id
 from graft_runtime.pod.pod import Pod
@@ -27,10 +31,11 @@ REQUEST_ID_HEADER = "X-Request-Id"
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
 
-def api_app(pod: Pod, routes: OpenAIRoutes) -> ASGIApp:
+def api_app(pod: Pod, models: Models, generations: Generations) -> ASGIApp:
     """Port 8000: OpenAI's API, probes, metrics."""
     app = _app(error_response)
-    app.include_router(routes.router)
+    for router in (models_router(models, pod.adapters), completions_router(generations), chat_router(generations)):
+        app.include_router(router)
 
     @app.get("/livez")
     async def livez() -> Response:

@@ -15,12 +15,14 @@ import uvicorn
 from pydantic import ValidationError
 from starlette.types import ASGIApp
 
+from graft_runtime.answering.admission import Admission
 from graft_runtime.answering.generation import Generator
+from graft_runtime.answering.models import Models
 from graft_runtime.contract.config import RUNTIME_CONFIG_FILE, RuntimeConfig
 from graft_runtime.contract.ports import API_PORT, CONTROL_PORT
 from graft_runtime.errors import ErrorCode, GraftError
 from graft_runtime.http.app import api_app, control_app
-from graft_runtime.http.openai import OpenAIRoutes
+from graft_runtime.http.generations import Generations
 from graft_runtime.pod.pod import Places, Pod
 
 logger = logging.getLogger(__name__)
@@ -55,9 +57,11 @@ async def serve(config: RuntimeConfig, places: Places, uid: str, address: str) -
     """
     control_socket, api_socket = _bound(address, CONTROL_PORT), _bound(address, API_PORT)
     pod = Pod(config, places, uid)
-    generator = Generator(pod)
-    routes = OpenAIRoutes(pod, generator)
-    servers = [_server(control_app(pod)), _server(api_app(pod, routes))]
+    models = Models(config.served_name, pod.adapters)
+    admission = Admission(config.engine.max_sequences)
+    generator = Generator(models, pod.adapters, pod.base, pod.engine.submit, admission=admission, lent=pod.metrics.lent)
+    generations = Generations(generator, models, pod.metrics)
+    servers = [_server(control_app(pod)), _server(api_app(pod, models, generations))]
     tasks = {
         "control port": _task(servers[0].serve([control_socket])),
         "API port": _task(servers[1].serve([api_socket])),
@@ -67,12 +71,12 @@ async def serve(config: RuntimeConfig, places: Places, uid: str, address: str) -
     try:
         status = await _until_the_end(tasks)
         if status is None:
-            await _drain(pod, generator, routes, tasks["engine"])
+            await _drain(pod, admission, tasks["engine"])
             status = EXIT_DONE
         return status
     finally:
-        generator.admission.refusing = True
-        routes.end_all(GraftError(ErrorCode.SHUTTING_DOWN, "this pod is going away", hint="try again"))
+        admission.refusing = True
+        generations.end_all(GraftError(ErrorCode.SHUTTING_DOWN, "this pod is going away", hint="try again"))
         await pod.close()
         for server in servers:
             server.should_exit = True
@@ -100,19 +104,19 @@ async def _until_the_end(tasks: dict[str, asyncio.Task[Any]]) -> int | None:
     return EXIT_BROKEN
 
 
-async def _drain(pod: Pod, generator: Generator, routes: OpenAIRoutes, engine: asyncio.Task[int]) -> None:
+async def _drain(pod: Pod, admission: Admission, engine: asyncio.Task[int]) -> None:
     """Unready, but serving a little longer; then only what runs; then an error for what still does."""
     loop = asyncio.get_running_loop()
     deadline = loop.time() + pod.config.drain_seconds
-    logger.info("asked to end: %d requests are on their way", generator.admission.in_flight)
+    logger.info("asked to end: %d requests are on their way", admission.in_flight)
     pod.leave()
     await asyncio.wait([engine], timeout=min(STILL_SERVING_SECONDS, pod.config.drain_seconds))
-    generator.admission.refusing = True
-    idle = _task(generator.admission.wait_idle())
+    admission.refusing = True
+    idle = _task(admission.wait_idle())
     await asyncio.wait([engine, idle], timeout=max(deadline - loop.time(), 0), return_when=asyncio.FIRST_COMPLETED)
     idle.cancel()
-    if generator.admission.in_flight:
-        logger.warning("%d requests are cut off", generator.admission.in_flight)
+    if admission.in_flight:
+        logger.warning("%d requests are cut off", admission.in_flight)
 
 
 def _task(work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:

@@ -259,8 +259,7 @@ class HotAdapters:
 
     def _revoke(self, alias: Alias) -> None:
         for lease in [lease for lease in self._leases if lease.alias is alias]:
-            if lease.revoked is not None:
-                lease.revoked()
+            lease.revoke()
 
     def _refresh(self) -> None:
         """Brings the artifacts in line with the names, switches names whose new version is ready, and goes on."""

@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Protocol
 
 from graft_runtime.errors import ErrorCode, GraftError
 from graft_runtime.messages import ServedAdapter, Tier
 from graft_runtime.pod.catalogue import Alias, Artifact
+
+
+class Holder(Protocol):
+    """Who holds a lease."""
+
+    def fail(self, error: GraftError) -> None:
+        """End with this error."""
 
 
 class Lease:
@@ -19,10 +27,16 @@ class Lease:
         self.artifact = artifact
         self.found = found
         """Where the adapter was when it was asked for; None: in no tier yet."""
-        self.revoked: Callable[[], None] | None = None
-        """Called when the adapter's time to drain is over."""
+        self.holder: Holder | None = None
+        """What runs on it."""
         self._ended = ended
         self._released = False
+
+    def revoke(self) -> None:
+        """End what runs on it: the adapter was removed, and its time to drain is over."""
+        if self.holder is not None:
+            what = f"`{self.alias.entry.name}` was removed, and the time for running requests is over"
+            self.holder.fail(GraftError(ErrorCode.UNKNOWN_MODEL, what, field="model"))
 
     def release(self) -> None:
         """Once or more often."""

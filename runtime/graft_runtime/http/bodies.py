@@ -1,0 +1,147 @@
+"""JSON bodies of requests: checked field by field, with one fault that names its field. No I/O."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Any, ClassVar, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from graft_runtime.errors import ErrorCode, GraftError
+
+ANY = object()
+"""A parameter that changes no answer, whatever its value."""
+_SURROGATE = re.compile(rb"\\u[dD]")
+"""Half of a character may hide behind it, which is no text: it can't be tokenized or sent back."""
+_INDEX = re.compile(r"\[\d+\]")
+_REQUIRED = frozenset({"role", "content", "type", "text", "name"})
+
+
+class Body(BaseModel):
+    """The body of a route. Fields that it does not declare are in `model_extra`, for `check`."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, allow_inf_nan=False)
+
+    expected: ClassVar[Mapping[str, str]] = {}
+    """What single fields take, by their path; of the rest pydantic speaks well enough."""
+
+    def check(self) -> None:
+        """Check what single fields don't show. Raises GraftError: InvalidRequest, UnsupportedParameter."""
+
+
+AnyBody = TypeVar("AnyBody", bound=Body)
+
+
+def parse_body(content: bytes, model: type[AnyBody]) -> AnyBody:
+    """Return the body that these bytes hold.
+
+    Raises:
+        GraftError: InvalidRequest, UnsupportedParameter; `field` names the parameter.
+    """
+    try:
+        value = json.loads(content)
+        if _SURROGATE.search(content):
+            json.dumps(value, ensure_ascii=False).encode()
+    except (ValueError, RecursionError) as error:
+        raise GraftError(
+            ErrorCode.INVALID_REQUEST,
+            f"the request's body is not valid JSON: {error}",
+            hint="send one JSON object with Content-Type: application/json",
+        ) from None
+    if not isinstance(value, dict):
+        raise invalid(None, f"the request's body is a JSON {_type(value)}, expected an object", "send {…}")
+    try:
+        body = model.model_validate(value)
+    except ValidationError as error:
+        raise _first_fault(error, value, model.expected) from None
+    body.check()
+    return body
+
+
+def check_neutral(extras: Mapping[str, Any], known: Mapping[str, tuple[Any, ...]], where: str = "") -> None:
+    """Check that parameters which are not supported ask for nothing.
+
+    Args:
+        extras: the parameters.
+        known: those that exist, and their values besides null that ask for nothing; ANY: all do.
+        where: the object that holds them, for errors: a message, or "" for the body itself.
+
+    Raises:
+        GraftError: InvalidRequest for others, UnsupportedParameter.
+    """
+    for name, value in extras.items():
+        field = f"{where}.{name}" if where else name
+        if name not in known:
+            what = "a field of a message" if where else "a parameter of this route"
+            raise invalid(field, f"`{field}` is not {what}", hint="leave it out")
+        neutral = known[name]
+        if value is None or ANY in neutral or any(_same(value, other) for other in neutral):
+            continue
+        leave_out = f"leave `{name}` out" + (f", or send {json.dumps(neutral[0])}" if neutral else "")
+        raise GraftError(
+            ErrorCode.UNSUPPORTED_PARAMETER,
+            f"`{field}` is {shown(value)}, and Graft does not support it",
+            hint="send text messages only" if where else leave_out,
+            field=field,
+        )
+
+
+def invalid(field: str | None, what: str, hint: str | None = None) -> GraftError:
+    """Return the 400 for a field."""
+    return GraftError(ErrorCode.INVALID_REQUEST, what, field=field, hint=hint)
+
+
+def shown(value: Any) -> str:
+    """Return a value as JSON, shortened."""
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= 80 else text[:77] + "…"
+
+
+def _same(value: Any, other: Any) -> bool:
+    return value == other and isinstance(value, bool) == isinstance(other, bool)
+
+
+def _first_fault(error: ValidationError, body: Mapping[str, Any], expected: Mapping[str, str]) -> GraftError:
+    """The fault that says most: the deepest one of the first field at fault."""
+    faults = error.errors(include_url=False, include_context=False)
+    first = faults[0]["loc"][:1]
+    same_field = [fault for fault in faults if fault["loc"][:1] == first]
+    name = str(first[0]) if first else None
+    if all(fault["type"] == "missing" and len(fault["loc"]) == 1 for fault in same_field):
+        return invalid(name, f"`{name}` is missing", hint=f"send `{name}`")
+    fault = max(same_field, key=lambda fault: (not fault["type"].endswith("_type"), len(_steps(fault["loc"], body))))
+    path = _path(fault["loc"], body)
+    if fault["type"] == "missing":
+        return invalid(path, f"`{path}` is missing", hint=f"send `{path}`")
+    value = shown(fault["input"])
+    if (wanted := expected.get(_INDEX.sub("[]", path))) is not None:
+        return invalid(path, f"`{path}` is {value}, expected {wanted}", hint=f"change `{path}`")
+    why = fault["msg"][0].lower() + fault["msg"][1:]
+    return invalid(path, f"`{path}` is {value}: {why}", hint=f"change `{path}`, or leave it out")
+
+
+def _path(location: tuple[int | str, ...], body: Mapping[str, Any]) -> str:
+    steps = _steps(location, body)
+    return "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in steps).removeprefix(".")
+
+
+def _steps(location: tuple[int | str, ...], body: Mapping[str, Any]) -> list[int | str]:
+    """A fault's location without the names of pydantic's union members: only what is in the body."""
+    steps: list[int | str] = []
+    value: Any = body
+    for step in location:
+        if isinstance(step, int) and isinstance(value, list) and step < len(value):
+            value = value[step]
+        elif isinstance(step, str) and isinstance(value, dict) and (step in value or step in _REQUIRED):
+            value = value.get(step)
+        else:
+            continue
+        steps.append(step)
+    return steps
+
+
+def _type(value: Any) -> str:
+    names = {list: "array", str: "string", bool: "boolean", type(None): "null"}
+    return names.get(type(value), "number")

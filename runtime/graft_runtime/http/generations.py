@@ -1,0 +1,183 @@
+"""Requests for text from their body to their last byte: read, started, sent whole or streamed, recorded."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, NoReturn
+
+from fastapi import Request, Response
+from fastapi.responses import JSONResponse
+
+from graft_runtime.answering.answers import Generation
+from graft_runtime.answering.asked import NamedAdapter
+from graft_runtime.answering.generation import Generator
+from graft_runtime.answering.models import Models
+from graft_runtime.errors import GraftError
+from graft_runtime.http.bodies import parse_body
+from graft_runtime.http.faults import error_body, read_body
+from graft_runtime.http.routes.text import TextBody, Words
+from graft_runtime.http.streaming import (
+    CLIENT_GONE,
+    DONE,
+    ClientGoneError,
+    EventStream,
+    disconnected,
+    event,
+    unless,
+)
+from graft_runtime.logs import EXTRA
+from graft_runtime.pod.metrics import COMPOSED, Metrics
+
+logger = logging.getLogger(__name__)
+
+MAX_BODY_BYTES = 8 << 20
+DIGEST_HEADER = "X-Graft-Adapter-Digest"
+
+
+class Generations:
+    """All requests for text of one pod.
+
+    Args:
+        generator: starts them.
+        models: the names that they may use.
+        metrics: count them.
+    """
+
+    def __init__(self, generator: Generator, models: Models, metrics: Metrics) -> None:
+        self._generator, self._models, self._metrics = generator, models, metrics
+        self._running: set[Generation] = set()
+        self._ending = asyncio.Event()
+        self._reason: GraftError | None = None
+        """Why everything ends, once it does."""
+
+    def end_all(self, error: GraftError) -> None:
+        """End with this error what runs, what is about to, and what comes later."""
+        self._reason = error
+        self._ending.set()
+        for generation in list(self._running):
+            generation.fail(error)
+
+    async def answer(self, request: Request, route: str, body: type[TextBody], words: type[Words]) -> Response:
+        """Return the answer of one route.
+
+        Args:
+            route: its name in logs and metrics.
+            body: what it takes.
+            words: how it answers.
+
+        Raises:
+            GraftError: what `parse_body` and `Generator.start` raise, and the engine's fault.
+            ClientGoneError: nobody waits for the answer any more.
+        """
+        record = _Record(route)
+        try:
+            content = await unless(read_body(request, MAX_BODY_BYTES), self._until_the_end())
+            parsed = parse_body(content, body)
+            asked = parsed.asked()
+            record.name, record.adapters = asked.model, asked.adapters
+            generation = await unless(
+                self._generator.start(asked), disconnected(request.receive), self._until_the_end()
+            )
+            record.generation = generation
+            self._run(generation)
+            worded, headers = words(generation), _headers(generation)
+            if parsed.stream:
+                events = self._events(record, generation, worded, usage=parsed.include_usage)
+                return EventStream(events, headers, lambda: self._ended(record))
+            answer = await unless(self._collect(record, generation, worded), disconnected(request.receive))
+        except BaseException as error:
+            record.status = _status(error)
+            self._ended(record)
+            raise
+        record.status = 200
+        self._ended(record)
+        return JSONResponse(answer, headers=headers)
+
+    def _run(self, generation: Generation) -> None:
+        self._running.add(generation)
+        if self._reason is not None:
+            generation.fail(self._reason)
+
+    async def _until_the_end(self) -> NoReturn:
+        await self._ending.wait()
+        assert self._reason is not None
+        raise self._reason
+
+    async def _collect(self, record: _Record, generation: Generation, words: Words) -> dict[str, Any]:
+        texts = ["" for _ in generation.choices]
+        finishes: list[str | None] = [None for _ in generation.choices]
+        async for piece in generation.pieces():
+            self._first(record)
+            texts[piece.index] += piece.text
+            finishes[piece.index] = piece.finish
+        return words.whole(texts, finishes)
+
+    async def _events(
+        self, record: _Record, generation: Generation, words: Words, *, usage: bool
+    ) -> AsyncIterator[bytes]:
+        try:
+            if (opening := words.opening()) is not None:
+                yield event(opening)
+            async for piece in generation.pieces():
+                self._first(record)
+                yield event(words.chunk(piece))
+            if usage:
+                yield event(words.usage_chunk())
+            record.status = 200
+        except GraftError as error:
+            record.status = error.code.http_status
+            yield event(error_body(error))
+        yield DONE
+
+    def _first(self, record: _Record) -> None:
+        if not record.answered:
+            record.answered = True
+            self._metrics.first_token_seconds.observe(time.monotonic() - record.arrived)
+
+    def _ended(self, record: _Record) -> None:
+        generation, metrics = record.generation, self._metrics
+        name = generation.model if generation is not None else record.name  # a merged pool needs none
+        label = COMPOSED if record.adapters else metrics.label(name, known=self._models.is_known(name or ""))
+        metrics.requests.labels(label, record.route, str(record.status)).inc()
+        line: dict[str, Any] = {"route": record.route, "model": name, "status": record.status}
+        if record.adapters:
+            line["adapters"] = [asdict(part) for part in record.adapters]
+        line["seconds"] = round(time.monotonic() - record.arrived, 4)
+        if generation is not None:
+            generation.close()
+            self._running.discard(generation)
+            metrics.prompt_tokens.labels(label).inc(generation.prompt_tokens)
+            metrics.generated_tokens.labels(label).inc(generation.generated_tokens)
+            line |= {
+                "digest": generation.digest,
+                "promptTokens": generation.prompt_tokens,
+                "generatedTokens": generation.generated_tokens,
+            }
+        logger.info("request", extra={EXTRA: line})
+
+
+@dataclass
+class _Record:
+    """What the log and the metrics hold of a request at its end."""
+
+    route: str
+    name: str | None = None
+    adapters: Sequence[NamedAdapter] = ()
+    generation: Generation | None = None
+    status: int = CLIENT_GONE
+    answered: bool = False
+    arrived: float = field(default_factory=time.monotonic)
+
+
+def _headers(generation: Generation) -> dict[str, str]:
+    return {DIGEST_HEADER: generation.digest} if generation.digest is not None else {}
+
+
+def _status(error: BaseException) -> int:
+    if isinstance(error, GraftError):
+        return error.code.http_status
+    return 500 if isinstance(error, Exception) and not isinstance(error, ClientGoneError) else CLIENT_GONE

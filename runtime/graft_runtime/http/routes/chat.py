@@ -1,0 +1,104 @@
+"""POST /v1/chat/completions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
+
+from fastapi import APIRouter, Request, Response
+from pydantic import BaseModel, ConfigDict, Field, StrictInt, StrictStr
+
+from graft_runtime.answering.answers import Piece
+from graft_runtime.answering.asked import Conversation
+from graft_runtime.http.bodies import check_neutral
+from graft_runtime.http.generations import Generations
+from graft_runtime.http.routes.text import TextBody, Words
+
+_NEUTRAL: dict[str, tuple[Any, ...]] = dict.fromkeys(
+    ("refusal", "annotations", "audio", "function_call", "tool_calls"), ([],)
+)
+"""Fields of messages that are not supported, and what asks for nothing."""
+
+
+class TextPart(BaseModel):
+    """A part of a message."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    type: Literal["text"]
+    text: StrictStr
+
+
+class ChatMessage(BaseModel):
+    """One message of a conversation."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    role: Literal["system", "developer", "user", "assistant"]
+    content: StrictStr | Annotated[list[TextPart], Field(min_length=1, max_length=1024)]
+    name: StrictStr | None = Field(default=None, max_length=256)
+
+    def rendered(self) -> dict[str, Any]:
+        """Return it as chat templates know it."""
+        content = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+        role = "system" if self.role == "developer" else self.role
+        return {"role": role, "content": content} | ({"name": self.name} if self.name is not None else {})
+
+
+class ChatBody(TextBody):
+    """The request."""
+
+    messages: list[ChatMessage] = Field(min_length=1, max_length=4096)
+    max_completion_tokens: Annotated[StrictInt, Field(ge=1)] | None = None
+
+    expected: ClassVar[Mapping[str, str]] = {
+        **TextBody.expected,
+        "messages": 'a list of {"role": "system" | "user" | "assistant", "content": text}',
+        "max_completion_tokens": "a whole number from 1",
+    }
+
+    @property
+    def prompts(self) -> Conversation:
+        """The conversation so far."""
+        return Conversation([message.rendered() for message in self.messages])
+
+    @property
+    def token_limit(self) -> int | None:
+        """`max_completion_tokens`, which `max_tokens` is the older name of."""
+        return self.max_completion_tokens if self.max_completion_tokens is not None else self.max_tokens
+
+    def check(self) -> None:
+        super().check()
+        for index, message in enumerate(self.messages):
+            check_neutral(message.model_extra or {}, _NEUTRAL, f"messages[{index}]")
+
+
+class ChatWords(Words):
+    """The answer."""
+
+    id_prefix = "chatcmpl-"
+    whole_object = "chat.completion"
+    chunk_object = "chat.completion.chunk"
+
+    def choice(self, index: int, text: str, finish: str | None) -> dict[str, Any]:
+        message = {"role": "assistant", "content": text, "refusal": None}
+        return {"index": index, "message": message, "logprobs": None, "finish_reason": finish}
+
+    def opening(self) -> dict[str, Any]:
+        return self._envelope(self.chunk_object, [_delta({"role": "assistant", "content": ""}, None)])
+
+    def chunk_choice(self, piece: Piece) -> dict[str, Any]:
+        return _delta({"content": piece.text} if piece.text else {}, piece.finish)
+
+
+def _delta(delta: Mapping[str, str], finish: str | None) -> dict[str, Any]:
+    return {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish}
+
+
+def chat_router(generations: Generations) -> APIRouter:
+    """Return the route."""
+    router = APIRouter()
+
+    @router.post("/v1/chat/completions")
+    async def chat_completions(request: Request) -> Response:
+        return await generations.answer(request, "chat", ChatBody, ChatWords)
+
+    return router

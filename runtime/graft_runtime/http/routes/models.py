@@ -1,0 +1,56 @@
+"""GET /v1/models, and Graft's own list of adapters."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from fastapi import APIRouter, Response
+from fastapi.responses import JSONResponse
+
+from graft_runtime.answering.models import Models
+from graft_runtime.contract.status import AdapterReport
+from graft_runtime.messages import Tier
+from graft_runtime.pod.adapters import Adapters
+
+
+def models_router(models: Models, adapters: Adapters) -> APIRouter:
+    """Return the routes."""
+    router = APIRouter()
+    created = int(time.time())
+
+    def card(name: str) -> dict[str, Any]:
+        parent = None if name == models.served else models.served
+        described = {"id": name, "object": "model", "created": created, "owned_by": "graft"}
+        return described | {"root": name, "parent": parent}
+
+    @router.get("/v1/models")
+    async def list_models() -> Response:
+        return JSONResponse({"object": "list", "data": [card(name) for name in models]})
+
+    @router.get("/v1/models/{name}")
+    async def get_model(name: str) -> Response:
+        models.check_known(name)
+        return JSONResponse(card(name))
+
+    @router.get("/v1/adapters")
+    async def list_adapters() -> Response:
+        reports = [(adapters.report(name), adapters.tier(name)) for name in adapters.names()]
+        data = [_described(report, tier) for report, tier in reports if report is not None]
+        return JSONResponse({"object": "list", "data": data})
+
+    return router
+
+
+def _described(report: AdapterReport, tier: Tier | None) -> dict[str, Any]:
+    return {
+        "name": report.name,
+        "digest": report.digest,
+        "state": report.state.value,
+        "tier": tier,
+        "bytes": report.bytes,
+        "rank": report.rank,
+        "method": report.method,
+        "remapped": report.remapped,
+        "error": report.fault.model_dump(mode="json") if report.fault is not None else None,
+    }

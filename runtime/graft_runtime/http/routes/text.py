@@ -1,0 +1,194 @@
+"""What the routes that answer with text have in common: fields of the body, words of the answer."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictFloat, StrictInt, StrictStr
+
+from graft_runtime.answering.answers import Generation, Piece
+from graft_runtime.answering.asked import NamedAdapter, Prompts, TextRequest
+from graft_runtime.http.bodies import ANY, Body, check_neutral, invalid, shown
+
+MAX_STOPS = 16
+MAX_SEED = 2**63 - 1
+MAX_ADAPTERS = 4
+MAX_WEIGHT = 1000
+
+Number = StrictInt | StrictFloat
+Stops = Annotated[list[Annotated[StrictStr, Field(min_length=1, max_length=256)]], Field(max_length=MAX_STOPS)]
+
+_NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "n": (1,),
+    "best_of": (1,),
+    "presence_penalty": (0,),
+    "frequency_penalty": (0,),
+    "logit_bias": ({},),
+    "logprobs": (False,),
+    "top_logprobs": (0,),
+    "echo": (False,),
+    "suffix": ("",),
+    "user": (ANY,),
+    "safety_identifier": (ANY,),
+    "prompt_cache_key": (ANY,),
+    "prompt_cache_retention": (ANY,),
+    "metadata": (ANY,),
+    "store": (False,),
+    "service_tier": ("auto", "default"),
+    "response_format": ({"type": "text"},),
+    "tools": ([],),
+    "tool_choice": ("none", "auto"),
+    "parallel_tool_calls": (ANY,),
+    "functions": ([],),
+    "function_call": ("none", "auto"),
+    "modalities": (["text"],),
+    "audio": (),
+    "prediction": (),
+    "reasoning_effort": (),
+    "verbosity": (),
+    "web_search_options": (),
+    "repetition_penalty": (1,),
+    "min_p": (0,),
+    "min_tokens": (0,),
+    "logits_processors": ([],),
+}
+"""Known parameters that are not supported, and the values besides null that ask for nothing."""
+
+
+class StreamOptions(BaseModel):
+    """What else a stream brings."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    include_usage: StrictBool = False
+    include_obfuscation: StrictBool | None = None
+    """Taken, and without meaning here."""
+
+
+class WeightedName(BaseModel):
+    """One adapter of a composition, and how much of it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    name: Annotated[StrictStr, Field(min_length=1, max_length=256)]
+    weight: Annotated[Number, Field(ge=-MAX_WEIGHT, le=MAX_WEIGHT)] = 1.0
+
+
+class TextBody(Body):
+    """The fields that each of these routes takes."""
+
+    model: StrictStr | None = Field(default=None, max_length=256)
+    max_tokens: Annotated[StrictInt, Field(ge=1)] | None = None
+    temperature: Annotated[Number, Field(ge=0, le=2)] | None = None
+    top_p: Annotated[Number, Field(gt=0, le=1)] | None = None
+    top_k: Annotated[StrictInt, Field(ge=-1)] | None = None
+    """An extension: only the k likeliest tokens; 0 or -1 for no limit."""
+    seed: Annotated[StrictInt, Field(ge=-MAX_SEED, le=MAX_SEED)] | None = None
+    stop: Annotated[StrictStr, Field(min_length=1, max_length=256)] | Stops | None = None
+    stream: StrictBool | None = None
+    stream_options: StreamOptions | None = None
+    adapters: Annotated[list[WeightedName], Field(max_length=MAX_ADAPTERS)] | None = None
+    """An extension: answer with the weighted sum of these; `model` is the base then."""
+
+    expected: ClassVar[Mapping[str, str]] = {
+        "model": "the name of an adapter or of the base model",
+        "temperature": "a number from 0 (greedy) to 2",
+        "top_p": "a number over 0 and up to 1",
+        "top_k": "a whole number from 1, or 0 or -1 for no limit",
+        "max_tokens": "a whole number from 1",
+        "seed": "a whole number",
+        "stop": "a string or up to 16 strings of 1 … 256 characters",
+        "stream": "true or false",
+        "adapters": 'a list of up to 4 {"name": adapter, "weight": number}',
+        "adapters[]": 'an object {"name": adapter, "weight": number}',
+        "adapters[].weight": f"a number from -{MAX_WEIGHT} to {MAX_WEIGHT}",
+    }
+
+    @property
+    @abstractmethod
+    def prompts(self) -> Prompts:
+        """What is to be answered."""
+
+    @property
+    def token_limit(self) -> int | None:
+        """The most tokens of an answer, as the request has it."""
+        return self.max_tokens
+
+    @property
+    def include_usage(self) -> bool:
+        return self.stream_options is not None and self.stream_options.include_usage
+
+    def asked(self) -> TextRequest:
+        """Return what is asked for."""
+        return TextRequest(
+            self.prompts,
+            model=self.model,
+            adapters=[NamedAdapter(adapter.name, adapter.weight) for adapter in self.adapters or ()],
+            max_tokens=self.token_limit,
+            temperature=self.temperature,
+            top_p=self.top_p,
+            top_k=self.top_k,
+            seed=self.seed,
+            stops=[self.stop] if isinstance(self.stop, str) else self.stop or (),
+        )
+
+    def check(self) -> None:
+        check_neutral(self.model_extra or {}, _NEUTRAL)
+        if self.stream_options is not None and not self.stream:
+            raise invalid(
+                "stream_options", "`stream_options` is given without `stream: true`", "leave it out, or stream"
+            )
+        names = [adapter.name for adapter in self.adapters or ()]
+        for index, name in enumerate(names):
+            if name in names[:index]:
+                field = f"adapters[{index}].name"
+                hint = "name each adapter once, with one weight"
+                raise invalid(field, f"`{field}` is {shown(name)} once more", hint)
+
+
+class Words:
+    """How a route words its answers: OpenAI's objects."""
+
+    id_prefix: ClassVar[str]
+    whole_object: ClassVar[str]
+    chunk_object: ClassVar[str]
+
+    def __init__(self, generation: Generation) -> None:
+        self._generation = generation
+        self._id = self.id_prefix + uuid.uuid4().hex
+        self._created = int(time.time())
+
+    def whole(self, texts: Sequence[str], finishes: Sequence[str | None]) -> dict[str, Any]:
+        """Return the answer that is not streamed, from the text of each choice and why it ends."""
+        choices = [self.choice(index, text, finishes[index]) for index, text in enumerate(texts)]
+        return self._envelope(self.whole_object, choices) | {"usage": self._usage()}
+
+    def opening(self) -> dict[str, Any] | None:
+        """Return what a stream begins with; None: with the first piece."""
+        return None
+
+    def chunk(self, piece: Piece) -> dict[str, Any]:
+        """Return one piece of a stream."""
+        return self._envelope(self.chunk_object, [self.chunk_choice(piece)])
+
+    def usage_chunk(self) -> dict[str, Any]:
+        """Return the last chunk of a stream that tells how many tokens it had."""
+        return self._envelope(self.chunk_object, []) | {"usage": self._usage()}
+
+    @abstractmethod
+    def choice(self, index: int, text: str, finish: str | None) -> dict[str, Any]:
+        """Return one choice of a whole answer."""
+
+    @abstractmethod
+    def chunk_choice(self, piece: Piece) -> dict[str, Any]:
+        """Return one choice of a chunk."""
+
+    def _envelope(self, kind: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
+        model = self._generation.model
+        return {"id": self._id, "object": kind, "created": self._created, "model": model, "choices": choices}
+
+    def _usage(self) -> dict[str, int]:
+        prompt, generated = self._generation.prompt_tokens, self._generation.generated_tokens
+        return {"prompt_tokens": prompt, "completion_tokens": generated, "total_tokens": prompt + generated}
