@@ -24,7 +24,7 @@ from graft_runtime.messages import (
     Unmount,
     Unmounted,
 )
-from graft_runtime.pod import hot as hot_module
+from graft_runtime.pod import lending
 from graft_runtime.pod.hot import HotAdapters
 from graft_runtime.pod.leases import Lease
 from graft_runtime.store.cache import Cached
@@ -234,7 +234,7 @@ async def test_the_longest_waiting_is_next(play: Any) -> None:
 
 
 async def test_one_that_is_always_in_use_yields_its_place(play: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hot_module, "PATIENCE_SECONDS", 0.01)
+    monkeypatch.setattr(lending, "PATIENCE_SECONDS", 0.01)
     monkeypatch.setattr("graft_runtime.pod.catalogue.PATIENCE_SECONDS", 0.01)
     played = play(limit=1)
     await played.apply(a="1", b="2")

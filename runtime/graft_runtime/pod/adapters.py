@@ -45,8 +45,9 @@ class NamedAdapters(Protocol):
 class Adapters(NamedAdapters, Protocol):
     """All that a pod does with its adapters. One event loop."""
 
-    digests: frozenset[str]
-    """What the cache must keep. Read by other threads."""
+    @property
+    def digests(self) -> frozenset[str]:
+        """What the cache must keep. Read by other threads."""
 
     def apply(self, adapter_set: AdapterSet) -> None:
         """Put an adapter set in force."""

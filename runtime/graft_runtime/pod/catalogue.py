@@ -86,6 +86,11 @@ class Artifact:
         return AdapterState.MOUNTED if self.residence is Residence.MOUNTED else AdapterState.CACHED
 
     @property
+    def may_pass(self) -> bool:
+        """It is in the cache, and what keeps it from being mounted may pass by itself."""
+        return self.cached is not None and self.fault is not None and self.fault.code.passes
+
+    @property
     def mountable(self) -> bool:
         return self.cached is not None and self.method is not None and self.fault is None and self.wanted
 

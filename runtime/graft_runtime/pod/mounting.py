@@ -1,0 +1,169 @@
+"""Which versions of adapters are fetched and mounted: the plan of `catalogue`, carried out. One event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+from graft_runtime.contract.adapter_set import AdapterEntry
+from graft_runtime.errors import GraftError
+from graft_runtime.messages import Command, Dropped, Mount, Mounted, MountFailed, Unmount, Unmounted
+from graft_runtime.pod.adapters import AdapterEvent
+from graft_runtime.pod.catalogue import Artifact, Residence, Step, check_places, no_place, plan_mounts
+from graft_runtime.pod.preparations import HighestToken, Preparations
+from graft_runtime.store.fetches import Fetches
+
+logger = logging.getLogger(__name__)
+
+RETRY_MOUNT_SECONDS = 30.0
+
+
+class Mounting:
+    """The versions of one pod, by digest.
+
+    Args:
+        fetches: bring them into the cache.
+        send: hands a command to the engine.
+        highest_token: reads their tokenizers.
+        limit: how many the engine can hold.
+        max_rank: of the pool.
+        touched: called with a version whenever something about it has changed, or it is gone.
+    """
+
+    def __init__(
+        self,
+        fetches: Fetches,
+        send: Callable[[Command], None],
+        highest_token: HighestToken,
+        *,
+        limit: int,
+        max_rank: int,
+        touched: Callable[[Artifact], None],
+    ) -> None:
+        self._preparations = Preparations(fetches, highest_token, max_rank=max_rank, told=self._prepared)
+        self._send, self._limit, self._touched = send, limit, touched
+        self._artifacts: dict[str, Artifact] = {}
+        self._turns = 0
+        self._rows: int | None = None
+        """Token ids that the base has; None before it is loaded."""
+        self._advancing = False
+        self.short = False
+        """Somebody waits for a place."""
+        self.digests: frozenset[str] = frozenset()
+        """All that the cache must keep. Read by other threads."""
+
+    def get(self, digest: str | None) -> Artifact | None:
+        """Return a version, if there is one of this digest."""
+        return self._artifacts.get(digest or "")
+
+    def base_loaded(self, vocabulary_size: int) -> None:
+        """Begin to mount, beside a base with this many token ids."""
+        self._rows = vocabulary_size
+        self.advance()
+
+    def keep(self, wanted: Mapping[str, Sequence[AdapterEntry]]) -> None:
+        """Bring the versions in line with what names want: by digest, the entries of these names."""
+        for digest, entries in wanted.items():
+            sources = [entry.exact_source for entry in entries]
+            artifact = self._artifacts.get(digest)
+            if artifact is None or (artifact.cached is None and artifact.source not in sources):
+                artifact = self._artifacts.setdefault(digest, Artifact(digest, sources[0], entries[0].name))
+                self._preparations.start(artifact, sources[0])
+            artifact.wanted = True
+            artifact.pinned = any(entry.pinned and digest == entry.digest for entry in entries)
+        for artifact in [artifact for digest, artifact in self._artifacts.items() if digest not in wanted]:
+            self._let_go(artifact)
+        self.digests = frozenset(self._artifacts)
+        self.advance()
+
+    def forgive(self) -> None:
+        """Try again what failed for reasons that may have passed."""
+        for artifact in self._artifacts.values():
+            if artifact.may_pass:
+                artifact.fault = None
+
+    def check_places(self, group: Iterable[Artifact]) -> None:
+        """Check that versions can be mounted at the same time. Raises GraftError: NotComposable."""
+        check_places({artifact.digest: artifact for artifact in group}, self._artifacts.values(), self._limit)
+
+    def advance(self) -> None:
+        """Mount and unmount what is to be, once for all that happens at the same time."""
+        if self._rows is not None and not self._advancing:
+            self._advancing = True
+            asyncio.get_running_loop().call_soon(self._mount_next)
+
+    def on_event(self, event: AdapterEvent) -> Artifact | None:
+        """Take what the engine says. Return the version that has moved, if one has."""
+        if isinstance(event, Dropped):
+            for digest in event.digests:
+                if (artifact := self._artifacts.get(digest)) is not None:
+                    artifact.in_host = False
+            return None
+        if (artifact := self._artifacts.get(event.digest)) is not None:
+            self._move(artifact, event)
+        return artifact
+
+    def _move(self, artifact: Artifact, event: Mounted | MountFailed | Unmounted) -> None:
+        match event:
+            case Mounted() if artifact.residence is not Residence.UNMOUNTING:
+                self._mounted(artifact, event)
+            case MountFailed():
+                self._mount_failed(artifact, event.fault.error())
+            case Unmounted() if artifact.residence is Residence.UNMOUNTING:
+                artifact.residence, artifact.in_host = Residence.ABSENT, event.tier == "host"
+
+    def _mounted(self, artifact: Artifact, event: Mounted) -> None:
+        assert self._rows is not None
+        artifact.mounted(event, self._rows)
+        if artifact.fault is not None:
+            logger.warning("%s", artifact.fault)
+            self._send(Unmount(artifact.digest))
+
+    def _mount_failed(self, artifact: Artifact, error: GraftError) -> None:
+        logger.warning("%s", error)
+        artifact.residence, artifact.fault = Residence.ABSENT, error
+        if error.code.passes:
+            asyncio.get_running_loop().call_later(RETRY_MOUNT_SECONDS, self._mount_again, artifact)
+
+    def _mount_again(self, artifact: Artifact) -> None:
+        if artifact.may_pass:
+            artifact.fault = None
+            self._prepared(artifact)
+
+    def _let_go(self, artifact: Artifact) -> None:
+        artifact.wanted, artifact.pinned = False, False
+        if artifact.residence is Residence.ABSENT and not artifact.users:
+            del self._artifacts[artifact.digest]
+            if artifact.in_host:
+                self._send(Unmount(artifact.digest))
+            self._preparations.stop(artifact.digest)
+            self._touched(artifact)
+
+    def _prepared(self, artifact: Artifact) -> None:
+        self._touched(artifact)
+        self.advance()
+
+    def _mount_next(self) -> None:
+        self._advancing = False
+        plan = plan_mounts(self._artifacts.values(), self._limit, asyncio.get_running_loop().time())
+        self.short = plan.short
+        for step in plan.steps:
+            artifact = self._artifacts[step.digest]
+            self._take(step, artifact)
+            self._touched(artifact)
+
+    def _take(self, step: Step, artifact: Artifact) -> None:
+        match step.action:
+            case "mount":
+                assert artifact.cached is not None
+                self._turns += 1
+                artifact.residence, artifact.turn = Residence.MOUNTING, self._turns
+                self._send(Mount(artifact.digest, str(artifact.cached.directory), artifact.name))
+            case "unmount":
+                artifact.residence, artifact.in_host = Residence.UNMOUNTING, artifact.wanted
+                self._send(Unmount(artifact.digest, keep=artifact.wanted))
+            case "yield" | "stay":
+                artifact.yielding = step.action == "yield"
+            case "refuse":
+                artifact.fault = no_place(artifact.name, self._limit)
