@@ -27,12 +27,12 @@ from graft_operator.decisions.plan import RECHECK_SECONDS, Plan, make_plan, plan
 from graft_operator.decisions.readers import read_child
 from graft_operator.decisions.wanted_adapters import WantedAdapter, inline_adapters
 from graft_operator.keys import ObjectKey
-from graft_operator.objects import KubernetesObject, Pool
+from graft_operator.objects import KubernetesObject, Pool, config_maps
 from graft_operator.resource import AdapterDeploymentStatus, AdapterStatus, Condition, parse_spec
 from graft_operator.settings import Settings
 from graft_runtime.contract.adapter_set import AdapterSet, AdapterSetVersion
 from graft_runtime.contract.checkpoints import Source
-from graft_runtime.contract.config import MergeConfig, MergePart
+from graft_runtime.contract.config import MergeConfig, MergePart, RuntimeConfig
 from graft_runtime.contract.status import AdapterReport, AdapterState, BaseReport, BaseState, RuntimeStatus
 from graft_runtime.contract.wire import Fault
 from graft_runtime.errors import ErrorCode
@@ -228,6 +228,18 @@ def test_what_is_as_wanted_is_not_written_again() -> None:
     assert (plan.mounts, plan.workload, plan.pushes, plan.deletes, plan.resolves) == ((), (), (), (), ())
     assert plan.transitions == ()
     assert plan.requeue_after == RECHECK_SECONDS
+
+
+def test_the_runtime_config_is_built_once_a_plan(monkeypatch: pytest.MonkeyPatch) -> None:
+    built: list[RuntimeConfig] = []
+
+    def build(**fields: Any) -> RuntimeConfig:
+        built.append(RuntimeConfig(**fields))
+        return built[-1]
+
+    monkeypatch.setattr(config_maps, "RuntimeConfig", build)
+    plan_of(fresh(spec_of(BILLING)))
+    assert len(built) == 1
 
 
 def test_a_pass_that_finds_nothing_new_tells_the_same_status() -> None:

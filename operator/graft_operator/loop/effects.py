@@ -55,26 +55,16 @@ class PoolMemory:
     """As written last: events lag behind one's own writes."""
 
 
+@dataclass(frozen=True)
 class Effects:
-    """What a pass changes outside its own process.
+    """What a pass changes outside its own process."""
 
-    Args:
-        clock: Unix seconds.
-    """
-
-    def __init__(
-        self,
-        cluster: Cluster,
-        store: Store,
-        followers: PodFollowers,
-        resolutions: Resolutions,
-        clock: Callable[[], float],
-    ) -> None:
-        self._cluster = cluster
-        self._store = store
-        self._followers = followers
-        self._resolutions = resolutions
-        self._clock = clock
+    cluster: Cluster
+    store: Store
+    followers: PodFollowers
+    resolutions: Resolutions
+    clock: Callable[[], float]
+    """Unix seconds."""
 
     async def template_is_valid(self, plan: Plan, memory: PoolMemory) -> bool:
         """Try out a Deployment with spec.podTemplate in it, and remember why the API server refuses it.
@@ -86,12 +76,12 @@ class Effects:
             if not apply.dry_run_first:
                 continue
             try:
-                await self._cluster.apply(apply.body, uid=apply.uid, dry_run=True)
+                await self.cluster.apply(apply.body, uid=apply.uid, dry_run=True)
             except ConflictError:
                 continue  # the apply itself finds out why
             except RejectedError as error:
                 template = apply.body["metadata"]["annotations"][TEMPLATE_HASH_ANNOTATION]
-                memory.rejected[template] = (str(error), self._clock())
+                memory.rejected[template] = (str(error), self.clock())
                 return False
         return True
 
@@ -105,15 +95,15 @@ class Effects:
         for apply in plan.mounts:
             await self._apply(view, apply, memory)
         for push in plan.pushes:
-            self._followers.push(key, push.pod.uid, push.adapter_set)
+            self.followers.push(key, push.pod.uid, push.adapter_set)
         for apply in plan.workload:
             await self._apply(view, apply, memory)
         for child in plan.deletes:
-            await self._cluster.delete(child.kind, key.namespace, child.name, child.uid)
-            self._store.remove(ObjectKey(child.kind, key.namespace, child.name), child.uid)
+            await self.cluster.delete(child.kind, key.namespace, child.name, child.uid)
+            self.store.remove(ObjectKey(child.kind, key.namespace, child.name), child.uid)
         for resolve in plan.resolves:
             if resolve.pod.ip is not None:
-                self._resolutions.ask(key, resolve.source, PodAddress(resolve.pod.uid, resolve.pod.ip))
+                self.resolutions.ask(key, resolve.source, PodAddress(resolve.pod.uid, resolve.pod.ip))
 
     async def report(self, view: PoolView, plan: Plan, memory: PoolMemory) -> None:
         """Write the statuses that changed, and the Events about what turned.
@@ -136,16 +126,16 @@ class Effects:
 
     async def _apply(self, view: PoolView, apply: Apply, memory: PoolMemory) -> None:
         kind, name = apply.key
-        before = await self._cluster.get(kind, view.namespace, name) if apply.drifted else None
+        before = await self.cluster.get(kind, view.namespace, name) if apply.drifted else None
         try:
-            answer = await self._cluster.apply(apply.body, uid=apply.uid, resource_version=apply.resource_version)
+            answer = await self.cluster.apply(apply.body, uid=apply.uid, resource_version=apply.resource_version)
         except ConflictError as error:
             await self._look_again(view, kind, name)
             raise RacedError(f"{kind} {name} is not as it was observed: {error}") from error
         except RejectedError as error:
             message = f"the API server refuses {kind} {name}: {error}"
             raise EffectFailedError(Failure(Reason.APPLY_REJECTED, message)) from error
-        self._store.put(kind, answer)
+        self.store.put(kind, answer)
         memory.applied[apply.key] = Applied(apply.desired, read_child(kind, answer).fingerprint)
         if apply.drifted:
             await self._report_repair(view, apply, before, answer, memory)
@@ -158,11 +148,11 @@ class Effects:
         Raises:
             EffectFailedError: it belongs to somebody else.
         """
-        actual = await self._cluster.get(kind, view.namespace, name)
+        actual = await self.cluster.get(kind, view.namespace, name)
         if actual is None:
-            for child in self._store.children(view.pool_key):
+            for child in self.store.children(view.pool_key):
                 if (child.kind, child.name) == (kind, name):
-                    self._store.remove(ObjectKey(kind, view.namespace, name), child.uid)
+                    self.store.remove(ObjectKey(kind, view.namespace, name), child.uid)
             return
         if _is_left_over(actual, view):
             return  # of a pool of this name that was deleted: the garbage collector is on its way
@@ -172,7 +162,7 @@ class Effects:
                 f"\n\nhint: delete or rename that {kind}, or give the AdapterDeployment another name"
             )
             raise EffectFailedError(Failure(Reason.FOREIGN_OBJECT, message))
-        self._store.put(kind, actual)
+        self.store.put(kind, actual)
 
     async def _report_repair(
         self, view: PoolView, apply: Apply, before: KubernetesObject | None, after: KubernetesObject, memory: PoolMemory
@@ -183,23 +173,23 @@ class Effects:
         kind, name = apply.key
         message = f"{kind} {name}: {difference}"
         known, when = memory.repairs.get(apply.key, ("", 0.0))
-        if known == difference and self._clock() < when + SAME_REPAIR_SECONDS:
+        if known == difference and self.clock() < when + SAME_REPAIR_SECONDS:
             logger.info("%s: repaired %s", view, message)
             return
-        memory.repairs[apply.key] = difference, self._clock()
+        memory.repairs[apply.key] = difference, self.clock()
         await self._write_event(view, Transition("Normal", "DriftRepaired", message))
 
     async def _write_status(self, body: KubernetesObject) -> bool:
         """Write a status; return False where the object is gone."""
         try:
-            answer = await self._cluster.apply_status(body)
+            answer = await self.cluster.apply_status(body)
         except ConflictError as error:
             raise RacedError(f"the status was not written: {error}") from error
         except RejectedError as error:
             if error.status == 404:
                 return False
             raise
-        self._store.put(body["kind"], answer, mark=False)
+        self.store.put(body["kind"], answer, mark=False)
         return True
 
     async def _write_event(self, view: PoolView, transition: Transition) -> None:
@@ -210,10 +200,10 @@ class Effects:
             kind=transition.kind,
             reason=transition.reason,
             message=transition.message,
-            at=timestamp(self._clock()),
+            at=timestamp(self.clock()),
         )
         try:
-            await self._cluster.create(event)
+            await self.cluster.create(event)
         except (ConflictError, RejectedError, UnavailableError) as error:
             logger.warning("%s: the event %s was not written: %s", view, transition.reason, error)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import replace
+from dataclasses import InitVar, dataclass, replace
 
 from graft_operator import metrics
 from graft_operator.clients.cluster import Cluster, UnavailableError
@@ -25,34 +25,23 @@ REJECTED_SECONDS = 55.0
 """After that a pod template that the API server refused is tried again: quotas and webhooks change."""
 
 
+@dataclass(kw_only=True)
 class Reconciler:
-    """Runs passes.
+    """Runs passes."""
 
-    Args:
-        keys: the public keys for the control ports, as they are now.
-        clock: Unix seconds.
-    """
+    cluster: InitVar[Cluster]
+    store: Store
+    queue: WorkQueue[PoolKey]
+    followers: PodFollowers
+    resolutions: Resolutions
+    keys: Callable[[], Mapping[str, str]]
+    """The public keys for the control ports, as they are now."""
+    settings: Settings
+    clock: Callable[[], float] = time.time
+    """Unix seconds."""
 
-    def __init__(
-        self,
-        *,
-        cluster: Cluster,
-        store: Store,
-        queue: WorkQueue[PoolKey],
-        followers: PodFollowers,
-        resolutions: Resolutions,
-        keys: Callable[[], Mapping[str, str]],
-        settings: Settings,
-        clock: Callable[[], float] = time.time,
-    ) -> None:
-        self._effects = Effects(cluster, store, followers, resolutions, clock)
-        self._clock = clock
-        self._store = store
-        self._queue = queue
-        self._followers = followers
-        self._resolutions = resolutions
-        self._keys = keys
-        self._settings = settings
+    def __post_init__(self, cluster: Cluster) -> None:
+        self._effects = Effects(cluster, self.store, self.followers, self.resolutions, self.clock)
         self._memories: dict[PoolKey, PoolMemory] = {}
         self._unobserved: set[PoolKey] = set()
 
@@ -65,27 +54,27 @@ class Reconciler:
     async def work(self) -> None:
         """Take keys from the queue for ever."""
         while True:
-            key = await self._queue.take()
+            key = await self.queue.take()
             try:
                 await self._pass(key)
             finally:
-                self._queue.done(key)
+                self.queue.done(key)
 
     async def _pass(self, key: PoolKey) -> None:
         started = time.monotonic()
         result = "error"
         try:
             await self.reconcile(key)
-            self._queue.succeeded(key)
+            self.queue.succeeded(key)
             result = "success"
         except RacedError as race:
             result = "raced"
             logger.info("%s: %s", key, race)
-            self._queue.retry(key)
+            self.queue.retry(key)
         except UnavailableError as error:
-            logger.warning("%s: %s; trying again in %.1f s", key, error, self._queue.retry(key))
+            logger.warning("%s: %s; trying again in %.1f s", key, error, self.queue.retry(key))
         except Exception:
-            logger.exception("%s: the pass failed; trying again in %.1f s", key, self._queue.retry(key))
+            logger.exception("%s: the pass failed; trying again in %.1f s", key, self.queue.retry(key))
         finally:
             metrics.PASSES.labels(result).inc()
             metrics.PASS_SECONDS.observe(time.monotonic() - started)
@@ -96,12 +85,12 @@ class Reconciler:
         Raises:
             RacedError, UnavailableError: no status was written; run it again.
         """
-        view = self._store.pool(key)
+        view = self.store.pool(key)
         if view is None or view.deleting:
             self._forget(key)
             return
         memory = self._memory(key, view)
-        self._followers.follow(key, self._store.pods(key))
+        self.followers.follow(key, self.store.pods(key))
         plan = self._plan(view, memory)
         if not await self._effects.template_is_valid(plan, memory):
             plan = self._plan(view, memory)
@@ -110,12 +99,12 @@ class Reconciler:
             await self._effects.carry_out(view, plan, memory)
         except EffectFailedError as error:
             plan = self._plan(view, memory, error.failure)
-        self._resolutions.keep(key, plan.unrecorded)
+        self.resolutions.keep(key, plan.unrecorded)
         await self._effects.report(view, plan, memory)
         if view.key in plan.statuses:
             metrics.set_pool(key.namespace, key.name, plan.statuses[view.key])
             self._is_observed(key)
-        self._queue.mark(key, plan.requeue_after)
+        self.queue.mark(key, plan.requeue_after)
 
     def _is_observed(self, key: PoolKey) -> None:
         if key in self._unobserved:
@@ -127,20 +116,20 @@ class Reconciler:
     def _forget(self, key: PoolKey) -> None:
         self._is_observed(key)
         self._memories.pop(key, None)
-        self._followers.follow(key, ())
-        self._resolutions.keep(key, ())
+        self.followers.follow(key, ())
+        self.resolutions.keep(key, ())
         metrics.forget_pool(key.namespace, key.name)
 
     def _memory(self, key: PoolKey, view: PoolView) -> PoolMemory:
         memory = self._memories.get(key)
         if memory is None or memory.uid != view.uid:
-            self._resolutions.keep(key, ())
+            self.resolutions.keep(key, ())
             memory = self._memories[key] = PoolMemory(view.uid)
         return memory
 
     def _plan(self, view: PoolView, memory: PoolMemory, failure: Failure | None = None) -> Plan:
-        now = self._clock()
-        return make_plan(self._observe(view, memory, failure, now), self._settings, now)
+        now = self.clock()
+        return make_plan(self._observe(view, memory, failure, now), self.settings, now)
 
     def _observe(self, view: PoolView, memory: PoolMemory, failure: Failure | None, now: float) -> Observed:
         key = view.pool_key
@@ -151,11 +140,11 @@ class Reconciler:
         }
         return Observed(
             pool=replace(view, status=memory.statuses.get(view.key, view.status)),
-            children=self._store.children(key),
-            pods=self._store.pods(key),
-            reports=self._followers.reports(key),
-            resolutions=self._resolutions.known(key),
-            keys=self._keys(),
+            children=self.store.children(key),
+            pods=self.store.pods(key),
+            reports=self.followers.reports(key),
+            resolutions=self.resolutions.known(key),
+            keys=self.keys(),
             applied=dict(memory.applied),
             rejected={template: text for template, (text, _) in memory.rejected.items()},
             failure=failure,

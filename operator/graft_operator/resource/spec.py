@@ -1,4 +1,7 @@
-"""The models of `spec`: what a user may write. Everything has a maximum; every field has code behind it."""
+"""The models of `spec`: what a user may write. Everything has a maximum; every field has code behind it.
+
+One long module of declarations: it is read as the manifest is, from top to bottom.
+"""
 
 from __future__ import annotations
 
