@@ -7,7 +7,6 @@ from collections.abc import AsyncIterator, Callable
 from typing import cast
 
 import pytest
-from graft_operator.backoff import Backoff
 from graft_operator.clients.followers import FollowerLimits, PodFollower, updated
 from graft_operator.clients.resolutions import Resolutions
 from graft_operator.clients.runtime_client import (
@@ -17,6 +16,7 @@ from graft_operator.clients.runtime_client import (
     RuntimeUnreachableError,
 )
 from graft_operator.keys import PoolKey
+from graft_runtime.backoff import Backoff
 from graft_runtime.contract.adapter_set import AdapterSet, AdapterSetVersion
 from graft_runtime.contract.checkpoints import Source
 from graft_runtime.contract.control import Accepted, Resolution, ResolveRequest

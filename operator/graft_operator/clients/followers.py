@@ -11,10 +11,10 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
+from graft_runtime.backoff import Backoff
 from graft_runtime.contract.adapter_set import AdapterSet, AdapterSetVersion
 from graft_runtime.contract.status import RuntimeStatus
 
-from graft_operator.backoff import Backoff
 from graft_operator.clients.runtime_client import (
     POLL_SECONDS,
     PodAddress,

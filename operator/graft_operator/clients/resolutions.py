@@ -9,10 +9,10 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 
+from graft_runtime.backoff import Backoff
 from graft_runtime.contract.checkpoints import Source
 from graft_runtime.contract.control import Resolution, ResolveRequest
 
-from graft_operator.backoff import Backoff
 from graft_operator.clients.runtime_client import (
     PodAddress,
     RuntimeClient,

@@ -7,7 +7,7 @@ import heapq
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
-from graft_operator.backoff import Backoff
+from graft_runtime.backoff import Backoff
 
 Key = TypeVar("Key")
 

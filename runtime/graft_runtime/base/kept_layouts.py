@@ -11,7 +11,6 @@ import contextlib
 import hashlib
 import os
 import stat
-import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
@@ -22,6 +21,7 @@ import msgspec
 from graft_runtime.adapters.layout import BaseLayout
 from graft_runtime.base.files import check_weights, read_config
 from graft_runtime.contract.tasks import Task
+from graft_runtime.durable import write_whole
 
 MAX_KEPT = 64
 """Files; the oldest go first."""
@@ -112,13 +112,6 @@ def _write(path: Path, layout: BaseLayout) -> None:
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     text = msgspec.json.encode(replace(layout, name=""))
     kept = msgspec.json.encode(_Kept(hashlib.sha256(text).hexdigest(), msgspec.Raw(text)))
-    descriptor, partial = tempfile.mkstemp(prefix=f"{path.stem}.", suffix=".partial", dir=path.parent)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(kept)
-        os.replace(partial, path)
-    except OSError:
-        os.unlink(partial)
-        raise
+    write_whole(path, kept, mode=0o600)
     for old in sorted(path.parent.iterdir(), key=lambda file: file.stat().st_mtime_ns)[:-MAX_KEPT]:
         old.unlink(missing_ok=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import queue
 import threading
 from collections.abc import Callable
@@ -15,6 +14,7 @@ import torch
 from graft_runtime.adapters.compile import compile_adapter
 from graft_runtime.adapters.deltas import CompiledAdapter
 from graft_runtime.adapters.files import read_adapter_files
+from graft_runtime.durable import replacing
 from graft_runtime.errors import ErrorCode, GraftError
 from graft_runtime.merge.memory import merge_into
 from graft_runtime.messages import (
@@ -150,10 +150,8 @@ def _convert_tokenizer(job: ConvertTokenizer) -> TokenizerConverted:
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(job.directory, local_files_only=True, trust_remote_code=False)
-        output = Path(job.output)
-        partial = output.with_name(f"{output.name}.{os.getpid()}.partial")
-        tokenizer.backend_tokenizer.save(str(partial))
-        partial.replace(output)
+        with replacing(Path(job.output)) as partial:
+            tokenizer.backend_tokenizer.save(str(partial))
     except Exception as error:
         what = f"the tokenizer of {Path(job.directory).name} can't be converted: {type(error).__name__}: {error}"
         hint = "add a tokenizer.json: AutoTokenizer.from_pretrained(...).save_pretrained(...) writes one"

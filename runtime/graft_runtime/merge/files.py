@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from graft_runtime.adapters.files import CONFIG_FILE, WEIGHTS_FILE
 from graft_runtime.adapters.layout import BaseLayout
 from graft_runtime.adapters.strict_json import parse_object
 from graft_runtime.contract.checkpoints import MODEL_FILE_PATTERNS
+from graft_runtime.durable import PARTIAL_SUFFIX, replacing, write_whole
 from graft_runtime.errors import ErrorCode, GraftError
 from graft_runtime.merge.addend import Addend
 from graft_runtime.merge.places import (
@@ -85,9 +85,8 @@ class _Head:
         """Its file."""
         module = StoredModule({"weight": self.embedding})
         made = merged.onto(self.path, module) if self.path in merged.paths else {}
-        partial = output / f"{self.file}.partial"
-        save_head(partial, self.path, made.get("weight", module.weight))
-        partial.replace(output / self.file)
+        with replacing(output / self.file) as partial:
+            save_head(partial, self.path, made.get("weight", module.weight))
 
     def index(self, spans: Spans) -> bytes:
         """The index of the output."""
@@ -150,9 +149,9 @@ def merge_files(
         _check_effect(merged, output, [*named.values(), *([head.file] if head else [])])
     _copy_small_files(base, output, indexed=head is None)
     if head is not None:
-        _write(output / INDEX_FILE, head.index(spans))
+        write_whole(output / INDEX_FILE, head.index(spans))
     config = (base / "config.json").read_bytes()
-    _write(output / "config.json", untied_config(config) if separated_head(merged, layout) is not None else config)
+    write_whole(output / "config.json", untied_config(config) if separated_head(merged, layout) is not None else config)
 
 
 def _weight_files(base: Path) -> list[str]:
@@ -169,17 +168,14 @@ def _weight_files(base: Path) -> list[str]:
 
 
 def _merge_file(source: Path, target: Path, places: Places, merged: Sum) -> None:
-    partial = target.with_name(target.name + ".partial")
-    shutil.copyfile(source, partial)
-    with partial.open("r+b") as new:
-        for path, parameters in places.items():
-            if any(place.file == source for place in parameters.values()):
-                for name, tensor in merged.onto(path, StoredModule(parameters)).items():
-                    if parameters[name].file == source:
-                        parameters[name].write(new, tensor)
-        new.flush()
-        os.fsync(new.fileno())
-    partial.replace(target)
+    with replacing(target) as partial:
+        shutil.copyfile(source, partial)
+        with partial.open("r+b") as new:
+            for path, parameters in places.items():
+                if any(place.file == source for place in parameters.values()):
+                    for name, tensor in merged.onto(path, StoredModule(parameters)).items():
+                        if parameters[name].file == source:
+                            parameters[name].write(new, tensor)
 
 
 def _check_effect(merged: Sum, output: Path, files: Sequence[str]) -> None:
@@ -228,7 +224,9 @@ def _begin(output: Path, record: Mapping[str, Any], files: Sequence[str]) -> set
             hint="name another directory for the output, or remove that one",
         )
     if not present:
-        _write(output / RECORD_FILE, json.dumps(record, indent=2).encode() + b"\n")
+        write_whole(output / RECORD_FILE, json.dumps(record, indent=2).encode() + b"\n")
+    for left in output.glob(f"*{PARTIAL_SUFFIX}"):
+        left.unlink()
     return present.intersection(files)
 
 
@@ -245,13 +243,4 @@ def _copy_small_files(base: Path, output: Path, *, indexed: bool) -> None:
     names = [path.name for path in base.iterdir() if any(fnmatchcase(path.name, pattern) for pattern in patterns)]
     single = (output / SINGLE_FILE).exists()  # an index beside it is of something else
     for name in sorted(name for name in names if name != INDEX_FILE or (indexed and not single)):
-        _write(output / name, (base / name).read_bytes())
-
-
-def _write(path: Path, content: bytes) -> None:
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+        write_whole(output / name, (base / name).read_bytes())

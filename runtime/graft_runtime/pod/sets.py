@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
@@ -12,6 +11,7 @@ from typing import NoReturn
 from pydantic import ValidationError
 
 from graft_runtime.contract.adapter_set import ADAPTER_SET_FILE, AdapterSet, AdapterSetVersion
+from graft_runtime.durable import write_whole
 from graft_runtime.errors import ErrorCode, GraftError
 
 logger = logging.getLogger(__name__)
@@ -90,7 +90,7 @@ class AdapterSets:
         check_acceptable(new, self.current, self._pool_uid, self._config_hash)
         if self.current is not None and new.generation == self.current.generation:
             return False
-        self._keep(new)
+        write_whole(self._state, new.to_gzip())
         self.current = new
         return True
 
@@ -104,14 +104,6 @@ class AdapterSets:
             return
         except (OSError, EOFError, ValueError, ValidationError, GraftError) as error:
             logger.warning("the adapter set in %s is not used: %s", path, error)
-
-    def _keep(self, adapter_set: AdapterSet) -> None:
-        partial = self._state.with_suffix(".partial")
-        with partial.open("wb") as file:
-            file.write(adapter_set.to_gzip())
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(self._state)
 
 
 class SetInForce:

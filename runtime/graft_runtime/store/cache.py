@@ -8,7 +8,6 @@ import hashlib
 import itertools
 import json
 import logging
-import os
 import shutil
 import threading
 from collections.abc import Callable, Collection, Iterator
@@ -16,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO
 
+from graft_runtime.durable import put_in_place, sync, write_whole
 from graft_runtime.errors import ErrorCode, GraftError
 from graft_runtime.store.archives import Spool
 from graft_runtime.store.checkpoints import FileRecord, Kind, config_file, digest_of, select_files
@@ -160,9 +160,7 @@ class Cache:
             self._known[key] = digest
             models = {key: digest for key, digest in self._known.items() if key.startswith("model ")}
             if key in models:
-                partial = self._known_models.with_suffix(".partial")
-                partial.write_text(json.dumps(models))
-                partial.replace(self._known_models)
+                write_whole(self._known_models, json.dumps(models).encode())
 
     def _read_known(self) -> dict[str, str]:
         """What an earlier start remembered, as far as it is still here."""
@@ -239,7 +237,7 @@ class Cache:
         target = self._checkpoints / name
         with self._lock:
             if name not in self._sizes:
-                partial.rename(target)
+                put_in_place(partial, target)
                 target.chmod(0o555)
                 self._sizes[name] = size
         return Cached(digest, target, size)
@@ -285,7 +283,7 @@ def _copy_file(directory: Directory, name: str, arrival: _Arrival) -> FileRecord
             arrival.write(file, chunk)
             hasher.update(chunk)
             size += len(chunk)
-        os.fsync(file.fileno())  # its name must not outlive its bytes when the node loses power
+    sync(target)  # its name must not outlive its bytes when the node loses power
     target.chmod(0o444)
     record = FileRecord(name, size, hasher.hexdigest())
     directory.check(record, target)

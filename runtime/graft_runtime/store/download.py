@@ -103,7 +103,7 @@ class Download:
         self._failures += 1
         if self._failures >= self._pace.tries:
             self._unavailable(f"{why}, {self._failures} times after {self._position} bytes")
-        time.sleep(min(self._pace.first_pause_seconds * 2 ** (self._failures - 1), 8.0))
+        time.sleep(self._pace.pauses.seconds(self._failures))
 
     def _connect(self) -> None:
         headers = {**self._headers, "Accept-Encoding": "identity"}

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
+from graft_runtime.backoff import Backoff
 from graft_runtime.contract.checkpoints import Source
 from graft_runtime.errors import ErrorCode, GraftError
 from graft_runtime.store.cache import Cache, Cached
@@ -17,9 +18,8 @@ logger = logging.getLogger(__name__)
 
 COPIES_AT_ONCE = 8
 """More than slow sources are likely to be: the others wait while all threads are taken."""
-FIRST_RETRY_SECONDS = 1.0
-LAST_RETRY_SECONDS = 60.0
-FIRST_SLOW_RETRY_SECONDS = 4.0
+RETRIES = Backoff(first_seconds=1.0, longest_seconds=60.0)
+SLOW_RETRIES = Backoff(first_seconds=4.0, longest_seconds=60.0)
 """Where a person must act: files may appear, or still be on their way."""
 
 
@@ -108,5 +108,4 @@ def retry_seconds(code: ErrorCode, attempt: int) -> float | None:
     """How long to wait before another try, the first being attempt 0; None: it would end the same."""
     if not code.retried:
         return None
-    first = FIRST_RETRY_SECONDS if code.passes else FIRST_SLOW_RETRY_SECONDS
-    return float(min(first * 2**attempt, LAST_RETRY_SECONDS))
+    return (RETRIES if code.passes else SLOW_RETRIES).seconds(attempt + 1)

@@ -159,7 +159,7 @@ def _read_listing(address: HubAddress, revision: str, client: httpx2.Client, pac
         except httpx2.HTTPError as error:
             if failures == tries:
                 raise _unavailable(address, describe(error)) from error
-            time.sleep(min(pace.first_pause_seconds * 2 ** (failures - 1), 8.0))
+            time.sleep(pace.pauses.seconds(failures))
         except ValidationError as error:
             raise _unavailable(address, f"its answer is no listing: {error.errors()[0]['msg']}") from error
     raise AssertionError("the last try raises")

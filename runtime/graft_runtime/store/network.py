@@ -11,6 +11,7 @@ from typing import NoReturn
 
 import httpx2
 
+from graft_runtime.backoff import Backoff
 from graft_runtime.errors import ErrorCode, GraftError
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
@@ -20,6 +21,7 @@ CONNECT_SECONDS = 10.0
 SILENT_SECONDS = 30.0
 """How long a source may say nothing."""
 MAX_REDIRECTS = 5
+PAUSES = Backoff(first_seconds=0.5, longest_seconds=8.0)
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 # Public addresses by their range, yet they answer inside a cloud's network only.
 _CLOUD_NETWORKS = (ipaddress.IPv4Network("168.63.129.16/32"), ipaddress.IPv4Network("192.0.0.0/24"))
@@ -38,7 +40,8 @@ class Pace:
     """The least in any window."""
     tries: int = 8
     """Connections in a row that bring nothing before we give up; the whole download is then tried again, later."""
-    first_pause_seconds: float = 0.5
+    pauses: Backoff = PAUSES
+    """Between them."""
 
 
 DEFAULT_PACE = Pace()

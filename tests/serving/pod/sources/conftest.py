@@ -20,12 +20,13 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from graft_runtime.backoff import Backoff
 from graft_runtime.contract.config import SourceMount
 from graft_runtime.store.cache import Cache
 from graft_runtime.store.network import Pace, parse_network
 from graft_runtime.store.sources import Sources
 
-FAST = Pace(silent_seconds=2.0, window_seconds=0.3, window_bytes=4096, tries=3, first_pause_seconds=0.01)
+FAST = Pace(silent_seconds=2.0, window_seconds=0.3, window_bytes=4096, tries=3, pauses=Backoff(0.01, 8.0))
 LOOPBACK = (parse_network("127.0.0.0/8"),)
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from graft_runtime.backoff import Backoff
 from graft_runtime.contract.config import SourceMount
 from graft_runtime.errors import GraftError
 from graft_runtime.store.archives import Caps, open_archive
@@ -71,7 +72,7 @@ def archives(
 ) -> Iterator[Callable[..., Sources]]:
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
     mounts = (SourceMount(name="web", kind="remote", uri_prefixes=(f"{web.url}/private/",)),)
-    pace = Pace(silent_seconds=2.0, tries=2, first_pause_seconds=0.01)
+    pace = Pace(silent_seconds=2.0, tries=2, pauses=Backoff(0.01, 8.0))
     made = Sources(mounts, {"web": secret}, (parse_network("127.0.0.0/8"),), pace)
     yield lambda: made
     made.close()
