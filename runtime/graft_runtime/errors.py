@@ -106,6 +106,8 @@ class ErrorCode(StrEnum):
     """On its way: being fetched, checked or mounted."""
     STALE_GENERATION = "StaleGeneration", Recovery.BY_ITSELF, 409
     """An adapter set that is older than the one in force, or a different one of the same generation."""
+    UNSUPPORTED_CONTRACT_VERSION = "UnsupportedContractVersion"
+    """Operator and pod speak different versions of the contract between them."""
     WRONG_POOL = "WrongPool", Recovery.BY_ITSELF, 409
     """An adapter set or a token that was made for another pod or pool."""
     # the resource

@@ -60,9 +60,7 @@ class StubRuntime:
     def __init__(self, arguments: argparse.Namespace) -> None:
         self.keys = Path(arguments.keys_directory)
         self.pod_uid = arguments.pod_uid
-        self.config = RuntimeConfig.model_validate_json(
-            (Path(arguments.config_directory) / RUNTIME_CONFIG_FILE).read_bytes()
-        )
+        self.config = RuntimeConfig.read((Path(arguments.config_directory) / RUNTIME_CONFIG_FILE).read_bytes())
         self.flags = Path(os.environ.get("STUB_FLAGS", "at:/nonexistent").removeprefix("at:"))
         self.boot_id = uuid.uuid4().hex
         self.sequence = 1
@@ -145,7 +143,7 @@ class StubRuntime:
         return answer(self.status(since))
 
     async def put_adapter_set(self, request: web.Request) -> web.Response:
-        adapter_set = AdapterSet.model_validate_json(await request.read())
+        adapter_set = AdapterSet.read(await request.read())
         older = adapter_set.generation < self.version.generation
         other = adapter_set.generation == self.version.generation and adapter_set.content_hash() != self.version.hash
         if older or other:
@@ -157,7 +155,7 @@ class StubRuntime:
         return answer(Accepted(boot_id=self.boot_id, adapter_set=self.version))
 
     async def resolve(self, request: web.Request) -> web.Response:
-        source = ResolveRequest.model_validate_json(await request.read()).source
+        source = ResolveRequest.read(await request.read()).source
         uri = source.uri
         if "missing" in uri and not (self.flags / "found").exists():
             fault = Fault(code=ErrorCode.NOT_FOUND, message=f"{uri} holds nothing\n\nhint: put the adapter there")

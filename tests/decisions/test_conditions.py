@@ -85,6 +85,9 @@ REPORT = RuntimeStatus(
     adapters=(AdapterReport(name="billing", digest=DIGEST, state=AdapterState.MOUNTED, method="LORA", rank=8),),
 )
 NOT_A_MODEL = Fault(code=ErrorCode.NOT_A_MODEL, message="no model there")
+OTHER_VERSION = Fault(
+    code=ErrorCode.UNSUPPORTED_CONTRACT_VERSION, message="of version 2, expected version 1\n\nhint: use one release"
+)
 BROKEN = REPORT.model_copy(update={"base": BaseReport(name="base", state=BaseState.FAILED, fault=NOT_A_MODEL)})
 SUM = MergeReport(name="both", method="linear", adapters=(MergedPart(name="billing", digest=DIGEST, weight=0.5),))
 MERGED = REPORT.model_copy(
@@ -114,6 +117,8 @@ class World:
     templates: tuple[str, ...] = ("template", "template")
     trouble: str | None = None
     failure: Failure | None = None
+    fault: Fault | None = None
+    """Why nothing can be read of the pods without a report."""
 
     def status(self) -> AdapterDeploymentStatus:
         deployment = Child("Deployment", "support", "d", "1", "uid", "f", rollout=self.rollout)
@@ -122,7 +127,12 @@ class World:
             for number, (ready, template) in enumerate(zip(self.ready, self.templates, strict=False))
         )
         reports = {
-            f"u{number}": PodReport(status=report, asked=True, unreachable=None if report else "no answer")
+            f"u{number}": PodReport(
+                status=report,
+                asked=True,
+                unreachable=None if report else "no answer",
+                fault=None if report else self.fault,
+            )
             for number, report in enumerate(self.reports)
         }
         observed = Observed(
@@ -234,6 +244,33 @@ CASES = {
         "-PodsUnreachable",
         "-PodsUnreachable",
         "+AdapterSetPending",
+        "-NoFault",
+    ),
+    "pods-of-this-spec-speak-another-version": (
+        World(reports=(None, None), fault=OTHER_VERSION),
+        "-PodsUnreachable",
+        "-UnsupportedContractVersion",
+        "-Settled",
+        "+UnsupportedContractVersion",
+    ),
+    "pods-of-the-spec-before-speak-another-version": (
+        World(rollout=replace(ROLLOUT, template_hash="older"), reports=(None, None), fault=OTHER_VERSION),
+        "-PodsUnreachable",
+        "-RollingOut",
+        "+RollingOut",
+        "-NoFault",
+    ),
+    "the-last-pod-of-the-template-before-speaks-another-version": (
+        World(
+            rollout=replace(ROLLOUT, replicas=3, updated=1),
+            reports=(None, LOADING),
+            ready=(True, False),
+            templates=("before", "template"),
+            fault=OTHER_VERSION,
+        ),
+        "-PodsUnreachable",
+        "-RollingOut",
+        "+RollingOut",
         "-NoFault",
     ),
     "a-pod-has-an-older-set": (
@@ -403,6 +440,11 @@ def test_what_is_merged_is_told() -> None:
         "2 pods, 1 adapter merged as `both`",
     ]
     assert World().status().merge is None
+
+
+def test_pods_of_another_version_are_named_with_both_versions() -> None:
+    (_, ready, _, stalled) = World(reports=(REPORT, None), fault=OTHER_VERSION).status().conditions
+    assert ready.message == stalled.message == f"pod-1: {OTHER_VERSION.message}"
 
 
 def test_the_trouble_of_a_pod_is_quoted() -> None:

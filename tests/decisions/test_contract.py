@@ -50,7 +50,7 @@ def test_a_set_survives_gzip_and_the_same_set_is_the_same_bytes() -> None:
 
 def test_a_newer_peer_may_send_fields_we_do_not_know() -> None:
     body = b'{"poolUid":"u","configHash":"h","generation":1,"adapters":[],"fromTheFuture":1}'
-    assert AdapterSet.model_validate_json(body).generation == 1
+    assert AdapterSet.read(body).generation == 1
 
 
 @pytest.mark.parametrize(

@@ -10,11 +10,13 @@ import pytest
 from graft_operator.clients.followers import FollowerLimits, PodFollower, updated
 from graft_operator.clients.resolutions import Resolutions
 from graft_operator.clients.runtime_client import (
+    OtherVersionError,
     PodAddress,
     RuntimeClient,
     RuntimeRefusedError,
     RuntimeUnreachableError,
 )
+from graft_operator.decisions.observed import PodReport
 from graft_operator.keys import PoolKey
 from graft_runtime.backoff import Backoff
 from graft_runtime.contract.adapter_set import AdapterSet, AdapterSetVersion
@@ -22,7 +24,7 @@ from graft_runtime.contract.checkpoints import Source
 from graft_runtime.contract.control import Accepted, Resolution, ResolveRequest
 from graft_runtime.contract.status import AdapterReport, AdapterState, BaseReport, BaseState, RuntimeStatus
 from graft_runtime.contract.wire import Fault
-from graft_runtime.errors import ErrorCode
+from graft_runtime.errors import ErrorCode, GraftError
 
 KEY = PoolKey("team", "support")
 POD = PodAddress("uid", "10.0.0.1")
@@ -159,6 +161,21 @@ async def test_a_pod_that_is_gone_is_forgotten_at_once(pod: Pod, follower: PodFo
     pod.answers.put_nowait(RuntimeUnreachableError("nobody listens", refused=True))
     await until(lambda: follower.report.unreachable is not None)
     assert follower.report.status is None
+
+
+async def test_a_pod_of_another_version_is_told_with_its_fault_and_asked_again(
+    pod: Pod, follower: PodFollower, caplog: pytest.LogCaptureFixture
+) -> None:
+    error = GraftError(ErrorCode.UNSUPPORTED_CONTRACT_VERSION, "of version 2, expected version 1", hint="one release")
+    pod.answers.put_nowait(status("a"))
+    pod.answers.put_nowait(OtherVersionError(error))
+    pod.answers.put_nowait(OtherVersionError(error))
+    await until(lambda: len(pod.polls) == 4)
+    assert follower.report == PodReport(asked=True, unreachable=error.message, fault=Fault.of(error))
+    assert [record.getMessage() for record in caplog.records] == [f"pod {POD.ip}: {error.message}"]
+    pod.answers.put_nowait(status("a", boot="second"))
+    await until(lambda: follower.report.status is not None)
+    assert follower.report.fault is None
 
 
 async def test_one_missed_poll_forgets_nothing_and_many_do(pod: Pod, follower: PodFollower) -> None:

@@ -58,7 +58,7 @@ async def test_a_push_carries_the_set_and_a_token(client: RuntimeClient, serve: 
     seen: list[tuple[str, str | None, AdapterSet]] = []
 
     async def take(request: web.Request) -> web.Response:
-        body = AdapterSet.model_validate_json(await request.read())
+        body = AdapterSet.read(await request.read())
         seen.append((request.method + request.path, request.headers.get("Authorization"), body))
         accepted = Accepted(boot_id="boot", adapter_set=AdapterSetVersion(generation=3, hash=body.content_hash()))
         return web.Response(body=accepted.canonical_json())
@@ -131,7 +131,7 @@ async def test_nobody_listening_is_told_apart(client: RuntimeClient, monkeypatch
 
 async def test_a_resolution_comes_back(client: RuntimeClient, serve: Serve) -> None:
     async def resolve(request: web.Request) -> web.Response:
-        asked = ResolveRequest.model_validate_json(await request.read())
+        asked = ResolveRequest.read(await request.read())
         fault = Fault(code=ErrorCode.NOT_FOUND, message=asked.source.uri)
         return web.Response(body=Resolution(fault=fault).canonical_json())
 

@@ -17,6 +17,7 @@ from graft_runtime.contract.status import RuntimeStatus
 
 from graft_operator.clients.runtime_client import (
     POLL_SECONDS,
+    OtherVersionError,
     PodAddress,
     RuntimeClient,
     RuntimeRefusedError,
@@ -135,6 +136,9 @@ class PodFollower:
                 known = self.report.status
                 boot, since = (known.boot_id, known.sequence) if known else ("", 0)
                 news = await self._client.status(self.address, boot, since, wait)
+            except OtherVersionError as error:
+                failures += 1
+                self._not_understood(error)
             except RuntimeUnreachableError as error:
                 failures += 1
                 self._missed(str(error), forget=error.refused or failures >= self._limits.failures_to_forget)
@@ -153,6 +157,11 @@ class PodFollower:
 
     def _missed(self, why: str, *, forget: bool) -> None:
         self._tell(PodReport(status=None if forget else self.report.status, asked=True, unreachable=why))
+
+    def _not_understood(self, error: OtherVersionError) -> None:
+        if self.report.fault != error.fault:
+            logger.warning("pod %s: %s", self.address.ip, error)
+        self._tell(PodReport(asked=True, unreachable=str(error), fault=error.fault))
 
     async def _back_off(self, failures: int) -> None:
         self._nudged.clear()

@@ -15,7 +15,8 @@ from graft_runtime.contract.adapter_set import AdapterSet
 from graft_runtime.contract.control import Accepted, Resolution, ResolveRequest
 from graft_runtime.contract.ports import CONTROL_PORT
 from graft_runtime.contract.status import RuntimeStatus
-from graft_runtime.contract.wire import Fault, Wire
+from graft_runtime.contract.wire import Fault, Message
+from graft_runtime.errors import GraftError
 from pydantic import ValidationError
 
 CONNECT_SECONDS = 2.0
@@ -25,7 +26,7 @@ POLL_GRACE_SECONDS = 5.0
 RESOLVE_SECONDS = 60.0
 MAX_ERROR_TEXT = 500
 
-Answer = TypeVar("Answer", bound=Wire)
+Answer = TypeVar("Answer", bound=Message)
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,14 @@ class RuntimeUnreachableError(Exception):
     def __init__(self, message: str, *, refused: bool = False) -> None:
         super().__init__(message)
         self.refused = refused
+
+
+class OtherVersionError(RuntimeUnreachableError):
+    """The pod answered in another version of the contract. `fault` says both."""
+
+    def __init__(self, error: GraftError) -> None:
+        super().__init__(error.message)
+        self.fault = Fault.of(error)
 
 
 class RuntimeRefusedError(Exception):
@@ -110,7 +119,7 @@ class RuntimeClient:
         seconds: float,
         *,
         query: dict[str, str] | None = None,
-        body: Wire | None = None,
+        body: Message | None = None,
     ) -> bytes | None:
         headers = {"Authorization": f"Bearer {self._sign(pod.uid, time.time())}"}
         if body is not None:
@@ -142,7 +151,9 @@ class RuntimeClient:
 
 def _parse(model: type[Answer], content: bytes, pod: PodAddress) -> Answer:
     try:
-        return model.model_validate_json(content)
+        return model.read(content)
+    except GraftError as error:
+        raise OtherVersionError(error) from error
     except ValidationError as error:
         faults = "; ".join(fault["msg"] for fault in error.errors(include_url=False)[:3])
         raise RuntimeUnreachableError(f"{pod.url} answered with no {model.__name__}: {faults}") from error

@@ -118,6 +118,8 @@ class PodReport:
     asked: bool = False
     """It was asked at least once since it is followed."""
     unreachable: str | None = None
+    fault: Fault | None = None
+    """Why its answers can't be read: they are of another version of the contract."""
 
 
 @dataclass(frozen=True)

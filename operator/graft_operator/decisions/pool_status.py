@@ -46,7 +46,6 @@ def make_status(
         now: Unix seconds.
     """
     pods = tuple(sorted((pod for pod in observed.pods if pod.counts), key=lambda pod: pod.name))
-    rollout = observed.rollout
     versions = {config_hash: version_of(adapter_set) for config_hash, adapter_set in sets.items()}
     reports = reports_by_name(observed, pods, sets)
     statuses = tuple(adapter_status(pool, observed, plan, reports.get(plan.wanted.name, ())) for plan in adapters)
@@ -54,10 +53,7 @@ def make_status(
         pool=pool,
         observed=observed,
         failure=failure,
-        rolled_out=rollout is not None
-        and rollout.template_hash == template_hash
-        and rollout.settled
-        and rollout.desired == pool.spec.replicas,
+        template_hash=template_hash,
         versions=versions,
         current=current,
         adapters=tuple(status for status in statuses if counts(status)),

@@ -27,8 +27,8 @@ class Facts:
     observed: Observed
     failure: Failure | None
     """Why the pool as a whole is not as its spec says; a person must look."""
-    rolled_out: bool
-    """The Deployment is what the spec asks for, and all its pods are."""
+    template_hash: str | None
+    """Of the Deployment that the spec asks for; None where there can't be one."""
     versions: Mapping[str, AdapterSetVersion]
     """Config hash → the version that its pods are to serve."""
     current: str
@@ -41,6 +41,17 @@ class Facts:
     def rollout(self) -> Rollout | None:
         deployment = self.observed.own("Deployment", self.pool.name)
         return None if deployment is None else deployment.rollout
+
+    @property
+    def deployed(self) -> bool:
+        """The Deployment is what the spec asks for."""
+        return self.rollout is not None and self.rollout.template_hash == self.template_hash
+
+    @property
+    def rolled_out(self) -> bool:
+        """The Deployment is what the spec asks for, and all its pods are."""
+        rollout = self.rollout
+        return self.deployed and rollout is not None and rollout.settled and rollout.desired == self.pool.spec.replicas
 
     @property
     def ready_pods(self) -> tuple[PodView, ...]:
@@ -119,7 +130,7 @@ def _ready(facts: Facts) -> Verdict:
 def _stalled(facts: Facts) -> Verdict:
     if facts.pool.spec.suspend:
         return Verdict(False, Reason.SUSPENDED)
-    for check in (_pool_failed, _base_failed, _deadline_exceeded, _adapters_failed):
+    for check in (_pool_failed, _base_failed, _other_version, _deadline_exceeded, _adapters_failed):
         found = check(facts)
         if found is not None:
             return Verdict(True, found.reason, found.message)
@@ -133,7 +144,7 @@ def _reconciling(facts: Facts, ready: Verdict) -> Verdict:
     if facts.failure is not None:
         return Verdict(False, Reason.SETTLED)
     on_the_way = _not_rolled_out(facts)
-    if on_the_way is None and facts.pool.spec.replicas > 0:
+    if on_the_way is None and facts.pool.spec.replicas > 0 and _other_version(facts) is None:
         pods = None if _base_failed(facts) else _pods_not_ready(facts)
         on_the_way = pods or _set_pending(facts) or _adapters_loading(facts)
     if on_the_way is None:
@@ -164,6 +175,20 @@ def _base_failed(facts: Facts) -> Verdict | None:
             )
             return Verdict(False, fault.code.value, f"pod {pod.name}: {fault.message}")
     return None
+
+
+def _other_version(facts: Facts) -> Verdict | None:
+    """Of the pods that this very spec has made; earlier ones are on their way out."""
+    faults = {
+        pod.name: fault
+        for pod in facts.observed.newest_pods
+        if facts.rollout is not None and pod.template_hash == facts.rollout.pod_template_hash
+        if (fault := facts.observed.reports.get(pod.uid, PodReport()).fault)
+    }
+    if not facts.deployed or not faults:
+        return None
+    fault = next(iter(faults.values()))
+    return Verdict(False, fault.code.value, f"{', '.join(sorted(faults)[:3])}: {fault.message}")
 
 
 def _deadline_exceeded(facts: Facts) -> Verdict | None:
@@ -228,6 +253,7 @@ _OBSTACLES: tuple[Obstacle, ...] = (
     _pool_failed,
     _is_scaled_to_zero,
     _base_failed,  # before the roll that it holds up
+    _other_version,
     _deadline_exceeded,
     _not_rolled_out,
     _pods_not_ready,

@@ -19,6 +19,7 @@ from graft_runtime.contract.config import (
     SourceMount,
 )
 from graft_runtime.contract.control import PUBLIC_KEY_SUFFIX
+from graft_runtime.errors import GraftError
 
 from graft_operator.kinds import CONFIG_MAP
 from graft_operator.objects.pool import (
@@ -75,13 +76,13 @@ def build_adapter_set_config_map(pool: Pool, adapter_set: AdapterSet) -> Kuberne
 
 
 def read_adapter_set(config_map: Mapping[str, Any]) -> AdapterSet | None:
-    """The adapter set in a ConfigMap; None where it holds none that can be read."""
+    """Return the adapter set in a ConfigMap; None where there is none, or none of this version of the contract."""
     content = (config_map.get("binaryData") or {}).get(ADAPTER_SET_FILE)
     if content is None:
         return None
     try:
         return AdapterSet.from_gzip(base64.b64decode(content, validate=True))
-    except (ValueError, OSError, EOFError, binascii.Error):
+    except (GraftError, ValueError, OSError, EOFError, binascii.Error):
         return None
 
 

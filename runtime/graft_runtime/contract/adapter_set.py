@@ -7,7 +7,7 @@ import gzip
 from pydantic import Field
 
 from graft_runtime.contract.checkpoints import AdapterName, Digest, Source
-from graft_runtime.contract.wire import CONTRACT_VERSION, Fault, Wire
+from graft_runtime.contract.wire import Fault, Message, Wire
 
 ADAPTER_SET_FILE = "adapter-set.json.gz"
 
@@ -37,10 +37,9 @@ class AdapterEntry(Wire):
         return self.source.model_copy(update={"revision": self.revision}) if self.revision else self.source
 
 
-class AdapterSet(Wire):
+class AdapterSet(Message):
     """The catalogue: every adapter that a pod answers for."""
 
-    contract_version: int = CONTRACT_VERSION
     pool_uid: str = Field(max_length=64)
     config_hash: str = Field(max_length=64)
     generation: int = Field(ge=1)
@@ -56,8 +55,8 @@ class AdapterSet(Wire):
 
     @classmethod
     def from_gzip(cls, content: bytes) -> AdapterSet:
-        """Raises ValueError (also pydantic's ValidationError) and OSError for anything that is not a set."""
-        return cls.model_validate_json(gzip.decompress(content))
+        """Raises GraftError: UnsupportedContractVersion; ValueError, EOFError and OSError for what is no set."""
+        return cls.read(gzip.decompress(content))
 
 
 class AdapterSetVersion(Wire):

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from graft_runtime.contract.checkpoints import AdapterName, Digest, Source
 from graft_runtime.contract.tasks import Task
-from graft_runtime.contract.wire import CONTRACT_VERSION, Wire
+from graft_runtime.contract.wire import Message, Wire
 
 # File names inside the directories that the operator mounts into a pod.
 RUNTIME_CONFIG_FILE = "runtime-config.json"
@@ -72,10 +72,9 @@ class MergeConfig(Wire):
     """In the order of the sum, and each once."""
 
 
-class RuntimeConfig(Wire):
+class RuntimeConfig(Message):
     """What a pod is born with. A change rolls the pods."""
 
-    contract_version: int = CONTRACT_VERSION
     pool_uid: str = Field(max_length=64)
     base_model: BaseModelConfig
     engine: EngineConfig = EngineConfig()

@@ -15,28 +15,28 @@ from typing import Literal
 
 from graft_runtime.contract.adapter_set import AdapterSetVersion
 from graft_runtime.contract.checkpoints import Digest, Source
-from graft_runtime.contract.wire import Fault, Wire
+from graft_runtime.contract.wire import Fault, Message
 
 TOKEN_ALGORITHM = "EdDSA"  # noqa: S105
 TOKEN_ISSUER = "graft-operator"  # noqa: S105
 PUBLIC_KEY_SUFFIX = ".pem"  # in the keys directory: KEYID.pem, SubjectPublicKeyInfo
 
 
-class Accepted(Wire):
+class Accepted(Message):
     """The answer to an adapter set that is in force now."""
 
     boot_id: str
     adapter_set: AdapterSetVersion
 
 
-class ResolveRequest(Wire):
+class ResolveRequest(Message):
     """Asks for the exact version of a source. The answer comes when the bytes are in the pod's cache, or not."""
 
     source: Source
     kind: Literal["adapter", "model"] = "adapter"
 
 
-class Resolution(Wire):
+class Resolution(Message):
     """Either a digest, or a fault, or neither: still under way, ask again."""
 
     digest: Digest | None = None
@@ -44,7 +44,7 @@ class Resolution(Wire):
     fault: Fault | None = None
 
 
-class InspectRequest(Wire):
+class InspectRequest(Message):
     """Asks what an adapter is, and whether this pod's base model would take it."""
 
     source: Source
@@ -59,7 +59,7 @@ class Check(StrEnum):
     TRIAL = "Trial"  # the model computes with them
 
 
-class AdapterInspection(Wire):
+class AdapterInspection(Message):
     """What the files of an adapter say, and why it would be refused. Fields stay null when the files can't be read."""
 
     method: str | None = None

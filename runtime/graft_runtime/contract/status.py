@@ -6,7 +6,7 @@ from enum import StrEnum
 
 from graft_runtime.contract.adapter_set import AdapterSetVersion
 from graft_runtime.contract.checkpoints import AdapterName, Digest
-from graft_runtime.contract.wire import CONTRACT_VERSION, Fault, Wire
+from graft_runtime.contract.wire import Fault, Message, Wire
 
 
 class AdapterState(StrEnum):
@@ -90,10 +90,9 @@ class BaseReport(Wire):
     """Set once it serves with adapters merged in."""
 
 
-class RuntimeStatus(Wire):
+class RuntimeStatus(Message):
     """What is true in a pod. `adapters` holds the entries that changed after `since`, or all for another boot id."""
 
-    contract_version: int = CONTRACT_VERSION
     boot_id: str
     """New with each start of the runtime: nothing that was known of an earlier one holds."""
     sequence: int

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from graft_runtime.contract.adapter_set import AdapterSet
 from graft_runtime.contract.control import Accepted, InspectRequest, Resolution, ResolveRequest
-from graft_runtime.contract.wire import Fault, Wire
+from graft_runtime.contract.wire import Fault, Message
 from graft_runtime.errors import ErrorCode, GraftError
 from graft_runtime.http.control_tokens import check_token
 from graft_runtime.http.faults import read_body
@@ -22,7 +22,7 @@ MAX_WAIT_SECONDS = 60.0
 RESOLVE_SECONDS = 20.0
 INSPECT_SECONDS = 20.0
 
-Message = TypeVar("Message", bound=Wire)
+Asked = TypeVar("Asked", bound=Message)
 
 
 def control_router(pod: Pod) -> APIRouter:
@@ -77,9 +77,9 @@ async def _resolve(pod: Pod, asked: ResolveRequest) -> Resolution:
     return Resolution(digest=cached.digest, revision=cached.revision)
 
 
-def _parse(model: type[Message], body: bytes) -> Message:
+def _parse(model: type[Asked], body: bytes) -> Asked:
     try:
-        return model.model_validate_json(body)
+        return model.read(body)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         path = ".".join(map(str, first["loc"]))
@@ -95,5 +95,5 @@ def _number(text: str | None, default: float) -> float:
         raise GraftError(ErrorCode.INVALID_REQUEST, f"{text!r} is not a number") from None
 
 
-def _json(message: Wire) -> Response:
-    return Response(message.model_dump_json(by_alias=True), media_type="application/json")
+def _json(message: Message) -> Response:
+    return Response(message.canonical_json(), media_type="application/json")

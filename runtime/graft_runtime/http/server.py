@@ -38,10 +38,10 @@ BACKLOG = 1024
 
 
 def read_config(directory: Path) -> RuntimeConfig:
-    """Raises GraftError: InvalidSpec."""
+    """Raises GraftError: InvalidSpec, UnsupportedContractVersion."""
     path = directory / RUNTIME_CONFIG_FILE
     try:
-        return RuntimeConfig.model_validate_json(path.read_bytes())
+        return RuntimeConfig.read(path.read_bytes())
     except (OSError, ValidationError) as error:
         raise GraftError(ErrorCode.INVALID_SPEC, f"{path} holds no RuntimeConfig: {error}") from error
 

@@ -135,14 +135,14 @@ class PodProcess:
 
     # its life
 
-    def start(self, *more: str) -> None:
-        """`more`: arguments beside the usual ones."""
+    def start(self, *more: str, program: tuple[str, ...] = ("-m", "graft_runtime")) -> None:
+        """`more`: arguments beside the usual ones; `program`: another way for Python to start the runtime."""
         directories = ("config", "adapter-set", "keys", "cache", "state")
         arguments = [f"--{name}-directory={self.directory / name}" for name in directories]
         arguments += ["--bind-address", self.address, "--pod-uid", POD_UID, "--source-mount", "shelf", str(self.shelf)]
         with self._log.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "graft_runtime", "serve", *arguments, *more],
+                [sys.executable, *program, "serve", *arguments, *more],
                 stderr=log,
                 env={**os.environ, "OMP_NUM_THREADS": "1"},
             )
@@ -229,7 +229,7 @@ class PodProcess:
     def status(self, boot: str = "", since: int = -1, wait: int = 0) -> RuntimeStatus | None:
         reply = self.control("GET", f"/status?boot={boot}&since={since}&wait={wait}")
         assert reply.status in {200, 204}, reply.content
-        return RuntimeStatus.model_validate_json(reply.content) if reply.status == 200 else None
+        return RuntimeStatus.read(reply.content) if reply.status == 200 else None
 
     def report(self, name: str) -> Any:
         """What the status says of an adapter now; None when nothing."""

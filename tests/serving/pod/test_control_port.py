@@ -200,7 +200,7 @@ def test_resolving_gives_a_digest_or_a_fault(pod: Any, adapters: dict[str, Path]
         request = ResolveRequest.model_validate({"source": {"uri": uri}, "kind": kind})
         reply = pod.control("POST", "/resolve", request.canonical_json())
         assert reply.status == 200, reply.content
-        return Resolution.model_validate_json(reply.content)
+        return Resolution.read(reply.content)
 
     entry = pod.entry("a", adapters["a"])
     assert resolve(entry.source.uri).digest == entry.digest
@@ -226,7 +226,7 @@ def test_a_dry_run_tells_what_a_mount_would(
     def inspect(uri: str) -> Any:
         reply = pod.control("POST", "/inspect", InspectRequest(source=Source(uri=uri)).canonical_json())
         assert reply.status == 200, reply.content
-        return AdapterInspection.model_validate_json(reply.content)
+        return AdapterInspection.read(reply.content)
 
     entry = pod.entry("a", adapters["a"])
     found = inspect(entry.source.uri)

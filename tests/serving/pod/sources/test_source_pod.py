@@ -48,7 +48,7 @@ def test_from_a_private_hub_to_an_answer(
     assert (base.state, base.revision) == (BaseState.SERVING, hub.commit)
 
     reply = pod.control("POST", "/resolve", ResolveRequest(source=TUNED).model_dump(mode="json", by_alias=True))
-    found = Resolution.model_validate_json(reply.content)
+    found = Resolution.read(reply.content)
     assert (found.fault, found.revision) == (None, hub.commit)
     entry = AdapterEntry(name="tuned", source=TUNED, digest=found.digest, revision=found.revision)
     assert pod.push(pod.set_of(2, entry)).status == 200
