@@ -11,6 +11,7 @@ its traceback, the others go on; the exit status is 1 then, and when an answer i
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import logging
 import os
@@ -21,6 +22,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +82,14 @@ def describe(device: torch.device) -> Result:
     return found
 
 
+def forget_memory() -> None:
+    """Give back what earlier parts had of the device's memory, and forget how much that was."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+
+
 def memory_now() -> Result:
     """Return bytes of the device's memory: the most that tensors and the allocator had, and what is free now."""
     free, total = torch.cuda.mem_get_info()
@@ -105,11 +115,11 @@ class _Ledger(logging.Handler):
 class Run:
     """One run: parts that fail are told and don't stop the others."""
 
-    def __init__(self, device: torch.device, *, small: bool, parts: tuple[str, ...]) -> None:
-        self.device, self.small, self.parts = device, small, parts
+    def __init__(self, device: torch.device, scale: Scale, parts: tuple[str, ...]) -> None:
+        self.device, self.scale, self.parts = device, scale, parts
         self.started = time.perf_counter()
         self.failed: list[str] = []
-        self.result: Result = {"machine": describe(device), "small": small}
+        self.result: Result = {"machine": describe(device), "small": scale.model is SMALL.model}
 
     def attempt(self, part: str, act: Callable[[], Any]) -> None:
         """Keep what the part finds."""
@@ -124,7 +134,7 @@ class Run:
 
     def go(self) -> None:
         """Run all parts that were asked for."""
-        self.attempt("ceilings", lambda: measure_ceilings(self.device, small=self.small))
+        self.attempt("ceilings", lambda: measure_ceilings(self.device, small=self.result["small"]))
         self.attempt("correct", self._correct)
         if set(self.parts) - {"correct"}:
             with tempfile.TemporaryDirectory() as scratch:
@@ -141,7 +151,8 @@ class Run:
         return found
 
     def _speed(self, scratch: Path) -> Result:
-        scale: Scale = SMALL if self.small else FULL
+        scale = self.scale
+        forget_memory()
         ledger = _Ledger()
         logging.getLogger("graft_runtime").addHandler(ledger)
         base = make_base(scale.model, self.device)
@@ -173,6 +184,7 @@ def main() -> None:
     parser.add_argument("--device", choices=["cuda", "cpu"], help="by default a GPU if there is one")
     parser.add_argument("--small", action="store_true", help="a small model and few rounds: whether it all runs")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="what to measure")
+    parser.add_argument("--rounds", type=int, help="of each measure; by default 3, small 2")
     parser.add_argument("--out", type=Path, help="a JSON file, whose key `gpu` is replaced")
     arguments = parser.parse_args()
     if arguments.device == "cpu":
@@ -185,7 +197,9 @@ def main() -> None:
     warnings.simplefilter("ignore")
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    run = Run(device, small=arguments.small, parts=tuple(arguments.parts))
+    scale = SMALL if arguments.small else FULL
+    scale = replace(scale, rounds=arguments.rounds or scale.rounds)
+    run = Run(device, scale, tuple(arguments.parts))
     run.go()
     print(report(run.result), flush=True)
     if arguments.out:
