@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from graft_runtime.messages import Generate, Generated, Mounted, Sampling, ServedAdapter
 from safetensors.torch import load_file, save_file
+from torch.nn import functional
 
 NEW_TOKENS = 24
 PROMPTS = [[256, *b"hello"], [256, *b"select * from users where id = 7"], [256, *b"?"], [256, *b"Dear Sir or Madam"]]
@@ -75,6 +77,24 @@ def test_greedy_equals_peft(family: str, make_base: Any, make_adapter: Any, in_p
         engine.handle(submit(str(index), *rows[index]))
         events += [event for _ in range(2) for event in engine.step()]
     check_all(oracle, engine.collect(events), rows)
+
+
+def test_kernels_that_return_time_before_heads(
+    tiny_base: Path, in_process: Any, make_oracle: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The layout of what SDPA returns is the kernel's: on a GPU that of float32 differs from that of halves."""
+    attention = functional.scaled_dot_product_attention
+
+    def time_first(*arguments: Any, **options: Any) -> torch.Tensor:
+        return attention(*arguments, **options).transpose(1, 2).contiguous().transpose(1, 2)
+
+    monkeypatch.setattr(functional, "scaled_dot_product_attention", time_first)
+    engine, oracle = in_process(tiny_base), make_oracle(tiny_base)
+    assert engine.started[0].runner == "decoder"
+    submits = [
+        Generate(str(row), prompt, NEW_TOKENS, (), Sampling(temperature=0)) for row, prompt in enumerate(PROMPTS)
+    ]
+    check_all(oracle, engine.answers(submits), [(prompt, None) for prompt in PROMPTS])
 
 
 def test_an_adapter_on_the_head(tiny_base: Path, make_adapter: Any, in_process: Any, make_oracle: Any) -> None:

@@ -20,6 +20,9 @@ from graft_runtime.runners.kv import Extent, Slab
 
 IMPLEMENTATION = "graft"
 
+# cuDNN plans each new shape for some 25 ms, and rows that decode have a new one in every step.
+torch.backends.cuda.enable_cudnn_sdp(False)
+
 Attend = Callable[..., torch.Tensor]
 _attend: ContextVar[Attend] = ContextVar("attend")
 
@@ -147,7 +150,7 @@ class _Span:
         grouped = q.transpose(0, 1).reshape(1, k.shape[1], groups * tokens, features)
         mask = None if reads.mask is None else reads.mask.repeat(groups, 1)[None, None]
         made = _weighted(grouped, k, v, mask, score, group=tokens)
-        return made.view(-1, tokens, v.shape[-1]).transpose(0, 1)
+        return made.reshape(-1, tokens, v.shape[-1]).transpose(0, 1)  # `view` can't: some kernels put time first
 
     def write(self, k: torch.Tensor, v: torch.Tensor, layer: int) -> None:
         """[tokens, heads, features] each."""
