@@ -1,4 +1,4 @@
-"""Follows the pods: what each says of itself, by long poll; the newest adapter set for each, pushed one at a time.
+"""Follows the pods: long-polls the status of each, and pushes the newest adapter set to each, one at a time.
 
 A pod that hangs holds up nothing but its own two tasks.
 """
@@ -85,7 +85,7 @@ class PodFollower:
         self._first = asyncio.get_running_loop().call_later(limits.first_answer_seconds, self._give_up_waiting)
 
     def stop(self) -> list[asyncio.Task[None]]:
-        """Cancel everything; the tasks to wait for."""
+        """Cancel everything; return the tasks to wait for."""
         self._first.cancel()
         tasks = [task for task in (self._polling, self._pushing) if task is not None]
         for task in tasks:
@@ -117,9 +117,9 @@ class PodFollower:
 
     def _give_up_waiting(self) -> None:
         if not self.report.asked:
-            self._tell(replace(self.report, asked=True, unreachable="no answer yet"))
+            self._set_report(replace(self.report, asked=True, unreachable="no answer yet"))
 
-    def _tell(self, report: PodReport) -> None:
+    def _set_report(self, report: PodReport) -> None:
         if report != self.report:
             self.report = report
             self._changed()
@@ -128,7 +128,11 @@ class PodFollower:
         return asyncio.create_task(self._poll(doubted=doubted), name=f"follow {self.address.ip}")
 
     async def _poll(self, *, doubted: bool) -> None:
-        """`doubted`: unless the pod answers at once, what it said is forgotten."""
+        """Poll for ever.
+
+        Args:
+            doubted: forget what the pod reported unless it answers at once.
+        """
         failures = self._limits.failures_to_forget if doubted else 0
         wait = 0 if doubted else POLL_SECONDS
         while True:
@@ -153,10 +157,10 @@ class PodFollower:
 
     def _heard(self, news: RuntimeStatus | None) -> None:
         status = self.report.status if news is None else updated(self.report.status, news)
-        self._tell(PodReport(status=status, asked=True))
+        self._set_report(PodReport(status=status, asked=True))
 
     def _missed(self, why: str, *, forget: bool) -> None:
-        self._tell(PodReport(status=None if forget else self.report.status, asked=True, unreachable=why))
+        self._set_report(PodReport(status=None if forget else self.report.status, asked=True, unreachable=why))
 
     def _not_understood(self, error: OtherVersionError) -> None:
         if self.report.fault != error.fault:
@@ -196,14 +200,14 @@ class PodFollower:
     def _in_force(self, boot_id: str, version: AdapterSetVersion) -> None:
         status = self.report.status
         if status is not None and status.boot_id == boot_id:
-            self._tell(replace(self.report, status=status.model_copy(update={"adapter_set": version})))
+            self._set_report(replace(self.report, status=status.model_copy(update={"adapter_set": version})))
 
 
 class PodFollowers:
     """The followers of all pods.
 
     Args:
-        mark: called with the key of the pool of which a pod told something new.
+        mark: called with the key of the pool of which a pod reports something new.
     """
 
     def __init__(self, client: RuntimeClient, mark: Callable[[PoolKey], None]) -> None:
@@ -211,9 +215,6 @@ class PodFollowers:
         self._mark = mark
         self._followers: dict[PoolKey, dict[str, PodFollower]] = defaultdict(dict)
         self._ending: set[asyncio.Task[None]] = set()
-
-    def __len__(self) -> int:
-        return sum(len(followers) for followers in self._followers.values())
 
     def follow(self, key: PoolKey, pods: Iterable[PodView]) -> None:
         """Follow exactly these pods of the pool."""
@@ -229,7 +230,7 @@ class PodFollowers:
             del self._followers[key]
 
     def reports(self, key: PoolKey) -> Mapping[str, PodReport]:
-        """Pod UID → what it says."""
+        """Return pod UID → what the pod reports."""
         return {uid: follower.report for uid, follower in self._followers.get(key, {}).items()}
 
     def push(self, key: PoolKey, uid: str, adapter_set: AdapterSet) -> None:
@@ -239,7 +240,7 @@ class PodFollowers:
             follower.push(adapter_set)
 
     async def close(self) -> None:
-        """Stop following; waits until all tasks have ended."""
+        """Stop following; wait until all tasks have ended."""
         for followers in self._followers.values():
             for follower in followers.values():
                 self._stop(follower)

@@ -58,18 +58,18 @@ class Resolutions:
         self._questions: dict[PoolKey, dict[Source, _Question]] = defaultdict(dict)
 
     def known(self, key: PoolKey) -> Mapping[Source, ResolvedSource]:
-        """The answers so far."""
+        """Return the answers so far."""
         questions = self._questions.get(key, {})
         return {source: question.answer for source, question in questions.items() if question.answer is not None}
 
     def ask(self, key: PoolKey, source: Source, pod: PodAddress) -> None:
-        """Have `pod` find out the digest of `source`, unless somebody is at it."""
+        """Have `pod` find out the digest of `source`, unless a pod is at it already."""
         question = self._questions[key].setdefault(source, _Question())
         if question.task is None or question.task.done():
             question.task = asyncio.create_task(self._resolve(key, source, question, pod), name=f"resolve {source.uri}")
 
     def keep(self, key: PoolKey, sources: Collection[Source]) -> None:
-        """Forget all others."""
+        """Forget the answers about all other sources."""
         questions = self._questions.get(key, {})
         for source in [source for source in questions if source not in sources]:
             _cancel(questions.pop(source))
@@ -77,7 +77,7 @@ class Resolutions:
             self._questions.pop(key, None)
 
     async def close(self) -> None:
-        """Stop asking; waits until all tasks have ended."""
+        """Stop asking; wait until all tasks have ended."""
         tasks = [
             question.task for questions in self._questions.values() for question in questions.values() if question.task
         ]
@@ -87,23 +87,23 @@ class Resolutions:
 
     async def _resolve(self, key: PoolKey, source: Source, question: _Question, pod: PodAddress) -> None:
         try:
-            found = await self._answer(source, pod)
+            answer = await self._answer(source, pod)
         except (RuntimeUnreachableError, RuntimeRefusedError) as error:
             # No word about the source: what was known of it stays, and another pod may be asked soon.
             logger.info("could not ask %s about %s: %s", pod.ip, source.uri, error)
             before = question.answer or ResolvedSource()
             question.answer = replace(before, retry_at=self._clock() + UNREACHABLE_RETRY_SECONDS)
         else:
-            question.faults = 0 if found.fault is None else question.faults + 1
-            retry_at = 0.0 if found.fault is None else self._clock() + RETRIES.seconds(question.faults)
-            question.answer = ResolvedSource(found.digest, found.revision, found.fault, retry_at)
+            question.faults = 0 if answer.fault is None else question.faults + 1
+            retry_at = 0.0 if answer.fault is None else self._clock() + RETRIES.seconds(question.faults)
+            question.answer = ResolvedSource(answer.digest, answer.revision, answer.fault, retry_at)
         self._mark(key)
 
     async def _answer(self, source: Source, pod: PodAddress) -> Resolution:
         while True:
-            found = await self._client.resolve(pod, ResolveRequest(source=source))
-            if found.digest is not None or found.fault is not None:
-                return found
+            answer = await self._client.resolve(pod, ResolveRequest(source=source))
+            if answer.digest is not None or answer.fault is not None:
+                return answer
             await asyncio.sleep(self._again_seconds)
 
 

@@ -84,7 +84,7 @@ class RuntimeClient:
         await self._session.close()
 
     async def status(self, pod: PodAddress, boot: str, since: int, wait: int = POLL_SECONDS) -> RuntimeStatus | None:
-        """What changed in the pod after `since` of `boot`; None when nothing did for `wait` seconds.
+        """Return what changed in the pod after `since` of `boot`; None when nothing did for `wait` seconds.
 
         Raises:
             RuntimeUnreachableError, RuntimeRefusedError

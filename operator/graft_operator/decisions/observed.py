@@ -142,7 +142,7 @@ class Applied:
 
 
 def applied_hash(applied: Mapping[tuple[str, str], Applied]) -> str:
-    """One hash for all objects of a pool: what was wanted of each, and what came of it."""
+    """Return one hash for all objects of a pool: what was wanted of each, and what came of it."""
     return short_hash(sorted((*key, last.desired, last.fingerprint) for key, last in applied.items()))
 
 
@@ -173,7 +173,7 @@ class Observed:
     failure: Failure | None = None
 
     def own(self, kind: str, name: str) -> Child | None:
-        """Our object of this kind and name."""
+        """Return our object of this kind and name."""
         return next((child for child in self.own_children if (child.kind, child.name) == (kind, name)), None)
 
     @property
@@ -196,6 +196,6 @@ class Observed:
         return tuple(pod for pod in wanted if pod.template_hash == self.rollout.pod_template_hash) or wanted
 
     def report(self, pod: PodView) -> RuntimeStatus | None:
-        """What the pod says, where it is one of this very pool."""
+        """Return what the pod reports, if it is one of this very pool."""
         status = self.reports.get(pod.uid, PodReport()).status
         return status if status is not None and status.pool_uid == self.pool.uid else None

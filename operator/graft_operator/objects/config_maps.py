@@ -1,4 +1,4 @@
-"""What pods are told: their RuntimeConfig, the adapter set, the public keys of the control port."""
+"""The ConfigMaps that pods mount: their RuntimeConfig, the adapter set, the public keys of the control port."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ SECONDS_TO_END = 10
 
 
 def build_runtime_config(pool: Pool) -> RuntimeConfig:
-    """What the pool's pods are born with. Its hash changes with nothing but its fields."""
+    """Build the RuntimeConfig of the pool's pods. Its hash changes with nothing but its fields."""
     spec = pool.spec
     return RuntimeConfig(
         pool_uid=pool.uid,
@@ -68,7 +68,7 @@ def build_config_map(pool: Pool, config: RuntimeConfig) -> KubernetesObject:
 
 
 def build_adapter_set_config_map(pool: Pool, adapter_set: AdapterSet) -> KubernetesObject:
-    """The adapter set of the pods that were born with `adapter_set.config_hash`."""
+    """Build the ConfigMap with the adapter set of the pods of `adapter_set.config_hash`."""
     return {
         **_config_map(pool, adapter_set_name(pool, adapter_set.config_hash), adapter_set.config_hash),
         "binaryData": {ADAPTER_SET_FILE: base64.b64encode(adapter_set.to_gzip()).decode()},
@@ -87,7 +87,7 @@ def read_adapter_set(config_map: Mapping[str, Any]) -> AdapterSet | None:
 
 
 def build_keys_config_map(pool: Pool, keys: Mapping[str, str]) -> KubernetesObject:
-    """The public keys that the control port trusts: key id → SubjectPublicKeyInfo in PEM."""
+    """Build the ConfigMap with the public keys that the control port trusts: key id → SubjectPublicKeyInfo in PEM."""
     return {
         **CONFIG_MAP.type_meta,
         "metadata": metadata_of(pool, keys_name(pool)),
@@ -102,7 +102,7 @@ def _config_map(pool: Pool, name: str, config_hash: str) -> KubernetesObject:
 
 
 def _merge(spec: AdapterDeploymentSpec) -> MergeConfig | None:
-    """All that the spec says of the merge, so that a change of any of it rolls the pods."""
+    """Return all that the spec says of the merge, so that a change of any of it rolls the pods."""
     if spec.merge is None:
         return None
     adapters = {adapter.name: adapter for adapter in spec.adapters}

@@ -24,7 +24,7 @@ STARTUP_PERIOD_SECONDS = 2
 
 
 def build_pod_spec(pool: Pool, settings: Settings, config_hash: str) -> dict[str, Any]:
-    """The pod spec before spec.podTemplate is laid over it."""
+    """Build the pod spec, before spec.podTemplate is laid over it."""
     return {
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
@@ -67,7 +67,7 @@ def _container(pool: Pool, settings: Settings) -> dict[str, Any]:
 
 
 def _arguments(pool: Pool, settings: Settings) -> list[str]:
-    """Every path is one whole argument: where pods are processes, their node rewrites it to the pod's directory."""
+    """Return the arguments. Each path is one whole argument: a node whose pods are processes rewrites it."""
     bind_address = "$(POD_IP)" if settings.bind_address == "podIP" else "0.0.0.0"  # noqa: S104
     arguments = ["serve", "--config-directory", CONFIG_DIRECTORY, "--adapter-set-directory", ADAPTER_SET_DIRECTORY]
     arguments += ["--keys-directory", KEYS_DIRECTORY, "--cache-directory", CACHE_DIRECTORY]
