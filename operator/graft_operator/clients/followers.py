@@ -165,7 +165,7 @@ class PodFollower:
     def _not_understood(self, error: OtherVersionError) -> None:
         if self.report.fault != error.fault:
             logger.warning("pod %s: %s", self.address.ip, error)
-        self._tell(PodReport(asked=True, unreachable=str(error), fault=error.fault))
+        self._set_report(PodReport(asked=True, unreachable=str(error), fault=error.fault))
 
     async def _back_off(self, failures: int) -> None:
         self._nudged.clear()
