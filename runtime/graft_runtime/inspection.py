@@ -63,14 +63,11 @@ def inspect_adapter(
 def described(files: AdapterFiles, digest: str | None) -> AdapterInspection:
     """The report of an adapter whose config and header are in order."""
     return AdapterInspection(
-        method=files.method,
-        rank=files.rank,
-        module_count=len({part.path for part in files.parts}),
+        facts=files.facts,
         parameter_count=sum(math.prod(span.shape) for span in files.tensors.values()),
         bytes=files.bytes,
         digest=digest,
         base_model=files.recipe.base_model,
-        remapped=files.remapped,
         unchecked=tuple(Check),
     )
 
@@ -89,7 +86,7 @@ def _beside(base: StoredBase, files: AdapterFiles, found: AdapterInspection) -> 
     try:
         layout = base.layout()
         files, own = fitted(files, layout)
-        found = passed(found, Check.BASE).model_copy(update={"remapped": files.remapped})
+        found = passed(found, Check.BASE).model_copy(update={"facts": files.facts})
         if brings_one(files.directory) and not (base.directory / TOKENIZER_FILE).exists():
             return found
         highest = highest_token(base.directory, files.directory, f"adapter `{files.name}`")
@@ -116,15 +113,15 @@ def local_digest(directory: Path, name: str) -> str:
 def for_people(found: AdapterInspection, name: str) -> str:
     """The report as lines of text."""
     lines = [f"adapter     {name}"]
-    if found.method is not None:
+    if found.facts is not None:
         lines += [
-            f"method      {found.method}, rank {found.rank}",
-            f"modules     {found.module_count} with {found.parameter_count:,} parameters, {found.bytes:,} bytes",
+            f"method      {found.facts.method}, rank {found.facts.rank}",
+            f"modules     {found.facts.module_count} with {found.parameter_count:,} parameters, {found.bytes:,} bytes",
             f"digest      {found.digest}",
             f"trained for {found.base_model or 'it does not say'}",
         ]
-    if found.remapped is not None:
-        lines.append(f"remapped    {found.remapped}")
+    if found.facts is not None and found.facts.remapped is not None:
+        lines.append(f"remapped    {found.facts.remapped}")
     if found.fault is not None:
         lines += ["", "it would be refused:", f"{found.fault.message}   [code: {found.fault.code.value}]"]
     else:

@@ -12,7 +12,9 @@ from typing import Literal
 
 import msgspec
 
+from graft_runtime.contract.facts import AdapterFacts
 from graft_runtime.contract.tasks import Task
+from graft_runtime.contract.wire import Wire
 from graft_runtime.errors import ErrorCode, GraftError
 
 Tier = Literal["device", "host", "disk"]
@@ -152,8 +154,8 @@ class BaseLoaded(_Message, frozen=True, tag=True, array_like=True):
     parameter_count: int
     dtype: str
     task: Task
-    remapped: tuple[str | None, ...] = ()
-    """Of each adapter that was merged: see Mounted."""
+    merged: tuple[AdapterFacts, ...] = ()
+    """Of each adapter that was merged, in the order of the merge."""
 
     def room_after(self, prompt: int) -> int:
         """Tokens that can follow a prompt of this many."""
@@ -170,23 +172,11 @@ class Mounted(_Message, frozen=True, tag=True, array_like=True):
     """The adapter passed every check and its weights are in the memory of the model's device."""
 
     digest: str
-    rank: int
-    """The highest of its modules."""
-    module_count: int
+    facts: AdapterFacts
     bytes: int
     """In the memory of the model's device."""
     tier: Tier = "disk"
     """Where it was before. `host`: compiled and tried already."""
-    remapped: str | None = None
-    """What was done to find its modules in this base, in words; None when they were where it says."""
-    additive: bool = True
-    """It only adds to what the base's weights give, so that several make a weighted sum."""
-    scalable: bool = True
-    """A weight other than 1 has a meaning for it."""
-    vocabulary_size: int | None = None
-    """Token ids that it brings rows for; None: those of the base."""
-    virtual_tokens: int = 0
-    """Of the context, before the prompt."""
 
 
 class MountFailed(_Message, frozen=True, tag=True, array_like=True):
@@ -249,8 +239,7 @@ class Inspected(_Message, frozen=True, tag=True, array_like=True):
 
     directory: str
     fault: EngineFault | None = None
-    remapped: str | None = None
-    vocabulary_size: int | None = None
+    facts: AdapterFacts | None = None
 
 
 Event = (
@@ -268,9 +257,23 @@ Event = (
 )
 
 
-_encoder = msgspec.msgpack.Encoder()
-_command_decoder: msgspec.msgpack.Decoder[Command] = msgspec.msgpack.Decoder(Command)
-_event_decoder = msgspec.msgpack.Decoder(list[Event])
+def _plain(value: object) -> object:
+    """Return what goes over the socket for a type of the contract."""
+    if isinstance(value, Wire):
+        return value.model_dump(mode="json")
+    raise NotImplementedError(f"messages hold no {type(value).__name__}")
+
+
+def _typed(expected: type, value: object) -> object:
+    """Return the value of a type of the contract; pydantic's ValidationError is a ValueError as msgspec's is."""
+    if issubclass(expected, Wire):
+        return expected.model_validate(value)
+    raise NotImplementedError(f"messages hold no {expected.__name__}")
+
+
+_encoder = msgspec.msgpack.Encoder(enc_hook=_plain)
+_command_decoder: msgspec.msgpack.Decoder[Command] = msgspec.msgpack.Decoder(Command, dec_hook=_typed)
+_event_decoder = msgspec.msgpack.Decoder(list[Event], dec_hook=_typed)
 
 FRAME_HEADER_BYTES = 4
 """Big-endian length of the MessagePack body that follows."""

@@ -33,6 +33,7 @@ from graft_runtime.contract.control import (
     Resolution,
     ResolveRequest,
 )
+from graft_runtime.contract.facts import AdapterFacts
 from graft_runtime.contract.ports import API_PORT, CONTROL_PORT
 from graft_runtime.contract.status import (
     AdapterReport,
@@ -189,7 +190,8 @@ def report_of(entry: AdapterEntry) -> AdapterReport:
         return AdapterReport(name=entry.name, digest=entry.digest, state=AdapterState.FAILED, fault=fault)
     state = AdapterState.CHECKING if "slow" in entry.source.uri else AdapterState.MOUNTED
     remapped = "nothing → model at the start of modules' names" if "drifted" in entry.source.uri else None
-    return AdapterReport(name=entry.name, digest=entry.digest, state=state, method="LORA", rank=8, remapped=remapped)
+    facts = AdapterFacts(method="LORA", rank=8, module_count=14, remapped=remapped)
+    return AdapterReport(name=entry.name, digest=entry.digest, state=state, facts=facts)
 
 
 def answer(body: RuntimeStatus | Accepted | Resolution) -> web.Response:

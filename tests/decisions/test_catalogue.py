@@ -8,6 +8,7 @@ from typing import Any
 
 from graft_runtime.contract.adapter_set import AdapterEntry
 from graft_runtime.contract.checkpoints import Source
+from graft_runtime.contract.facts import AdapterFacts
 from graft_runtime.contract.status import AdapterReport, AdapterState
 from graft_runtime.errors import ErrorCode, GraftError
 from graft_runtime.pod.catalogue import (
@@ -25,11 +26,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 SOURCE = Source(uri="pvc://shelf/a")
+FACTS = AdapterFacts(method="LORA", rank=4, module_count=1)
 
 
 def artifact(digest: str, **fields: Any) -> Artifact:
     """Fetched and checked, not mounted."""
-    options: dict[str, Any] = {"cached": Cached(digest, Path("/nowhere"), 1), "method": "LORA", "rank": 4}
+    options: dict[str, Any] = {"cached": Cached(digest, Path("/nowhere"), 1), "facts": FACTS}
     return Artifact(digest, SOURCE, digest, **(options | fields))
 
 
@@ -47,7 +49,7 @@ def test_each_is_tried_once_and_not_again() -> None:
 
 def test_what_is_not_checked_or_failed_waits() -> None:
     broken = GraftError(ErrorCode.CORRUPT, "broken")
-    waiting = [artifact("fetching", cached=None), artifact("checking", method=None), artifact("broken", fault=broken)]
+    waiting = [artifact("fetching", cached=None), artifact("checking", facts=None), artifact("broken", fault=broken)]
     assert planned(waiting, 8) == []
 
 

@@ -16,6 +16,7 @@ from graft_operator.objects import Pool
 from graft_operator.resource import AdapterDeploymentStatus, Condition, MergedAdapterStatus, MergeStatus, parse_spec
 from graft_runtime.contract.adapter_set import AdapterEntry, AdapterSet, AdapterSetVersion
 from graft_runtime.contract.checkpoints import Source
+from graft_runtime.contract.facts import AdapterFacts
 from graft_runtime.contract.status import (
     AdapterReport,
     AdapterState,
@@ -74,6 +75,7 @@ ROLLOUT = Rollout(
     template_hash="wanted",
     pod_template_hash="template",
 )
+FACTS = AdapterFacts(method="LORA", rank=8, module_count=14)
 REPORT = RuntimeStatus(
     boot_id="boot",
     sequence=1,
@@ -82,7 +84,7 @@ REPORT = RuntimeStatus(
     ready=True,
     base=BaseReport(name="base", state=BaseState.SERVING),
     adapter_set=AdapterSetVersion(generation=3, hash=SET.content_hash()),
-    adapters=(AdapterReport(name="billing", digest=DIGEST, state=AdapterState.MOUNTED, method="LORA", rank=8),),
+    adapters=(AdapterReport(name="billing", digest=DIGEST, state=AdapterState.MOUNTED, facts=FACTS),),
 )
 NOT_A_MODEL = Fault(code=ErrorCode.NOT_A_MODEL, message="no model there")
 OTHER_VERSION = Fault(
@@ -454,7 +456,13 @@ def test_the_trouble_of_a_pod_is_quoted() -> None:
 
 def test_modules_that_moved_are_told() -> None:
     moved = REPORT.model_copy(
-        update={"adapters": (REPORT.adapters[0].model_copy(update={"remapped": "nothing → model"}),)}
+        update={
+            "adapters": (
+                REPORT.adapters[0].model_copy(
+                    update={"facts": FACTS.model_copy(update={"remapped": "nothing → model"})}
+                ),
+            )
+        }
     )
     before, after = World().status(), World(reports=(moved, moved)).status()
     assert (before.adapters[0].remapped, after.adapters[0].remapped) == (None, "nothing → model")

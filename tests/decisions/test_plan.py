@@ -33,6 +33,7 @@ from graft_operator.settings import Settings
 from graft_runtime.contract.adapter_set import AdapterSet, AdapterSetVersion
 from graft_runtime.contract.checkpoints import Source
 from graft_runtime.contract.config import MergeConfig, MergePart, RuntimeConfig
+from graft_runtime.contract.facts import AdapterFacts
 from graft_runtime.contract.status import AdapterReport, AdapterState, BaseReport, BaseState, RuntimeStatus
 from graft_runtime.contract.wire import Fault
 from graft_runtime.errors import ErrorCode
@@ -155,8 +156,7 @@ def runtime_status(
                 digest=entry.digest,
                 state=AdapterState.FAILED if entry.name in faults else AdapterState.MOUNTED,
                 fault=faults.get(entry.name),
-                method="LORA",
-                rank=8,
+                facts=AdapterFacts(method="LORA", rank=8, module_count=1),
             )
             for entry in adapter_set.adapters
         ),

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from graft_runtime.contract.adapter_set import AdapterEntry, AdapterSet
 from graft_runtime.contract.checkpoints import Source
+from graft_runtime.contract.facts import AdapterFacts
 from graft_runtime.contract.status import AdapterState
 from graft_runtime.contract.tasks import Task
 from graft_runtime.errors import ErrorCode, GraftError
@@ -33,7 +34,7 @@ from graft_runtime.store.cache import Cached
 class Files:
     """What the header checks find in every adapter here."""
 
-    method, rank = "LORA", 4
+    facts = AdapterFacts(method="LORA", rank=4, module_count=1)
 
 
 class Fetches:
@@ -109,7 +110,8 @@ class Played:
         told, self.sent[:] = list(self.sent), []
         for command in told:
             if isinstance(command, Mount):
-                self.residency.on_event(Mounted(command.digest, 4, 1, 1, **self.mounted.get(command.digest, {})))
+                facts = AdapterFacts(method="LORA", rank=4, module_count=1, **self.mounted.get(command.digest, {}))
+                self.residency.on_event(Mounted(command.digest, facts, bytes=1))
             elif isinstance(command, Unmount):
                 self.residency.on_event(Unmounted(command.digest, "host" if command.keep else None))
         await self.settle()

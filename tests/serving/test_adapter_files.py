@@ -72,7 +72,7 @@ def set_config(directory: Path, **changes: Any) -> None:
 
 def test_a_good_one_is_described(adapter: Path) -> None:
     files = read_adapter_files(adapter, name="sql", max_rank=4)
-    assert (files.method, files.rank, set(files.tensors)) == ("LORA", 4, set(SHAPES))
+    assert (files.facts.method, files.facts.rank, set(files.tensors)) == ("LORA", 4, set(SHAPES))
     assert files.bytes == sum(path.stat().st_size for path in adapter.iterdir())
     last = files.tensors[f"{V}.lora_B.weight"]
     assert (last.dtype, last.shape, last.end) == ("F32", (6, 2), (adapter / "adapter_model.safetensors").stat().st_size)
@@ -81,7 +81,7 @@ def test_a_good_one_is_described(adapter: Path) -> None:
 
 def test_what_peft_saves_is_read(make_adapter: Any) -> None:
     files = read_adapter_files(make_adapter("real", r=8), name="real", max_rank=8)
-    assert files.rank == 8
+    assert files.facts.rank == 8
     assert len(files.tensors) == 2 * 7 * 2  # A and B of seven linear modules in two layers
 
 
@@ -237,7 +237,7 @@ def test_one_error_lists_every_option(adapter: Path) -> None:
 @pytest.mark.parametrize("start", [True, False, "gaussian", "eva", "orthogonal", "mica"])
 def test_starts_that_leave_the_base_alone_are_served(adapter: Path, start: Any) -> None:
     set_config(adapter, init_lora_weights=start)
-    assert read_adapter_files(adapter, name="sql", max_rank=16).rank == 4
+    assert read_adapter_files(adapter, name="sql", max_rank=16).facts.rank == 4
 
 
 INVALID: dict[str, Any] = {
@@ -319,6 +319,6 @@ def test_bytes_that_changed_give_a_typed_error_or_nothing(adapter: Path, data: s
     end = data.draw(strategies.integers(start, min(len(whole), start + 40)))
     (adapter / name).write_bytes(whole[:start] + data.draw(strategies.binary(max_size=12)) + whole[end:])
     with suppress(GraftError):
-        assert read_adapter_files(adapter, name="sql", max_rank=16).rank <= 16
+        assert read_adapter_files(adapter, name="sql", max_rank=16).facts.rank <= 16
     (adapter / "adapter_config.json").write_text(json.dumps(CONFIG))
     (adapter / "adapter_model.safetensors").write_bytes(weights(GOOD))

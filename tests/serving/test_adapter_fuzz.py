@@ -256,7 +256,7 @@ def survivor(directory: Path, layout: BaseLayout = LAYOUT, max_rank: int = MAX_R
         files, _ = fitted(read_adapter_files(directory, name="x", max_rank=max_rank), layout)
     except GraftError:
         return None
-    assert 0 <= files.rank <= max_rank
+    assert 0 <= files.facts.rank <= max_rank
     assert all(layout.kind(part.path) for part in files.parts)
     named = {tensor.name for part in files.parts for tensor in part.tensors.values()}
     assert named == set(files.tensors), "no tensor is left over"

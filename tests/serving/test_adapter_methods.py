@@ -178,11 +178,11 @@ def test_the_registry_tells_what_each_method_can(built: Callable[[str], Built]) 
     mixed = Mixed(those.base, those.adapters)
     for name, adapter in mixed.adapters.items():
         if name != "saved":
-            support = SUPPORT[adapter.method]
-            assert (support.scaled, support.composed) == (adapter.scalable, adapter.additive), name
+            support = SUPPORT[adapter.facts.method]
+            assert (support.scaled, support.composed) == (adapter.facts.scalable, adapter.facts.additive), name
             files = read_adapter_files(those.adapters[name], name=name, max_rank=64)
-            assert all(part.additive for part in files.parts) == adapter.additive, name
-            assert files.rank == adapter.rank
+            assert all(part.additive for part in files.parts) == adapter.facts.additive, name
+            assert files.facts.rank == adapter.facts.rank
 
 
 def test_a_base_with_more_layers_is_told_by_every_method(built: Callable[[str], Built], tmp_path: Path) -> None:

@@ -194,7 +194,7 @@ NEUTRAL: Mapping[str, Change] = {
 def test_what_changes_nothing_is_taken(engine: Any, good: Path, tmp_path: Path, case: str) -> None:
     told = engine.mount(f"neutral {case}", written(good, tmp_path / "neutral", NEUTRAL[case]))
     assert isinstance(told, Mounted), told
-    assert told.remapped is None
+    assert told.facts.remapped is None
     assert "antigravity" not in sys.modules, "a config imports nothing"
 
 
@@ -221,9 +221,9 @@ def test_names_that_drifted_are_remapped_and_told(
     directory = written(good, tmp_path / "drifted", change)
     told = engine.mount(case, directory)
     assert isinstance(told, Mounted), told
-    assert told.remapped is not None
-    assert said in told.remapped
-    assert told.remapped in caplog.text
+    assert told.facts.remapped is not None
+    assert said in told.facts.remapped
+    assert told.facts.remapped in caplog.text
     right, drifted = (
         compile_adapter(
             read_adapter_files(path, name="x", max_rank=16),
@@ -276,7 +276,7 @@ def test_renames_of_the_model_s_own_family(make_base: Any, make_adapter: Any, in
     engine = in_process(base)
     told = engine.mount("former", former)
     assert isinstance(told, Mounted), told
-    assert told.remapped == "renamed modules as Transformers did"
+    assert told.facts.remapped == "renamed modules as Transformers did"
     assert torch.equal(logits(engine, former), logits(engine, today))
 
 
@@ -327,7 +327,7 @@ def test_no_path_of_a_config_is_opened(good: Path, tmp_path: Path) -> None:
         corda_config={"cache_file": str(pipe)},
         lora_ga_config={"cache_file": str(pipe)},
     )
-    assert read_adapter_files(written(good, tmp_path / "paths", paths), name="sql", max_rank=16).rank == 4
+    assert read_adapter_files(written(good, tmp_path / "paths", paths), name="sql", max_rank=16).facts.rank == 4
 
 
 def test_too_many_tensors(good: Path, tmp_path: Path) -> None:

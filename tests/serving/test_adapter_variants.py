@@ -191,7 +191,7 @@ def test_a_vocabulary_that_has_grown(tiny_base: Path, make_adapter: Callable[...
     grown = make_adapter("grown", rows=330, target_modules=["q_proj"])
     targeted = make_adapter("targeted", rows=325, target_modules=["embed_tokens", "lm_head", "q_proj"])
     mixed = Mixed(tiny_base, {"grown": grown, "targeted": targeted})
-    assert mixed.adapters["grown"].vocabulary == 330
+    assert mixed.adapters["grown"].facts.vocabulary_size == 330
     prompts = [[1, 329, 320, 5], [1, 2, 3], [324, 322, 7]]
     (theirs,), (base,), (other,) = (
         peft_logits(tiny_base, directory, [prompt])

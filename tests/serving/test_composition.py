@@ -99,9 +99,9 @@ def engine(in_process: Callable[..., Any], base: Path, adapters: dict[str, Path]
     for name, path in adapters.items():
         event = engine.mount(name, path)
         assert isinstance(event, Mounted), event
-        assert event.additive
-        assert event.scalable
-        assert event.vocabulary_size is None
+        assert event.facts.additive
+        assert event.facts.scalable
+        assert event.facts.vocabulary_size is None
     return engine
 
 
@@ -127,7 +127,7 @@ def test_an_activated_adapter_takes_its_part_from_its_invocation_on(
     engine: Any, make_adapter: Callable[..., Path], base: Path
 ) -> None:
     activated = make_adapter("activated", base=base, alora_invocation_tokens=[2, 5], target_modules="all-linear")
-    assert engine.mount("activated", activated).additive
+    assert engine.mount("activated", activated).facts.additive
     called, uncalled = PROMPTS[0], PROMPTS[1]
 
     def answer(prompt: list[int], **parts: float) -> list[int]:
@@ -142,7 +142,7 @@ def test_what_is_no_sum_is_refused_in_the_engine_too(
     engine: Any, make_adapter: Callable[..., Path], base: Path
 ) -> None:
     event = engine.mount("dora", make_adapter("dora", base=base, use_dora=True))
-    assert (event.additive, event.scalable) == (False, False)
+    assert (event.facts.additive, event.facts.scalable) == (False, False)
     assert faults(engine, submit("x", PROMPTS[0], {"a": 1, "dora": 1})) == ["NotComposable"]
     assert faults(engine, submit("x", PROMPTS[0], {"dora": 0.5})) == ["NotScalable"]
     assert len(engine.answers([submit("x", PROMPTS[0], {"dora": 1})])["x"]) == COUNT
@@ -185,7 +185,7 @@ def test_each_row_has_the_tokens_of_its_own_vocabulary(engine: Any, base: Path, 
 
     event = engine.mount("grown", grown)
     assert isinstance(event, Mounted), event
-    assert (event.vocabulary_size, event.additive) == (330, False)
+    assert (event.facts.vocabulary_size, event.facts.additive) == (330, False)
     prompt = [325, *PROMPTS[0], 329]
     assert faults(engine, submit("x", prompt, {})) == ["InvalidRequest"]
     assert faults(engine, submit("x", [330], {"grown": 1})) == ["InvalidRequest"]

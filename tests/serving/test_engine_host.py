@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from graft_runtime.adapters.deltas import CompiledAdapter, LowRank, ModuleDelta
+from graft_runtime.contract.facts import AdapterFacts
 from graft_runtime.engine.host import HostMemory
 from graft_runtime.errors import ErrorCode
 from graft_runtime.messages import (
@@ -27,9 +28,8 @@ CPU = torch.device("cpu")
 
 def pack(columns: int = 1) -> CompiledAdapter:
     """Of 8 bytes a column."""
-    return CompiledAdapter(
-        "LORA", columns, {"q": ModuleDelta(LowRank(torch.zeros(columns, 1), torch.zeros(columns, 1)))}
-    )
+    facts = AdapterFacts(method="LORA", rank=columns, module_count=1)
+    return CompiledAdapter(facts, {"q": ModuleDelta(LowRank(torch.zeros(columns, 1), torch.zeros(columns, 1)))})
 
 
 def test_what_came_first_goes_first_and_never_more_than_fits() -> None:

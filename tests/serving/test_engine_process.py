@@ -99,7 +99,7 @@ def test_the_process_serves_over_its_socket(child: Child, tiny_base: Path, make_
     )
     assert loaded.parameter_count > 0
     mounted = child.next(Mounted)
-    assert (mounted.digest, mounted.rank) == ("sha256:good", 4)
+    assert (mounted.digest, mounted.facts.rank) == ("sha256:good", 4)
     failed = child.next(MountFailed)
     assert (failed.digest, failed.fault.code) == ("sha256:bad", ErrorCode.RANK_TOO_HIGH)
 

@@ -36,7 +36,7 @@ def test_a_good_adapter(make_adapter: Any, tiny_base: Path, capsys: Any) -> None
     tensors = load_file(adapter / "adapter_model.safetensors").values()
     assert status == 0
     assert report["digest"].startswith("sha256:")
-    assert (report["method"], report["rank"], report["moduleCount"]) == ("LORA", 8, 14)
+    assert (report["facts"]["method"], report["facts"]["rank"], report["facts"]["moduleCount"]) == ("LORA", 8, 14)
     assert report["parameterCount"] == sum(tensor.numel() for tensor in tensors)
     assert report["fault"] is None
     status, text = inspected(capsys, adapter)
@@ -68,7 +68,7 @@ def test_modules_that_moved_are_told(make_adapter: Any, drift: Any, tiny_base: P
         said = "remapped    nothing → model at the start"
         assert (status, said in text) == (0, bool(arguments))
         report = json.loads(inspected(capsys, adapter, *arguments, "--output", "json")[1])
-        assert (report["remapped"] or "").startswith("nothing → model") is bool(arguments)
+        assert (report["facts"]["remapped"] or "").startswith("nothing → model") is bool(arguments)
     weights = load_file(adapter / "adapter_model.safetensors")
     weights = {name.removeprefix("base_model.model."): tensor for name, tensor in weights.items()}
     save_file(weights, adapter / "adapter_model.safetensors")

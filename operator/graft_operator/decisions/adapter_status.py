@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from graft_runtime.contract.adapter_set import AdapterSet
+from graft_runtime.contract.facts import AdapterFacts
 from graft_runtime.contract.status import AdapterReport
 from graft_runtime.contract.wire import Fault
 from graft_runtime.errors import ErrorCode
@@ -77,12 +79,16 @@ def adapter_status(
         desired_replicas=pool.spec.replicas if fault is None or fault.code is not ErrorCode.POOL_IS_MERGED else 0,
         digest=entry.digest if entry is not None else None,
         revision=entry.revision if entry is not None else None,
-        method=shown.method if shown is not None else None,
-        rank=shown.rank if shown is not None else None,
-        remapped=shown.remapped if shown is not None else None,
+        **shown_facts(shown.facts if shown is not None else None),
         reason=None if fault is None else fault.code.value,
         message=None if fault is None else fault.message,
     )
+
+
+def shown_facts(facts: AdapterFacts | None) -> dict[str, Any]:
+    """Return the facts that the status has a field for."""
+    known = facts.model_dump() if facts is not None else {}
+    return {name: value for name, value in known.items() if name in AdapterStatus.model_fields}
 
 
 def _adapter_fault(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 
@@ -15,6 +15,7 @@ from graft_runtime.adapters.layout import BaseLayout
 from graft_runtime.adapters.parts.part import BaseModule, Part
 from graft_runtime.adapters.parts.virtual import KeysAndValues
 from graft_runtime.adapters.vocabulary import own_rows
+from graft_runtime.contract.facts import AdapterFacts
 from graft_runtime.errors import ErrorCode, GraftError, shown
 
 BaseModules = Callable[[str], BaseModule]
@@ -51,14 +52,26 @@ def compile_adapter(
         prefix = prefix.map(lambda tensor: tensor.to(dtype))
         values.note_cast("prefix", (prefix.keys, prefix.values), dtype)
     values.check(prefix is not None or any(delta.changes for delta in deltas.values()))
-    return CompiledAdapter(
-        method=files.method,
-        rank=files.rank,
-        modules=deltas,
-        invocation=files.recipe.invocation,
-        vocabulary=own_rows(own_layout, layout),
-        prefix=prefix,
-        remapped=files.remapped,
+    facts = _completed(files.facts, deltas, prefix, own_rows(own_layout, layout))
+    return CompiledAdapter(facts, deltas, files.recipe.invocation, prefix)
+
+
+def _completed(
+    facts: AdapterFacts, modules: Mapping[str, ModuleDelta], prefix: Prefix | None, rows: int | None
+) -> AdapterFacts:
+    """Return the facts with those that only the deltas tell."""
+    deltas = modules.values()
+    prompts = [delta.prompt.shape[0] for delta in deltas if delta.prompt is not None]
+    weighted = any(delta.low_rank or delta.experts or delta.offset is not None for delta in deltas)
+    return facts.model_copy(
+        update={
+            "module_count": len(modules),
+            "additive": prefix is None and all(delta.additive for delta in deltas),
+            # A weight scales ΔW, which nothing else may multiply.
+            "scalable": weighted and all(delta.gain is None and delta.input_gain is None for delta in deltas),
+            "vocabulary_size": rows,
+            "virtual_tokens": sum(prompts) + (prefix.tokens if prefix is not None else 0),
+        }
     )
 
 

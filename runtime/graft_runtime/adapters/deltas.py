@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
+from graft_runtime.contract.facts import AdapterFacts
+
 if TYPE_CHECKING:
     import torch
 
@@ -189,42 +191,17 @@ class Prefix:
 class CompiledAdapter:
     """An adapter in the memory of the model's device, checked against the base it was compiled for."""
 
-    method: str
-    """PEFT's name of it: `LORA`."""
-    rank: int
-    """Columns that it takes of the bank: the most that one of its modules needs."""
+    facts: AdapterFacts
     modules: Mapping[str, ModuleDelta]
     """By the path of the module."""
     invocation: tuple[int, ...] = ()
     """It takes part from the last place on where a prompt says these tokens; nowhere when it does not (aLoRA)."""
-    vocabulary: int | None = None
-    """Token ids that it knows, when they are not the base's."""
     prefix: Prefix | None = None
-    remapped: str | None = None
-    """What was done to find its modules in this base, in words; None when they were where it says."""
-
-    @property
-    def virtual_tokens(self) -> int:
-        """Positions that it takes before the first token of a prompt."""
-        prompts = [delta.prompt.shape[0] for delta in self.modules.values() if delta.prompt is not None]
-        return sum(prompts) + (self.prefix.tokens if self.prefix is not None else 0)
 
     @property
     def bytes(self) -> int:
         """In the memory of the device."""
         return sum(tensor.nbytes for tensor in self._tensors())
-
-    @property
-    def additive(self) -> bool:
-        """Whether a request may add it to others: all that it does is ΔW·x."""
-        return self.prefix is None and all(delta.additive for delta in self.modules.values())
-
-    @property
-    def scalable(self) -> bool:
-        """Whether a weight other than 1 means something: it scales ΔW, which nothing else multiplies."""
-        deltas = self.modules.values()
-        weighted = any(delta.low_rank or delta.experts or delta.offset is not None for delta in deltas)
-        return weighted and all(delta.gain is None and delta.input_gain is None for delta in deltas)
 
     def to(self, device: torch.device) -> CompiledAdapter:
         """In the memory of this device; itself when it is there."""

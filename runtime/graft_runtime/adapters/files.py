@@ -17,6 +17,7 @@ from graft_runtime.adapters.parts.part import Part
 from graft_runtime.adapters.remap import plain_names
 from graft_runtime.adapters.strict_json import parse_object
 from graft_runtime.adapters.tensors import TensorSpan, read_header
+from graft_runtime.contract.facts import AdapterFacts
 from graft_runtime.errors import ErrorCode, GraftError, shown
 
 CONFIG_FILE = "adapter_config.json"
@@ -40,18 +41,24 @@ class AdapterFiles:
     """Under the names that `save_pretrained` gives them."""
     version: tuple[int, ...]
     """Of the file that the header was read from: the weights are read from the same one."""
-    remapped: str | None = None
-    """What was done to the names of tensors or modules, in words; None when all of them were right."""
+    facts: AdapterFacts
+    """As far as they are known before it is compiled."""
 
-    @property
-    def method(self) -> str:
-        """PEFT's name of the method: `LORA`."""
-        return self.recipe.method
 
-    @property
-    def rank(self) -> int:
-        """The highest of its modules."""
-        return highest_rank(self.parts)
+def facts_of(recipe: Recipe, parts: Sequence[Part], remapped: str | None) -> AdapterFacts:
+    """Return what config and header say of an adapter.
+
+    Args:
+        recipe: of its config.
+        parts: of its tensors.
+        remapped: see `AdapterFacts`.
+    """
+    return AdapterFacts(
+        method=recipe.method,
+        rank=highest_rank(parts),
+        module_count=len({part.path for part in parts}),
+        remapped=remapped,
+    )
 
 
 def read_adapter_files(directory: Path, *, name: str, max_rank: int) -> AdapterFiles:
@@ -80,10 +87,10 @@ def read_adapter_files(directory: Path, *, name: str, max_rank: int) -> AdapterF
         weight_bytes, version = os.fstat(file.fileno()).st_size, _version(file)
         tensors = read_header(file, f"{WEIGHTS_FILE} of adapter `{name}`")
     tensors, remapped = plain_names(tensors)
-    files = AdapterFiles(
-        directory, name, recipe, recipe.parts(tensors), config_bytes + weight_bytes, tensors, version, remapped
-    )
-    if files.rank > max_rank:
+    parts = recipe.parts(tensors)
+    facts = facts_of(recipe, parts, remapped)
+    files = AdapterFiles(directory, name, recipe, parts, config_bytes + weight_bytes, tensors, version, facts)
+    if facts.rank > max_rank:
         raise _rank_too_high(files, max_rank)
     return files
 
@@ -93,7 +100,7 @@ def _rank_too_high(files: AdapterFiles, max_rank: int) -> GraftError:
     why = highest.why_rank
     return GraftError(
         ErrorCode.RANK_TOO_HIGH,
-        f"adapter `{files.name}` has rank {files.rank}, the pool takes at most {max_rank} (spec.engine.maxRank)",
+        f"adapter `{files.name}` has rank {files.facts.rank}, the pool takes at most {max_rank} (spec.engine.maxRank)",
         details=[f"{highest.path}: {why}"] if why else [],
         hint=f"train with {'a lower r' if why else f'r ≤ {max_rank}'} or raise spec.engine.maxRank",
     )

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from graft_runtime.adapters.files import AdapterFiles
+from graft_runtime.adapters.files import AdapterFiles, facts_of
 from graft_runtime.adapters.keys import is_saved
 from graft_runtime.adapters.layout import ATTENTION, INPUT_EMBEDDING, BaseLayout
 from graft_runtime.adapters.methods.recipe import Saving, Targeting, misshapen
@@ -38,13 +38,14 @@ def fitted(files: AdapterFiles, layout: BaseLayout) -> tuple[AdapterFiles, BaseL
         return True
 
     if layout.experts:
-        files = replace(files, parts=stacked(files.parts, layout))
+        parts = stacked(files.parts, layout)
+        files = replace(files, parts=parts, facts=facts_of(files.recipe, parts, files.facts.remapped))
     paths = list(dict.fromkeys(part.path for part in files.parts if part.path not in (INPUT_EMBEDDING, ATTENTION)))
     found = remap(paths, layout, fits)
     _check_depth(files, {path: path for path in paths} if found is None else found.names, layout)
     if found is not None:
-        told = "; ".join(filter(None, [files.remapped, found.told]))
-        files = replace(files, parts=moved(found.names), remapped=told)
+        told = "; ".join(filter(None, [files.facts.remapped, found.told]))
+        files = replace(files, parts=moved(found.names), facts=files.facts.model_copy(update={"remapped": told}))
     _check_heads(files, layout)
     return files, fit(files.parts, layout, name=files.name, base_model=files.recipe.base_model)
 

@@ -36,8 +36,8 @@ def alone(lease: Lease | None, voice: Voice, base_rows: int) -> Speaker:
     """One adapter as it is, or the base model."""
     if lease is None:
         return Speaker((), (), voice, base_rows)
-    artifact = lease.artifact
-    return Speaker((lease,), (lease.served,), voice, artifact.vocabulary_size or base_rows, artifact.virtual_tokens)
+    facts = lease.facts
+    return Speaker((lease,), (lease.served,), voice, facts.vocabulary_size or base_rows, facts.virtual_tokens)
 
 
 def together(
@@ -71,23 +71,23 @@ def together(
     manner = Manner()
     for voice in reversed(voices):
         manner = over(voice.own, manner)
-    voice, artifact = replace(voices[0], own=manner), leases[0].artifact  # several have neither of what follows
-    return Speaker(tuple(leases), served, voice, artifact.vocabulary_size or base_rows, artifact.virtual_tokens)
+    voice, facts = replace(voices[0], own=manner), leases[0].facts  # several have neither of what follows
+    return Speaker(tuple(leases), served, voice, facts.vocabulary_size or base_rows, facts.virtual_tokens)
 
 
 def _faults(parts: Sequence[NamedAdapter], leases: Sequence[Lease], voices: Sequence[Voice]) -> list[str]:
     faults = []
     for part, lease in zip(parts, leases, strict=True):
-        artifact = lease.artifact
-        if len(parts) > 1 and not artifact.additive:
-            faults.append(f"`{part.name}` ({artifact.method}) does more than add to the base model's weights")
-        elif part.weight != 1 and not artifact.scalable:
-            faults.append(f"`{part.name}` ({artifact.method}) has no weight but 1, not {part.weight:g}")
+        facts = lease.facts
+        if len(parts) > 1 and not facts.additive:
+            faults.append(f"`{part.name}` ({facts.method}) does more than add to the base model's weights")
+        elif part.weight != 1 and not facts.scalable:
+            faults.append(f"`{part.name}` ({facts.method}) has no weight but 1, not {part.weight:g}")
     first = voices[0].tokenizer.identity
     others = [part.name for part, voice in zip(parts, voices, strict=True) if voice.tokenizer.identity != first]
     if others:
         faults.append(f"`{parts[0].name}` and `{others[0]}` have different tokenizers")
-    rows = {lease.artifact.vocabulary_size for lease in leases}
+    rows = {lease.facts.vocabulary_size for lease in leases}
     if len(rows) > 1:
         faults.append("they have embeddings of different vocabularies")
     return faults

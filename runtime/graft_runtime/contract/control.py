@@ -15,6 +15,7 @@ from typing import Literal
 
 from graft_runtime.contract.adapter_set import AdapterSetVersion
 from graft_runtime.contract.checkpoints import Digest, Source
+from graft_runtime.contract.facts import AdapterFacts
 from graft_runtime.contract.wire import Fault, Message
 
 TOKEN_ALGORITHM = "EdDSA"  # noqa: S105
@@ -62,19 +63,13 @@ class Check(StrEnum):
 class AdapterInspection(Message):
     """What the files of an adapter say, and why it would be refused. Fields stay null when the files can't be read."""
 
-    method: str | None = None
-    """PEFT's name of it: `LORA`."""
-    rank: int | None = None
-    """Columns that it takes, the most of one module."""
-    module_count: int | None = None
+    facts: AdapterFacts | None = None
     parameter_count: int | None = None
     bytes: int | None = None
     """Of its config and weights."""
     digest: Digest | None = None
     base_model: str | None = None
     """What it says that it was trained for."""
-    remapped: str | None = None
-    """What was done to find its modules in the base, in words; None when they are where its files say."""
     unchecked: tuple[Check, ...] = ()
     """The checks that it has not passed: they need more than was there, or come after the fault."""
     fault: Fault | None = None

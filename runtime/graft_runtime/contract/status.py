@@ -6,6 +6,7 @@ from enum import StrEnum
 
 from graft_runtime.contract.adapter_set import AdapterSetVersion
 from graft_runtime.contract.checkpoints import AdapterName, Digest
+from graft_runtime.contract.facts import AdapterFacts
 from graft_runtime.contract.wire import Fault, Message, Wire
 
 
@@ -33,11 +34,8 @@ class AdapterReport(Wire):
     revision: str | None = None
     state: AdapterState
     fault: Fault | None = None
-    method: str | None = None
-    """PEFT's `peft_type`."""
-    rank: int | None = None
-    remapped: str | None = None
-    """What was done to find its modules in the base, in words; None when they are where its files say."""
+    facts: AdapterFacts | None = None
+    """None until its files have been read."""
     bytes: int | None = None
     """Of the adapter's files."""
     candidate: Digest | None = None

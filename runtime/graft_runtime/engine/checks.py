@@ -39,9 +39,9 @@ def check_tokens(message: Generate, vocabulary: int) -> None:
 
 def check_adapters(adapters: Sequence[RowAdapter], bank: Bank) -> None:
     """Raises GraftError: NotComposable, also when the bank could not hold them even for this request alone."""
-    if len(adapters) > 1 and not all(part.adapter.additive for part in adapters):
+    if len(adapters) > 1 and not all(part.adapter.facts.additive for part in adapters):
         raise GraftError(ErrorCode.NOT_COMPOSABLE, "an adapter of the request does more than add to the base")
-    if any(part.weight != 1 and not part.adapter.scalable for part in adapters):
+    if any(part.weight != 1 and not part.adapter.facts.scalable for part in adapters):
         raise GraftError(ErrorCode.NOT_SCALABLE, "an adapter of the request has no weight but 1")
     if not bank.can_ever_hold(adapters):
         what = f"the request's {len(adapters)} adapters have more columns together than the active bank"

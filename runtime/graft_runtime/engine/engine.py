@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import torch
 
+from graft_runtime.contract.facts import AdapterFacts
 from graft_runtime.contract.tasks import Task
 from graft_runtime.engine.batches import BatchFlow
 from graft_runtime.engine.checks import check_adapters, check_length, check_request, check_tokens
@@ -151,7 +152,7 @@ class Engine:
     def _publish(self, outcome: Outcome) -> None:
         match outcome:
             case BaseReady():
-                self._serve(outcome.base, outcome.remapped)
+                self._serve(outcome.base, outcome.merged)
             case AdapterReady():
                 self._publish_adapter(outcome)
             case MountFailed():
@@ -160,7 +161,7 @@ class Engine:
             case _:
                 self._tell(outcome)
 
-    def _serve(self, base: BaseModel, remapped: tuple[str | None, ...]) -> None:
+    def _serve(self, base: BaseModel, merged: tuple[AdapterFacts, ...]) -> None:
         assert self._start is not None
         try:
             self._serving = _Serving(base, self._start)
@@ -176,7 +177,7 @@ class Engine:
                 parameter_count=sum(parameter.numel() for parameter in base.model.parameters()),
                 dtype=str(base.dtype).removeprefix("torch."),
                 task=base.task,
-                remapped=remapped,
+                merged=merged,
             )
         )
 
@@ -225,7 +226,7 @@ class Engine:
             check_adapters(adapters, serving.runner.bank)
             virtual = virtual_tokens(adapters)
             check_length(len(message.prompt) + virtual, serving.runner.context_length)
-            vocabulary = adapters[0].adapter.vocabulary if adapters else None
+            vocabulary = adapters[0].adapter.facts.vocabulary_size if adapters else None
             vocabulary = vocabulary if vocabulary is not None else serving.base.vocabulary_size
             check_tokens(message, vocabulary)
         except GraftError as error:

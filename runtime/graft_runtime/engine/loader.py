@@ -14,6 +14,7 @@ import torch
 from graft_runtime.adapters.compile import compile_adapter
 from graft_runtime.adapters.deltas import CompiledAdapter
 from graft_runtime.adapters.files import read_adapter_files
+from graft_runtime.contract.facts import AdapterFacts
 from graft_runtime.durable import replacing
 from graft_runtime.errors import ErrorCode, GraftError
 from graft_runtime.merge.memory import merge_into
@@ -40,7 +41,7 @@ class BaseReady:
     """The base model is in the memory of its device."""
 
     base: BaseModel
-    remapped: tuple[str | None, ...] = ()
+    merged: tuple[AdapterFacts, ...] = ()
     """See BaseLoaded."""
 
 
@@ -74,7 +75,7 @@ class Loader:
             outcome = self._load_adapter(Mount("", job.directory, job.name))
             if isinstance(outcome, MountFailed):
                 return Inspected(job.directory, outcome.fault)
-            return Inspected(job.directory, None, outcome.adapter.remapped, outcome.adapter.vocabulary)
+            return Inspected(job.directory, None, outcome.adapter.facts)
         return _convert_tokenizer(job)
 
     def _load_base(self, start: Start) -> BaseReady | BaseFailed:
@@ -87,15 +88,15 @@ class Loader:
                 max_sequence_length=start.max_sequence_length,
                 task=start.task,
             )
-            remapped: tuple[str | None, ...] = ()
+            merged: tuple[AdapterFacts, ...] = ()
             if start.merge:
-                base, remapped = merge_into(base, start.merge, max_rank=start.max_rank)
+                base, merged = merge_into(base, start.merge, max_rank=start.max_rank)
             self._base = base
         except Exception as error:
             return BaseFailed(fault_of(error, f"base model `{start.name}`"))
-        for source, told in zip(start.merge, remapped, strict=True):
-            _tell_remapped(source.name, told)
-        return BaseReady(base, remapped)
+        for source, facts in zip(start.merge, merged, strict=True):
+            _tell_remapped(source.name, facts.remapped)
+        return BaseReady(base, merged)
 
     def _load_adapter(self, mount: Mount) -> AdapterReady | MountFailed:
         if self._base is None:
@@ -107,7 +108,7 @@ class Loader:
             adapter = compile_adapter(files, base.layout, base.modules, dtype=base.dtype, device=base.device)
         except Exception as error:
             return MountFailed(mount.digest, fault_of(error, f"adapter `{mount.name}`"))
-        _tell_remapped(mount.name, adapter.remapped)
+        _tell_remapped(mount.name, adapter.facts.remapped)
         return AdapterReady(mount.digest, mount.name, adapter)
 
 

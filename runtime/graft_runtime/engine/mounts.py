@@ -127,15 +127,4 @@ class Mounts:
 
 
 def _mounted(digest: str, adapter: CompiledAdapter, tier: Tier) -> Mounted:
-    return Mounted(
-        digest,
-        adapter.rank,
-        len(adapter.modules),
-        adapter.bytes,
-        tier=tier,
-        remapped=adapter.remapped,
-        additive=adapter.additive,
-        scalable=adapter.scalable,
-        vocabulary_size=adapter.vocabulary,
-        virtual_tokens=adapter.virtual_tokens,
-    )
+    return Mounted(digest, adapter.facts, adapter.bytes, tier)

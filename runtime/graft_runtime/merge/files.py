@@ -128,8 +128,8 @@ def merge_files(
             for adapter in adapters
         ]
     )
-    for moved in (addend.files for addend in merged.addends if addend.files.remapped):
-        tell(f"adapter `{moved.name}` names its modules otherwise than its base: {moved.remapped}")
+    for moved in (addend.files for addend in merged.addends if addend.files.facts.remapped):
+        tell(f"adapter `{moved.name}` names its modules otherwise than its base: {moved.facts.remapped}")
     files = _weight_files(base)
     spans = read_spans(base, files)
     places = find_places(base, spans, merged, modules, layout)

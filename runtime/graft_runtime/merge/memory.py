@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from graft_runtime.contract.facts import AdapterFacts
 from graft_runtime.contract.tasks import Task
 from graft_runtime.errors import ErrorCode, GraftError
 from graft_runtime.merge.addend import Addend
@@ -23,7 +24,7 @@ from graft_runtime.runners.trial import check_called, trial_prompt
 
 def merge_into(
     base: BaseModel, sources: Sequence[MergeSource], *, max_rank: int
-) -> tuple[BaseModel, tuple[str | None, ...]]:
+) -> tuple[BaseModel, tuple[AdapterFacts, ...]]:
     """Fold adapters into the weights of `base`, whose memory the result takes over.
 
     Args:
@@ -32,8 +33,7 @@ def merge_into(
         max_rank: the highest rank of a module.
 
     Returns:
-        The merged model, and what was done to find the modules of each adapter, in words; None where they are where
-        its files say.
+        The merged model, and what each adapter is.
 
     Raises:
         GraftError: what a mount of one of the adapters raises, and see `Addend.read` and `Sum`. `base` has lost its
@@ -61,7 +61,7 @@ def merge_into(
         base.model.to("meta")  # nobody can serve what is half merged
         raise
     return replace(base, layout=layout_of(base.model, base.name)), tuple(
-        addend.files.remapped for addend in merged.addends
+        addend.files.facts for addend in merged.addends
     )
 
 

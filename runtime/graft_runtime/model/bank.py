@@ -66,7 +66,7 @@ class Bank:
 
     def can_ever_hold(self, adapters: Sequence[RowAdapter]) -> bool:
         """Whether one request's adapters fit when nothing else runs."""
-        return sum(adapter.rank for adapter in {part.adapter for part in adapters}) <= self._limit
+        return sum(adapter.facts.rank for adapter in {part.adapter for part in adapters}) <= self._limit
 
     def hold(self, adapters: Sequence[RowAdapter]) -> bool:
         """Makes these adapters active for one request. False, and nothing has changed, when they don't fit."""
@@ -160,10 +160,10 @@ class Bank:
 
     def _activate(self, adapter: CompiledAdapter, limit: int | None) -> bool:
         """Copies the adapter into the lowest free columns that are contiguous, and into the lowest free slot."""
-        start = self._free(adapter.rank)
-        if limit is not None and start + adapter.rank > limit:
+        start = self._free(adapter.facts.rank)
+        if limit is not None and start + adapter.facts.rank > limit:
             return False
-        self._places[adapter] = _Place(start, adapter.rank, self._free_slot())
+        self._places[adapter] = _Place(start, adapter.facts.rank, self._free_slot())
         try:
             self._put(adapter, self._places[adapter])
         except torch.OutOfMemoryError:  # as if it had never been here

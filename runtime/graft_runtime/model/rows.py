@@ -41,7 +41,7 @@ class Row:
 
 def virtual_tokens(adapters: Sequence[RowAdapter]) -> int:
     """Positions that these take before the first token of a row's prompt."""
-    return sum(part.adapter.virtual_tokens for part in adapters)
+    return sum(part.adapter.facts.virtual_tokens for part in adapters)
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from typing import Literal
 from graft_runtime.adapters.vocabulary import vocabulary_fault
 from graft_runtime.contract.adapter_set import AdapterEntry
 from graft_runtime.contract.checkpoints import Source
+from graft_runtime.contract.facts import AdapterFacts
 from graft_runtime.contract.status import AdapterReport, AdapterState
 from graft_runtime.contract.wire import Fault
 from graft_runtime.errors import ErrorCode, GraftError
@@ -41,20 +42,11 @@ class Artifact:
     wanted: bool = True
     """Some name of the adapter set points to it."""
     cached: Cached | None = None
-    method: str | None = None
-    rank: int | None = None
-    remapped: str | None = None
-    """See `AdapterReport`."""
+    facts: AdapterFacts | None = None
+    """None until its files have been read; complete once it was mounted."""
     bytes: int | None = None
     highest_token: int | None = None
     """The highest id that its own tokenizer makes and the base's does not; None for none."""
-    vocabulary_size: int | None = None
-    """Token ids that it brings rows for; None: those of the base."""
-    virtual_tokens: int = 0
-    """Of the context, before the prompt."""
-    additive: bool = True
-    """See Mounted."""
-    scalable: bool = True
     proven: bool = False
     """It passed every check against the base, a trial mount included."""
     fault: GraftError | None = None
@@ -92,12 +84,12 @@ class Artifact:
 
     @property
     def mountable(self) -> bool:
-        return self.cached is not None and self.method is not None and self.fault is None and self.wanted
+        return self.cached is not None and self.facts is not None and self.fault is None and self.wanted
 
     @property
     def may_mount_again(self) -> bool:
         """Its mount failed, and another try may end otherwise."""
-        return self.method is not None and self.fault is not None and self.fault.code.retried
+        return self.facts is not None and self.fault is not None and self.fault.code.retried
 
     @property
     def tier(self) -> Tier | None:
@@ -110,10 +102,8 @@ class Artifact:
 
     def mounted(self, event: Mounted, base_rows: int) -> None:
         """The engine has it; with a fault, it is to be unmounted at once."""
-        self.in_host, self.yielding, self.remapped = False, False, event.remapped
-        self.vocabulary_size, self.virtual_tokens = event.vocabulary_size, event.virtual_tokens
-        self.additive, self.scalable = event.additive, event.scalable
-        self.fault = vocabulary_fault(self.name, self.highest_token, self.vocabulary_size, base_rows)
+        self.in_host, self.yielding, self.facts = False, False, event.facts
+        self.fault = vocabulary_fault(self.name, self.highest_token, event.facts.vocabulary_size, base_rows)
         self.proven = self.proven or self.fault is None
         self.residence = Residence.MOUNTED if self.fault is None else Residence.UNMOUNTING
 
@@ -203,7 +193,7 @@ def _urgency(artifact: Artifact) -> tuple[bool, bool, float]:
 
 def scale_fault(entry: AdapterEntry, artifact: Artifact) -> GraftError | None:
     """That an adapter can't be served with the scale of its entry. What it is made of is known once it was mounted."""
-    if entry.scale == 1 or artifact.scalable:
+    if entry.scale == 1 or artifact.facts is None or artifact.facts.scalable:
         return None
     return GraftError(
         ErrorCode.NOT_SCALABLE,
@@ -230,9 +220,7 @@ def report(alias: Alias, artifact: Artifact | None, candidate: Artifact | None) 
         revision=entry.exact_source.revision,
         state=AdapterState.DRAINING if alias.removed else _state(entry, artifact),
         fault=_fault(entry, artifact),
-        method=artifact.method,
-        rank=artifact.rank,
-        remapped=artifact.remapped,
+        facts=artifact.facts,
         bytes=artifact.bytes,
         candidate=entry.candidate,
         candidate_state=_state(entry, candidate) if candidate else None,

@@ -39,10 +39,11 @@ class DryRun:
         await self.engine.spawned.wait()
         try:
             inspected = await self.engine.inspect(str(cached.directory), source.uri)
-            found = passed(found, Check.BASE, Check.VALUES).model_copy(update={"remapped": inspected.remapped})
+            found = passed(found, Check.BASE, Check.VALUES).model_copy(update={"facts": inspected.facts})
             base = self.base.serving()  # a tokenizer is judged beside its base's
             highest = await self.highest_token(cached, source.uri)
         except GraftError as error:
             return refused(found, error)
-        fault = vocabulary_fault(source.uri, highest, inspected.vocabulary_size, base.loaded.vocabulary_size)
+        assert inspected.facts is not None, "it has no fault"
+        fault = vocabulary_fault(source.uri, highest, inspected.facts.vocabulary_size, base.loaded.vocabulary_size)
         return passed(found, Check.TOKENIZER) if fault is None else refused(found, fault)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
+from graft_runtime.contract.facts import AdapterFacts
 from graft_runtime.errors import ErrorCode, GraftError
 from graft_runtime.messages import ServedAdapter, Tier
 from graft_runtime.pod.catalogue import Alias, Artifact
@@ -37,6 +38,12 @@ class Lease:
         if self.holder is not None:
             what = f"`{self.alias.entry.name}` was removed, and the time for running requests is over"
             self.holder.fail(GraftError(ErrorCode.UNKNOWN_MODEL, what, field="model"))
+
+    @property
+    def facts(self) -> AdapterFacts:
+        """Return what the adapter is."""
+        assert self.artifact.facts is not None, "it is mounted"
+        return self.artifact.facts
 
     def release(self) -> None:
         """Once or more often."""

@@ -15,6 +15,7 @@ from pathlib import Path
 from graft_runtime.adapters.files import AdapterFiles, read_adapter_files
 from graft_runtime.contract.adapter_set import AdapterEntry, AdapterSet
 from graft_runtime.contract.config import MergeConfig, MergePart
+from graft_runtime.contract.facts import AdapterFacts
 from graft_runtime.contract.status import AdapterReport, AdapterState, MergedPart, MergeReport
 from graft_runtime.contract.wire import Fault
 from graft_runtime.errors import ErrorCode, GraftError
@@ -57,7 +58,7 @@ class MergedAdapters:
         self._used: Digests = {}
         """What goes into the base, or went; empty while it may still change."""
         self._done = False
-        self._remapped: Mapping[str, str | None] = {}
+        self._facts: Mapping[str, AdapterFacts] = {}
         self.digests: frozenset[str] = frozenset()
         """All that the cache must keep. Read by other threads."""
 
@@ -84,7 +85,7 @@ class MergedAdapters:
 
     def base_loaded(self, loaded: BaseLoaded) -> None:
         """Report all of it as merged from now on."""
-        self._done, self._remapped = True, dict(zip(self._parts, loaded.remapped, strict=True))
+        self._done, self._facts = True, dict(zip(self._parts, loaded.merged, strict=True))
         self._tell()
 
     def base_failed(self, error: GraftError) -> None:
@@ -155,9 +156,7 @@ class MergedAdapters:
             revision=entry.exact_source.revision,
             state=AdapterState.FAILED if fault is not None else self._state(entry),
             fault=fault,
-            method=files.method if files is not None else None,
-            rank=files.rank if files is not None else None,
-            remapped=self._remapped.get(name),
+            facts=self._facts.get(name) or (files.facts if files is not None else None),
             bytes=files.bytes if files is not None else None,
         )
 

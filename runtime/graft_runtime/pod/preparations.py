@@ -69,5 +69,5 @@ class Preparations:
                 GraftError(ErrorCode.INTERNAL, f"adapter `{name}` can't be prepared: {type(error).__name__}: {error}")
             )
         else:
-            artifact.method, artifact.rank = files.method, files.rank
+            artifact.facts = files.facts
             self._told(artifact)

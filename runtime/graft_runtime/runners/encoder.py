@@ -75,10 +75,10 @@ class EncoderRunner(Runner):
             GraftError: UnsupportedMethod for virtual tokens, which only what generates has a place for; else as
                 `Trials.run` says.
         """
-        if adapter.virtual_tokens:
+        if tokens := adapter.facts.virtual_tokens:
             raise GraftError(
                 ErrorCode.UNSUPPORTED_METHOD,
-                f"adapter `{name}` puts {adapter.virtual_tokens} virtual tokens before each text, which Graft serves "
+                f"adapter `{name}` puts {tokens} virtual tokens before each text, which Graft serves "
                 "on models that generate, not on one that classifies or embeds",
                 hint="train LoRA for this task",
             )

@@ -105,7 +105,7 @@ class Trials:
                 does not, UnsupportedMethod when the model does not keep tokens in order.
         """
         narrow = self._base.dtype == torch.float16  # what each module does may fit, and their sum not
-        if narrow or adapter.virtual_tokens or not adapter.modules.keys() <= self._samples.keys():
+        if narrow or adapter.facts.virtual_tokens or not adapter.modules.keys() <= self._samples.keys():
             self._run_model(adapter, name)
         if adapter.prefix is None:
             called = {path for path, sample in self._samples.items() if sample is not None}
@@ -124,7 +124,7 @@ class Trials:
         self._bank.hold_for_trial(adapter)
         try:
             with self._base.modules.watched(adapter.modules, keep):
-                logits = self._forward([[prompt[0]] * adapter.virtual_tokens + prompt, prompt], [adapters, ()])
+                logits = self._forward([[prompt[0]] * adapter.facts.virtual_tokens + prompt, prompt], [adapters, ()])
         finally:
             self._bank.release(adapters)
         adapted, plain = (logits < float("inf")).all(dim=-1).tolist()  # -inf: no token of this row's vocabulary

@@ -67,7 +67,9 @@ def test_the_status_names_what_is_merged(merged: Any) -> None:
     assert found.base.merge is not None
     assert (found.base.name, found.base.merge.name, found.base.merge.method) == ("tiny", "both", "linear")
     assert [(one.name, one.weight) for one in found.base.merge.adapters] == [("billing", 1.0), ("sql", 0.5)]
-    assert {(one.name, one.state, one.rank, one.remapped) for one in found.adapters} == {
+    assert {
+        (one.name, one.state, one.facts and one.facts.rank, one.facts and one.facts.remapped) for one in found.adapters
+    } == {
         ("billing", AdapterState.MERGED, 4, None),
         ("sql", AdapterState.MERGED, 4, "nothing → model at the start of modules' names"),
     }

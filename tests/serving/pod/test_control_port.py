@@ -230,13 +230,13 @@ def test_a_dry_run_tells_what_a_mount_would(
 
     entry = pod.entry("a", adapters["a"])
     found = inspect(entry.source.uri)
-    assert (found.method, found.digest, found.fault) == ("LORA", entry.digest, None)
-    assert (found.remapped, found.unchecked) == (None, (Check.TRIAL,))
+    assert (found.facts.method, found.digest, found.fault) == ("LORA", entry.digest, None)
+    assert (found.facts.remapped, found.unchecked) == (None, (Check.TRIAL,))
     before = pod.status()
     drifted = drift(make_adapter("drifted", target_modules=["q_proj", "v_proj"]))
     shutil.copytree(drifted, pod.shelf / "drifted")
     moved = inspect("pvc://shelf/drifted")
-    assert (moved.fault, moved.remapped) == (None, "nothing → model at the start of modules' names")
+    assert (moved.fault, moved.facts.remapped) == (None, "nothing → model at the start of modules' names")
     narrow = make_adapter("narrow")
     weights = load_file(narrow / "adapter_model.safetensors")
     name = min(weights)
@@ -246,11 +246,13 @@ def test_a_dry_run_tells_what_a_mount_would(
     refused = inspect("pvc://shelf/narrow")
     assert refused.fault is not None
     assert refused.fault.code == "ShapeMismatch"
-    assert refused.rank == 4
+    assert refused.facts.rank == 4
     assert refused.unchecked == tuple(Check)
     assert pod.status().adapters == before.adapters  # nothing is mounted by it
     next_set(pod, entry, pod.entry("drifted", drifted))
-    assert wait_until(lambda: pod.report("drifted").ready and pod.report("drifted")).remapped == moved.remapped
+    assert (
+        wait_until(lambda: pod.report("drifted").ready and pod.report("drifted")).facts.remapped == moved.facts.remapped
+    )
 
 
 def test_the_long_poll_brings_changes_only(pod: Any, adapters: dict[str, Path], wait_until: Any) -> None:

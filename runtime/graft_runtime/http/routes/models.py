@@ -9,6 +9,7 @@ from fastapi import APIRouter, Response
 from fastapi.responses import JSONResponse
 
 from graft_runtime.answering.models import Models
+from graft_runtime.contract.facts import AdapterFacts
 from graft_runtime.contract.status import AdapterReport
 from graft_runtime.messages import Tier
 from graft_runtime.pod.adapters import Adapters
@@ -49,8 +50,6 @@ def _described(report: AdapterReport, tier: Tier | None) -> dict[str, Any]:
         "state": report.state.value,
         "tier": tier,
         "bytes": report.bytes,
-        "rank": report.rank,
-        "method": report.method,
-        "remapped": report.remapped,
+        **(dict.fromkeys(AdapterFacts.model_fields) if report.facts is None else report.facts.model_dump(mode="json")),
         "error": report.fault.model_dump(mode="json") if report.fault is not None else None,
     }
