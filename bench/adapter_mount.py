@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from graft_runtime.contract.config import EngineConfig
 from graft_runtime.engine.engine import Engine
 from graft_runtime.engine.loader import Loader
 from graft_runtime.messages import Mount, Mounted, Start, Unmount
@@ -34,6 +35,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
 VARIANTS = 4
+LIMITS = EngineConfig(max_sequences=8, max_sequence_length=1024, max_mounted_adapters=1024, max_rank=64)
 """Different adapters on the disk; they take turns."""
 PEFT_UP_TO = 32
 """PEFT takes minutes to have more loaded."""
@@ -61,7 +63,7 @@ class Here:
     def __init__(self, base: Path) -> None:
         loader = Loader()
         self._engine = Engine(lambda job: self._engine.handle(loader.do(job)))
-        self._engine.handle(Start(str(base), "base", "float32", 8, 1024, 1024, 64))
+        self._engine.handle(Start(str(base), "base", "float32", LIMITS))
         self._engine.step()
         self.mounted = 0
 

@@ -34,6 +34,7 @@ from gpu_models import make_base, save_adapters
 from gpu_profile import wait
 from gpu_report import report
 from gpu_speed import FULL, SMALL, Scale, Speed, spread
+from graft_runtime.contract.config import EngineConfig
 from graft_runtime.messages import Start
 
 MAX_SEQUENCES = 64
@@ -157,7 +158,8 @@ class Run:
         logging.getLogger("graft_runtime").addHandler(ledger)
         base = make_base(scale.model, self.device)
         adapters = save_adapters(scratch, base.model, scale.ranks, size=0.1)
-        start = Start("", "bench", "bfloat16", MAX_SEQUENCES, 4096, 2 * len(adapters), 64)
+        limits = EngineConfig(max_sequences=MAX_SEQUENCES, max_mounted_adapters=2 * len(adapters))
+        start = Start("", "bench", "bfloat16", limits)
         began = time.perf_counter()
         speed = Speed(DrivenEngine(BaseAtHand(base), start), adapters, scale)
         started = time.perf_counter() - began

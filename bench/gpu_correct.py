@@ -14,11 +14,13 @@ import torch
 import transformers
 from driven_engine import GREEDY, DrivenEngine
 from gpu_models import FAMILIES, projections, save_adapters, save_tiny_base
+from graft_runtime.contract.config import EngineConfig
 from graft_runtime.engine.loader import Loader
 from graft_runtime.messages import ServedAdapter, Start
 from safetensors.torch import load_file
 
 RANKS = (4, 8, 16)
+LIMITS = EngineConfig(max_sequences=16, max_sequence_length=256, max_mounted_adapters=8, max_rank=max(RANKS))
 NEW_TOKENS = 24
 NEAR_TIE = 1e-4
 """Greedy tokens may differ where the best two logits of the reference are closer than this."""
@@ -122,7 +124,7 @@ def judge_answer(logits: torch.Tensor, answer: Sequence[int]) -> tuple[bool, flo
 
 def run_rows(base: Path, dtype: str, adapters: Sequence[Path], rows: Sequence[Row]) -> tuple[Any, Any, list[list[int]]]:
     """Answer the rows at once. Return the engine's BaseLoaded, the logits after the prompts, and the answers."""
-    engine = DrivenEngine(Loader(), Start(str(base), "tiny", dtype, 16, 256, 8, max(RANKS)))
+    engine = DrivenEngine(Loader(), Start(str(base), "tiny", dtype, LIMITS))
     for number, directory in enumerate(adapters):
         engine.mount(str(number), directory)
     for name, row in enumerate(rows):

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import torch
 from adapter_mount import make_files
+from graft_runtime.contract.config import EngineConfig
 from graft_runtime.engine.engine import Engine
 from graft_runtime.engine.loader import Loader
 from graft_runtime.messages import Generate, Generated, Mount, Mounted, Sampling, ServedAdapter, Start
@@ -27,6 +28,7 @@ from transformers import LlamaForCausalLM
 
 ROWS, PROMPT, ANSWER = 8, 32, 32
 BASE = "__base__"
+LIMITS = EngineConfig(max_sequences=16, max_sequence_length=1024, max_mounted_adapters=64, max_rank=16)
 """PEFT's name for no adapter."""
 
 Tokens = list[list[int]]
@@ -43,7 +45,7 @@ class Here:
     def __init__(self, base: Path, adapters: list[Path]) -> None:
         loader = Loader()
         self._engine = Engine(lambda job: self._engine.handle(loader.do(job)))
-        self._engine.handle(Start(str(base), "base", "float32", 16, 1024, 64, 16))
+        self._engine.handle(Start(str(base), "base", "float32", LIMITS))
         self._engine.step()
         for number, adapter in enumerate(adapters):
             self._engine.handle(Mount(str(number), str(adapter), adapter.name))

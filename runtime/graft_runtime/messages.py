@@ -12,6 +12,7 @@ from typing import Literal
 
 import msgspec
 
+from graft_runtime.contract.config import EngineConfig
 from graft_runtime.contract.facts import AdapterFacts
 from graft_runtime.contract.tasks import Task
 from graft_runtime.contract.wire import Wire
@@ -59,10 +60,7 @@ class Start(_Message, frozen=True, tag=True, array_like=True):
     directory: str
     name: str
     dtype: str
-    max_sequences: int
-    max_sequence_length: int
-    max_mounted_adapters: int
-    max_rank: int
+    limits: EngineConfig
     merge: tuple[MergeSource, ...] = ()
     """Folded into the base before it serves; a bad one fails the base."""
     task: Task | None = None
@@ -148,8 +146,8 @@ class BaseLoaded(_Message, frozen=True, tag=True, array_like=True):
 
     runner: str
     context_length: int
-    """Tokens: the smaller of the model's own and `max_sequence_length`. Of prompt and answer together, or of each where
-    the prompt has an encoder of its own."""
+    """Tokens: the smaller of the model's own and `max_sequence_length` of the limits. Of prompt and answer together, or
+    of each where the prompt has an encoder of its own."""
     vocabulary_size: int
     parameter_count: int
     dtype: str

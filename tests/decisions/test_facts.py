@@ -1,4 +1,4 @@
-"""What is known of an adapter is one type, which travels whole from the engine to the operator's status."""
+"""What is known of an adapter travels whole from its files to the operator's status, the limits whole to the engine."""
 
 from __future__ import annotations
 
@@ -11,14 +11,24 @@ from typing import Any
 import msgspec
 from graft_operator.decisions.adapter_status import shown_facts
 from graft_operator.resource import AdapterStatus
+from graft_operator.resource.spec import EngineSpec
 from graft_runtime import messages
 from graft_runtime.adapters import deltas, files
 from graft_runtime.contract import config, control, status
 from graft_runtime.contract.adapter_set import AdapterEntry
 from graft_runtime.contract.checkpoints import Source
+from graft_runtime.contract.config import EngineConfig
 from graft_runtime.contract.facts import AdapterFacts
 from graft_runtime.contract.status import AdapterReport
-from graft_runtime.messages import Mounted, decode_events, encode_events
+from graft_runtime.messages import (
+    FRAME_HEADER_BYTES,
+    Mounted,
+    Start,
+    decode_command,
+    decode_events,
+    encode_command,
+    encode_events,
+)
 from graft_runtime.pod import catalogue, leases, merged
 from graft_runtime.pod.catalogue import Alias, Artifact, report
 from pydantic import BaseModel
@@ -32,7 +42,7 @@ DIGEST = "sha256:" + "a" * 64
 
 
 def test_every_fact_reaches_the_status_of_the_pod() -> None:
-    (event,) = decode_events(encode_events([Mounted(DIGEST, FACTS, bytes=1)])[messages.FRAME_HEADER_BYTES :])
+    (event,) = decode_events(encode_events([Mounted(DIGEST, FACTS, bytes=1)])[FRAME_HEADER_BYTES:])
     assert isinstance(event, Mounted)
     source = Source(uri="pvc://shelf/sql")
     artifact = Artifact(DIGEST, source, "sql")
@@ -46,6 +56,14 @@ def test_the_operator_shows_every_fact_that_its_status_has_a_field_for() -> None
     assert shown == {"method": "HRA", "rank": 3, "remapped": "a → b"}
     assert AdapterStatus(name="sql", **shown).remapped == "a → b"
     assert shown_facts(None) == {}
+
+
+def test_every_limit_reaches_the_engine() -> None:
+    limits = EngineConfig.model_validate(dict.fromkeys(EngineConfig.model_fields, 17))
+    start = Start("/nowhere", "tiny", "auto", limits)
+    assert decode_command(encode_command(start)[FRAME_HEADER_BYTES:]) == start
+    assert not set(Start.__struct_fields__) & EngineConfig.model_fields.keys()
+    assert EngineSpec.model_fields.keys() == EngineConfig.model_fields.keys()
 
 
 def test_no_other_type_on_the_way_declares_a_fact() -> None:

@@ -306,6 +306,7 @@ class InProcessEngine:
     """An Engine whose loader does each job at once, driven by hand."""
 
     def __init__(self, base: Path, **start: Any) -> None:
+        from graft_runtime.contract.config import EngineConfig
         from graft_runtime.engine.engine import Engine
         from graft_runtime.engine.loader import Loader
         from graft_runtime.messages import Start
@@ -316,7 +317,8 @@ class InProcessEngine:
         """Where jobs of the loader are put instead of being done, once it is a list."""
         self.engine = Engine(self._load)
         options = {"max_sequences": 64, "max_sequence_length": 4096, "max_mounted_adapters": 8, "max_rank": 16}
-        self.handle(Start(str(base), "tiny", start.pop("dtype", "float32"), **(options | start)))
+        dtype, merge = start.pop("dtype", "float32"), start.pop("merge", ())
+        self.handle(Start(str(base), "tiny", dtype, EngineConfig(**(options | start)), merge))
         self.started = self.step()
 
     def _load(self, job: Any) -> None:

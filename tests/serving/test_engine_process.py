@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from graft_runtime.contract.config import EngineConfig
 from graft_runtime.errors import ErrorCode
 from graft_runtime.messages import (
     FRAME_HEADER_BYTES,
@@ -31,6 +32,7 @@ from graft_runtime.messages import (
 )
 
 DEADLINE_SECONDS = 60.0
+LIMITS = EngineConfig(max_sequences=8, max_sequence_length=128, max_mounted_adapters=4, max_rank=16)
 
 
 class Child:
@@ -86,7 +88,7 @@ def child() -> Iterator[Child]:
 def test_the_process_serves_over_its_socket(child: Child, tiny_base: Path, make_adapter: Any, tmp_path: Path) -> None:
     good, bad = make_adapter("good"), make_adapter("bad", r=32)
     child.send(
-        Start(str(tiny_base), "tiny", "float32", 8, 128, 4, 16),
+        Start(str(tiny_base), "tiny", "float32", LIMITS),
         Mount("sha256:good", str(good), "good"),
         Mount("sha256:bad", str(bad), "bad"),
     )
@@ -127,12 +129,13 @@ def test_the_process_dies_with_its_parent() -> None:
     """Even while it still holds an end of the socket pair, so that no end of file tells it."""
     parent = (
         "import socket, subprocess, sys\n"
+        "from graft_runtime.contract.config import EngineConfig\n"
         "from graft_runtime.messages import Start, encode_command\n"
         "ours, theirs = socket.socketpair()\n"
         "command = [sys.executable, '-m', 'graft_runtime.engine', '--socket-fd', str(theirs.fileno())]\n"
         "inherited = [ours.fileno(), theirs.fileno(), int(sys.argv[1])]\n"
         "child = subprocess.Popen(command, pass_fds=inherited)\n"
-        "ours.sendall(encode_command(Start('/nowhere', 'none', 'auto', 1, 1, 1, 1)))\n"
+        "ours.sendall(encode_command(Start('/nowhere', 'none', 'auto', EngineConfig())))\n"
         "print(len(ours.recv(4)), flush=True)\n"
         "sys.stdin.read()\n"
     )

@@ -39,7 +39,7 @@ class BaseModelConfig(Wire):
 
 
 class EngineConfig(Wire):
-    """Limits of the engine."""
+    """Limits of the engine; they reach it whole, in `Start`. A new one is declared here, and in `spec.engine`."""
 
     max_sequences: int = Field(default=16, ge=1, le=1024)
     """Sequences in one batch."""

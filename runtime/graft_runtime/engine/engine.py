@@ -61,8 +61,8 @@ class _Serving:
 
     def __init__(self, base: BaseModel, start: Start) -> None:
         self.base = base
-        self.runner = choose_runner(base, max_rank=start.max_rank)
-        flow = _flow(self.runner, start.max_sequences)
+        self.runner = choose_runner(base, max_rank=start.limits.max_rank)
+        flow = _flow(self.runner, start.limits.max_sequences)
         self.scheduler = Scheduler(flow) if flow is not None else None
 
 
@@ -129,7 +129,7 @@ class Engine:
             case Unmount():
                 self._events += self._mounts.unmount(message.digest, keep=message.keep)
             case Start() if self._start is None:
-                self._start, self._mounts = message, Mounts(message.max_mounted_adapters)
+                self._start, self._mounts = message, Mounts(message.limits.max_mounted_adapters)
                 self._load(message)
             case ConvertTokenizer() | Inspect():
                 self._load(message)

@@ -80,17 +80,17 @@ class Loader:
 
     def _load_base(self, start: Start) -> BaseReady | BaseFailed:
         try:
-            self._max_rank = start.max_rank
+            self._max_rank = start.limits.max_rank
             base = load_base(
                 Path(start.directory),
                 name=start.name,
                 dtype=start.dtype,
-                max_sequence_length=start.max_sequence_length,
+                max_sequence_length=start.limits.max_sequence_length,
                 task=start.task,
             )
             merged: tuple[AdapterFacts, ...] = ()
             if start.merge:
-                base, merged = merge_into(base, start.merge, max_rank=start.max_rank)
+                base, merged = merge_into(base, start.merge, max_rank=start.limits.max_rank)
             self._base = base
         except Exception as error:
             return BaseFailed(fault_of(error, f"base model `{start.name}`"))

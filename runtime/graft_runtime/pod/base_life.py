@@ -138,15 +138,12 @@ class BaseLife:
         )
 
     def _start(self, directory: Path, merge: tuple[MergeSource, ...]) -> Start:
-        base, engine = self._config.base_model, self._config.engine
+        base = self._config.base_model
         return Start(
             directory=str(directory),
             name=base.name,
             dtype=base.dtype,
-            max_sequences=engine.max_sequences,
-            max_sequence_length=engine.max_sequence_length,
-            max_mounted_adapters=engine.max_mounted_adapters,
-            max_rank=engine.max_rank,
+            limits=self._config.engine,
             merge=merge,
             task=base.task,
         )
