@@ -39,7 +39,7 @@ class BaseAtHand(Loader):
         """Do the job; a Start is answered with the base at hand."""
         if not isinstance(job, Start):
             return super().do(job)
-        self._base, self._max_rank = self._at_hand, job.max_rank
+        self._base, self._max_rank = self._at_hand, job.limits.max_rank
         return BaseReady(self._at_hand)
 
 

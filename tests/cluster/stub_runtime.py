@@ -190,7 +190,7 @@ def report_of(entry: AdapterEntry) -> AdapterReport:
         return AdapterReport(name=entry.name, digest=entry.digest, state=AdapterState.FAILED, fault=fault)
     state = AdapterState.CHECKING if "slow" in entry.source.uri else AdapterState.MOUNTED
     remapped = "nothing → model at the start of modules' names" if "drifted" in entry.source.uri else None
-    facts = AdapterFacts(method="LORA", rank=8, module_count=14, remapped=remapped)
+    facts = AdapterFacts(method="LORA", rank=8, module_count=14, deltas=["LowRank"], remapped=remapped)
     return AdapterReport(name=entry.name, digest=entry.digest, state=state, facts=facts)
 
 

@@ -26,7 +26,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 SOURCE = Source(uri="pvc://shelf/a")
-FACTS = AdapterFacts(method="LORA", rank=4, module_count=1)
+FACTS = AdapterFacts(method="LORA", rank=4, module_count=1, deltas=["LowRank"])
 
 
 def artifact(digest: str, **fields: Any) -> Artifact:

@@ -75,7 +75,7 @@ ROLLOUT = Rollout(
     template_hash="wanted",
     pod_template_hash="template",
 )
-FACTS = AdapterFacts(method="LORA", rank=8, module_count=14)
+FACTS = AdapterFacts(method="LORA", rank=8, module_count=14, deltas=["LowRank"])
 REPORT = RuntimeStatus(
     boot_id="boot",
     sequence=1,

@@ -34,6 +34,7 @@ from graft_runtime.contract.control import (
     Resolution,
     ResolveRequest,
 )
+from graft_runtime.contract.facts import AdapterFacts, DeltaKind
 from graft_runtime.contract.status import (
     AdapterReport,
     AdapterState,
@@ -54,6 +55,15 @@ CURRENT = FILES / f"v{CONTRACT_VERSION}"
 DIGEST = "sha256:" + "a" * 64
 SOURCE = Source(uri="hf://acme/sql", revision="main")
 FAULT = Fault(code=ErrorCode.RANK_TOO_HIGH, message="rank 128 is over the pool's maxRank 64\n\nhint: raise it")
+FACTS = AdapterFacts(
+    method="LORA",
+    rank=8,
+    module_count=4,
+    deltas=frozenset({DeltaKind.LOW_RANK, DeltaKind.WHOLE}),
+    remapped="nothing → model",
+    vocabulary_size=330,
+    virtual_tokens=2,
+)
 VERSION = AdapterSetVersion(generation=7, hash=DIGEST)
 
 EXAMPLES: dict[str, Wire] = {
@@ -99,9 +109,7 @@ EXAMPLES: dict[str, Wire] = {
                 digest=DIGEST,
                 revision="c0ffee",
                 state=AdapterState.MOUNTED,
-                method="LORA",
-                rank=8,
-                remapped="nothing → model",
+                facts=FACTS,
                 bytes=4096,
             ),
             AdapterReport(name="faulty", state=AdapterState.FAILED, fault=FAULT),
@@ -113,14 +121,11 @@ EXAMPLES: dict[str, Wire] = {
     "resolution": Resolution(digest=DIGEST, revision="c0ffee"),
     "inspect-request": InspectRequest(source=SOURCE),
     "adapter-inspection": AdapterInspection(
-        method="LORA",
-        rank=8,
-        module_count=4,
+        facts=FACTS,
         parameter_count=1024,
         bytes=4096,
         digest=DIGEST,
         base_model="acme/base",
-        remapped="nothing → model",
         unchecked=(Check.TRIAL,),
         fault=FAULT,
     ),

@@ -18,7 +18,7 @@ from graft_runtime.contract import config, control, status
 from graft_runtime.contract.adapter_set import AdapterEntry
 from graft_runtime.contract.checkpoints import Source
 from graft_runtime.contract.config import EngineConfig
-from graft_runtime.contract.facts import AdapterFacts
+from graft_runtime.contract.facts import AdapterFacts, DeltaKind
 from graft_runtime.contract.status import AdapterReport
 from graft_runtime.messages import (
     FRAME_HEADER_BYTES,
@@ -33,7 +33,15 @@ from graft_runtime.pod import catalogue, leases, merged
 from graft_runtime.pod.catalogue import Alias, Artifact, report
 from pydantic import BaseModel
 
-VALUES: dict[Any, Any] = {str: "HRA", int: 3, bool: False, str | None: "a → b", int | None: 330}
+KINDS = frozenset({DeltaKind.OFFSET, DeltaKind.GAIN})
+VALUES: dict[Any, Any] = {
+    frozenset[DeltaKind]: KINDS,
+    str: "HRA",
+    int: 3,
+    bool: False,
+    str | None: "a → b",
+    int | None: 330,
+}
 FACTS = AdapterFacts.model_validate(
     {name: VALUES[field.annotation] for name, field in AdapterFacts.model_fields.items()}
 )

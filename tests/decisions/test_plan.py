@@ -156,7 +156,7 @@ def runtime_status(
                 digest=entry.digest,
                 state=AdapterState.FAILED if entry.name in faults else AdapterState.MOUNTED,
                 fault=faults.get(entry.name),
-                facts=AdapterFacts(method="LORA", rank=8, module_count=1),
+                facts=AdapterFacts(method="LORA", rank=8, module_count=1, deltas=["LowRank"]),
             )
             for entry in adapter_set.adapters
         ),

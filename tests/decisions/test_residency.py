@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from graft_runtime.contract.adapter_set import AdapterEntry, AdapterSet
 from graft_runtime.contract.checkpoints import Source
-from graft_runtime.contract.facts import AdapterFacts
+from graft_runtime.contract.facts import AdapterFacts, DeltaKind
 from graft_runtime.contract.status import AdapterState
 from graft_runtime.contract.tasks import Task
 from graft_runtime.errors import ErrorCode, GraftError
@@ -34,7 +34,7 @@ from graft_runtime.store.cache import Cached
 class Files:
     """What the header checks find in every adapter here."""
 
-    facts = AdapterFacts(method="LORA", rank=4, module_count=1)
+    facts = AdapterFacts(method="LORA", rank=4, module_count=1, deltas=["LowRank"])
 
 
 class Fetches:
@@ -110,7 +110,7 @@ class Played:
         told, self.sent[:] = list(self.sent), []
         for command in told:
             if isinstance(command, Mount):
-                facts = AdapterFacts(method="LORA", rank=4, module_count=1, **self.mounted.get(command.digest, {}))
+                facts = Files.facts.model_copy(update=self.mounted.get(command.digest, {}))
                 self.residency.on_event(Mounted(command.digest, facts, bytes=1))
             elif isinstance(command, Unmount):
                 self.residency.on_event(Unmounted(command.digest, "host" if command.keep else None))
@@ -365,7 +365,7 @@ async def test_a_tokenizer_with_more_tokens_than_rows_is_a_fault_and_takes_no_pl
 
 async def test_a_scale_that_has_no_meaning_is_a_fault_of_the_name(play: Any) -> None:
     played = play()
-    played.mounted = {sha("2"): {"scalable": False}}
+    played.mounted = {sha("2"): {"deltas": frozenset({DeltaKind.GAIN})}}
     await played.apply(a="1", b="2", scales={"a": 2.0, "b": 2.0})
     await played.answer()
     assert played.state("a") is AdapterState.MOUNTED

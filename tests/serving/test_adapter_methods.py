@@ -183,6 +183,7 @@ def test_the_registry_tells_what_each_method_can(built: Callable[[str], Built]) 
             files = read_adapter_files(those.adapters[name], name=name, max_rank=64)
             assert all(part.additive for part in files.parts) == adapter.facts.additive, name
             assert files.facts.rank == adapter.facts.rank
+            assert adapter.facts.deltas <= files.facts.deltas, name
 
 
 def test_a_base_with_more_layers_is_told_by_every_method(built: Callable[[str], Built], tmp_path: Path) -> None:

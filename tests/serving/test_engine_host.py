@@ -28,7 +28,7 @@ CPU = torch.device("cpu")
 
 def pack(columns: int = 1) -> CompiledAdapter:
     """Of 8 bytes a column."""
-    facts = AdapterFacts(method="LORA", rank=columns, module_count=1)
+    facts = AdapterFacts(method="LORA", rank=columns, module_count=1, deltas=["LowRank"])
     return CompiledAdapter(facts, {"q": ModuleDelta(LowRank(torch.zeros(columns, 1), torch.zeros(columns, 1)))})
 
 

@@ -15,7 +15,7 @@ from graft_runtime.adapters.layout import BaseLayout
 from graft_runtime.adapters.parts.part import BaseModule, Part
 from graft_runtime.adapters.parts.virtual import KeysAndValues
 from graft_runtime.adapters.vocabulary import own_rows
-from graft_runtime.contract.facts import AdapterFacts
+from graft_runtime.contract.facts import AdapterFacts, DeltaKind
 from graft_runtime.errors import ErrorCode, GraftError, shown
 
 BaseModules = Callable[[str], BaseModule]
@@ -62,13 +62,11 @@ def _completed(
     """Return the facts with those that only the deltas tell."""
     deltas = modules.values()
     prompts = [delta.prompt.shape[0] for delta in deltas if delta.prompt is not None]
-    weighted = any(delta.low_rank or delta.experts or delta.offset is not None for delta in deltas)
+    made = {kind for delta in deltas for kind in delta.kinds} | ({DeltaKind.PREFIX} if prefix is not None else set())
     return facts.model_copy(
         update={
             "module_count": len(modules),
-            "additive": prefix is None and all(delta.additive for delta in deltas),
-            # A weight scales ΔW, which nothing else may multiply.
-            "scalable": weighted and all(delta.gain is None and delta.input_gain is None for delta in deltas),
+            "deltas": frozenset(made) | (facts.deltas & {DeltaKind.INVOCATION}),
             "vocabulary_size": rows,
             "virtual_tokens": sum(prompts) + (prefix.tokens if prefix is not None else 0),
         }

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
-from graft_runtime.contract.facts import AdapterFacts
+from graft_runtime.contract.facts import ADDITIVE, AdapterFacts, DeltaKind
 
 if TYPE_CHECKING:
     import torch
@@ -98,10 +98,23 @@ class ModuleDelta:
     experts: Mapping[str, LowRank] = field(default_factory=dict)
 
     @property
+    def kinds(self) -> frozenset[DeltaKind]:
+        """Return what it does to its module."""
+        made = {
+            DeltaKind.LOW_RANK: self.low_rank is not None,
+            DeltaKind.EXPERTS: bool(self.experts),
+            DeltaKind.OFFSET: self.offset is not None,
+            DeltaKind.SHIFT: self.shift is not None,
+            DeltaKind.GAIN: self.gain is not None or self.input_gain is not None,
+            DeltaKind.WHOLE: self.rows is not None or bool(self.parameters),
+            DeltaKind.PROMPT: self.prompt is not None,
+        }
+        return frozenset(kind for kind, there in made.items() if there)
+
+    @property
     def additive(self) -> bool:
         """Whether it is ΔW·x + Δc: it can be weighted, and added to others."""
-        whole = self.rows is not None or self.prompt is not None or bool(self.parameters)
-        return not whole and self.gain is None and self.shift is None and self.input_gain is None
+        return self.kinds <= ADDITIVE
 
     @property
     def tensors(self) -> list[torch.Tensor]:

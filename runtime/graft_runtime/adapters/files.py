@@ -17,7 +17,7 @@ from graft_runtime.adapters.parts.part import Part
 from graft_runtime.adapters.remap import plain_names
 from graft_runtime.adapters.strict_json import parse_object
 from graft_runtime.adapters.tensors import TensorSpan, read_header
-from graft_runtime.contract.facts import AdapterFacts
+from graft_runtime.contract.facts import AdapterFacts, DeltaKind
 from graft_runtime.errors import ErrorCode, GraftError, shown
 
 CONFIG_FILE = "adapter_config.json"
@@ -53,10 +53,12 @@ def facts_of(recipe: Recipe, parts: Sequence[Part], remapped: str | None) -> Ada
         parts: of its tensors.
         remapped: see `AdapterFacts`.
     """
+    late = {DeltaKind.INVOCATION} if recipe.invocation else set()
     return AdapterFacts(
         method=recipe.method,
         rank=highest_rank(parts),
         module_count=len({part.path for part in parts}),
+        deltas=frozenset(kind for part in parts for kind in part.deltas) | late,
         remapped=remapped,
     )
 

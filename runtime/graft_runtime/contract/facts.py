@@ -2,7 +2,30 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
+
+from pydantic import field_serializer
+
 from graft_runtime.contract.wire import Wire
+
+
+class DeltaKind(StrEnum):
+    """What an adapter may do to a base, and what an engine can compute."""
+
+    LOW_RANK = "LowRank"  # adds B·A·x to a linear module or an embedding
+    EXPERTS = "Experts"  # does so for each expert of a mixture
+    OFFSET = "Offset"  # adds a vector, weighted as the low rank is
+    SHIFT = "Shift"  # adds a vector that no weight scales: a trained bias of the base
+    GAIN = "Gain"  # multiplies what goes into a module or comes out of it: DoRA, IA3
+    WHOLE = "Whole"  # has weights of its own instead of the base's: tokens, heads, norms
+    PROMPT = "Prompt"  # puts embeddings before the prompt
+    PREFIX = "Prefix"  # puts keys and values before the prompt
+    INVOCATION = "Invocation"  # takes part from certain tokens of the prompt on (aLoRA)
+
+
+_WEIGHTED = frozenset({DeltaKind.LOW_RANK, DeltaKind.EXPERTS, DeltaKind.OFFSET})
+ADDITIVE = _WEIGHTED | {DeltaKind.INVOCATION}
+"""Kinds that only add to what the base's weights give."""
 
 
 class AdapterFacts(Wire):
@@ -16,13 +39,25 @@ class AdapterFacts(Wire):
     """Columns of the active bank that it takes: the most that one of its modules needs."""
     module_count: int
     """Modules of the base that it changes."""
+    deltas: frozenset[DeltaKind]
+    """At most these until it is compiled, exactly these from then on."""
     remapped: str | None = None
     """What was done to find its modules in the base, in words; None when they are where its files say."""
-    additive: bool = True
-    """It only adds to what the base's weights give, so that several make a weighted sum. Known once it is compiled."""
-    scalable: bool = True
-    """A weight other than 1 has a meaning for it. Known once it is compiled."""
     vocabulary_size: int | None = None
     """Token ids that it brings rows for; None: those of the base. Known once it is compiled."""
     virtual_tokens: int = 0
     """Positions of the context that it takes before the prompt. Known once it is compiled."""
+
+    @field_serializer("deltas")
+    def _in_order(self, deltas: frozenset[DeltaKind]) -> list[str]:
+        return sorted(deltas)
+
+    @property
+    def additive(self) -> bool:
+        """Whether it only adds to what the base's weights give, so that several make a weighted sum."""
+        return self.deltas <= ADDITIVE
+
+    @property
+    def scalable(self) -> bool:
+        """Whether a weight other than 1 means something: it scales ΔW, which nothing else multiplies."""
+        return bool(self.deltas & _WEIGHTED) and DeltaKind.GAIN not in self.deltas

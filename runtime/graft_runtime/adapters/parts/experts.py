@@ -11,6 +11,7 @@ from graft_runtime.adapters.deltas import LowRank, ModuleDelta
 from graft_runtime.adapters.layout import EXPERTS, BaseLayout, ExpertsShape
 from graft_runtime.adapters.parts.low_rank import LinearLowRank
 from graft_runtime.adapters.parts.part import Part, Source, integers
+from graft_runtime.contract.facts import DeltaKind
 
 
 @dataclass(frozen=True)
@@ -43,8 +44,8 @@ class StackedLowRank(Part):
         return self.expert_rank
 
     @property
-    def additive(self) -> bool:
-        return True
+    def deltas(self) -> frozenset[DeltaKind]:
+        return frozenset({DeltaKind.EXPERTS})
 
     def faults(self) -> Iterable[str]:
         if set(self.tensors) != {"lora_A", "lora_B"}:
@@ -121,8 +122,8 @@ class PerExpertLowRank(Part):
         return highest * (1 if self.projections[0].outputs == ALL else 2)
 
     @property
-    def additive(self) -> bool:
-        return True
+    def deltas(self) -> frozenset[DeltaKind]:
+        return frozenset({DeltaKind.EXPERTS})
 
     def misfits(self, layout: BaseLayout) -> Iterable[str]:
         shape = layout.experts[self.path]

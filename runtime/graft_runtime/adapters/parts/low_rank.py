@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, ClassVar
 from graft_runtime.adapters.deltas import LowRank, ModuleDelta
 from graft_runtime.adapters.layout import BaseLayout
 from graft_runtime.adapters.parts.part import Part, Source, integers, misfit
+from graft_runtime.contract.facts import DeltaKind
 
 if TYPE_CHECKING:
     import torch
@@ -45,12 +46,10 @@ class LinearLowRank(Part):
         return self.tensors["lora_A"].shape[0]
 
     @property
-    def additive(self) -> bool:
-        return "lora_magnitude_vector" not in self.tensors
-
-    @property
-    def biased(self) -> bool:
-        return "lora_B.bias" in self.tensors
+    def deltas(self) -> frozenset[DeltaKind]:
+        normed = {DeltaKind.GAIN, DeltaKind.SHIFT} if "lora_magnitude_vector" in self.tensors else set()
+        biased = {DeltaKind.OFFSET} if "lora_B.bias" in self.tensors else set()
+        return frozenset({DeltaKind.LOW_RANK, *normed, *biased})
 
     @property
     def plain(self) -> bool:
@@ -146,10 +145,6 @@ class EmbeddingLowRank(Part):
     @property
     def rank(self) -> int:
         return self.tensors["lora_embedding_A"].shape[0]
-
-    @property
-    def additive(self) -> bool:
-        return True
 
     @property
     def file_rank(self) -> int:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, NamedTuple, Protocol
 
 from graft_runtime.adapters.layout import BaseLayout
 from graft_runtime.adapters.tensors import FLOATING, TensorSpan
+from graft_runtime.contract.facts import ADDITIVE, DeltaKind
 
 if TYPE_CHECKING:
     import torch
@@ -94,14 +95,19 @@ class Part:
         return None
 
     @property
+    def deltas(self) -> frozenset[DeltaKind]:
+        """Kinds of deltas that it is compiled to, at most."""
+        return frozenset({DeltaKind.LOW_RANK})
+
+    @property
     def additive(self) -> bool:
         """Whether all that it does is ΔW, which can be weighted and added to others."""
-        return False
+        return self.deltas <= ADDITIVE
 
     @property
     def biased(self) -> bool:
         """Whether it adds a bias, also where the base has none."""
-        return False
+        return DeltaKind.OFFSET in self.deltas
 
     def faults(self) -> Iterable[str]:
         """What is wrong with the tensors by themselves."""

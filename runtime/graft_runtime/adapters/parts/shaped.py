@@ -36,10 +36,6 @@ class ShapedPart(Part):
                     found.setdefault(str(name), size)
         return found
 
-    @property
-    def additive(self) -> bool:
-        return True
-
     def faults(self) -> Iterable[str]:
         return self.missing() or self.misshapen() or integers(self.path, self.tensors)
 

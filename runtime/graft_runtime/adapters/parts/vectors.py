@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from graft_runtime.adapters.deltas import ModuleDelta
 from graft_runtime.adapters.parts.part import Source
 from graft_runtime.adapters.parts.shaped import Shape, ShapedPart
+from graft_runtime.contract.facts import DeltaKind
 
 
 @dataclass(frozen=True)
@@ -25,8 +26,8 @@ class Gain(ShapedPart):
         return {"ia3_l": (1, "in") if self.feedforward else ("out", 1)}
 
     @property
-    def additive(self) -> bool:
-        return False
+    def deltas(self) -> frozenset[DeltaKind]:
+        return frozenset({DeltaKind.GAIN})
 
     def compile(self, source: Source) -> Mapping[str, ModuleDelta]:
         gain = source.tensor("ia3_l").flatten()
@@ -42,8 +43,8 @@ class Offset(ShapedPart):
         return {"beft_bias": (1, "out")}
 
     @property
-    def biased(self) -> bool:
-        return True
+    def deltas(self) -> frozenset[DeltaKind]:
+        return frozenset({DeltaKind.OFFSET})
 
     def compile(self, source: Source) -> Mapping[str, ModuleDelta]:
         return {self.path: ModuleDelta(offset=source.tensor("beft_bias").flatten())}

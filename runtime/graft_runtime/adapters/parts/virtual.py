@@ -9,6 +9,7 @@ from typing import ClassVar
 from graft_runtime.adapters.deltas import ModuleDelta, Prefix
 from graft_runtime.adapters.layout import ATTENTION, INPUT_EMBEDDING, BaseLayout
 from graft_runtime.adapters.parts.part import Part, Source, integers
+from graft_runtime.contract.facts import DeltaKind
 
 ROLE = "prompt_embeddings"
 
@@ -33,6 +34,10 @@ class Prompt(VirtualTokens):
 
     kinds: ClassVar = (INPUT_EMBEDDING,)
 
+    @property
+    def deltas(self) -> frozenset[DeltaKind]:
+        return frozenset({DeltaKind.PROMPT})
+
     def misfits(self, layout: BaseLayout) -> Iterable[str]:
         assert layout.input_embedding is not None
         features = layout.embeddings[layout.input_embedding].features
@@ -49,6 +54,10 @@ class KeysAndValues(VirtualTokens):
     """Keys and values of every layer (https://arxiv.org/abs/2101.00190), as [tokens, layers · 2 · heads · features]."""
 
     kinds: ClassVar = (ATTENTION,)
+
+    @property
+    def deltas(self) -> frozenset[DeltaKind]:
+        return frozenset({DeltaKind.PREFIX})
 
     def misfits(self, layout: BaseLayout) -> Iterable[str]:
         shape = layout.attention

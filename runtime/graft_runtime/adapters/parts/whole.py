@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 from graft_runtime.adapters.deltas import ModuleDelta, Rows
 from graft_runtime.adapters.layout import BaseLayout
 from graft_runtime.adapters.parts.part import Part, Source, Tensor, misfit
+from graft_runtime.contract.facts import DeltaKind
 
 if TYPE_CHECKING:
     import torch
@@ -25,6 +26,10 @@ class WholeModule(Part):
         """Of the weight in the file; None where there is none."""
         weight = self.tensors.get("weight")
         return weight.shape[0] if weight is not None and len(weight.shape) == 2 else None
+
+    @property
+    def deltas(self) -> frozenset[DeltaKind]:
+        return frozenset({DeltaKind.WHOLE})
 
     def misfits(self, layout: BaseLayout) -> Iterable[str]:
         expected = _parameters(layout, self.path)
@@ -77,6 +82,10 @@ class Bias(Part):
 
     kinds: ClassVar = ("linear", "a norm")
 
+    @property
+    def deltas(self) -> frozenset[DeltaKind]:
+        return frozenset({DeltaKind.SHIFT, DeltaKind.WHOLE})
+
     def misfits(self, layout: BaseLayout) -> Iterable[str]:
         bias = self.tensors["bias"]
         if self.path in layout.norms:
@@ -116,6 +125,10 @@ class TrainedTokens(Part):
     @property
     def delta(self) -> Tensor:
         return self.tensors["trainable_tokens_delta"]
+
+    @property
+    def deltas(self) -> frozenset[DeltaKind]:
+        return frozenset({DeltaKind.WHOLE})
 
     def misfits(self, layout: BaseLayout) -> Iterable[str]:
         embedding, head = layout.embeddings.get(self.path), layout.linear.get(self.path)
