@@ -355,6 +355,16 @@ async def test_a_repair_of_drift_tells_the_field_once_in_a_while(
     assert settled.told()[-1] == ("DriftRepaired", "Service support: was deleted")
 
 
+async def test_what_others_add_and_an_apply_leaves_is_no_repair(settled: Operator) -> None:
+    metadata = settled.api.objects["Deployment", "support"]["metadata"]
+    settled.edit("Deployment", metadata={**metadata, "finalizers": ["team.dev/theirs"]})
+    await settled.reconcile()
+    assert settled.api.applied == ["Deployment support"]
+    assert settled.told() == []
+    await settled.reconcile()
+    assert settled.api.applied == []
+
+
 async def test_a_change_of_the_spec_is_no_drift(settled: Operator) -> None:
     settled.see({"replicas": 2})
     await settled.reconcile()

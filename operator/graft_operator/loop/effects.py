@@ -138,7 +138,7 @@ class Effects:
         self.store.put(kind, answer)
         memory.applied[apply.key] = Applied(apply.desired, read_child(kind, answer).fingerprint)
         if apply.drifted:
-            await self._report_repair(view, apply, before, answer, memory)
+            await self._report_repair(view, apply.key, before, answer, memory)
         else:
             logger.info("%s: applied %s %s", view, kind, name)
 
@@ -165,19 +165,23 @@ class Effects:
         self.store.put(kind, actual)
 
     async def _report_repair(
-        self, view: PoolView, apply: Apply, before: KubernetesObject | None, after: KubernetesObject, memory: PoolMemory
+        self,
+        view: PoolView,
+        key: tuple[str, str],
+        before: KubernetesObject | None,
+        after: KubernetesObject,
+        memory: PoolMemory,
     ) -> None:
         difference = "was deleted" if before is None else first_difference(before, after)
-        if difference is None:
-            return  # somebody else was faster
-        kind, name = apply.key
-        message = f"{kind} {name}: {difference}"
-        known, when = memory.repairs.get(apply.key, ("", 0.0))
-        if known == difference and self.clock() < when + SAME_REPAIR_SECONDS:
+        message = f"{' '.join(key)}: {difference}"
+        known, when = memory.repairs.get(key, ("", 0.0))
+        if difference is None:  # a field that is not ours stays, such as those of `kubectl rollout restart`
+            logger.info("%s: applied %s %s: nothing had to be set back", view, *key)
+        elif known == difference and self.clock() < when + SAME_REPAIR_SECONDS:
             logger.info("%s: repaired %s", view, message)
-            return
-        memory.repairs[apply.key] = difference, self.clock()
-        await self._write_event(view, Transition("Normal", "DriftRepaired", message))
+        else:
+            memory.repairs[key] = difference, self.clock()
+            await self._write_event(view, Transition("Normal", "DriftRepaired", message))
 
     async def _write_status(self, body: KubernetesObject) -> bool:
         """Write a status; return False where the object is gone."""
