@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-SCHEMES = ("hf", "pvc", "file", "https")
-DEFAULT_SCHEMES = ("hf", "pvc")
+from graft_runtime.contract.schemes import SCHEMES
+
+DEFAULT_SCHEMES = tuple(scheme.name for scheme in SCHEMES.values() if scheme.allowed)
 FIELD_MANAGER = "graft"
 
 
@@ -70,7 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--health-address", default="0.0.0.0")  # noqa: S104
     parser.add_argument("--health-port", type=port, default=8080)
     parser.add_argument("--watch-namespace", dest="watch_namespaces", action="append", default=[])
-    parser.add_argument("--allowed-scheme", dest="allowed_schemes", action="append", choices=SCHEMES, default=[])
+    parser.add_argument("--allowed-scheme", dest="allowed_schemes", action="append", choices=[*SCHEMES], default=[])
     parser.add_argument("--allowed-network", dest="allowed_networks", action="append", type=network, default=[])
     parser.add_argument("--signing-key-secret", required=True)
     parser.add_argument("--log-level", choices=("debug", "info", "warning", "error"), default="info")

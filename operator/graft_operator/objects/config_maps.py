@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 from graft_runtime.contract.adapter_set import ADAPTER_SET_FILE, AdapterSet
 from graft_runtime.contract.checkpoints import Source
@@ -123,10 +123,8 @@ def _merge(spec: AdapterDeploymentSpec) -> MergeConfig | None:
 
 
 def _source_mount(source: SourceSpec) -> SourceMount:
-    if source.claim_name is not None:
-        return SourceMount(name=source.name, kind="claim")
-    kind: Literal["directory", "remote"] = "directory" if source.mount_path is not None else "remote"
-    return SourceMount(name=source.name, kind=kind, uri_prefixes=source.prefixes, endpoint=source.endpoint)
+    prefixes = () if source.kind == "claim" else source.prefixes  # those of a claim follow from its name
+    return SourceMount(name=source.name, kind=source.kind, uri_prefixes=prefixes, endpoint=source.endpoint)
 
 
 def _cache_bytes(size: int | None) -> int | None:

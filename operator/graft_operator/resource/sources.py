@@ -4,26 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from graft_runtime.contract.schemes import CLAIM, deepest_prefix, scheme_of
 from graft_runtime.errors import ErrorCode, GraftError
 
 from graft_operator.resource.spec import SourceSpec
 
-REMOTE_SCHEMES = ("hf://", "https://")
-
 
 def find_source(sources: Iterable[SourceSpec], uri: str) -> SourceSpec | None:
-    """The source that `uri` lies in; where directories nest, the deepest one."""
-    holding = [source for source in sources if uri.startswith(source.prefixes)]
-    return max(holding, key=lambda source: max(map(len, _matching(source, uri))), default=None)
+    """Return the source that `uri` lies in; where directories nest, the deepest one."""
+    by_prefix = {prefix: source for source in sources for prefix in source.prefixes}
+    deepest = deepest_prefix(by_prefix, uri)
+    return by_prefix[deepest] if deepest is not None else None
 
 
 def is_declared(sources: Iterable[SourceSpec], uri: str) -> bool:
-    """Whether pods may read `uri`: what is mounted has to be declared, what is public has not."""
-    return uri.startswith(REMOTE_SCHEMES) or find_source(sources, uri) is not None
-
-
-def _matching(source: SourceSpec, uri: str) -> list[str]:
-    return [prefix for prefix in source.prefixes if uri.startswith(prefix)]
+    """Return whether pods may read `uri`: what is mounted has to be declared, what is public has not."""
+    scheme = scheme_of(uri)
+    return (scheme is not None and scheme.mount == "remote") or find_source(sources, uri) is not None
 
 
 def mount_name(source: SourceSpec) -> str:
@@ -33,8 +30,8 @@ def mount_name(source: SourceSpec) -> str:
 
 def source_not_declared(uri: str, field: str) -> GraftError:
     """The fault of a URI that lies in no source; its hint says which entry to add."""
-    scheme, _, rest = uri.partition("://")
-    if scheme == "pvc":
+    scheme, (_, _, rest) = scheme_of(uri), uri.partition("://")
+    if scheme is CLAIM:
         entry = f"{{name: {rest.partition('/')[0]}, claimName: <a PersistentVolumeClaim of this namespace>}}"
     else:
         entry = f"{{name: <a name>, mountPath: {rest.rpartition('/')[0] or '/'}}}, and mount it by spec.podTemplate"

@@ -5,16 +5,29 @@ One long module of declarations: it is read as the manifest is, from top to bott
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Annotated, Any, ClassVar, Literal
 
+from graft_runtime.contract.schemes import (
+    CLAIM,
+    DIRECTORY,
+    HUB,
+    LABEL,
+    SCHEMES,
+    MountKind,
+    Scheme,
+    deepest_prefix,
+    listed,
+)
 from graft_runtime.contract.tasks import Task
 from pydantic import AfterValidator, Field
 
 from graft_operator.resource.rules import Rule, Ruled, list_map, unique
 from graft_operator.resource.texts import (
-    LABEL,
     LAST_PART_IS_A_NAME,
-    REVISION_IS_OF_THE_HUB,
+    REVISION_NEEDS_A_SCHEME_WITH_REVISIONS,
+    WITH_ENDPOINT,
+    WITH_REVISIONS,
     Annotations,
     Bool,
     DigestText,
@@ -29,7 +42,10 @@ from graft_operator.resource.texts import (
     Uri,
     UriPrefix,
     cel,
+    has_scheme,
     matches,
+    starts_of,
+    starts_with,
 )
 
 MAX_ADAPTERS = 256
@@ -38,15 +54,32 @@ QUANTITY_UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 QUANTITY_UNITS |= {"Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
 
 
+_MODELS = tuple(scheme for scheme in SCHEMES.values() if scheme.models)
+_ADAPTERS_ALONE = tuple(scheme for scheme in SCHEMES.values() if not scheme.models)
+_REMOTE = tuple(scheme for scheme in SCHEMES.values() if scheme.mount == "remote")
+_MOUNTED = {CLAIM: ("claimName", "name"), DIRECTORY: ("mountPath", "mountPath")}
+"""The field of a source that makes it one of a mounted scheme, and the field that its URIs begin with."""
+
+
+def _inside_sources(remote: Iterable[Scheme]) -> str:
+    places = listed(shape for scheme in _MOUNTED for shape in scheme.written)
+    return f"{listed(shape for scheme in remote for shape in scheme.written)}, or a directory inside an entry of\
+ `sources`: {places}."
+
+
 class BaseModelSpec(Ruled):
     """The Hugging Face checkpoint that every pod loads once."""
 
     name: ServedName | None = None
     """Its name in requests; by default the last part of `uri`."""
-    uri: Uri
-    """hf://OWNER/NAME, or the checkpoint's directory inside an entry of `sources`: pvc://SOURCE/PATH or file:///PATH."""
-    revision: Revision | None = None
-    """Of hf://: a commit, tag or branch; by default main. Name a commit: each pod looks a branch up for itself."""
+    uri: Uri = Field(
+        description=f"Where its checkpoint is: {_inside_sources(scheme for scheme in _REMOTE if scheme.models)}"
+    )
+    revision: Revision | None = Field(
+        default=None,
+        description=f"Of {starts_of(WITH_REVISIONS)}: a commit, tag or branch; by default main. Name a commit: each pod"
+        " looks a branch up for itself.",
+    )
     digest: DigestText | None = None
     """Its sha256 as Graft computes it; verified where given, reported in the status where not."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
@@ -61,11 +94,12 @@ class BaseModelSpec(Ruled):
             f"has(self.name) || self.uri.matches({cel(LAST_PART_IS_A_NAME)})",
             lambda base: base.name is not None or matches(LAST_PART_IS_A_NAME, base.uri),
         ),
-        REVISION_IS_OF_THE_HUB,
+        REVISION_NEEDS_A_SCHEME_WITH_REVISIONS,
         Rule(
-            "uri must not be https://: archives are for adapters; use hf:// or pvc://",
-            "!self.uri.startsWith('https://')",
-            lambda base: not base.uri.startswith("https://"),
+            f"uri must not be {starts_of(_ADAPTERS_ALONE)}: archives are for adapters;"
+            f" use {starts_of(scheme for scheme in _MODELS if scheme.allowed)}",
+            f"!({starts_with('self.uri', _ADAPTERS_ALONE)})",
+            lambda base: not has_scheme(base.uri, _ADAPTERS_ALONE),
         ),
     )
 
@@ -78,18 +112,27 @@ class BaseModelSpec(Ruled):
 class SourceSpec(Ruled):
     """A place that checkpoints are read from. What is public on the Hub needs no entry."""
 
-    name: Annotated[str, Field(pattern=rf"^{LABEL}$", min_length=1, max_length=50)]
-    """Its name, the first part of pvc://NAME/PATH."""
+    name: Annotated[str, Field(pattern=rf"^{LABEL}$", min_length=1, max_length=50)] = Field(
+        description=f"Its name, the first part of {CLAIM.start}NAME/PATH."
+    )
     claim_name: ResourceName | None = None
     """A PersistentVolumeClaim of this namespace, mounted read-only."""
-    mount_path: MountPath | None = None
-    """A directory that `podTemplate` mounts into the container `runtime`; file:// URIs below it are allowed."""
-    uri_prefixes: Annotated[tuple[UriPrefix, ...], Field(max_length=16)] | None = None
-    """hf://OWNER/ or https://HOST/: URIs below them are read with the token of `secretName` and from `endpoint`."""
+    mount_path: MountPath | None = Field(
+        default=None,
+        description="A directory that `podTemplate` mounts into the container `runtime`;"
+        f" {DIRECTORY.start} URIs below it are allowed.",
+    )
+    uri_prefixes: Annotated[tuple[UriPrefix, ...], Field(max_length=16)] | None = Field(
+        default=None,
+        description=f"{listed(scheme.start + scheme.prefix for scheme in _REMOTE)}: URIs below them are read with the"
+        " token of `secretName` and from `endpoint`.",
+    )
     secret_name: ResourceName | None = None
     """A Secret of this namespace with the key `token`, mounted into the pods; it goes to this source's host alone."""
-    endpoint: Endpoint | None = None
-    """For hf://: another server that speaks the Hub's API, by default https://huggingface.co."""
+    endpoint: Endpoint | None = Field(
+        default=None,
+        description=f"For {HUB.start}: another server that speaks the Hub's API, by default {HUB.endpoint}.",
+    )
 
     rules = (
         Rule(
@@ -106,10 +149,12 @@ class SourceSpec(Ruled):
             lambda source: (source.uri_prefixes is None) == (source.secret_name is None and source.endpoint is None),
         ),
         Rule(
-            "endpoint is for prefixes of hf:// only",
-            "!has(self.endpoint) || !has(self.uriPrefixes) || self.uriPrefixes.all(prefix, prefix.startsWith('hf://'))",
+            f"endpoint is for prefixes of {starts_of(WITH_ENDPOINT)} only",
+            "!has(self.endpoint) || !has(self.uriPrefixes)"
+            f" || self.uriPrefixes.all(prefix, {starts_with('prefix', WITH_ENDPOINT)})",
             lambda source: (
-                source.endpoint is None or all(prefix.startswith("hf://") for prefix in source.uri_prefixes or ())
+                source.endpoint is None
+                or all(has_scheme(prefix, WITH_ENDPOINT) for prefix in source.uri_prefixes or ())
             ),
         ),
     )
@@ -119,7 +164,14 @@ class SourceSpec(Ruled):
         """What the URIs of this source start with."""
         if self.uri_prefixes is not None:
             return self.uri_prefixes
-        return (f"file://{self.mount_path}/",) if self.mount_path else (f"pvc://{self.name}/",)
+        return (DIRECTORY.below(self.mount_path) if self.mount_path else CLAIM.below(self.name),)
+
+    @property
+    def kind(self) -> MountKind:
+        """How a pod reaches it."""
+        if self.claim_name is not None:
+            return "claim"
+        return "directory" if self.mount_path is not None else "remote"
 
 
 class AdapterSpec(Ruled):
@@ -127,11 +179,12 @@ class AdapterSpec(Ruled):
 
     name: ServedName
     """Its name in requests (`model`)."""
-    uri: Uri
-    """hf://OWNER/NAME[/FOLDER], an archive https://HOST/PATH.tar.gz (or .zip), or the PEFT checkpoint's directory:
-    pvc://SOURCE/PATH or file:///PATH, inside an entry of `sources`."""
-    revision: Revision | None = None
-    """Of hf://: a commit, tag or branch, by default main. It is resolved once, and every pod serves that commit."""
+    uri: Uri = Field(description=f"Where its PEFT checkpoint is: {_inside_sources(_REMOTE)}")
+    revision: Revision | None = Field(
+        default=None,
+        description=f"Of {starts_of(WITH_REVISIONS)}: a commit, tag or branch, by default main. It is resolved once,"
+        " and every pod serves that commit.",
+    )
     digest: DigestText | None = None
     """Its sha256 as Graft computes it; verified where given, reported in the status where not."""
     scale: Float = Field(default=1.0, ge=-1000.0, le=1000.0, allow_inf_nan=False)
@@ -139,7 +192,7 @@ class AdapterSpec(Ruled):
     pinned: Bool = False
     """Mounted from the start and never displaced."""
 
-    rules = (REVISION_IS_OF_THE_HUB,)
+    rules = (REVISION_NEEDS_A_SCHEME_WITH_REVISIONS,)
 
 
 class MergePartSpec(Ruled):
@@ -294,15 +347,17 @@ class AdapterDeploymentSpec(Ruled):
             lambda spec: all(adapter.name != spec.base_model.served_name for adapter in spec.adapters),
         ),
         Rule(
-            "baseModel.uri must lie in an entry of sources: add {name: SOURCE, claimName: CLAIM} for pvc://SOURCE/PATH,"
-            " {name: NAME, mountPath: /DIRECTORY} for file:///DIRECTORY/PATH",
-            "!(self.baseModel.uri.startsWith('pvc://') || self.baseModel.uri.startsWith('file://'))"
-            " || has(self.sources) && self.sources.exists(source,"
-            " has(source.claimName) && self.baseModel.uri.startsWith('pvc://' + source.name + '/')"
-            " || has(source.mountPath) && self.baseModel.uri.startsWith('file://' + source.mountPath + '/'))",
+            "baseModel.uri must lie in an entry of sources: add {name: SOURCE, claimName: CLAIM} for"
+            f" {CLAIM.start}SOURCE/PATH, {{name: NAME, mountPath: /DIRECTORY}} for {DIRECTORY.start}/DIRECTORY/PATH",
+            f"!({starts_with('self.baseModel.uri', _MOUNTED)}) || has(self.sources) && self.sources.exists(source, "
+            + " || ".join(
+                f"has(source.{given}) && (self.baseModel.uri + '/').startsWith('{scheme.start}' + source.{place} + '/')"
+                for scheme, (given, place) in _MOUNTED.items()
+            )
+            + ")",
             lambda spec: (
-                not spec.base_model.uri.startswith(("pvc://", "file://"))
-                or any(spec.base_model.uri.startswith(source.prefixes) for source in spec.sources)
+                not has_scheme(spec.base_model.uri, _MOUNTED)
+                or any(deepest_prefix(source.prefixes, spec.base_model.uri) for source in spec.sources)
             ),
         ),
         Rule(

@@ -3,9 +3,20 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import Annotated
 
 from graft_runtime.contract.checkpoints import ADAPTER_NAME_PATTERN, DIGEST_PATTERN
+from graft_runtime.contract.schemes import (
+    DOT_SEGMENT,
+    ENDPOINT_PATTERN,
+    ENDPOINT_SHAPE,
+    SCHEMES,
+    Scheme,
+    listed,
+    prefix_pattern,
+    uri_pattern,
+)
 from pydantic import Field, Strict
 
 from graft_operator.resource.rules import Rule, check, validations
@@ -15,20 +26,9 @@ Int = Annotated[int, Strict()]
 Float = Annotated[float, Strict()]
 Bool = Annotated[bool, Strict()]
 
-LABEL = r"[a-z0-9]([-a-z0-9]*[a-z0-9])?"
-_SEGMENTS = r"(/[^/?#%\\ \t\r\n]+)+"
-_OWNER = r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}"
-_HOST = r"[A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?(:[0-9]{1,5})?"
-_ARCHIVE = rf"https://{_HOST}{_SEGMENTS}\.(tar\.gz|zip)"
-_URI = rf"^((pvc://{LABEL}|file://){_SEGMENTS}|hf://{_OWNER}/{_OWNER}({_SEGMENTS})?|{_ARCHIVE})$"
-_PREFIX = rf"^(hf://{_OWNER}|https://{_HOST})({_SEGMENTS})?/$"
-_ENDPOINT = rf"^https?://{_HOST}({_SEGMENTS})?$"
 _REVISION = r"^[A-Za-z0-9]([A-Za-z0-9._/-]{0,253}[A-Za-z0-9])?$"
-_SCHEMES = ("hf://", "pvc://", "file://", "https://")
-_HAS_SCHEME = " || ".join(f"self.startsWith('{scheme}')" for scheme in _SCHEMES)
 LAST_PART_IS_A_NAME = r"/[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?$"
 _DIRECTORY = r"^(/[A-Za-z0-9._-]+)+$"
-_DOT_SEGMENT = r"/\.{1,2}(/|$)"
 
 
 def cel(pattern: str) -> str:
@@ -42,56 +42,77 @@ def matches(pattern: str, text: str) -> bool:
     return re.search(pattern.replace("$", r"\Z"), text) is not None
 
 
+def starts_with(field: str, schemes: Iterable[Scheme]) -> str:
+    """Return in CEL whether a text has one of the schemes."""
+    return " || ".join(f"{field}.startsWith('{scheme.start}')" for scheme in schemes) or "false"
+
+
+def has_scheme(text: str, schemes: Iterable[Scheme]) -> bool:
+    """Return whether a text has one of the schemes."""
+    return text.startswith(tuple(scheme.start for scheme in schemes))
+
+
+def starts_of(schemes: Iterable[Scheme]) -> str:
+    """Return what URIs of these schemes start with, for a message."""
+    return listed(scheme.start for scheme in schemes)
+
+
+_ALL = tuple(SCHEMES.values())
+_URI = uri_pattern(_ALL)
+_PREFIX = prefix_pattern(_ALL)
+WITH_REVISIONS = tuple(scheme for scheme in _ALL if scheme.revisions)
+WITH_ENDPOINT = tuple(scheme for scheme in _ALL if scheme.endpoint)
+
 URI_RULES = (
     Rule(
-        "must start with hf://, pvc://, file:// or https://, the schemes that this version supports: hf://OWNER/NAME is"
-        " a repository of the Hub, pvc://SOURCE/PATH a directory in the claim of an entry of spec.sources, file:///PATH"
-        " one below the mountPath of an entry, https://HOST/PATH.tar.gz an archive",
-        _HAS_SCHEME,
-        lambda uri: uri.startswith(_SCHEMES),
+        f"must start with {starts_of(_ALL)}, the schemes that this version supports: "
+        + ", ".join(f"{scheme.written[0]} is {scheme.meaning}" for scheme in _ALL),
+        starts_with("self", _ALL),
+        lambda uri: has_scheme(uri, _ALL),
         text="self",
     ),
     Rule(
-        "must name a directory or an archive, as in hf://OWNER/NAME, hf://OWNER/NAME/FOLDER, pvc://SOURCE/PATH,"
-        " file:///PATH or https://HOST/PATH.tar.gz (or .zip): no empty part, no trailing slash, none of ? # % \\ and no"
-        " white space",
-        f"!({_HAS_SCHEME}) || self.matches({cel(_URI)})",
-        lambda uri: not uri.startswith(_SCHEMES) or matches(_URI, uri),
+        "must name a directory or an archive, as in "
+        + listed(shape for scheme in _ALL for shape in scheme.written)
+        + ": no empty part, no trailing slash, none of ? # % \\ and no white space",
+        f"!({starts_with('self', _ALL)}) || self.matches({cel(_URI)})",
+        lambda uri: not has_scheme(uri, _ALL) or matches(_URI, uri),
         text="self",
     ),
     Rule(
         "must not hold the parts . or ..: write the path out",
-        f"!self.matches({cel(_DOT_SEGMENT)})",
-        lambda uri: not matches(_DOT_SEGMENT, uri),
+        f"!self.matches({cel(DOT_SEGMENT)})",
+        lambda uri: not matches(DOT_SEGMENT, uri),
         text="self",
     ),
 )
 PREFIX_RULES = (
     Rule(
-        "must end with a slash and start with hf://OWNER/ or https://HOST/",
-        f"self.matches({cel(_PREFIX)}) && !self.matches({cel(_DOT_SEGMENT)})",
-        lambda prefix: matches(_PREFIX, prefix) and not matches(_DOT_SEGMENT, prefix),
+        "must end with a slash and start with "
+        + listed(scheme.start + scheme.prefix for scheme in _ALL if scheme.prefix),
+        f"self.matches({cel(_PREFIX)}) && !self.matches({cel(DOT_SEGMENT)})",
+        lambda prefix: matches(_PREFIX, prefix) and not matches(DOT_SEGMENT, prefix),
         text="self",
     ),
 )
 ENDPOINT_RULES = (
     Rule(
-        "must be https://HOST, without a trailing slash; http:// is for networks that the administrator allows",
-        f"self.matches({cel(_ENDPOINT)}) && !self.matches({cel(_DOT_SEGMENT)})",
-        lambda endpoint: matches(_ENDPOINT, endpoint) and not matches(_DOT_SEGMENT, endpoint),
+        f"must be {ENDPOINT_SHAPE}, without a trailing slash; http:// is for networks that the administrator allows",
+        f"self.matches({cel(ENDPOINT_PATTERN)}) && !self.matches({cel(DOT_SEGMENT)})",
+        lambda endpoint: matches(ENDPOINT_PATTERN, endpoint) and not matches(DOT_SEGMENT, endpoint),
         text="self",
     ),
 )
-REVISION_IS_OF_THE_HUB = Rule(
-    "revision is for hf:// only: no other source has revisions",
-    "!has(self.revision) || self.uri.startsWith('hf://')",
-    lambda checkpoint: checkpoint.revision is None or checkpoint.uri.startswith("hf://"),
+REVISION_NEEDS_A_SCHEME_WITH_REVISIONS = Rule(
+    f"revision is for {starts_of(WITH_REVISIONS)} only: no other source has revisions",
+    f"!has(self.revision) || {starts_with('self.uri', WITH_REVISIONS)}",
+    lambda checkpoint: checkpoint.revision is None or has_scheme(checkpoint.uri, WITH_REVISIONS),
 )
 MOUNT_PATH_RULES = (
     Rule(
         "must be an absolute directory without the parts . and .. and without a trailing slash, such as /mnt/adapters",
-        f"self.matches({cel(_DIRECTORY)}) && !self.matches({cel(_DOT_SEGMENT)})",
-        lambda path: matches(_DIRECTORY, path) and not matches(_DOT_SEGMENT, path),
+        f"self.matches({cel(_DIRECTORY)}) && !self.matches({cel(DOT_SEGMENT)})",
+        lambda path: matches(_DIRECTORY, path) and not matches(DOT_SEGMENT, path),
         text="self",
     ),
     Rule(

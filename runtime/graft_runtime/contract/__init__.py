@@ -2,6 +2,7 @@
 
     wire          what every message is: JSON, hash, version; Fault
     checkpoints   where a checkpoint comes from, which of its files count, digests and names
+    schemes       the schemes of URIs, and which prefix of a source a URI lies below
     tasks, ports  what a base model is loaded for; a pod's ports
     config        RuntimeConfig: what a pod is born with; a change of it rolls the pods
     facts         AdapterFacts: what an adapter is, from its files to the operator's status

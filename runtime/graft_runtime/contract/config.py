@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from graft_runtime.contract.checkpoints import AdapterName, Digest, Source
+from graft_runtime.contract.schemes import CLAIM, MountKind
 from graft_runtime.contract.tasks import Task
 from graft_runtime.contract.wire import Message, Wire
 
@@ -19,12 +20,18 @@ class SourceMount(Wire):
     """A declared source (`spec.sources`) and its URIs. Its directory reaches the runtime as an argument."""
 
     name: str = Field(max_length=63)
-    kind: Literal["claim", "directory", "remote"]
-    """`claim`: `pvc://NAME/…`, a mounted PersistentVolumeClaim; `directory`: `file://…` below `uri_prefixes`;
-    `remote`: `hf://…` or `https://…` below `uri_prefixes`, its directory is that of its Secret, where it has one."""
+    kind: MountKind
+    """`claim`: all URIs of its name; `directory`: those below `uri_prefixes`; `remote`: likewise, and its directory is
+    that of its Secret, where it has one."""
     uri_prefixes: tuple[str, ...] = Field(default=(), max_length=16)
+    """Empty for a claim."""
     endpoint: str | None = Field(default=None, max_length=512)
-    """Of `hf://`: another server that speaks the Hub's API."""
+    """Where a scheme has an endpoint: another server than the table's."""
+
+    @property
+    def prefixes(self) -> tuple[str, ...]:
+        """What its URIs start with."""
+        return (CLAIM.below(self.name),) if self.kind == "claim" else self.uri_prefixes
 
 
 class BaseModelConfig(Wire):
