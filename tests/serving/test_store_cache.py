@@ -7,7 +7,7 @@ import errno
 import io
 import os
 import resource
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,11 +17,10 @@ from graft_runtime.contract.checkpoints import Source
 from graft_runtime.contract.config import SourceMount
 from graft_runtime.errors import ErrorCode, GraftError
 from graft_runtime.store import cache as cache_module
-from graft_runtime.store import sources as sources_module
 from graft_runtime.store.cache import Cache, Cached
 from graft_runtime.store.checkpoints import Kind
 from graft_runtime.store.fetches import Fetches, retry_seconds
-from graft_runtime.store.sources import Sources
+from graft_runtime.store.sources import Directory, Sources
 
 MOUNT = SourceMount(name="shelf", kind="claim")
 WEIGHTS_BYTES = 1000
@@ -83,72 +82,88 @@ def test_the_digest_follows_the_bytes_and_nothing_else(tmp_path: Path, sources: 
     assert copy(cache, sources, "a").digest != first
 
 
-def count_copies(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The names of files that are copied from then on."""
-    copied, copy_file = list[str](), cache_module._copy_file
+class Watched(Sources):
+    """Sources that note which files are opened, and let something happen before a piece of one is read."""
 
-    def counted(directory: Any, name: str, arrival: Any) -> Any:
-        copied.append(name)
-        return copy_file(directory, name, arrival)
+    def __init__(self, *arguments: Any, before_read: Callable[[str], None] = lambda name: None, **limits: Any) -> None:
+        super().__init__(*arguments, **limits)
+        self.opened: list[str] = []
+        self.before_read = before_read
 
-    monkeypatch.setattr(cache_module, "_copy_file", counted)
-    return copied
+    @contextmanager
+    def open(self, *arguments: Any) -> Iterator[Directory]:
+        with super().open(*arguments) as directory:
+            open_file = directory.open_file
+
+            def watched(name: str) -> Any:
+                self.opened.append(name)
+                return WatchedFile(open_file(name), lambda: self.before_read(name))
+
+            directory.open_file = watched  # type: ignore[method-assign]
+            yield directory
+
+
+class WatchedFile:
+    def __init__(self, file: Any, before_read: Callable[[], None]) -> None:
+        self._file, self._before_read = file, before_read
+
+    def __enter__(self) -> WatchedFile:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def read(self, size: int) -> Any:
+        self._before_read()
+        return self._file.read(size)
 
 
 @pytest.fixture
-def model(tmp_path: Path, sources: Sources, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """`pvc://shelf/model`, whose last change was long ago as far as we look."""
-    monkeypatch.setattr(sources_module, "SETTLED_SECONDS", 0)
+def settled(tmp_path: Path, sources: Sources) -> Watched:
+    """The shelf and `pvc://shelf/model`, whose last change was long ago as far as we look."""
     directory = tmp_path / "shelf" / "model"
     directory.mkdir()
     (directory / "config.json").write_text("{}")
     (directory / "model.safetensors").write_bytes(b"w" * WEIGHTS_BYTES)
-    return directory
+    return Watched((MOUNT,), {"shelf": tmp_path / "shelf"}, settled_seconds=0)
 
 
-def test_a_base_that_did_not_change_is_not_copied_again_after_a_restart(
-    tmp_path: Path, sources: Sources, model: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    copied = count_copies(monkeypatch)
-    first = Cache(tmp_path / "cache", None, tuple).copy(sources, "pvc://shelf/model", "model")
-    assert len(copied) == 2
-    again = Cache(tmp_path / "cache", None, tuple).copy(sources, "pvc://shelf/model", "model")
-    assert (again, len(copied)) == (first, 2)
+def test_a_base_that_did_not_change_is_not_copied_again_after_a_restart(tmp_path: Path, settled: Watched) -> None:
+    first = Cache(tmp_path / "cache", None, tuple).copy(settled, "pvc://shelf/model", "model")
+    assert len(settled.opened) == 2
+    again = Cache(tmp_path / "cache", None, tuple).copy(settled, "pvc://shelf/model", "model")
+    assert (again, len(settled.opened)) == (first, 2)
     (tmp_path / "cache" / "models.json").write_text("[1]")
-    assert Cache(tmp_path / "cache", None, tuple).copy(sources, "pvc://shelf/model", "model") == first
-    assert len(copied) == 4, "what was remembered is gone"
+    assert Cache(tmp_path / "cache", None, tuple).copy(settled, "pvc://shelf/model", "model") == first
+    assert len(settled.opened) == 4, "what was remembered is gone"
 
 
-def test_other_bytes_of_the_same_size_and_time_are_seen(tmp_path: Path, sources: Sources, model: Path) -> None:
-    cache, weights = Cache(tmp_path / "cache", None, tuple), model / "model.safetensors"
-    first = cache.copy(sources, "pvc://shelf/model", "model").digest
+def test_other_bytes_of_the_same_size_and_time_are_seen(tmp_path: Path, settled: Watched) -> None:
+    cache, weights = Cache(tmp_path / "cache", None, tuple), tmp_path / "shelf/model/model.safetensors"
+    first = cache.copy(settled, "pvc://shelf/model", "model").digest
     before = weights.stat()
     while weights.stat().st_ctime_ns == before.st_ctime_ns:  # until the clock of the file system has ticked
         weights.write_bytes(b"x" * WEIGHTS_BYTES)
         os.utime(weights, ns=(before.st_atime_ns, before.st_mtime_ns))
     assert weights.stat().st_mtime_ns == before.st_mtime_ns
-    assert cache.copy(sources, "pvc://shelf/model", "model").digest != first
+    assert cache.copy(settled, "pvc://shelf/model", "model").digest != first
 
 
-def test_what_changed_a_moment_ago_is_read_again(
-    tmp_path: Path, sources: Sources, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    cache, copied = Cache(tmp_path / "cache", None, tuple), count_copies(monkeypatch)
+def test_what_changed_a_moment_ago_is_read_again(tmp_path: Path, sources: Sources) -> None:
+    cache, watched = Cache(tmp_path / "cache", None, tuple), Watched((MOUNT,), {"shelf": tmp_path / "shelf"})
     for _ in range(2):
-        copy(cache, sources, "a")
-    assert len(copied) == 4
+        copy(cache, watched, "a")
+    assert len(watched.opened) == 4
 
 
 @pytest.mark.parametrize("how", ["grows", "is cut", "is replaced", "goes"])
-def test_a_source_that_changes_while_it_is_read_is_not_taken(
-    tmp_path: Path, sources: Sources, monkeypatch: pytest.MonkeyPatch, how: str
-) -> None:
+def test_a_source_that_changes_while_it_is_read_is_not_taken(tmp_path: Path, sources: Sources, how: str) -> None:
     """Half old and half new: neither version is what would be mounted."""
     weights, config = tmp_path / "shelf/a/adapter_model.safetensors", tmp_path / "shelf/a/adapter_config.json"
-    read, changes = cache_module._read, [how]
+    changes = [how]
 
-    def change(*arguments: Any) -> bytes:
-        if arguments[2] == weights.name and changes:
+    def change(name: str) -> None:
+        if name == weights.name and changes:
             match changes.pop():
                 case "grows":
                     with weights.open("ab") as file:
@@ -160,14 +175,13 @@ def test_a_source_that_changes_while_it_is_read_is_not_taken(
                     (tmp_path / "new").replace(config)
                 case _:
                     weights.unlink()
-        return read(*arguments)
 
     cache = Cache(tmp_path / "cache", None, tuple)
-    with monkeypatch.context() as patched:
-        patched.setattr(cache_module, "_read", change)
-        with pytest.raises(GraftError, match="changed while it was read") as caught:
-            copy(cache, sources, "a")
+    watched = Watched((MOUNT,), {"shelf": tmp_path / "shelf"}, before_read=change)
+    with pytest.raises(GraftError, match="changed while it was read") as caught:
+        copy(cache, watched, "a")
     assert caught.value.code == "SourceUnavailable"
+    assert changes == []
     assert list((tmp_path / "cache" / "sha256").iterdir()) == []
     write_adapter(tmp_path / "shelf" / "a", "a")
     assert copy(cache, sources, "a").bytes == ADAPTER_BYTES, "it is tried again"

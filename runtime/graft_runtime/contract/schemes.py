@@ -15,9 +15,9 @@ MountKind = Literal["claim", "directory", "remote"]
 """How a pod reaches a source: a mounted PersistentVolumeClaim, a directory that the pod has, or the network."""
 
 LABEL = r"[a-z0-9]([-a-z0-9]*[a-z0-9])?"
-_REFUSED = r"?#%\\ \t\r\n"
+_REFUSED = r"?#%\\"
 """In a path: there is one way to write it, so nothing in it is escaped."""
-_SEGMENTS = rf"(/[^/{_REFUSED}]+)+"
+_SEGMENTS = rf"(/[^/{_REFUSED} \t\r\n]+)+"
 _OWNER = r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}"
 _HOST = r"[A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?(:[0-9]{1,5})?"
 DOT_SEGMENT = r"/\.{1,2}(/|$)"

@@ -17,9 +17,9 @@ from typing import IO
 
 from graft_runtime.durable import put_in_place, sync, write_whole
 from graft_runtime.errors import ErrorCode, GraftError
-from graft_runtime.store.archives import Spool
 from graft_runtime.store.checkpoints import FileRecord, Kind, config_file, digest_of, select_files
 from graft_runtime.store.sources import Directory, Sources
+from graft_runtime.store.sources.directory import Spool
 
 logger = logging.getLogger(__name__)
 

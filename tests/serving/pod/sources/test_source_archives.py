@@ -15,10 +15,11 @@ import pytest
 from graft_runtime.backoff import Backoff
 from graft_runtime.contract.config import SourceMount
 from graft_runtime.errors import GraftError
-from graft_runtime.store.archives import Caps, open_archive
 from graft_runtime.store.cache import Cache
 from graft_runtime.store.network import Pace, parse_network
 from graft_runtime.store.sources import Sources
+from graft_runtime.store.sources.archive import open_archive
+from graft_runtime.store.sources.directory import Caps
 
 CONFIG, WEIGHTS = b'{"peft_type": "LORA"}', bytes(range(256)) * 1024
 FILES = {"adapter_config.json": CONFIG, "adapter_model.safetensors": WEIGHTS}
@@ -73,9 +74,15 @@ def archives(
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
     mounts = (SourceMount(name="web", kind="remote", uri_prefixes=(f"{web.url}/private/",)),)
     pace = Pace(silent_seconds=2.0, tries=2, pauses=Backoff(0.01, 8.0))
-    made = Sources(mounts, {"web": secret}, (parse_network("127.0.0.0/8"),), pace)
-    yield lambda: made
-    made.close()
+    made: list[Sources] = []
+
+    def make(**limits: Any) -> Sources:
+        made.append(Sources(mounts, {"web": secret}, (parse_network("127.0.0.0/8"),), pace, **limits))
+        return made[-1]
+
+    yield make
+    for sources in made:
+        sources.close()
 
 
 @pytest.mark.parametrize(
@@ -174,11 +181,10 @@ def test_a_zip_that_lies_about_a_size_gives_no_more_than_it_told() -> None:
 
 
 def test_an_archive_larger_than_its_cap_is_not_read_on(
-    web: Any, archives: Callable[[], Sources], cache: Cache, monkeypatch: pytest.MonkeyPatch
+    web: Any, archives: Callable[..., Sources], cache: Cache
 ) -> None:
-    monkeypatch.setattr("graft_runtime.store.remotes.ARCHIVE_CAPS", Caps(archive_bytes=1000))
     web.files["/a.zip"] = zipped(("noise", bytes(1 << 22)), *FILES.items()) + bytes(1 << 22)
     with pytest.raises(GraftError) as caught:
-        cache.copy(archives(), f"{web.url}/a.zip", "adapter")
+        cache.copy(archives(caps=Caps(archive_bytes=1000)), f"{web.url}/a.zip", "adapter")
     assert (caught.value.code, "larger than 1000 bytes" in caught.value.message) == ("UnsafeFile", True)
     assert cache.unfinished == []

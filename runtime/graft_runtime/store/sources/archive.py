@@ -1,4 +1,4 @@
-"""`https://HOST/PATH.tar.gz` and `.zip`: an adapter in an archive, which is never unpacked as a whole.
+"""An adapter in an archive on a web server, `.tar.gz` or `.zip`, which is never unpacked as a whole.
 
 Whatever an archive claims, no more than the caps is read of it, nothing but regular files below it counts, and no name
 of it becomes a path on our disk.
@@ -6,20 +6,22 @@ of it becomes a path on our disk.
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import stat
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import IO, NoReturn, Protocol, Self, cast
+from typing import IO, NoReturn, Self, cast
 
 from graft_runtime.errors import ErrorCode, GraftError
 from graft_runtime.store.checkpoints import FileRecord
+from graft_runtime.store.download import Download
+from graft_runtime.store.sources.directory import Access, Caps, Place, Spool
 
 ZIP_SUFFIX = ".zip"
 _BROKEN = (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, NotImplementedError)
@@ -27,29 +29,15 @@ _HEADER_BYTES = 1 << 20
 """The most that one header of a tar archive may take; pieces of files are read in pieces of at most this size."""
 
 
-@dataclass(frozen=True)
-class Caps:
-    """What an archive may be."""
-
-    archive_bytes: int = 4 << 30
-    content_bytes: int = 8 << 30
-    entries: int = 1000
-    ratio: int = 100
-    """Content to archive, for all above the first 16 MiB."""
-    free_bytes: int = 16 << 20
-
-    def content_limit(self, archive_bytes: int) -> int:
-        """The most that an archive of so many bytes may hold."""
-        return min(self.content_bytes, max(self.free_bytes, archive_bytes * self.ratio))
-
-
-class Spool(Protocol):
-    """A file of the cache that an archive is kept in while it is read."""
-
-    file: IO[bytes]
-
-    def write(self, piece: bytes, /) -> None:
-        """Raises GraftError: NoCapacity; OSError."""
+@contextlib.contextmanager
+def open_source(place: Place, access: Access) -> Iterator[ArchiveDirectory]:
+    """Open what lies in an archive; see OpenSource."""
+    token = place.read_token()
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    with access.spool() as kept:
+        with Download(access.client, place.uri, headers, pace=access.pace, shown=f"`{place.uri}`") as download:
+            spool_archive(download.read, kept, place.uri, access.caps)
+        yield open_archive(place.uri, kept.file, access.caps)
 
 
 class Member:

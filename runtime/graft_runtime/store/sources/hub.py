@@ -1,10 +1,12 @@
-"""`hf://OWNER/NAME[/FOLDER]`: a repository of the Hugging Face Hub, at one commit."""
+"""A repository of the Hugging Face Hub, or a folder of one, at one commit."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import re
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
@@ -16,12 +18,13 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import build_hf_headers, validate_repo_id  # type: ignore[attr-defined]
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from graft_runtime.contract.schemes import HUB, listed
 from graft_runtime.errors import ErrorCode, GraftError
 from graft_runtime.store.checkpoints import FileRecord
 from graft_runtime.store.download import Download, describe, raise_for_status
 from graft_runtime.store.network import Pace
+from graft_runtime.store.sources.directory import Access, Place
 
-PUBLIC_ENDPOINT = "https://huggingface.co"
 DEFAULT_REVISION = "main"
 COMMIT_PATTERN = r"^[0-9a-f]{40}$"
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -62,7 +65,7 @@ class HubAddress:
     """OWNER/NAME"""
     folder: str
     """Inside it; empty for its top."""
-    endpoint: str = PUBLIC_ENDPOINT
+    endpoint: str
     token: str | None = None
 
     def __repr__(self) -> str:
@@ -121,8 +124,19 @@ class HubDirectory:
             )
 
 
+@contextlib.contextmanager
+def open_source(place: Place, access: Access) -> Iterator[HubDirectory]:
+    """Open a folder of a repository at the commit of a revision; see OpenSource."""
+    owner, _, rest = place.uri.removeprefix(HUB.start).strip("/").partition("/")
+    name, _, folder = rest.partition("/")
+    if not owner or not name or {".", ".."} & set(folder.split("/")):
+        raise GraftError(ErrorCode.NOT_FOUND, f"`{place.uri}` names no repository", hint=f"write {listed(HUB.written)}")
+    address = HubAddress(place.uri, f"{owner}/{name}", folder, place.endpoint, place.read_token())
+    yield open_directory(address, place.revision, access.client, access.pace)
+
+
 def open_directory(address: HubAddress, revision: str | None, client: httpx2.Client, pace: Pace) -> HubDirectory:
-    """Finds out which commit a revision is, and what is in it.
+    """Find out which commit a revision is, and what is in it.
 
     Raises:
         GraftError: NotFound, Unauthorized, ForbiddenAddress, SourceUnavailable.
@@ -191,7 +205,7 @@ def _refuse(address: HubAddress, revision: str, response: httpx2.Response) -> No
             ErrorCode.UNAUTHORIZED,
             f"{shown} was refused without a token: it is private, or does not exist",
             hint="check the name, or add to spec.sources: {name: <a name>, uriPrefixes:"
-            f" ['hf://{address.repository.partition('/')[0]}/'], secretName: <a Secret with the key token>}}",
+            f" ['{HUB.below(address.repository.partition('/')[0])}'], secretName: <a Secret with the key token>}}",
         )
     raise_for_status(response, shown)
     raise httpx2.RemoteProtocolError(f"it answered {response.status_code}")
