@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from graft_runtime.tokenizing.tokenizer import Tokenizer
 from graft_runtime.tokenizing.voices import load_base_voice
 
 HELLO = [{"role": "user", "content": "hello"}]
+HI = [{"role": "user", "content": "hi"}]
+OVER_PARTS = "{% for part in messages[0]['content'] if part['type'] == 'text' %}{{ part['text'] }}{% endfor %}!"
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +44,7 @@ def test_bos_comes_once(tiny_base: Path, tmp_path: Path) -> None:
     adding.save_pretrained(tmp_path)
     tokenizer = load_base_voice(tmp_path, tmp_path).voice.tokenizer
     assert tokenizer.encode("hi") == [256, 71, 72] == tokenizer.encode("<s>hi")
-    assert tokenizer.encode_chat(HELLO, "{{ bos_token }}hi") == [256, 71, 72]
+    assert tokenizer.encode_chat(HI, "{{ bos_token }}{{ messages[0]['content'] }}") == [256, 71, 72]
 
 
 def test_what_a_base_says_of_itself(tiny_base: Path) -> None:
@@ -117,4 +120,68 @@ def test_a_template_without_end_is_stopped(tokenizer: Tokenizer, monkeypatch: py
     with pytest.raises(GraftError, match=r"took more than 0\.2 s"):
         tokenizer.encode_chat(HELLO, ranges)
     assert time.monotonic() - started < 10
-    assert tokenizer.encode_chat(HELLO, "hi") == [71, 72], "the thread is fit for the next one"
+    assert tokenizer.encode_chat(HI, "{{ messages[0]['content'] }}") == [71, 72], "the thread is fit for the next one"
+
+
+def test_a_template_gets_text_or_parts_as_it_takes_them(tokenizer: Tokenizer) -> None:
+    assert tokenizer.encode_chat(HI, OVER_PARTS) == tokenizer.encode("hi!")
+    both = "{% if messages[0]['content'] is string %}{{ messages[0]['content'] }}{% else %}parts{% endif %}!"
+    assert tokenizer.encode_chat(HI, both) == tokenizer.encode("hi!")
+
+
+def test_a_template_that_drops_a_user_s_text_is_refused(tokenizer: Tokenizer) -> None:
+    with pytest.raises(GraftError, match="leaves the text of a user's message out") as caught:
+        tokenizer.encode_chat(HI, "{% for part in messages[0]['content'] %}{{ part.nothing }}{% endfor %}assistant:")
+    assert caught.value.code == "InvalidRequest"
+
+
+def _with_files(tiny_base: Path, directory: Path, **files: Any) -> Path:
+    shutil.copytree(tiny_base, directory, dirs_exist_ok=True)
+    for name in ("generation_config.json", "chat_template.jinja"):
+        (directory / name).unlink(missing_ok=True)
+    for name, content in files.items():
+        path = directory / name.replace("__", ".")
+        told = json.loads(path.read_text()) if path.exists() else {}
+        path.write_text(content if isinstance(content, str) else json.dumps({**told, **content}))
+    return directory
+
+
+END_TOKENS: dict[str, dict[str, Any]] = {
+    "config.json": {"config__json": {"eos_token_id": [257, 300]}},
+    "one of config.json": {"config__json": {"eos_token_id": 299}},
+    "generation_config.json alone, where there is one": {
+        "config__json": {"eos_token_id": [257, 300]},
+        "generation_config__json": {"eos_token_id": [257, 301]},
+    },
+}
+
+
+@pytest.mark.parametrize("files", END_TOKENS.values(), ids=END_TOKENS.keys())
+def test_end_tokens_are_those_that_transformers_finds(tiny_base: Path, tmp_path: Path, files: dict[str, Any]) -> None:
+    from transformers import AutoModelForCausalLM
+
+    base = _with_files(tiny_base, tmp_path, **files)
+    expected = AutoModelForCausalLM.from_pretrained(base).generation_config.eos_token_id
+    expected = {expected} if isinstance(expected, int) else set(expected)
+    assert load_base_voice(base, base).voice.manner.stop_tokens == expected | {257}, "the tokenizer's own is 257"
+
+
+def test_values_of_the_text_model_count_where_config_json_has_none(tiny_base: Path, tmp_path: Path) -> None:
+    base = _with_files(tiny_base, tmp_path, config__json={"eos_token_id": None, "text_config": {"eos_token_id": 300}})
+    assert load_base_voice(base, base).voice.manner.stop_tokens == {257, 300}
+
+
+@pytest.mark.parametrize(
+    ("files", "template"),
+    [
+        ({"chat_template__json": {"chat_template": "json"}}, "json"),
+        ({"chat_template__json": {"chat_template": "json"}, "chat_template__jinja": "jinja"}, "jinja"),
+        ({"chat_template__json": {"chat_template": "json"}, "tokenizer_config__json": {"chat_template": "c"}}, "json"),
+        ({"tokenizer_config__json": {"chat_template": "config"}}, "config"),
+    ],
+)
+def test_the_chat_template_is_that_of_the_first_file(
+    tiny_base: Path, tmp_path: Path, files: dict[str, Any], template: str
+) -> None:
+    base = _with_files(tiny_base, tmp_path, **files)
+    assert load_base_voice(base, base).voice.manner.chat_template == template

@@ -127,6 +127,7 @@ class Generator:
         self, request: TextRequest, prompts: list[list[int]], base: LoadedBase, speaker: Speaker
     ) -> list[Choice]:
         manner, tokenizer = speaker.voice.manner, speaker.voice.tokenizer
+        special = {token for stop in request.stops if (token := tokenizer.special_id(stop)) is not None}
         goes_on = base.loaded.task is Task.CAUSAL_LM
         texts = [tokenizer.detokenizer(prompt if goes_on else ()) for prompt in prompts]
         choices = []
@@ -137,7 +138,7 @@ class Generator:
                 max_tokens=_token_limit(request, manner, base.loaded.room_after(len(prompt) + speaker.virtual_tokens)),
                 adapters=speaker.adapters,
                 sampling=_sampling(request, manner),
-                stop_tokens=tuple(sorted(manner.stop_tokens)),
+                stop_tokens=tuple(sorted(manner.stop_tokens | special)),
             )
             choices.append(Choice(index, self._submit(make), texts[index], StopStrings(request.stops)))
         return choices

@@ -23,6 +23,7 @@ ADAPTER_FILE_PATTERNS = (
     "special_tokens_map.json",
     "added_tokens.json",
     "chat_template.jinja",
+    "chat_template.json",
     "generation_config.json",
 )
 MODEL_FILE_PATTERNS = (
@@ -40,6 +41,7 @@ MODEL_FILE_PATTERNS = (
     "merges.txt",
     "spiece.model",
     "chat_template.jinja",
+    "chat_template.json",
 )
 
 

@@ -11,7 +11,12 @@ from graft_runtime.errors import ErrorCode, GraftError
 from graft_runtime.tokenizing.files import MAX_SMALL_FILE_BYTES, read_bounded, read_config, read_small_file, text_of
 
 CHAT_TEMPLATE_FILE = "chat_template.jinja"
+PROCESSOR_TEMPLATE_FILE = "chat_template.json"
+"""Where the processors of models that take images kept their template before Transformers 4.48 or so."""
 GENERATION_FILE = "generation_config.json"
+MODEL_FILE = "config.json"
+TEXT_CONFIGS = ("decoder", "generator", "text_config")
+"""Parts of config.json that may hold the values of a text model; Transformers looks at them in this order."""
 MAX_TEMPLATE_CHARACTERS = 256 * 1024
 LARGEST = 2**31 - 1
 """Of numbers that mean something: token ids, and as many tokens."""
@@ -36,19 +41,22 @@ def over(adapter: Manner, base: Manner) -> Manner:
     )
 
 
-def read_manner(directory: Path, token_id: Callable[[str], int | None], what: str) -> Manner:
+def read_manner(directory: Path, token_id: Callable[[str], int | None], what: str, *, base: bool = False) -> Manner:
     """What a checkpoint's small files say. Blocking.
 
     Args:
         directory: in the cache.
         token_id: a token's text → its id or None.
         what: how errors call the checkpoint.
+        base: whether it is a base model, whose config.json speaks where there is no generation_config.json.
 
     Raises:
         GraftError: Corrupt, UnsafeFile.
     """
     config, told = read_config(directory, what)
     generation = read_small_file(directory / GENERATION_FILE, what)
+    if base and not generation:
+        generation = _of_the_model(read_small_file(directory / MODEL_FILE, what))
     stops = _as_ids(generation.get("eos_token_id"))
     eos = text_of(told.get("eos_token"))
     if eos is not None and (found := token_id(eos)) is not None:
@@ -65,13 +73,20 @@ def as_template(value: Any) -> str | None:
     return value if isinstance(value, str) and value else None
 
 
+def _of_the_model(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return config.json over the values of its text model: `GenerationConfig.from_model_config` of Transformers."""
+    inner = next((part for name in TEXT_CONFIGS if isinstance(part := config.get(name), dict)), {})
+    return {**inner, **{name: value for name, value in config.items() if value is not None}}
+
+
 def _template(directory: Path, config: Mapping[str, Any], what: str) -> str | None:
     content = read_bounded(directory / CHAT_TEMPLATE_FILE, MAX_SMALL_FILE_BYTES, what)
     try:
         text = content.decode() if content else None
     except UnicodeDecodeError as error:
         raise GraftError(ErrorCode.CORRUPT, f"{CHAT_TEMPLATE_FILE} of {what} is not text in UTF-8: {error}") from None
-    template = text or as_template(config.get("chat_template"))
+    of_processor = read_small_file(directory / PROCESSOR_TEMPLATE_FILE, what).get("chat_template")
+    template = text or as_template(of_processor) or as_template(config.get("chat_template"))
     if template is not None and len(template) > MAX_TEMPLATE_CHARACTERS:
         size = f"has {len(template)} characters, expected at most {MAX_TEMPLATE_CHARACTERS}"
         raise GraftError(ErrorCode.UNSAFE_FILE, f"the chat template of {what} {size}")

@@ -17,6 +17,7 @@ from graft_runtime.tokenizing.deadline import time_limit
 from graft_runtime.tokenizing.files import ADDED_TOKENS_FILE, CONFIG_FILE, SPECIAL_TOKENS_FILE
 from graft_runtime.tokenizing.manner import CHAT_TEMPLATE_FILE, Manner, as_template, read_manner
 from graft_runtime.tokenizing.pieces import Detokenizer
+from graft_runtime.tokenizing.template_content import ContentFormat, Messages, content_format, in_format
 
 COMPANIONS = (CONFIG_FILE, SPECIAL_TOKENS_FILE, ADDED_TOKENS_FILE, CHAT_TEMPLATE_FILE)
 RENDER_SECONDS = 5.0
@@ -37,6 +38,8 @@ class Tokenizer:
         self.fast, self.named, self.identity = fast, named, identity
         self._bos = self.token_id(named.get("bos_token", ""))
         begun = self._bos is not None and self._encode("", add_special_tokens=True)[:1] == [self._bos]
+        self._formats: dict[str, ContentFormat] = {}
+        """Of the chat templates that were rendered: an adapter's and its base's, where they share this tokenizer."""
         self._prepends, self._drops = adds_bos is True and not begun, adds_bos is False and begun
 
     def encode(self, text: str) -> list[int]:
@@ -52,22 +55,27 @@ class Tokenizer:
             ids = [bos, *ids]
         return ids[1:] if self._drops or ids[:2] == [bos, bos] else ids
 
-    def encode_chat(self, messages: Sequence[Mapping[str, Any]], template: str) -> list[int]:
+    def encode_chat(self, messages: Messages, template: str) -> list[int]:
         """A conversation, rendered in Jinja's sandbox and ready for the assistant's answer.
 
-        Raises:
-            GraftError: InvalidRequest, when the template refuses the messages; Corrupt, when the tokenizer fails.
-        """
-        from transformers.utils.chat_template_utils import render_jinja_template  # noqa: PLC0415 - pulls in Transformers
+        Args:
+            messages: with text as `content`; a template that walks over the parts of a message gets one part.
+            template: in Jinja.
 
+        Raises:
+            GraftError: InvalidRequest, when the template refuses the messages or drops their text;
+                Corrupt, when the tokenizer fails.
+        """
+        form = self._content_format(template)
+        if form is ContentFormat.NONE:
+            raise GraftError(
+                ErrorCode.INVALID_REQUEST,
+                "the chat template leaves the text of a user's message out of the prompt",
+                hint="give the checkpoint a template that renders it, or send the whole prompt to /v1/completions",
+                field="messages",
+            )
         try:
-            with time_limit(RENDER_SECONDS):
-                (text,), _ = render_jinja_template(
-                    conversations=[[dict(message) for message in messages]],
-                    chat_template=template,
-                    add_generation_prompt=True,
-                    **self.named,
-                )
+            text = self._render(in_format(messages, form), template)
         except Exception as error:  # whatever a stranger's template raises
             raise GraftError(
                 ErrorCode.INVALID_REQUEST,
@@ -76,6 +84,26 @@ class Tokenizer:
                 field="messages",
             ) from error
         return self._encode(text, add_special_tokens=False)
+
+    def _content_format(self, template: str) -> ContentFormat:
+        form = self._formats.get(template)
+        if form is None:
+            form = content_format(lambda messages: self._render(messages, template))
+            self._formats[template] = form
+        return form
+
+    def _render(self, messages: Messages, template: str) -> str:
+        """Render in Jinja's sandbox, ready for the assistant's answer. Raises whatever the template raises."""
+        from transformers.utils.chat_template_utils import render_jinja_template  # noqa: PLC0415 - pulls in Transformers
+
+        with time_limit(RENDER_SECONDS):
+            (text,), _ = render_jinja_template(
+                conversations=[[dict(message) for message in messages]],
+                chat_template=template,
+                add_generation_prompt=True,
+                **self.named,
+            )
+        return str(text)
 
     def _encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
         """A batch of one: unlike `encode`, that lets Python's other threads run, and leaves offsets out."""
@@ -112,6 +140,11 @@ class Tokenizer:
         found = (self.token_id(f"<0x{byte:02X}>") for byte in range(256))
         return frozenset(index for index in found if index is not None)
 
+    def special_id(self, text: str) -> int | None:
+        """Return the special token that is written so: `decode` never shows it. None where there is none."""
+        found = self.token_id(text)
+        return found if found in self._skipped else None
+
     def token_id(self, token: str) -> int | None:
         found: int | None = self.fast.token_to_id(token)
         return found
@@ -145,7 +178,7 @@ def load_base_tokenizer(directory: Path, checkpoint: Path, identity: str) -> tup
         ) from error
     named = {key: str(token) for key, token in backend.special_tokens_map.items() if isinstance(token, str)}
     tokenizer = Tokenizer(bare(backend.backend_tokenizer), named, identity)
-    manner = read_manner(checkpoint, tokenizer.token_id, "the base model")
+    manner = read_manner(checkpoint, tokenizer.token_id, "the base model", base=True)
     eos = backend.eos_token_id
     stops = manner.stop_tokens | ({eos} if isinstance(eos, int) else set())
     template = manner.chat_template or as_template(getattr(backend, "chat_template", None))
