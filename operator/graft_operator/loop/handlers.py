@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import kopf
 
@@ -45,6 +46,8 @@ async def watch(
         clusterwide=not namespaces,
         namespaces=namespaces,
         standalone=True,
+        # Kopf's own would ask for the user's name, which a uid of Kubernetes' choice has not.
+        identity=cast("Any", f"graft-operator@{socket.gethostname()}"),
         stop_flag=stop,
     )
     on_started()
