@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
+import signal
 import sys
 from collections.abc import Sequence
 
-from graft_operator.application import Operator
 from graft_operator.settings import Settings, parse_settings
 
 USAGE = "usage: graft-operator run --namespace NAMESPACE --runtime-image IMAGE --signing-key-secret NAME [options]"
@@ -19,13 +20,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not arguments or arguments[0] != "run":
         sys.stderr.write(f"{USAGE}\n")
         return 2
+    _end_on_sigterm()
     settings = parse_settings(arguments[1:])
     _configure_logging(settings)
     asyncio.run(_run(settings))
     return 0
 
 
+def _end_on_sigterm() -> None:
+    """End the process on SIGTERM while it still imports: the kernel spares process 1 from signals without a handler."""
+    signal.signal(signal.SIGTERM, lambda number, _: os._exit(128 + number))
+
+
 async def _run(settings: Settings) -> None:
+    from graft_operator.application import Operator  # noqa: PLC0415 - takes seconds: the handler comes first
+
     await Operator(settings).run()
 
 

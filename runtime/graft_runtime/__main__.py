@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -27,9 +29,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if named is None:
         parser.parse_args(words)  # ends the process: it helps, or tells what is wrong
         return
+    if named == "serve":
+        _end_on_sigterm()
     command = importlib.import_module(f"graft_runtime.commands.{named}")
     command.add_arguments(parsers[named])
     sys.exit(command.run(parser.parse_args(words)))
+
+
+def _end_on_sigterm() -> None:
+    """End the process on SIGTERM while it still imports: the kernel spares process 1 from signals without a handler."""
+    signal.signal(signal.SIGTERM, lambda number, _: os._exit(128 + number))
 
 
 if __name__ == "__main__":

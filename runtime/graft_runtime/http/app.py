@@ -56,7 +56,7 @@ def api_app(pod: Pod, models: Models, generations: Generations) -> ASGIApp:
         text = pod.metrics.render(pod.board.reports(), pod.engine.occupancy)
         return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
 
-    return _WithRequestId(app)
+    return _WithRequestId(_SayingClose(app, lambda: pod.leaving))
 
 
 def control_app(pod: Pod) -> ASGIApp:
@@ -109,6 +109,21 @@ class _WithRequestId:
             await self._app(scope, receive, _sending(send, current))
         finally:
             request_id.reset(token)
+
+
+class _SayingClose:
+    """Ends each connection with its next answer once this pod is leaving: the client's next request reaches another."""
+
+    def __init__(self, app: ASGIApp, leaving: Callable[[], bool]) -> None:
+        self._app, self._leaving = app, leaving
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def sending(message: MutableMapping[str, Any]) -> None:
+            if message["type"] == "http.response.start" and self._leaving():
+                message["headers"] = [*message["headers"], (b"connection", b"close")]
+            await send(message)
+
+        await self._app(scope, receive, sending)
 
 
 def _sending(send: Send, current: str) -> Callable[[MutableMapping[str, Any]], Awaitable[None]]:

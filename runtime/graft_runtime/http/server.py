@@ -55,7 +55,7 @@ async def serve(config: RuntimeConfig, places: Places, uid: str, address: str) -
     Returns:
         The exit status.
     """
-    control_socket, api_socket = _bound(address, CONTROL_PORT), _bound(address, API_PORT)
+    control_socket, api_socket = listen(address, CONTROL_PORT), listen(address, API_PORT)
     pod = Pod(config, places, uid)
     models = Models(config.served_name, pod.adapters)
     admission = Admission(config.engine.max_sequences)
@@ -71,7 +71,7 @@ async def serve(config: RuntimeConfig, places: Places, uid: str, address: str) -
     try:
         status = await _until_the_end(tasks)
         if status is None:
-            await _drain(pod, admission, tasks["engine"])
+            await _drain(pod, admission, servers[1], tasks["engine"])
             status = EXIT_DONE
         return status
     finally:
@@ -104,14 +104,19 @@ async def _until_the_end(tasks: dict[str, asyncio.Task[Any]]) -> int | None:
     return EXIT_BROKEN
 
 
-async def _drain(pod: Pod, admission: Admission, engine: asyncio.Task[int]) -> None:
-    """Unready, but serving a little longer; then only what runs; then an error for what still does."""
+async def _drain(pod: Pod, admission: Admission, server: _Server, engine: asyncio.Task[int]) -> None:
+    """Be unready, but go on serving a little longer; then end what runs; then cut off what still does.
+
+    From the first moment on, every answer says that its connection closes, so that clients turn to other pods. The
+    connections that nobody used meanwhile are closed after that.
+    """
     loop = asyncio.get_running_loop()
     deadline = loop.time() + pod.config.drain_seconds
     logger.info("asked to end: %d requests are on their way", admission.in_flight)
     pod.leave()
     await asyncio.wait([engine], timeout=min(STILL_SERVING_SECONDS, pod.config.drain_seconds))
     admission.refusing = True
+    server.close_idle()
     idle = _task(admission.wait_idle())
     await asyncio.wait([engine, idle], timeout=max(deadline - loop.time(), 0), return_when=asyncio.FIRST_COMPLETED)
     idle.cancel()
@@ -123,9 +128,12 @@ def _task(work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
     return asyncio.create_task(work)
 
 
-def _bound(address: str, port: int) -> socket.socket:
+def listen(address: str, port: int) -> socket.socket:
+    """Return a listening socket whose connections send small answers at once: Nagle would hold them back for 40 ms."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    return socket.create_server((address, port), family=family, backlog=BACKLOG)
+    listening = socket.create_server((address, port), family=family, backlog=BACKLOG)
+    listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # asyncio does not see that this is TCP
+    return listening
 
 
 class _Server(uvicorn.Server):
@@ -134,6 +142,11 @@ class _Server(uvicorn.Server):
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
+
+    def close_idle(self) -> None:
+        """Close the connections that wait for a request, and the others after their answers."""
+        for connection in list(self.server_state.connections):
+            connection.shutdown()
 
 
 def _server(app: ASGIApp) -> _Server:

@@ -115,6 +115,11 @@ class Pod:
         await self.fetches.close()
 
     @property
+    def leaving(self) -> bool:
+        """Whether this pod is about to end."""
+        return self._readiness.leaving
+
+    @property
     def ready(self) -> bool:
         """Whether this pod takes requests."""
         return self._readiness.ready
