@@ -1,6 +1,6 @@
 # Two commands need nothing but Python 3.11+, make, git and the package registries: `make demo` and `make test`.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up down test bench bench-adapters bench-gpu lint generate verify clean
+.PHONY: help setup demo up down images test bench bench-adapters bench-gpu lint generate verify clean
 
 UV_VERSION := 0.13.9
 STATE ?= $(CURDIR)/.cache/local
@@ -29,6 +29,20 @@ up: setup ## the local cluster with Graft installed, left running
 
 down: setup ## end what `make up` started
 	$(RUN) -m graft_local down --state $(STATE)
+
+# Images are built with the first of docker, podman and buildah that works. IMAGE_ARGS goes to each build: a base image
+# by digest (--build-arg BASE_IMAGE=python@sha256:…), a flavour of the runtime (--build-arg FLAVOUR=cpu, COMPILER=gcc).
+IMAGE_TOOL = $(or $(shell for tool in docker podman buildah; do $$tool info >/dev/null 2>&1 && echo $$tool && break; done),\
+	$(error images need docker, podman or buildah: none of them works here))
+IMAGE_PREFIX ?=
+IMAGE_TAG ?= 0.1.0
+IMAGE_ARGS ?=
+
+images: ## the images of operator and runtime
+	tool="$(IMAGE_TOOL)"; for name in operator runtime; do \
+	  $$tool build $(IMAGE_ARGS) --build-arg VERSION=$(IMAGE_TAG) --build-arg REVISION=$$(git rev-parse HEAD) \
+	    -f $$name/Dockerfile -t $(IMAGE_PREFIX)graft-$$name:$(IMAGE_TAG) . || exit 1; \
+	done
 
 test: setup ## every test
 	$(RUN) -m pytest
