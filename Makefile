@@ -35,7 +35,7 @@ down: setup ## end what `make up` started
 IMAGE_TOOL = $(or $(shell for tool in docker podman buildah; do $$tool info >/dev/null 2>&1 && echo $$tool && break; done),\
 	$(error images need docker, podman or buildah: none of them works here))
 IMAGE_PREFIX ?=
-IMAGE_TAG ?= 0.1.0
+IMAGE_TAG ?= $(shell sed -n 's/^appVersion: //p' charts/graft/Chart.yaml)
 IMAGE_ARGS ?=
 
 images: ## the images of operator and runtime
