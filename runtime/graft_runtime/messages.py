@@ -12,7 +12,7 @@ from typing import Literal
 
 import msgspec
 
-from graft_runtime.contract.config import EngineConfig
+from graft_runtime.contract.config import EngineConfig, MergePart
 from graft_runtime.contract.facts import AdapterFacts
 from graft_runtime.contract.tasks import Task
 from graft_runtime.contract.wire import Wire
@@ -46,12 +46,10 @@ class EngineFault(msgspec.Struct, frozen=True, array_like=True):
 
 
 class MergeSource(msgspec.Struct, frozen=True, array_like=True):
-    """One adapter to fold into the base: W' = W + weight · B·A, alpha/r being part of B."""
+    """One adapter to fold into the base, and the directory that holds it."""
 
+    part: MergePart
     directory: str
-    name: str
-    """For the text of errors only."""
-    weight: float
 
 
 class Start(_Message, frozen=True, tag=True, array_like=True):

@@ -24,7 +24,7 @@ from pathlib import Path
 import jwt
 from aiohttp import web
 from graft_runtime.contract.adapter_set import ADAPTER_SET_FILE, AdapterEntry, AdapterSet, AdapterSetVersion
-from graft_runtime.contract.config import RUNTIME_CONFIG_FILE, RuntimeConfig
+from graft_runtime.contract.config import RUNTIME_CONFIG_FILE, Merge, RuntimeConfig
 from graft_runtime.contract.control import (
     PUBLIC_KEY_SUFFIX,
     TOKEN_ALGORITHM,
@@ -40,8 +40,6 @@ from graft_runtime.contract.status import (
     AdapterState,
     BaseReport,
     BaseState,
-    MergedPart,
-    MergeReport,
     RuntimeStatus,
 )
 from graft_runtime.contract.wire import Fault
@@ -91,14 +89,13 @@ class StubRuntime:
         self.adapter_set = adapter_set
         self.version = AdapterSetVersion(generation=adapter_set.generation, hash=adapter_set.content_hash())
 
-    def merged(self) -> MergeReport | None:
+    def merged(self) -> Merge | None:
         """Once the set names all digests; the real one serves no earlier."""
         merge, digests = self.config.merge, {entry.name: entry.digest for entry in self.adapter_set.adapters}
         if merge is None:
             return None
-        parts = [(part, digests.get(part.name)) for part in merge.adapters]
-        found = tuple(MergedPart(name=part.name, digest=digest, weight=part.weight) for part, digest in parts if digest)
-        return MergeReport(name=merge.name, method=merge.method, adapters=found) if len(found) == len(parts) else None
+        parts = [part.model_copy(update={"digest": digests.get(part.name)}) for part in merge.adapters]
+        return merge.model_copy(update={"adapters": tuple(parts)}) if all(part.digest for part in parts) else None
 
     @property
     def state(self) -> BaseState:

@@ -16,14 +16,13 @@ from graft_operator.objects import Pool
 from graft_operator.resource import AdapterDeploymentStatus, Condition, MergedAdapterStatus, MergeStatus, parse_spec
 from graft_runtime.contract.adapter_set import AdapterEntry, AdapterSet, AdapterSetVersion
 from graft_runtime.contract.checkpoints import Source
+from graft_runtime.contract.config import Merge, MergePart
 from graft_runtime.contract.facts import AdapterFacts
 from graft_runtime.contract.status import (
     AdapterReport,
     AdapterState,
     BaseReport,
     BaseState,
-    MergedPart,
-    MergeReport,
     RuntimeStatus,
 )
 from graft_runtime.contract.wire import Fault
@@ -91,7 +90,8 @@ OTHER_VERSION = Fault(
     code=ErrorCode.UNSUPPORTED_CONTRACT_VERSION, message="of version 2, expected version 1\n\nhint: use one release"
 )
 BROKEN = REPORT.model_copy(update={"base": BaseReport(name="base", state=BaseState.FAILED, fault=NOT_A_MODEL)})
-SUM = MergeReport(name="both", method="linear", adapters=(MergedPart(name="billing", digest=DIGEST, weight=0.5),))
+BILLING_PART = MergePart(name="billing", source=Source(uri="pvc://shelf/billing"), digest=DIGEST, weight=0.5)
+SUM = Merge(name="both", method="linear", adapters=(BILLING_PART,))
 MERGED = REPORT.model_copy(
     update={
         "base": BaseReport(name="base", state=BaseState.SERVING, merge=SUM),

@@ -21,7 +21,7 @@ from graft_runtime.contract.checkpoints import Source
 from graft_runtime.contract.config import (
     BaseModelConfig,
     EngineConfig,
-    MergeConfig,
+    Merge,
     MergePart,
     RuntimeConfig,
     SourceMount,
@@ -40,8 +40,6 @@ from graft_runtime.contract.status import (
     AdapterState,
     BaseReport,
     BaseState,
-    MergedPart,
-    MergeReport,
     RuntimeStatus,
 )
 from graft_runtime.contract.tasks import Task
@@ -64,6 +62,7 @@ FACTS = AdapterFacts(
     vocabulary_size=330,
     virtual_tokens=2,
 )
+MERGE = Merge(name="both", adapters=(MergePart(name="sql", source=SOURCE, digest=DIGEST, weight=0.5),))
 VERSION = AdapterSetVersion(generation=7, hash=DIGEST)
 
 EXAMPLES: dict[str, Wire] = {
@@ -75,7 +74,7 @@ EXAMPLES: dict[str, Wire] = {
         adapter_startup_seconds=60,
         drain_seconds=20,
         cache_bytes=1 << 30,
-        merge=MergeConfig(name="both", adapters=(MergePart(name="sql", source=SOURCE, digest=DIGEST, weight=0.5),)),
+        merge=MERGE,
     ),
     "adapter-set": AdapterSet(
         pool_uid="pool",
@@ -98,9 +97,7 @@ EXAMPLES: dict[str, Wire] = {
             digest=DIGEST,
             revision="c0ffee",
             runner="decoder",
-            merge=MergeReport(
-                name="both", method="linear", adapters=(MergedPart(name="sql", digest=DIGEST, weight=0.5),)
-            ),
+            merge=MERGE,
         ),
         adapter_set=VERSION,
         adapters=(

@@ -32,7 +32,7 @@ from graft_operator.resource import AdapterDeploymentStatus, AdapterStatus, Cond
 from graft_operator.settings import Settings
 from graft_runtime.contract.adapter_set import AdapterSet, AdapterSetVersion
 from graft_runtime.contract.checkpoints import Source
-from graft_runtime.contract.config import MergeConfig, MergePart, RuntimeConfig
+from graft_runtime.contract.config import Merge, MergePart, RuntimeConfig
 from graft_runtime.contract.facts import AdapterFacts
 from graft_runtime.contract.status import AdapterReport, AdapterState, BaseReport, BaseState, RuntimeStatus
 from graft_runtime.contract.wire import Fault
@@ -587,7 +587,7 @@ def config_hash(*adapters: dict[str, Any], **more: Any) -> str:
 def test_pods_are_born_with_all_that_the_spec_says_of_a_merge() -> None:
     spec = spec_of({**BILLING, "scale": 3.0}, SQL, merge=MERGE)
     merge = objects.build_runtime_config(pool_of(view_of(spec))).merge
-    assert merge == MergeConfig(
+    assert merge == Merge(
         name="both", adapters=(MergePart(name="billing", source=Source(uri=BILLING["uri"]), weight=1.5),)
     )
 

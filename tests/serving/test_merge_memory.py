@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 import torch
+from graft_runtime.contract.checkpoints import Source
+from graft_runtime.contract.config import MergePart
 from graft_runtime.errors import ErrorCode, GraftError
 from graft_runtime.merge.memory import merge_into
 from graft_runtime.messages import BaseFailed, BaseLoaded, Generate, MergeSource, Sampling
@@ -29,7 +31,7 @@ def loaded(base: Path, dtype: str = "float32") -> BaseModel:
 
 
 def source(adapter: Path, weight: float = 1.0) -> MergeSource:
-    return MergeSource(str(adapter), adapter.name, weight)
+    return MergeSource(MergePart(name=adapter.name, source=Source(uri="file:///adapter"), weight=weight), str(adapter))
 
 
 def merged_by_peft(base: Path, adapters: Sequence[tuple[Path, float]], dtype: torch.dtype = torch.float32) -> Any:
@@ -155,7 +157,7 @@ def test_the_faults_are_those_of_a_mount(tiny_base: Path, make_base: Any, make_a
     for code, bad in cases.items():
         error = refused(tiny_base, good, bad)
         assert error.code is code
-        assert f"`{bad.name}`" in error.what
+        assert f"`{bad.part.name}`" in error.what
     assert refused(tiny_base, good, source(make_adapter("none"), 0.0)).code is ErrorCode.NO_EFFECT
 
 

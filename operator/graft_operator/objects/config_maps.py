@@ -13,7 +13,7 @@ from graft_runtime.contract.config import (
     RUNTIME_CONFIG_FILE,
     BaseModelConfig,
     EngineConfig,
-    MergeConfig,
+    Merge,
     MergePart,
     RuntimeConfig,
     SourceMount,
@@ -101,13 +101,13 @@ def _config_map(pool: Pool, name: str, config_hash: str) -> KubernetesObject:
     return {**CONFIG_MAP.type_meta, "metadata": metadata}
 
 
-def _merge(spec: AdapterDeploymentSpec) -> MergeConfig | None:
+def _merge(spec: AdapterDeploymentSpec) -> Merge | None:
     """Return all that the spec says of the merge, so that a change of any of it rolls the pods."""
     if spec.merge is None:
         return None
     adapters = {adapter.name: adapter for adapter in spec.adapters}
     parts = [(part, adapters[part.name]) for part in spec.merge.adapters]
-    return MergeConfig(
+    return Merge(
         name=spec.merge.name,
         method=spec.merge.method,
         adapters=tuple(

@@ -59,18 +59,19 @@ class EngineConfig(Wire):
 
 
 class MergePart(Wire):
-    """One adapter of a merge. The digest comes with the adapter set, unless the spec names one."""
+    """One adapter of a merge."""
 
     name: AdapterName
     source: Source
     digest: Digest | None = None
-    """Declared in the spec, so that changing it rolls the pods."""
+    """In a RuntimeConfig: as the spec declares it, so that changing it rolls the pods; None: the adapter set names it.
+    In a report: what is merged."""
     weight: float = Field(default=1.0, ge=-1_000_000.0, le=1_000_000.0, allow_inf_nan=False)
     """How much of it, the adapter's scale included: W' = W + weight · B·A."""
 
 
-class MergeConfig(Wire):
-    """Merged mode: adapters folded into the base's weights at start, served under one name."""
+class Merge(Wire):
+    """Adapters folded into the base's weights at start, served under one name: wanted, or as a pod reports it."""
 
     name: AdapterName
     method: Literal["linear"] = "linear"
@@ -92,7 +93,7 @@ class RuntimeConfig(Message):
     """How long running requests may go on after SIGTERM."""
     cache_bytes: int | None = Field(default=None, ge=1)
     """The most that the cache may hold; None: what the disk holds."""
-    merge: MergeConfig | None = None
+    merge: Merge | None = None
     """None: hot mode."""
 
     @property

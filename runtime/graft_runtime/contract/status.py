@@ -6,6 +6,7 @@ from enum import StrEnum
 
 from graft_runtime.contract.adapter_set import AdapterSetVersion
 from graft_runtime.contract.checkpoints import AdapterName, Digest
+from graft_runtime.contract.config import Merge
 from graft_runtime.contract.facts import AdapterFacts
 from graft_runtime.contract.wire import Fault, Message, Wire
 
@@ -57,23 +58,6 @@ class BaseState(StrEnum):
     FAILED = "Failed"
 
 
-class MergedPart(Wire):
-    """One adapter in the weights of a pod's base."""
-
-    name: AdapterName
-    digest: Digest
-    weight: float
-
-
-class MergeReport(Wire):
-    """What a pod has folded into its base model."""
-
-    name: AdapterName
-    """The one that it serves."""
-    method: str
-    adapters: tuple[MergedPart, ...]
-
-
 class BaseReport(Wire):
     """The base model on one pod."""
 
@@ -84,8 +68,8 @@ class BaseReport(Wire):
     fault: Fault | None = None
     runner: str | None = None
     """`decoder`, `padded` or `encoder`: the route that requests of this model take."""
-    merge: MergeReport | None = None
-    """Set once it serves with adapters merged in."""
+    merge: Merge | None = None
+    """Set once it serves with adapters merged in, with the digest of each."""
 
 
 class RuntimeStatus(Message):

@@ -95,7 +95,7 @@ class Loader:
         except Exception as error:
             return BaseFailed(fault_of(error, f"base model `{start.name}`"))
         for source, facts in zip(start.merge, merged, strict=True):
-            _tell_remapped(source.name, facts.remapped)
+            _tell_remapped(source.part.name, facts.remapped)
         return BaseReady(base, merged)
 
     def _load_adapter(self, mount: Mount) -> AdapterReady | MountFailed:

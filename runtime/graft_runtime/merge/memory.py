@@ -45,8 +45,8 @@ def merge_into(
         [
             Addend.read(
                 Path(source.directory),
-                name=source.name,
-                weight=source.weight,
+                name=source.part.name,
+                weight=source.part.weight,
                 max_rank=max_rank,
                 layout=base.layout,
                 shared=shared,

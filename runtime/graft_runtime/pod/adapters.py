@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 from graft_runtime.contract.adapter_set import AdapterSet
-from graft_runtime.contract.status import AdapterReport, MergeReport
+from graft_runtime.contract.config import Merge
+from graft_runtime.contract.status import AdapterReport
 from graft_runtime.errors import GraftError
 from graft_runtime.messages import BaseLoaded, Dropped, MergeSource, Mounted, MountFailed, Tier, Unmounted
 from graft_runtime.pod.leases import Lease
@@ -65,7 +66,7 @@ class Adapters(NamedAdapters, Protocol):
         """Take what the engine says of an adapter."""
 
     @property
-    def merged(self) -> MergeReport | None:
+    def merged(self) -> Merge | None:
         """What the base serves with in its weights; None: nothing, or it does not serve yet."""
 
     async def merge_sources(self, failed: Callable[[GraftError], None]) -> tuple[MergeSource, ...]:

@@ -7,7 +7,8 @@ import logging
 from collections.abc import Callable, Iterator
 
 from graft_runtime.contract.adapter_set import AdapterSet
-from graft_runtime.contract.status import AdapterReport, MergeReport
+from graft_runtime.contract.config import Merge
+from graft_runtime.contract.status import AdapterReport
 from graft_runtime.errors import ErrorCode, GraftError
 from graft_runtime.messages import BaseLoaded, Command, MergeSource, Tier
 from graft_runtime.pod.adapters import AdapterEvent
@@ -36,7 +37,7 @@ class HotAdapters:
 
     default_model: str | None = None
     merged_digest: str | None = None
-    merged: MergeReport | None = None
+    merged: Merge | None = None
 
     def __init__(
         self,

@@ -14,9 +14,9 @@ from pathlib import Path
 
 from graft_runtime.adapters.files import AdapterFiles, read_adapter_files
 from graft_runtime.contract.adapter_set import AdapterEntry, AdapterSet
-from graft_runtime.contract.config import MergeConfig, MergePart
+from graft_runtime.contract.config import Merge, MergePart
 from graft_runtime.contract.facts import AdapterFacts
-from graft_runtime.contract.status import AdapterReport, AdapterState, MergedPart, MergeReport
+from graft_runtime.contract.status import AdapterReport, AdapterState
 from graft_runtime.contract.wire import Fault
 from graft_runtime.errors import ErrorCode, GraftError
 from graft_runtime.messages import BaseLoaded, MergeSource, Tier
@@ -48,7 +48,7 @@ class MergedAdapters:
         changed: called with a name whenever its report may differ.
     """
 
-    def __init__(self, config: MergeConfig, fetches: Fetches, max_rank: int, changed: Callable[[str], None]) -> None:
+    def __init__(self, config: Merge, fetches: Fetches, max_rank: int, changed: Callable[[str], None]) -> None:
         self._config, self._fetches, self._max_rank, self._changed = config, fetches, max_rank, changed
         self._parts = {part.name: part for part in config.adapters}
         self._entries: dict[str, AdapterEntry] = {}
@@ -129,15 +129,12 @@ class MergedAdapters:
         """Ignore it: nothing is mounted."""
 
     @property
-    def merged(self) -> MergeReport | None:
+    def merged(self) -> Merge | None:
         """What is in the base; None before it serves."""
         if not self._done:
             return None
-        parts = [
-            MergedPart(name=part.name, digest=self._used[part.name], weight=part.weight)
-            for part in self._config.adapters
-        ]
-        return MergeReport(name=self._config.name, method=self._config.method, adapters=tuple(parts))
+        parts = [part.model_copy(update={"digest": self._used[part.name]}) for part in self._config.adapters]
+        return self._config.model_copy(update={"adapters": tuple(parts)})
 
     def names(self) -> Iterator[str]:
         """Of the adapters in the set that are part of the merge, in its order."""
@@ -246,7 +243,7 @@ class MergedAdapters:
         return True
 
     def _source(self, part: MergePart) -> MergeSource:
-        return MergeSource(str(self._fetched[part.name].directory), part.name, part.weight)
+        return MergeSource(part, str(self._fetched[part.name].directory))
 
     def _tell(self) -> None:
         for name in self._parts:

@@ -8,15 +8,15 @@ from typing import Any
 
 import pytest
 from graft_runtime.contract.checkpoints import Digest, Source
-from graft_runtime.contract.config import MergeConfig, MergePart
+from graft_runtime.contract.config import Merge, MergePart
 from graft_runtime.contract.status import AdapterState, BaseState, RuntimeStatus
 from graft_runtime.errors import ErrorCode
 
 OTHER_DIGEST: Digest = "sha256:" + "0" * 64
 
 
-def merge_of(*parts: MergePart) -> MergeConfig:
-    return MergeConfig(name="both", adapters=parts)
+def merge_of(*parts: MergePart) -> Merge:
+    return Merge(name="both", adapters=parts)
 
 
 def part(name: str, adapter: Path, weight: float = 1.0) -> MergePart:
@@ -73,7 +73,7 @@ def test_the_status_names_what_is_merged(merged: Any) -> None:
         ("billing", AdapterState.MERGED, 4, None),
         ("sql", AdapterState.MERGED, 4, "nothing → model at the start of modules' names"),
     }
-    digests = [one.digest for one in found.base.merge.adapters]
+    digests = [str(one.digest) for one in found.base.merge.adapters]
     assert merged.complete("both").headers["x-graft-adapter-digest"] == ", ".join(digests)
     assert [(one["name"], one["state"]) for one in merged.get("/v1/adapters").json["data"]] == [
         ("billing", "Merged"),
