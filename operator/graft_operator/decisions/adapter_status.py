@@ -1,4 +1,4 @@
-"""What is told of one adapter: on how many pods it is ready, and why not on all."""
+"""The status of one adapter: on how many pods it is ready, and why not on all."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ _PASSING = frozenset(code for code in ErrorCode if code.passes)
 
 
 def is_ready(adapter: AdapterStatus) -> bool:
-    """Ready on every desired pod, in the version that the spec asks for."""
+    """Tell whether it is ready on every desired pod, in the version that the spec asks for."""
     return adapter.reason is None and 0 < adapter.desired_replicas <= adapter.ready_replicas
 
 
 def is_failed(adapter: AdapterStatus) -> bool:
-    """It has a fault that does not go away by itself."""
+    """Tell whether it has a fault that does not pass by itself."""
     return adapter.reason is not None and adapter.reason not in _PASSING and counts(adapter)
 
 
 def counts(adapter: AdapterStatus) -> bool:
-    """The pool is to serve it; one outside the merge of a merged pool is not."""
+    """Tell whether the pool is to serve it; one outside the merge of a merged pool is not."""
     return adapter.reason != ErrorCode.POOL_IS_MERGED
 
 
-def told_of(adapter: AdapterStatus) -> str:
-    """Its message, with its name before it where the message does not begin with that itself."""
+def full_message(adapter: AdapterStatus) -> str:
+    """Return the message, prefixed with the adapter's name unless it already starts with it."""
     name, message = f"adapter `{adapter.name}`", adapter.message or ""
     return message if message.startswith(name) else f"{name}: {message}"
 
@@ -44,25 +44,25 @@ def told_of(adapter: AdapterStatus) -> str:
 def reports_by_name(
     observed: Observed, pods: Sequence[PodView], sets: Mapping[str, AdapterSet]
 ) -> Mapping[str, Sequence[AdapterReport]]:
-    """What the pods say of the very digests that their sets name."""
+    """Return what the pods report of the very digests that their sets name."""
     digests = {
         config_hash: {entry.name: entry.digest for entry in adapter_set.adapters}
         for config_hash, adapter_set in sets.items()
     }
-    found: dict[str, list[AdapterReport]] = defaultdict(list)
+    reports: dict[str, list[AdapterReport]] = defaultdict(list)
     for pod in pods:
         status = observed.report(pod)
         wanted = digests.get(status.config_hash, {}) if status is not None else {}
         for report in status.adapters if status is not None else ():
             if report.name in wanted and wanted[report.name] == report.digest:
-                found[report.name].append(report)
-    return found
+                reports[report.name].append(report)
+    return reports
 
 
 def adapter_status(
     pool: Pool, observed: Observed, plan: AdapterPlan, reports: Sequence[AdapterReport]
 ) -> AdapterStatus:
-    """What is told of one adapter.
+    """Make the status of one adapter.
 
     Args:
         reports: what the pods say of it, as `reports_by_name` has it.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from graft_operator.decisions.adapter_status import is_failed, is_ready, told_of
+from graft_operator.decisions.adapter_status import full_message, is_failed, is_ready
 from graft_operator.decisions.conditions import ConditionType
 from graft_operator.resource import AdapterDeploymentStatus, AdapterStatus, Condition
 
@@ -54,7 +54,7 @@ def _of_adapters(before: AdapterDeploymentStatus, after: AdapterDeploymentStatus
             if adapter.remapped:
                 events.append(Transition("Warning", "AdapterRemapped", _remapped(adapter)))
         elif is_failed(adapter) and adapter.reason and (old is None or old.reason != adapter.reason):
-            events.append(Transition("Warning", adapter.reason, told_of(adapter)))
+            events.append(Transition("Warning", adapter.reason, full_message(adapter)))
     gone = was.keys() - {adapter.name for adapter in after.adapters}
     events += [Transition("Normal", "AdapterRemoved", f"adapter `{name}` was removed") for name in sorted(gone)]
     return events

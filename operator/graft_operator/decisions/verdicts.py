@@ -10,7 +10,7 @@ from graft_runtime.contract.status import BaseState, RuntimeStatus
 from graft_runtime.contract.wire import Fault
 from graft_runtime.errors import ErrorCode
 
-from graft_operator.decisions.adapter_status import is_failed, is_ready, told_of
+from graft_operator.decisions.adapter_status import full_message, is_failed, is_ready
 from graft_operator.decisions.conditions import ConditionType, Reason, Verdict
 from graft_operator.decisions.observed import Failure, Observed, PodReport, PodView, Rollout
 from graft_operator.objects import Pool
@@ -67,7 +67,7 @@ class Facts:
         return self.observed.report(pod)
 
     def serves(self, pod: PodView) -> bool:
-        """The pod answers in the mode that the spec asks for: under the merge's name, or the base's."""
+        """Tell whether the pod answers in the mode that the spec asks for: under the merge's name, or the base's."""
         status = self.report(pod)
         if status is None or not serves(status):
             return False
@@ -75,7 +75,7 @@ class Facts:
 
 
 def verdicts_of(facts: Facts) -> Verdicts:
-    """What the four conditions say."""
+    """Return what the four conditions say."""
     ready = _ready(facts)
     stalled = _stalled(facts)
     return (
@@ -87,7 +87,7 @@ def verdicts_of(facts: Facts) -> Verdicts:
 
 
 def verdicts_of_failure(failure: Failure, *, served: bool) -> Verdicts:
-    """The same where the spec can't be read.
+    """Return the same for a spec that can't be read.
 
     Args:
         served: a Ready pod serves a base model all the same.
@@ -101,7 +101,7 @@ def verdicts_of_failure(failure: Failure, *, served: bool) -> Verdicts:
 
 
 def serves(status: RuntimeStatus | None) -> bool:
-    """The pod that says this answers requests, in whichever mode."""
+    """Tell whether the pod of this status answers requests, in whichever mode."""
     return status is not None and status.base.state is BaseState.SERVING
 
 
@@ -118,7 +118,7 @@ def _available(facts: Facts) -> Verdict:
 
 
 def _ready(facts: Facts) -> Verdict:
-    """The one place that decides whether a pool is Ready: the first obstacle, or none."""
+    """Decide whether a pool is Ready, here and nowhere else: the first obstacle, or none."""
     obstacles = (found for check in _OBSTACLES if (found := check(facts)) is not None)
     return next(obstacles, None) or Verdict(
         True,
@@ -138,7 +138,7 @@ def _stalled(facts: Facts) -> Verdict:
 
 
 def _reconciling(facts: Facts, ready: Verdict) -> Verdict:
-    """Something is on its way, whether or not something else needs a person."""
+    """Decide whether something is on its way, whether or not something else needs a person."""
     if ready.holds or facts.pool.spec.suspend:
         return Verdict(False, Reason.SUSPENDED if facts.pool.spec.suspend else Reason.SETTLED)
     if facts.failure is not None:
@@ -304,10 +304,10 @@ def _troubles(facts: Facts) -> str:
 
 
 def _about(adapters: Sequence[AdapterStatus], reason: Reason) -> Verdict:
-    """Counts them all and quotes the first."""
+    """Count all of them and quote the first."""
     first = adapters[0]
     others = f" (and {len(adapters) - 1} more)" if len(adapters) > 1 else ""
-    return Verdict(False, reason, f"{first.reason or 'Loading'}{others}: {told_of(first)}")
+    return Verdict(False, reason, f"{first.reason or 'Loading'}{others}: {full_message(first)}")
 
 
 def _count(number: int, noun: str) -> str:
