@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 from graft_operator.decisions.adapter_status import shown_facts
 from graft_operator.resource import AdapterStatus
-from graft_operator.resource.spec import EngineSpec
+from graft_operator.resource.pod_specs import EngineSpec
 from graft_runtime import messages
 from graft_runtime.adapters import deltas, files
 from graft_runtime.contract import config, control, status

@@ -1,6 +1,7 @@
 """The API `graft.dev/v1alpha1`: what a user may write, and what we tell back.
 
-    spec     the models of `spec`, with the rules that the CRD carries as CEL
+    spec     the model of `spec`, with the rules that the CRD carries as CEL; its parts are in
+             checkpoint_specs and pod_specs
     texts    the texts and numbers in their fields
     status   the models of `status`
     rules    a rule that is checked in two places: here in Python, in the API server as CEL
@@ -10,18 +11,18 @@
 `crd` turns the models into the CustomResourceDefinition.
 """
 
+from graft_operator.resource.checkpoint_specs import AdapterSpec as AdapterSpec
+from graft_operator.resource.checkpoint_specs import SourceSpec as SourceSpec
 from graft_operator.resource.parsing import NAME_RULES as NAME_RULES
 from graft_operator.resource.parsing import parse_manifest as parse_manifest
 from graft_operator.resource.parsing import parse_spec as parse_spec
+from graft_operator.resource.pod_specs import CacheSpec as CacheSpec
+from graft_operator.resource.pod_specs import EngineSpec as EngineSpec
 from graft_operator.resource.sources import find_source as find_source
 from graft_operator.resource.sources import is_declared as is_declared
 from graft_operator.resource.sources import mount_name as mount_name
 from graft_operator.resource.sources import source_not_declared as source_not_declared
 from graft_operator.resource.spec import AdapterDeploymentSpec as AdapterDeploymentSpec
-from graft_operator.resource.spec import AdapterSpec as AdapterSpec
-from graft_operator.resource.spec import CacheSpec as CacheSpec
-from graft_operator.resource.spec import EngineSpec as EngineSpec
-from graft_operator.resource.spec import SourceSpec as SourceSpec
 from graft_operator.resource.status import AdapterCounts as AdapterCounts
 from graft_operator.resource.status import AdapterDeploymentStatus as AdapterDeploymentStatus
 from graft_operator.resource.status import AdapterSetStatus as AdapterSetStatus

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from graft_runtime.contract.schemes import CLAIM, deepest_prefix, scheme_of
 from graft_runtime.errors import ErrorCode, GraftError
 
-from graft_operator.resource.spec import SourceSpec
+from graft_operator.resource.checkpoint_specs import SourceSpec
 
 
 def find_source(sources: Iterable[SourceSpec], uri: str) -> SourceSpec | None:

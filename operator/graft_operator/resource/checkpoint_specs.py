@@ -1,0 +1,173 @@
+"""The models of `spec.baseModel`, `spec.sources` and `spec.adapters`: which checkpoints, and where they come from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Annotated, Literal
+
+from graft_runtime.contract.schemes import CLAIM, DIRECTORY, HUB, LABEL, SCHEMES, MountKind, Scheme, listed
+from graft_runtime.contract.tasks import Task
+from pydantic import Field
+
+from graft_operator.resource.rules import Rule, Ruled
+from graft_operator.resource.texts import (
+    LAST_PART_IS_A_NAME,
+    REVISION_NEEDS_A_SCHEME_WITH_REVISIONS,
+    WITH_ENDPOINT,
+    WITH_REVISIONS,
+    Bool,
+    DigestText,
+    Endpoint,
+    Float,
+    MountPath,
+    ResourceName,
+    Revision,
+    ServedName,
+    Uri,
+    UriPrefix,
+    cel,
+    has_scheme,
+    matches,
+    starts_of,
+    starts_with,
+)
+
+_MODELS = tuple(scheme for scheme in SCHEMES.values() if scheme.models)
+_ADAPTERS_ALONE = tuple(scheme for scheme in SCHEMES.values() if not scheme.models)
+_REMOTE = tuple(scheme for scheme in SCHEMES.values() if scheme.mount == "remote")
+MOUNTED = {CLAIM: ("claimName", "name"), DIRECTORY: ("mountPath", "mountPath")}
+"""The field of a source that makes it one of a mounted scheme, and the field that its URIs begin with."""
+
+
+def _inside_sources(remote: Iterable[Scheme]) -> str:
+    places = listed(shape for scheme in MOUNTED for shape in scheme.written)
+    return f"{listed(shape for scheme in remote for shape in scheme.written)}, or a directory inside an entry of\
+ `sources`: {places}."
+
+
+class BaseModelSpec(Ruled):
+    """The Hugging Face checkpoint that every pod loads once."""
+
+    name: ServedName | None = None
+    """Its name in requests; by default the last part of `uri`."""
+    uri: Uri = Field(
+        description=f"Where its checkpoint is: {_inside_sources(scheme for scheme in _REMOTE if scheme.models)}"
+    )
+    revision: Revision | None = Field(
+        default=None,
+        description=f"Of {starts_of(WITH_REVISIONS)}: a commit, tag or branch; by default main. Name a commit: each pod"
+        " looks a branch up for itself.",
+    )
+    digest: DigestText | None = None
+    """Its sha256 as Graft computes it; verified where given, reported in the status where not."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """The type of its weights in memory; `auto` is what the checkpoint says."""
+    task: Task | None = None
+    """What it is loaded for, as PEFT names it (`task_type`); by default what its config.json says (`architectures`)."""
+
+    rules = (
+        Rule(
+            "name must be set where the last part of uri can't serve as one"
+            " (letters, digits, . _ and -, at most 63, ends alphanumeric)",
+            f"has(self.name) || self.uri.matches({cel(LAST_PART_IS_A_NAME)})",
+            lambda base: base.name is not None or matches(LAST_PART_IS_A_NAME, base.uri),
+        ),
+        REVISION_NEEDS_A_SCHEME_WITH_REVISIONS,
+        Rule(
+            f"uri must not be {starts_of(_ADAPTERS_ALONE)}: archives are for adapters;"
+            f" use {starts_of(scheme for scheme in _MODELS if scheme.allowed)}",
+            f"!({starts_with('self.uri', _ADAPTERS_ALONE)})",
+            lambda base: not has_scheme(base.uri, _ADAPTERS_ALONE),
+        ),
+    )
+
+    @property
+    def served_name(self) -> str:
+        """The base's name in requests."""
+        return self.name or self.uri.rpartition("/")[2]
+
+
+class SourceSpec(Ruled):
+    """A place that checkpoints are read from. What is public on the Hub needs no entry."""
+
+    name: Annotated[str, Field(pattern=rf"^{LABEL}$", min_length=1, max_length=50)] = Field(
+        description=f"Its name, the first part of {CLAIM.start}NAME/PATH."
+    )
+    claim_name: ResourceName | None = None
+    """A PersistentVolumeClaim of this namespace, mounted read-only."""
+    mount_path: MountPath | None = Field(
+        default=None,
+        description="A directory that `podTemplate` mounts into the container `runtime`;"
+        f" {DIRECTORY.start} URIs below it are allowed.",
+    )
+    uri_prefixes: Annotated[tuple[UriPrefix, ...], Field(max_length=16)] | None = Field(
+        default=None,
+        description=f"{listed(scheme.start + scheme.prefix for scheme in _REMOTE)}: URIs below them are read with the"
+        " token of `secretName` and from `endpoint`.",
+    )
+    secret_name: ResourceName | None = None
+    """A Secret of this namespace with the key `token`, mounted into the pods; it goes to this source's host alone."""
+    endpoint: Endpoint | None = Field(
+        default=None,
+        description=f"For {HUB.start}: another server that speaks the Hub's API, by default {HUB.endpoint}.",
+    )
+
+    rules = (
+        Rule(
+            "exactly one of claimName, mountPath and uriPrefixes must be set",
+            "[has(self.claimName), has(self.mountPath), has(self.uriPrefixes) && self.uriPrefixes.size() > 0]"
+            ".filter(given, given).size() == 1",
+            lambda source: (
+                [bool(given) for given in (source.claim_name, source.mount_path, source.uri_prefixes)].count(True) == 1
+            ),
+        ),
+        Rule(
+            "uriPrefixes goes with secretName, endpoint or both, and they with it",
+            "has(self.uriPrefixes) == (has(self.secretName) || has(self.endpoint))",
+            lambda source: (source.uri_prefixes is None) == (source.secret_name is None and source.endpoint is None),
+        ),
+        Rule(
+            f"endpoint is for prefixes of {starts_of(WITH_ENDPOINT)} only",
+            "!has(self.endpoint) || !has(self.uriPrefixes)"
+            f" || self.uriPrefixes.all(prefix, {starts_with('prefix', WITH_ENDPOINT)})",
+            lambda source: (
+                source.endpoint is None
+                or all(has_scheme(prefix, WITH_ENDPOINT) for prefix in source.uri_prefixes or ())
+            ),
+        ),
+    )
+
+    @property
+    def prefixes(self) -> tuple[str, ...]:
+        """What the URIs of this source start with."""
+        if self.uri_prefixes is not None:
+            return self.uri_prefixes
+        return (DIRECTORY.below(self.mount_path) if self.mount_path else CLAIM.below(self.name),)
+
+    @property
+    def kind(self) -> MountKind:
+        """How a pod reaches it."""
+        if self.claim_name is not None:
+            return "claim"
+        return "directory" if self.mount_path is not None else "remote"
+
+
+class AdapterSpec(Ruled):
+    """One adapter that the pool answers for."""
+
+    name: ServedName
+    """Its name in requests (`model`)."""
+    uri: Uri = Field(description=f"Where its PEFT checkpoint is: {_inside_sources(_REMOTE)}")
+    revision: Revision | None = Field(
+        default=None,
+        description=f"Of {starts_of(WITH_REVISIONS)}: a commit, tag or branch, by default main. It is resolved once,"
+        " and every pod serves that commit.",
+    )
+    digest: DigestText | None = None
+    """Its sha256 as Graft computes it; verified where given, reported in the status where not."""
+    scale: Float = Field(default=1.0, ge=-1000.0, le=1000.0, allow_inf_nan=False)
+    """A factor on what the adapter adds to the base."""
+    pinned: Bool = False
+    """Mounted from the start and never displaced."""
+
+    rules = (REVISION_NEEDS_A_SCHEME_WITH_REVISIONS,)

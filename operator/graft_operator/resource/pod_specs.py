@@ -1,0 +1,90 @@
+"""The models of the fields of `spec` that say how pods are made: engine, device, cache, replacement, overlay."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from graft_operator.resource.rules import Rule, Ruled
+from graft_operator.resource.texts import Annotations, Int, Labels
+
+QUANTITY_UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+QUANTITY_UNITS |= {"Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
+
+
+class EngineSpec(Ruled):
+    """Limits of a pod's engine."""
+
+    max_sequences: Int = Field(default=16, ge=1, le=1024)
+    """Sequences in one batch."""
+    max_sequence_length: Int = Field(default=4096, ge=16, le=1_048_576)
+    """Tokens of prompt and answer together; the model's own limit holds as well."""
+    max_mounted_adapters: Int = Field(default=32, ge=1, le=4096)
+    """Adapters whose weights are in the memory of the model's device at once; others wait on the pod's disk."""
+    max_rank: Int = Field(default=64, ge=1, le=1024)
+    """The highest rank that a module of an adapter may have."""
+
+
+class AcceleratorSpec(Ruled):
+    """The device that a pod asks for."""
+
+    resource_name: Annotated[
+        str, Field(pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?/[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$", max_length=317)
+    ] = "nvidia.com/gpu"
+    """The extended resource of its device plugin."""
+    count: Int = Field(default=1, ge=0, le=1)
+    """1: one device a pod; 0: none, the model runs on the CPU."""
+
+
+class CacheSpec(Ruled):
+    """The pod's copy of the checkpoints: an emptyDir."""
+
+    size: Annotated[str, Field(pattern=r"^[1-9][0-9]{0,15}(k|M|G|T|Ki|Mi|Gi|Ti)?$", max_length=20)] | None = None
+    """The most that it may hold, such as 20Gi; by default what the node's disk holds."""
+
+    @property
+    def size_bytes(self) -> int | None:
+        """`size` in bytes."""
+        if self.size is None:
+            return None
+        digits = self.size.rstrip("kKMGTi")
+        return int(digits) * QUANTITY_UNITS[self.size[len(digits) :]]
+
+
+class StrategySpec(Ruled):
+    """How pods are replaced when what they are born with changes."""
+
+    max_surge: Int = Field(default=1, ge=0, le=1000)
+    """Pods above `replicas` during a roll; each needs a spare device."""
+    max_unavailable: Int = Field(default=0, ge=0, le=1000)
+    """Pods below `replicas` during a roll."""
+
+    rules = (
+        Rule(
+            "maxSurge and maxUnavailable must not both be 0, for no pod could ever be replaced:"
+            " set maxUnavailable: 1 where there is no spare device",
+            "self.maxSurge > 0 || self.maxUnavailable > 0",
+            lambda strategy: strategy.max_surge > 0 or strategy.max_unavailable > 0,
+        ),
+    )
+
+
+class PodTemplateMetadata(Ruled):
+    """Labels and annotations that the pods get besides Graft's own."""
+
+    labels: Labels = Field(default_factory=dict)
+    """Labels, besides Graft's own."""
+    annotations: Annotations = Field(default_factory=dict)
+    """Annotations."""
+
+
+class PodTemplateSpec(Ruled):
+    """An overlay on the pods that Graft makes; the container is `runtime`."""
+
+    metadata: PodTemplateMetadata = PodTemplateMetadata()
+    """Labels and annotations of the pods."""
+    spec: dict[str, Any] = Field(
+        default={}, max_length=64, json_schema_extra={"x-kubernetes-preserve-unknown-fields": True}
+    )
+    """A partial pod spec: maps merge, lists with a key (containers, env, volumes, …) merge by it, others replace."""
