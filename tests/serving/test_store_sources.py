@@ -8,9 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from graft_runtime.base.files import check_weights
 from graft_runtime.contract.config import SourceMount
 from graft_runtime.errors import GraftError
 from graft_runtime.store.cache import Cache
+from graft_runtime.store.checkpoints import select_files
 from graft_runtime.store.sources import Sources
 
 MOUNTS = (
@@ -115,6 +117,33 @@ def test_the_folder_that_was_meant_is_named(sources: Sources, cache: Cache) -> N
     with pytest.raises(GraftError, match="not an adapter") as caught:
         cache.copy(sources, "pvc://shelf", "adapter")
     assert "'good'" in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("names", "code"),
+    [
+        (["config.json", "model.safetensors"], None),
+        (["config.json", "model.safetensors.index.json"], None),
+        (["config.json", "consolidated.safetensors"], "NotAModel"),
+        (["config.json", "pytorch_model.bin"], "UnsafeFile"),
+        (["model.safetensors"], "NotAModel"),
+        (["pytorch_model.bin"], "NotAModel"),
+    ],
+)
+def test_what_is_no_model_is_copied_by_no_one_and_loaded_by_no_one(
+    tmp_path: Path, names: list[str], code: str | None
+) -> None:
+    """One decision: what the engine could not load is not fetched either."""
+    for name in names:
+        (tmp_path / name).write_text("{}")
+    checks = (lambda: select_files(names, "model", "pvc://shelf/base"), lambda: check_weights(tmp_path, "base"))
+    for check in checks:
+        if code is None:
+            check()
+            continue
+        with pytest.raises(GraftError) as caught:
+            check()
+        assert caught.value.code == code
 
 
 def test_an_adapter_is_no_model(sources: Sources, cache: Cache) -> None:

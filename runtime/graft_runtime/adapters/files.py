@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -74,7 +74,7 @@ def read_adapter_files(directory: Path, *, name: str, max_rank: int) -> AdapterF
     Raises:
         GraftError: NotAnAdapter, UnsafeFile, Corrupt, UnsupportedMethod, InvalidConfig, RankTooHigh.
     """
-    _check_present(directory, name)
+    _check_directory(directory, name)
     with _open(directory / CONFIG_FILE, name) as file:
         config_bytes = os.fstat(file.fileno()).st_size
         text = file.read(MAX_CONFIG_BYTES + 1)
@@ -132,30 +132,46 @@ def _version(file: BinaryIO) -> tuple[int, ...]:
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 
-def _check_present(directory: Path, name: str) -> None:
-    try:
-        present = set(os.listdir(directory))
-    except OSError as error:
-        raise _not_an_adapter(name, f"its directory can't be read: {error.strerror}") from None
-    pickles = [file for file in PICKLE_FILES if file in present]
-    if pickles and WEIGHTS_FILE not in present:
+def check_present(names: Collection[str], name: str, folders: Sequence[str] = ()) -> None:
+    """Check that a directory is an adapter's, by the names in it.
+
+    Args:
+        names: what the directory holds.
+        name: how errors call the adapter.
+        folders: those in the directory that hold an adapter, for the hint.
+
+    Raises:
+        GraftError: NotAnAdapter, UnsafeFile.
+    """
+    pickles = [file for file in PICKLE_FILES if file in names]
+    if pickles and WEIGHTS_FILE not in names:
         raise GraftError(
             ErrorCode.UNSAFE_FILE,
             f"adapter `{name}` has its weights in {pickles[0]}, a pickle, which can run code when it is opened",
             hint="save it again with save_pretrained(..., safe_serialization=True), PEFT's default since 0.5",
         )
-    missing = [file for file in (CONFIG_FILE, WEIGHTS_FILE) if file not in present]
+    missing = [file for file in (CONFIG_FILE, WEIGHTS_FILE) if file not in names]
     if missing:
-        inside = sorted(entry for entry in present if (directory / entry / CONFIG_FILE).is_file())
-        raise _not_an_adapter(name, f"{' and '.join(missing)} missing", inside)
+        raise _not_an_adapter(name, f"{' and '.join(missing)} missing", folders)
 
 
-def _not_an_adapter(name: str, why: str, inside: list[str] | None = None) -> GraftError:
+def _check_directory(directory: Path, name: str) -> None:
+    try:
+        present = set(os.listdir(directory))
+    except OSError as error:
+        raise _not_an_adapter(name, f"its directory can't be read: {error.strerror}") from None
+    inside = (
+        () if CONFIG_FILE in present else (entry for entry in present if (directory / entry / CONFIG_FILE).is_file())
+    )
+    check_present(present, name, sorted(inside))
+
+
+def _not_an_adapter(name: str, why: str, folders: Sequence[str] = ()) -> GraftError:
     return GraftError(
         ErrorCode.NOT_AN_ADAPTER,
         f"`{name}` is not an adapter: {why}",
-        details=shown([f"the folder {folder!r} in it holds an adapter" for folder in inside or []]),
-        hint="let the URI end in that folder" if inside else "point the URI at what peft's save_pretrained() wrote",
+        details=shown([f"the folder {folder!r} in it holds an adapter" for folder in folders]),
+        hint="let the URI end in that folder" if folders else "point the URI at what peft's save_pretrained() wrote",
     )
 
 

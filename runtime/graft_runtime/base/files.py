@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
-from graft_runtime.errors import ErrorCode, GraftError
+from graft_runtime.errors import ErrorCode, GraftError, shown
 
 MAX_CONFIG_BYTES = 16 << 20
-WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json")
+CONFIG_FILE = "config.json"
+SINGLE_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+WEIGHT_FILES = (SINGLE_FILE, INDEX_FILE)
+PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
 
 
 def read_config(directory: Path, name: str) -> bytes:
@@ -21,7 +26,7 @@ def read_config(directory: Path, name: str) -> bytes:
         GraftError: NotAModel.
     """
     try:
-        with (directory / "config.json").open("rb") as file:
+        with (directory / CONFIG_FILE).open("rb") as file:
             text = file.read(MAX_CONFIG_BYTES + 1)
     except OSError as error:
         raise not_a_model(name, f"its config.json can't be read: {error.strerror}") from None
@@ -30,8 +35,34 @@ def read_config(directory: Path, name: str) -> bytes:
     return text
 
 
+def check_present(names: Collection[str], name: str, folders: Sequence[str] = ()) -> None:
+    """Check that a directory is a base model's, by the names in it.
+
+    Args:
+        names: what the directory holds.
+        name: how errors call the base model.
+        folders: those in the directory that hold a model, for the hint.
+
+    Raises:
+        GraftError: NotAModel, UnsafeFile.
+    """
+    weights = [file for file in WEIGHT_FILES if file in names]
+    pickles = sorted(file for file in names if file.endswith(PICKLE_SUFFIXES))
+    if CONFIG_FILE in names and pickles and not weights:
+        raise GraftError(
+            ErrorCode.UNSAFE_FILE,
+            f"base model `{name}` has its weights in {pickles[0]}, a pickle, which can run code when it is opened",
+            hint="save it again with save_pretrained(), which writes model.safetensors",
+            field="spec.baseModel.uri",
+        )
+    missing = [CONFIG_FILE] if CONFIG_FILE not in names else []
+    missing += [] if weights else [f"{SINGLE_FILE} (or {INDEX_FILE})"]
+    if missing:
+        raise not_a_model(name, f"{' and '.join(missing)} missing", folders=folders)
+
+
 def check_weights(directory: Path, name: str) -> None:
-    """That its weights are there, in safetensors.
+    """Check that a directory is a base model's.
 
     Args:
         directory: of the checkpoint.
@@ -44,24 +75,16 @@ def check_weights(directory: Path, name: str) -> None:
         present = {path.name for path in directory.iterdir()}
     except OSError as error:
         raise not_a_model(name, f"its directory can't be read: {error.strerror}") from None
-    if any(file in present for file in WEIGHT_FILES):
-        return
-    pickles = sorted(file for file in present if file.endswith((".bin", ".pt", ".pth", ".ckpt")))
-    if pickles:
-        raise GraftError(
-            ErrorCode.UNSAFE_FILE,
-            f"base model `{name}` has its weights in {pickles[0]}, a pickle, which can run code when it is opened",
-            hint="save it again with save_pretrained(), which writes model.safetensors",
-            field="spec.baseModel.uri",
-        )
-    raise not_a_model(name, f"neither {WEIGHT_FILES[0]} nor {WEIGHT_FILES[1]} is there")
+    check_present(present, name)
 
 
-def not_a_model(name: str, why: str, hint: str | None = None) -> GraftError:
-    """Why a base model can't be loaded."""
+def not_a_model(name: str, why: str, hint: str | None = None, folders: Sequence[str] = ()) -> GraftError:
+    """Return why a base model can't be loaded."""
+    there = "let the URI end in that folder" if folders else None
     return GraftError(
         ErrorCode.NOT_A_MODEL,
         f"base model `{name}` can't be loaded: {why}",
-        hint=hint or "point spec.baseModel.uri at a Hugging Face checkpoint of a text model",
+        details=shown([f"the folder {folder!r} in it holds a model" for folder in folders]),
+        hint=hint or there or "point spec.baseModel.uri at a Hugging Face checkpoint of a text model",
         field="spec.baseModel.uri",
     )

@@ -19,6 +19,7 @@ from typing import Any
 from graft_runtime.adapters.files import CONFIG_FILE, WEIGHTS_FILE
 from graft_runtime.adapters.layout import BaseLayout
 from graft_runtime.adapters.strict_json import parse_object
+from graft_runtime.base.files import INDEX_FILE, SINGLE_FILE
 from graft_runtime.contract.checkpoints import MODEL_FILE_PATTERNS
 from graft_runtime.durable import PARTIAL_SUFFIX, replacing, write_whole
 from graft_runtime.errors import ErrorCode, GraftError
@@ -39,8 +40,6 @@ from graft_runtime.model.layout import layout_of
 from graft_runtime.model.load import empty_model
 from graft_runtime.model.modules import BaseModules
 
-SINGLE_FILE = "model.safetensors"
-INDEX_FILE = "model.safetensors.index.json"
 HEAD_FILE = "model-head.safetensors"
 _SHARDS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
 RECORD_FILE = "graft_merge.json"

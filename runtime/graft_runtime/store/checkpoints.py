@@ -8,13 +8,11 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Literal
 
-from graft_runtime.adapters.files import CONFIG_FILE, PICKLE_FILES, WEIGHTS_FILE
+from graft_runtime.adapters import files as adapter_files
+from graft_runtime.base import files as base_files
 from graft_runtime.contract.checkpoints import ADAPTER_FILE_PATTERNS, MODEL_FILE_PATTERNS
-from graft_runtime.errors import ErrorCode, GraftError, shown
 
 Kind = Literal["adapter", "model"]
-
-MODEL_PICKLE_PATTERNS = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
 @dataclass(frozen=True)
@@ -48,47 +46,11 @@ def select_files(names: Sequence[str], kind: Kind, uri: str, folders: Sequence[s
     """
     patterns = ADAPTER_FILE_PATTERNS if kind == "adapter" else MODEL_FILE_PATTERNS
     selected = [name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns)]
-    check = _check_adapter if kind == "adapter" else _check_model
-    check(names, selected, uri, [f"the folder {folder!r} in it holds one" for folder in folders])
+    check = adapter_files.check_present if kind == "adapter" else base_files.check_present
+    check(names, uri, folders)
     return selected
 
 
 def config_file(kind: Kind) -> str:
     """The file that makes a directory a checkpoint."""
-    return CONFIG_FILE if kind == "adapter" else "config.json"
-
-
-def _check_adapter(names: Sequence[str], selected: Sequence[str], uri: str, folders: list[str]) -> None:
-    pickles = [name for name in PICKLE_FILES if name in names]
-    if pickles and WEIGHTS_FILE not in selected:
-        raise GraftError(
-            ErrorCode.UNSAFE_FILE,
-            f"the adapter at `{uri}` has its weights in {pickles[0]}, a pickle, which can run code when it is opened",
-            hint="save it again with save_pretrained(..., safe_serialization=True), PEFT's default since 0.5",
-        )
-    missing = [file for file in (CONFIG_FILE, WEIGHTS_FILE) if file not in selected]
-    if missing:
-        raise GraftError(
-            ErrorCode.NOT_AN_ADAPTER,
-            f"`{uri}` is not an adapter: {' and '.join(missing)} missing",
-            details=shown(folders),
-            hint="let the URI end in that folder" if folders else "point it at what peft's save_pretrained() wrote",
-        )
-
-
-def _check_model(names: Sequence[str], selected: Sequence[str], uri: str, folders: list[str]) -> None:
-    if "config.json" in selected and any(name.endswith(".safetensors") for name in selected):
-        return
-    pickles = [name for name in names if any(fnmatchcase(name, pattern) for pattern in MODEL_PICKLE_PATTERNS)]
-    if "config.json" in selected and pickles:
-        raise GraftError(
-            ErrorCode.UNSAFE_FILE,
-            f"the model at `{uri}` has its weights in {pickles[0]}, a pickle, which can run code when it is opened",
-            hint="save it again as safetensors: from_pretrained(...).save_pretrained(...)",
-        )
-    raise GraftError(
-        ErrorCode.NOT_A_MODEL,
-        f"`{uri}` is not a Hugging Face model: config.json or *.safetensors missing",
-        details=shown(folders),
-        hint="let the URI end in that folder" if folders else "point it at what save_pretrained() wrote",
-    )
+    return adapter_files.CONFIG_FILE if kind == "adapter" else base_files.CONFIG_FILE
