@@ -191,7 +191,8 @@ def test_a_full_disk_is_no_capacity_and_leaves_nothing(hub: Any, sources: Source
 
 def test_a_later_try_keeps_the_files_that_came_whole(hub: Any, sources: Sources, tmp_path: Path) -> None:
     shards = {f"model-{number}.safetensors": bytes([number]) * 100_000 for number in (1, 2)}
-    hub.put("acme/large", hub.commit, {"config.json": b"{}", **shards}, "main")
+    files = {"config.json": b"{}", **shards, "model.safetensors.index.json": b"{}"}
+    hub.put("acme/large", hub.commit, files, "main")
     first, second = (f"/{hashlib.sha256(content).hexdigest()}" for content in shards.values())
     cache = Cache(tmp_path / "cache", 400_000, tuple)
     hub.cdn.faults[second] = [hub.cut(shards["model-2.safetensors"], 50_000), *[hub.status(500)] * 3]
@@ -200,14 +201,15 @@ def test_a_later_try_keeps_the_files_that_came_whole(hub: Any, sources: Sources,
     (left,) = cache.unfinished
     assert sorted(path.name for path in left.iterdir()) == ["config.json", "model-1.safetensors"]
     cached = cache.copy(sources, "hf://acme/large", "model")
-    assert {path.name: path.read_bytes() for path in cached.directory.iterdir()} == {"config.json": b"{}", **shards}
+    assert {path.name: path.read_bytes() for path in cached.directory.iterdir()} == files
     assert hub.cdn.paths(first) == [first]
     assert cache.unfinished == []
 
 
 def test_what_is_kept_for_a_later_try_makes_room_for_others(hub: Any, sources: Sources, tmp_path: Path) -> None:
     cache = Cache(tmp_path / "cache", len(hub.weights) + 1000, tuple)
-    files = {"config.json": b"{}", "model-1.safetensors": b"1" * 100_000, "model-2.safetensors": b"2" * 100_000}
+    files = {"config.json": b"{}", "model.safetensors.index.json": b"{}"}
+    files |= {f"model-{number}.safetensors": number.encode() * 100_000 for number in "12"}
     hub.put("acme/large", hub.commit, files, "main")
     hub.cdn.faults[f"/{hashlib.sha256(files['model-2.safetensors']).hexdigest()}"] = [hub.status(500)] * 9
     with pytest.raises(GraftError):
