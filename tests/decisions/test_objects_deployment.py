@@ -43,6 +43,7 @@ args: [serve, --config-directory, /graft/config, --adapter-set-directory, /graft
 env:
 - {name: POD_IP, valueFrom: {fieldRef: {fieldPath: status.podIP}}}
 - {name: POD_UID, valueFrom: {fieldRef: {fieldPath: metadata.uid}}}
+- {name: GRAFT_MEMORY_LIMIT, valueFrom: {resourceFieldRef: {resource: limits.memory, divisor: "1"}}}
 - {name: HOME, value: /tmp}
 - {name: TMPDIR, value: /tmp}
 ports:
@@ -182,6 +183,7 @@ def test_containers_merge_by_name_and_their_lists_by_their_keys() -> None:
     assert {entry["name"]: entry.get("value") for entry in container["env"]} == {
         "POD_IP": None,
         "POD_UID": None,
+        "GRAFT_MEMORY_LIMIT": None,
         "HOME": "/home",
         "TMPDIR": "/tmp",
         "HTTPS_PROXY": "http://proxy",

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import logging
+import os
 from pathlib import Path
 
 import pytest
 import torch
+from graft_runtime.contract.config import EngineConfig
 from graft_runtime.engine import ledger
-from graft_runtime.engine.ledger import CPU_CAP, Ledger, free_memory, open_ledger, room_in_host
+from graft_runtime.engine.ledger import CPU_CAP, Ledger, check_room, open_ledger, room_in_host
+from graft_runtime.engine.loader import BaseReady, Loader
+from graft_runtime.engine.memory import free_memory
 from graft_runtime.errors import ErrorCode, GraftError
+from graft_runtime.messages import BaseFailed, Start
 from graft_runtime.runners.kv import LayerShape
 
 MEBIBYTE = 1 << 20
@@ -26,8 +31,54 @@ def test_free_memory_is_the_machine_s_and_the_container_s(
     (tmp_path / "memory.max").write_text(f"{limit}\n")
     (tmp_path / "memory.current").write_text(f"{used * MEBIBYTE}\n")
     (tmp_path / "memory.stat").write_text(f"anon 5\ninactive_file {cached * MEBIBYTE}\n")
-    assert free_memory(tmp_path / "meminfo", tmp_path) // MEBIBYTE == free
-    assert free_memory(tmp_path / "meminfo", tmp_path / "nowhere") // MEBIBYTE == 1000
+    assert free_memory(tmp_path, tmp_path) // MEBIBYTE == free
+    assert free_memory(tmp_path, tmp_path / "nowhere") // MEBIBYTE == 1000
+
+
+@pytest.mark.parametrize(
+    ("limit", "used", "cached", "free"), [(2**63 - 4096, 0, 0, 1000), (600 * MEBIBYTE, 500, 100, 200)]
+)
+def test_a_cgroup_of_version_1_limits_as_well(tmp_path: Path, limit: int, used: int, cached: int, free: int) -> None:
+    (tmp_path / "meminfo").write_text(f"MemAvailable:  {1000 << 10} kB\n")
+    (tmp_path / "memory").mkdir()
+    (tmp_path / "memory" / "memory.limit_in_bytes").write_text(f"{limit}\n")
+    (tmp_path / "memory" / "memory.usage_in_bytes").write_text(f"{used * MEBIBYTE}\n")
+    (tmp_path / "memory" / "memory.stat").write_text(f"inactive_file 1\ntotal_inactive_file {cached * MEBIBYTE}\n")
+    assert free_memory(tmp_path, tmp_path) // MEBIBYTE == free
+
+
+def test_a_limit_that_only_the_pod_knows_counts_what_both_processes_hold(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "meminfo").write_text(f"MemAvailable:  {1000 << 10} kB\n")
+    for name, held in (("self", 70), (str(os.getppid()), 30)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "status").write_text(
+            f"Name:\tx\nRssAnon:\t{held << 10} kB\nRssFile:\t9 kB\nRssShmem:\t0 kB\n"
+        )
+    assert free_memory(tmp_path, tmp_path, str(600 * MEBIBYTE)) == 500 * MEBIBYTE
+    monkeypatch.setenv("GRAFT_MEMORY_LIMIT", str(400 * MEBIBYTE))
+    assert free_memory(tmp_path, tmp_path) == 300 * MEBIBYTE
+
+
+@pytest.mark.parametrize(("dtype", "size"), [("float32", 4), ("bfloat16", 2)])
+def test_a_base_that_cannot_fit_is_refused_with_numbers_before_it_is_loaded(
+    monkeypatch: pytest.MonkeyPatch, tiny_base: Path, dtype: str, size: int
+) -> None:
+    loaded = Loader().do(Start(str(tiny_base), "tiny", dtype, EngineConfig()))
+    assert isinstance(loaded, BaseReady)
+    needed = sum(each.numel() for each in loaded.base.model.parameters()) * size
+    monkeypatch.setattr(ledger, "free_memory", lambda: needed - 1)
+    refused = Loader().do(Start(str(tiny_base), "tiny", dtype, EngineConfig()))
+    assert isinstance(refused, BaseFailed)
+    assert refused.fault.code == ErrorCode.NO_CAPACITY
+
+
+def test_a_refusal_for_want_of_memory_says_what_is_needed_and_what_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ledger, "free_memory", lambda: 600 * MEBIBYTE)
+    with pytest.raises(GraftError) as refused:
+        check_room("big", 7000 * MEBIBYTE, torch.device("cpu"))
+    assert refused.value.what == ("base model `big` needs 7000 MiB for its weights alone; 600 MiB of memory are free")
 
 
 @pytest.mark.parametrize(("free", "room"), [(400 * MEBIBYTE, 100 * MEBIBYTE), (1 << 40, CPU_CAP)])

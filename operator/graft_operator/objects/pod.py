@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from graft_runtime.contract.config import SOURCE_TOKEN_FILE
+from graft_runtime.contract.environment import MEMORY_LIMIT
 from graft_runtime.contract.ports import API_PORT, CONTROL_PORT
 
 from graft_operator.objects.pool import Pool, adapter_set_name, config_name, keys_name
@@ -45,6 +46,8 @@ def _container(pool: Pool, settings: Settings) -> dict[str, Any]:
         "env": [
             {"name": "POD_IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}},
             {"name": "POD_UID", "valueFrom": {"fieldRef": {"fieldPath": "metadata.uid"}}},
+            # The node's own memory where the container has no limit.
+            {"name": MEMORY_LIMIT, "valueFrom": {"resourceFieldRef": {"resource": "limits.memory", "divisor": "1"}}},
             {"name": "HOME", "value": SCRATCH_DIRECTORY},
             {"name": "TMPDIR", "value": SCRATCH_DIRECTORY},
         ],

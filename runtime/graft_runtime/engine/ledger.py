@@ -5,10 +5,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
+from graft_runtime.engine.memory import free_memory
 from graft_runtime.errors import ErrorCode, GraftError
 from graft_runtime.runners.kv import LayerShape
 
@@ -52,6 +52,36 @@ class Ledger:
         return longest
 
 
+def check_room(name: str, weights: int, device: torch.device) -> None:
+    """Check that the weights of a base model fit into the free memory, before any is loaded.
+
+    Args:
+        name: how errors call the base model.
+        weights: bytes.
+        device: whose memory it is.
+
+    Raises:
+        GraftError: NoCapacity.
+    """
+    free = _free(device)
+    if weights > free:
+        raise GraftError(
+            ErrorCode.NO_CAPACITY,
+            f"base model `{name}` needs {_mebibytes(weights)} MiB for its weights alone; "
+            f"{_mebibytes(free)} MiB of memory are free",
+            hint="give the pod more memory (resources of its container in spec.podTemplate), or serve a smaller model",
+            field="spec.baseModel.uri",
+        )
+
+
+def _free(device: torch.device) -> int:
+    return free_memory() if device.type == "cpu" else torch.cuda.mem_get_info(device)[0]
+
+
+def _mebibytes(size: int) -> int:
+    return size // _MEBIBYTE
+
+
 def open_ledger(layers: Sequence[LayerShape], *, bank: int, dtype: torch.dtype, device: torch.device) -> Ledger:
     """Shares out what is free once the base model is loaded, and says so in the log.
 
@@ -63,10 +93,10 @@ def open_ledger(layers: Sequence[LayerShape], *, bank: int, dtype: torch.dtype, 
     """
     token = sum(layer.features for layer in layers) * dtype.itemsize
     if device.type == "cpu":
-        free, packs = free_memory(), 0
+        free, packs = _free(device), 0
         room = min(CPU_CAP, free // 4)
     else:
-        free, packs = torch.cuda.mem_get_info(device)[0], bank
+        free, packs = _free(device), bank
         room = int(free * ACCELERATOR_SHARE) - bank - packs
     ledger = Ledger(free, bank, packs, room, max(0, room) // token)
     logger.info(
@@ -91,24 +121,3 @@ def room_in_host(device: torch.device) -> int:
         room // _MEBIBYTE,
     )
     return room
-
-
-def free_memory(proc: Path = Path("/proc/meminfo"), cgroup: Path = Path("/sys/fs/cgroup")) -> int:
-    """Bytes that this process may still take: of the machine, and of its cgroup where that has a limit.
-
-    Args:
-        proc: the machine's.
-        cgroup: a directory of cgroup v2. Its files' pages that nobody has used lately count as free.
-    """
-    free = _numbers(proc, ":")["MemAvailable"] << 10
-    try:
-        limit = int((cgroup / "memory.max").read_text())  # or `max`
-        used = int((cgroup / "memory.current").read_text()) - _numbers(cgroup / "memory.stat", " ")["inactive_file"]
-    except (OSError, ValueError, KeyError):
-        return free
-    return max(0, min(free, limit - used))
-
-
-def _numbers(file: Path, separator: str) -> dict[str, int]:
-    pairs = (line.split(separator, 1) for line in file.read_text().splitlines())
-    return {name: int(value.split()[0]) for name, value in pairs}

@@ -16,6 +16,7 @@ from graft_runtime.adapters.deltas import CompiledAdapter
 from graft_runtime.adapters.files import read_adapter_files
 from graft_runtime.contract.facts import AdapterFacts
 from graft_runtime.durable import replacing
+from graft_runtime.engine.ledger import check_room
 from graft_runtime.errors import ErrorCode, GraftError
 from graft_runtime.merge.memory import merge_into
 from graft_runtime.messages import (
@@ -29,7 +30,7 @@ from graft_runtime.messages import (
     Start,
     TokenizerConverted,
 )
-from graft_runtime.model.load import BaseModel, load_base
+from graft_runtime.model.load import BaseModel, device_of_base, load_base, weight_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -81,8 +82,11 @@ class Loader:
     def _load_base(self, start: Start) -> BaseReady | BaseFailed:
         try:
             self._max_rank = start.limits.max_rank
+            directory = Path(start.directory)
+            needed = weight_bytes(directory, name=start.name, dtype=start.dtype, task=start.task)
+            check_room(start.name, needed, device_of_base())
             base = load_base(
-                Path(start.directory),
+                directory,
                 name=start.name,
                 dtype=start.dtype,
                 max_sequence_length=start.limits.max_sequence_length,

@@ -55,6 +55,11 @@ class BaseModel:
         return self.model.device  # type: ignore[no-any-return]
 
 
+def device_of_base() -> torch.device:
+    """Return where base models are loaded: the accelerator, or the CPU where there is none."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def load_base(
     directory: Path, *, name: str, dtype: str, max_sequence_length: int, task: Task | None = None
 ) -> BaseModel:
@@ -72,7 +77,7 @@ def load_base(
     """
     check_directory(directory, name)
     _be_quiet()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = device_of_base()
     try:
         config = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
         task = task or task_of(config)
@@ -100,6 +105,23 @@ def load_base(
         context_length=_context_length(config, max_sequence_length),
         vocabulary_size=layout.vocabulary,
     )
+
+
+def weight_bytes(directory: Path, *, name: str, dtype: str, task: Task | None = None) -> int:
+    """Return the bytes that the weights of a base model take once `load_base` has loaded it.
+
+    Args:
+        directory: config.json and safetensors.
+        name: how errors call the model.
+        dtype: auto, float32, bfloat16 or float16.
+        task: what to load it for; None: what its config.json says.
+
+    Raises:
+        GraftError: as `load_base` does.
+    """
+    loaded = DTYPES.get(dtype)
+    parameters = empty_model(directory, name=name, task=task).parameters()
+    return sum(each.numel() * (loaded.itemsize if loaded else each.element_size()) for each in parameters)
 
 
 def empty_model(directory: Path, *, name: str, task: Task | None = None) -> Any:

@@ -1,0 +1,58 @@
+"""How much memory this process may still take: of the machine, and of what its container is limited to."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from graft_runtime.contract.environment import MEMORY_LIMIT
+
+_CGROUP_FILES = (
+    ("memory.max", "memory.current", "memory.stat", "inactive_file"),
+    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat", "total_inactive_file"),
+)
+"""Limit, usage, statistics, and in these the entry of file pages that nobody used lately; version 2, version 1."""
+
+
+def free_memory(proc: Path = Path("/proc"), cgroup: Path = Path("/sys/fs/cgroup"), limit: str | None = None) -> int:
+    """Return the bytes that this process may still take.
+
+    Args:
+        proc: where the kernel tells of the machine and of processes.
+        cgroup: where the container's cgroup is mounted, of version 1 or 2.
+        limit: bytes that the container may take, where no cgroup says so; None: as the environment says.
+    """
+    free = [_numbers(proc / "meminfo", ":")["MemAvailable"] << 10, *_free_in_cgroup(cgroup)]
+    limit = os.environ.get(MEMORY_LIMIT) if limit is None else limit
+    if limit:
+        free.append(int(limit) - sum(_taken(proc / name / "status") for name in _processes()))
+    return max(0, min(free))
+
+
+def _free_in_cgroup(cgroup: Path) -> Iterable[int]:
+    for limit, usage, statistics, inactive in _CGROUP_FILES:
+        try:
+            used = int((cgroup / usage).read_text()) - _numbers(cgroup / statistics, " ")[inactive]
+            yield int((cgroup / limit).read_text()) - used
+        except (OSError, ValueError, KeyError):  # not this version, or `max`
+            continue
+
+
+def _processes() -> Sequence[str]:
+    """Return the names below /proc of the two processes of a pod, as the engine process, a child, sees them."""
+    return "self", str(os.getppid())
+
+
+def _taken(status: Path) -> int:
+    """Return the bytes that a process holds, but for pages of files: these can be dropped."""
+    try:
+        numbers = _numbers(status, ":", ("RssAnon", "RssShmem"))
+    except OSError:
+        return 0
+    return sum(numbers.values()) << 10
+
+
+def _numbers(file: Path, separator: str, names: Sequence[str] = ()) -> dict[str, int]:
+    pairs = (line.split(separator, 1) for line in file.read_text().splitlines())
+    return {name: int(value.split()[0]) for name, value in pairs if not names or name in names}
