@@ -19,7 +19,7 @@ from graft_runtime.errors import GraftError
 from graft_runtime.store.checkpoints import FileRecord, digest_of, select_files
 from graft_runtime.tokenizing.files import TOKENIZER_FILE
 from graft_runtime.tokenizing.own_tokenizer import brings_one
-from graft_runtime.tokenizing.voices import highest_token
+from graft_runtime.tokenizing.text_formats import highest_token
 
 HIGHEST_RANK = 1 << 20
 """No pool's limit."""

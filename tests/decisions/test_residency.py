@@ -204,7 +204,7 @@ async def test_what_is_kept_in_host_memory_is_known_until_it_is_dropped_or_remov
     while played.sent:
         await played.answer()
     assert [played.residency.tier(name) for name in "abc"] == ["host", "host", "device"]
-    assert (await played.acquire("c", 1)).found == "device"
+    assert (await played.acquire("c", 1)).tier == "device"
     played.residency.on_event(Dropped([sha("1"), sha("9")]))
     assert played.residency.tier("a") == "disk"
     await played.apply(a="1", c="3")

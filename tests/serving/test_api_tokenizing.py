@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from graft_runtime.errors import GraftError
 from graft_runtime.tokenizing import tokenizer as tokenizing
-from graft_runtime.tokenizing.manner import Manner, over, read_manner
+from graft_runtime.tokenizing.defaults import GenerationDefaults, read_defaults
+from graft_runtime.tokenizing.text_formats import load_base_format
 from graft_runtime.tokenizing.tokenizer import Tokenizer
-from graft_runtime.tokenizing.voices import load_base_voice
 
 HELLO = [{"role": "user", "content": "hello"}]
 HI = [{"role": "user", "content": "hi"}]
@@ -22,7 +22,7 @@ OVER_PARTS = "{% for part in messages[0]['content'] if part['type'] == 'text' %}
 
 @pytest.fixture(scope="module")
 def tokenizer(tiny_base: Path) -> Tokenizer:
-    return load_base_voice(tiny_base, tiny_base).voice.tokenizer
+    return load_base_format(tiny_base, tiny_base).text_format.tokenizer
 
 
 def test_it_tokenizes_as_transformers_does(tokenizer: Tokenizer, tiny_base: Path) -> None:
@@ -31,7 +31,7 @@ def test_it_tokenizes_as_transformers_does(tokenizer: Tokenizer, tiny_base: Path
     oracle = AutoTokenizer.from_pretrained(tiny_base)
     for text in ("hello", " two  spaces\n", "Grüße 😀", "</s><pad>x"):
         assert tokenizer.encode(text) == oracle.encode(text)
-    template = load_base_voice(tiny_base, tiny_base).voice.manner.chat_template
+    template = load_base_format(tiny_base, tiny_base).text_format.defaults.chat_template
     assert template is not None
     ids = oracle.apply_chat_template(HELLO, add_generation_prompt=True, return_dict=False)
     assert tokenizer.encode_chat(HELLO, template) == ids
@@ -42,15 +42,15 @@ def test_bos_comes_once(tiny_base: Path, tmp_path: Path) -> None:
 
     adding = PreTrainedTokenizerFast.from_pretrained(tiny_base, add_bos_token=True)
     adding.save_pretrained(tmp_path)
-    tokenizer = load_base_voice(tmp_path, tmp_path).voice.tokenizer
+    tokenizer = load_base_format(tmp_path, tmp_path).text_format.tokenizer
     assert tokenizer.encode("hi") == [256, 71, 72] == tokenizer.encode("<s>hi")
     assert tokenizer.encode_chat(HI, "{{ bos_token }}{{ messages[0]['content'] }}") == [256, 71, 72]
 
 
 def test_what_a_base_says_of_itself(tiny_base: Path) -> None:
-    manner = load_base_voice(tiny_base, tiny_base).voice.manner
-    assert manner.stop_tokens == {257}
-    assert manner.chat_template is not None
+    defaults = load_base_format(tiny_base, tiny_base).text_format.defaults
+    assert defaults.stop_tokens == {257}
+    assert defaults.chat_template is not None
 
 
 @pytest.mark.parametrize(
@@ -58,21 +58,23 @@ def test_what_a_base_says_of_itself(tiny_base: Path) -> None:
     ["{{ messages }}!", [{"name": "tool_use", "template": "no"}, {"name": "default", "template": "{{ messages }}!"}]],
     ids=["text", "named ones"],
 )
-def test_an_adapter_s_own_manner_goes_over_its_base_s(tokenizer: Tokenizer, tmp_path: Path, template: Any) -> None:
+def test_an_adapter_s_own_defaults_go_over_its_base_s(tokenizer: Tokenizer, tmp_path: Path, template: Any) -> None:
     config = {"chat_template": template, "eos_token": {"content": "<pad>"}}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
     (tmp_path / "generation_config.json").write_text('{"eos_token_id": [7, 8], "temperature": 0.5, "top_k": true}')
-    own = read_manner(tmp_path, tokenizer.token_id, "it")
-    base = Manner("base's", frozenset({257}), {"temperature": 0.9, "top_p": 0.8})
-    assert over(own, base) == Manner("{{ messages }}!", frozenset({7, 8, 257, 258}), {"temperature": 0.5, "top_p": 0.8})
-    assert over(Manner(), base) == base
+    own = read_defaults(tmp_path, tokenizer.token_id, "it")
+    base = GenerationDefaults("base's", frozenset({257}), {"temperature": 0.9, "top_p": 0.8})
+    assert own.over(base) == GenerationDefaults(
+        "{{ messages }}!", frozenset({7, 8, 257, 258}), {"temperature": 0.5, "top_p": 0.8}
+    )
+    assert GenerationDefaults().over(base) == base
 
 
 def test_whether_it_samples_is_the_adapter_s_to_say(tokenizer: Tokenizer, tmp_path: Path) -> None:
     for said, temperature in (("false", 0.0), ("true", 1.0), ('true, "temperature": 0.7', 0.7)):
         (tmp_path / "generation_config.json").write_text(f'{{"do_sample": {said}}}')
-        own = read_manner(tmp_path, tokenizer.token_id, "it")
-        assert over(own, Manner(defaults={"temperature": 0.0})).defaults["temperature"] == temperature
+        own = read_defaults(tmp_path, tokenizer.token_id, "it")
+        assert own.over(GenerationDefaults(sampling={"temperature": 0.0})).sampling["temperature"] == temperature
 
 
 @pytest.mark.parametrize("content", ["", "not JSON", "[1]", "[" * 100_000, b"\xff", '{"a": "' + "b" * (8 << 20) + '"}'])
@@ -82,7 +84,7 @@ def test_small_files_that_are_nonsense_are_faults(
 ) -> None:
     (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(GraftError, match=f"{name} of it") as caught:
-        read_manner(tmp_path, tokenizer.token_id, "it")
+        read_defaults(tmp_path, tokenizer.token_id, "it")
     assert caught.value.code in {"Corrupt", "UnsafeFile"}
 
 
@@ -92,7 +94,7 @@ def test_values_that_mean_nothing_say_nothing(tokenizer: Tokenizer, tmp_path: Pa
         '{"eos_token_id": [-1, 1e3, %d], "temperature": -1, "top_k": true, "top_p": NaN, "max_new_tokens": 1e999}'
     )
     (tmp_path / "generation_config.json").write_text(generation % 2**70)
-    assert read_manner(tmp_path, tokenizer.token_id, "it") == Manner()
+    assert read_defaults(tmp_path, tokenizer.token_id, "it") == GenerationDefaults()
 
 
 HOSTILE = {
@@ -163,12 +165,14 @@ def test_end_tokens_are_those_that_transformers_finds(tiny_base: Path, tmp_path:
     base = _with_files(tiny_base, tmp_path, **files)
     expected = AutoModelForCausalLM.from_pretrained(base).generation_config.eos_token_id
     expected = {expected} if isinstance(expected, int) else set(expected)
-    assert load_base_voice(base, base).voice.manner.stop_tokens == expected | {257}, "the tokenizer's own is 257"
+    assert load_base_format(base, base).text_format.defaults.stop_tokens == expected | {257}, (
+        "the tokenizer's own is 257"
+    )
 
 
 def test_values_of_the_text_model_count_where_config_json_has_none(tiny_base: Path, tmp_path: Path) -> None:
     base = _with_files(tiny_base, tmp_path, config__json={"eos_token_id": None, "text_config": {"eos_token_id": 300}})
-    assert load_base_voice(base, base).voice.manner.stop_tokens == {257, 300}
+    assert load_base_format(base, base).text_format.defaults.stop_tokens == {257, 300}
 
 
 @pytest.mark.parametrize(
@@ -184,4 +188,4 @@ def test_the_chat_template_is_that_of_the_first_file(
     tiny_base: Path, tmp_path: Path, files: dict[str, Any], template: str
 ) -> None:
     base = _with_files(tiny_base, tmp_path, **files)
-    assert load_base_voice(base, base).voice.manner.chat_template == template
+    assert load_base_format(base, base).text_format.defaults.chat_template == template

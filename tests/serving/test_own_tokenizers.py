@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from graft_runtime.contract.checkpoints import ADAPTER_FILE_PATTERNS
 from graft_runtime.errors import GraftError
+from graft_runtime.tokenizing.defaults import CHAT_TEMPLATE_FILE, GENERATION_FILE
 from graft_runtime.tokenizing.files import (
     ADDED_TOKENS_FILE,
     CONFIG_FILE,
@@ -23,8 +24,13 @@ from graft_runtime.tokenizing.files import (
     SPECIAL_TOKENS_FILE,
     TOKENIZER_FILE,
 )
-from graft_runtime.tokenizing.manner import CHAT_TEMPLATE_FILE, GENERATION_FILE
-from graft_runtime.tokenizing.voices import BaseVoice, Voice, Voices, highest_token, load_base_voice
+from graft_runtime.tokenizing.text_formats import (
+    BaseTextFormat,
+    TextFormat,
+    TextFormats,
+    highest_token,
+    load_base_format,
+)
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -37,8 +43,8 @@ def test_all_that_is_read_is_part_of_the_digest() -> None:
 
 
 @pytest.fixture(scope="module")
-def base(tiny_base: Path) -> BaseVoice:
-    return load_base_voice(tiny_base, tiny_base)
+def base(tiny_base: Path) -> BaseTextFormat:
+    return load_base_format(tiny_base, tiny_base)
 
 
 @pytest.fixture
@@ -54,14 +60,14 @@ def grown(tiny_base: Path, tmp_path: Path) -> Path:
     return tmp_path / "grown"
 
 
-async def voice(base: BaseVoice, directory: Path, voices: Voices | None = None) -> Voice:
-    if voices is None:
-        voices = Voices()
-        voices.base_loaded(base)
-    return await voices.of(str(directory), directory, "mine")
+async def text_format(base: BaseTextFormat, directory: Path, text_formats: TextFormats | None = None) -> TextFormat:
+    if text_formats is None:
+        text_formats = TextFormats()
+        text_formats.base_loaded(base)
+    return await text_formats.of(str(directory), directory, "mine")
 
 
-def same_without_a_pod(base: Path, directory: Path, load: Callable[[], Voice]) -> Voice:
+def same_without_a_pod(base: Path, directory: Path, load: Callable[[], TextFormat]) -> TextFormat:
     """What a pod makes of a tokenizer, once `inspect` has said the same of it. Raises GraftError."""
     try:
         own = load()
@@ -80,49 +86,51 @@ def edited(directory: Path, change: Callable[[Any], None], name: str = "tokenize
     return directory
 
 
-async def test_added_tokens_are_tokens_and_special_ones_leave_the_text(base: BaseVoice, grown: Path) -> None:
+async def test_added_tokens_are_tokens_and_special_ones_leave_the_text(base: BaseTextFormat, grown: Path) -> None:
     from transformers import AutoTokenizer
 
-    own, oracle = await voice(base, grown), AutoTokenizer.from_pretrained(grown)
+    own, oracle = await text_format(base, grown), AutoTokenizer.from_pretrained(grown)
     for text in TEXTS:
         ids = own.tokenizer.encode(text)
         assert ids == oracle.encode(text)
         assert own.tokenizer.decode(ids) == oracle.decode(ids, skip_special_tokens=True)
-    assert own.tokenizer.encode("<|tool|>") == [259] != base.voice.tokenizer.encode("<|tool|>")
+    assert own.tokenizer.encode("<|tool|>") == [259] != base.text_format.tokenizer.encode("<|tool|>")
     assert own.highest_token == 260
-    assert own.manner.stop_tokens == {257, 260}, "the base's end token means the same here"
-    template = own.manner.chat_template
+    assert own.defaults.stop_tokens == {257, 260}, "the base's end token means the same here"
+    template = own.defaults.chat_template
     assert template is not None
     messages = [{"role": "user", "content": "a<|tool|>b"}]
     chat = oracle.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
     assert own.tokenizer.encode_chat(messages, template) == chat
 
 
-async def test_what_is_alike_is_in_memory_once(base: BaseVoice, tiny_base: Path, grown: Path, tmp_path: Path) -> None:
+async def test_what_is_alike_is_in_memory_once(
+    base: BaseTextFormat, tiny_base: Path, grown: Path, tmp_path: Path
+) -> None:
     from transformers import AutoTokenizer
 
-    voices = Voices()
-    voices.base_loaded(base)
+    text_formats = TextFormats()
+    text_formats.base_loaded(base)
     padding = AutoTokenizer.from_pretrained(tiny_base)
     padding("a", padding="max_length", truncation=True, max_length=4)  # what training leaves behind in the file
     padding.save_pretrained(tmp_path / "padding")
     assert '"padding": null' not in (tmp_path / "padding/tokenizer.json").read_text()
-    same = await voice(base, tmp_path / "padding", voices)
-    assert same.tokenizer.fast is base.voice.tokenizer.fast
+    same = await text_format(base, tmp_path / "padding", text_formats)
+    assert same.tokenizer.fast is base.text_format.tokenizer.fast
     assert same.highest_token is None
-    first = await voice(base, grown, voices)
+    first = await text_format(base, grown, text_formats)
     edited(grown, lambda content: content.update(padding=None)).rename(tmp_path / "again")
-    second = await voice(base, tmp_path / "again", voices)
-    assert first.tokenizer.fast is second.tokenizer.fast is not base.voice.tokenizer.fast
+    second = await text_format(base, tmp_path / "again", text_formats)
+    assert first.tokenizer.fast is second.tokenizer.fast is not base.text_format.tokenizer.fast
 
 
-async def test_a_vocabulary_of_its_own_is_used(base: BaseVoice, grown: Path) -> None:
+async def test_a_vocabulary_of_its_own_is_used(base: BaseTextFormat, grown: Path) -> None:
     def merge(content: Any) -> None:
         vocabulary = content["model"]["vocab"]
         vocabulary["he"] = vocabulary.pop(next(token for token, number in vocabulary.items() if number == 200))
         content["model"]["merges"] = [["h", "e"]]
 
-    own = await voice(base, edited(grown, merge))
+    own = await text_format(base, edited(grown, merge))
     assert own.tokenizer.encode("hello") == [200, 75, 75, 78]
     assert own.tokenizer.decode([200, 75]) == "hel"
     assert own.highest_token == 260
@@ -135,44 +143,46 @@ async def test_what_the_base_s_tokenizer_makes_too_is_no_fault(tiny_base: Path, 
     tokenizer.add_tokens([f"<|{number}|>" for number in range(100)])  # its embedding has 320 rows
     for name in ("large", "less"):
         tokenizer.save_pretrained(tmp_path / name)
-    large = load_base_voice(tmp_path / "large", tiny_base)
+    large = load_base_format(tmp_path / "large", tiny_base)
     edited(tmp_path / "less", lambda content: content["added_tokens"].pop())
-    assert (await voice(large, tmp_path / "less")).highest_token is None
+    assert (await text_format(large, tmp_path / "less")).highest_token is None
 
 
-async def test_end_tokens_of_the_base_that_mean_something_else_here_are_none(base: BaseVoice, grown: Path) -> None:
+async def test_end_tokens_of_the_base_that_mean_something_else_here_are_none(base: BaseTextFormat, grown: Path) -> None:
     def other(content: Any) -> None:
         for token in content["added_tokens"]:
             token["content"] = {"</s>": "<think>"}.get(token["content"], token["content"])
 
     (edited(grown, other) / "tokenizer_config.json").write_text('{"eos_token": "<|end|>"}')
-    assert (await voice(base, grown)).manner.stop_tokens == {260}
+    assert (await text_format(base, grown)).defaults.stop_tokens == {260}
 
 
 async def test_tokens_added_beside_the_base_s_tokenizer_get_the_ids_that_the_files_name(
-    base: BaseVoice, tmp_path: Path
+    base: BaseTextFormat, tmp_path: Path
 ) -> None:
     (tmp_path / "added_tokens.json").write_text('{"<|tool|>": 259, "<|end|>": 260}')
     (tmp_path / "special_tokens_map.json").write_text('{"eos_token": {"content": "<|end|>"}}')
-    own = await voice(base, tmp_path)
+    own = await text_format(base, tmp_path)
     assert own.tokenizer.encode("a<|end|>") == [64, 260]
     assert own.tokenizer.decode([64, 259, 260]) == "a<|tool|>"
-    assert own.manner.stop_tokens == {257, 260}
+    assert own.defaults.stop_tokens == {257, 260}
     (tmp_path / "added_tokens.json").write_text('{"<|tool|>": 270}')
     with pytest.raises(GraftError, match=r"'<\|tool\|>': id 270, makes 259") as caught:
-        await voice(base, tmp_path)
+        await text_format(base, tmp_path)
     assert caught.value.code == "Corrupt"
 
 
 @pytest.mark.parametrize("adds", [True, False])
-async def test_bos_is_as_the_adapter_s_files_say(base: BaseVoice, tmp_path: Path, tiny_base: Path, adds: bool) -> None:
+async def test_bos_is_as_the_adapter_s_files_say(
+    base: BaseTextFormat, tmp_path: Path, tiny_base: Path, adds: bool
+) -> None:
     from transformers import AutoTokenizer
 
     AutoTokenizer.from_pretrained(tiny_base, add_bos_token=adds).save_pretrained(tmp_path / "whole")
     (tmp_path / "config").mkdir()
     (tmp_path / "config/tokenizer_config.json").write_text(json.dumps({"add_bos_token": adds}))
     for directory in (tmp_path / "whole", tmp_path / "config"):
-        own = await voice(base, directory)
+        own = await text_format(base, directory)
         assert own.tokenizer.encode("hi") == [256] * adds + [71, 72], directory
         assert own.tokenizer.encode("<s>hi") == [256, 71, 72]
 
@@ -236,11 +246,11 @@ HOSTILE: dict[str, tuple[Callable[[Any], None], str, str]] = {
 
 @pytest.mark.parametrize("case", HOSTILE.values(), ids=HOSTILE.keys())
 async def test_a_broken_or_hostile_tokenizer_is_a_fault(
-    base: BaseVoice, grown: Path, case: tuple[Callable[[Any], None], str, str]
+    base: BaseTextFormat, grown: Path, case: tuple[Callable[[Any], None], str, str]
 ) -> None:
     change, code, says = case
     with pytest.raises(GraftError, match=says) as caught:
-        await voice(base, edited(grown, change))
+        await text_format(base, edited(grown, change))
     assert caught.value.code == code
     assert "`mine`" in caught.value.message
 
@@ -259,43 +269,43 @@ async def test_a_broken_or_hostile_tokenizer_is_a_fault(
     ids=["nothing", "an empty object", "no text", "depth", "depth in the model", "a bomb", "a giant"],
 )
 async def test_a_tokenizer_that_is_no_json_of_the_library_is_a_fault(
-    base: BaseVoice, tmp_path: Path, content: bytes | None, code: str
+    base: BaseTextFormat, tmp_path: Path, content: bytes | None, code: str
 ) -> None:
     file = tmp_path / "tokenizer.json"
     file.write_bytes(content or b"{")
     if content is None:
         os.truncate(file, MAX_TOKENIZER_BYTES + 1)
     with pytest.raises(GraftError, match=r"tokenizer\.json of adapter `mine`") as caught:
-        await voice(base, tmp_path)
+        await text_format(base, tmp_path)
     assert caught.value.code == code
 
 
-async def test_code_and_links_are_refused(base: BaseVoice, grown: Path) -> None:
+async def test_code_and_links_are_refused(base: BaseTextFormat, grown: Path) -> None:
     edited(grown, lambda config: config.update(auto_map={"AutoTokenizer": ["x.Y", None]}), "tokenizer_config.json")
     with pytest.raises(GraftError, match="never run") as caught:
-        await voice(base, grown)
+        await text_format(base, grown)
     assert caught.value.code == "UnsafeFile"
     (grown / "tokenizer_config.json").unlink()
     (grown / "tokenizer_config.json").symlink_to("/etc/passwd")
     with pytest.raises(GraftError, match="can't be opened") as caught:
-        await voice(base, grown)
+        await text_format(base, grown)
     assert caught.value.code == "UnsafeFile"
 
 
-async def test_paths_in_a_config_are_not_opened(base: BaseVoice, grown: Path) -> None:
+async def test_paths_in_a_config_are_not_opened(base: BaseTextFormat, grown: Path) -> None:
     names = ("vocab_file", "tokenizer_file", "gguf_file", "tokenizer_object", "name_or_path")
     paths = dict.fromkeys(names, "/etc/passwd")
     edited(grown, lambda config: config.update(paths), "tokenizer_config.json")
-    assert (await voice(base, grown)).tokenizer.encode("a<|end|>") == [64, 260]
+    assert (await text_format(base, grown)).tokenizer.encode("a<|end|>") == [64, 260]
 
 
-async def test_what_fails_in_the_library_is_a_fault_of_the_text(base: BaseVoice, grown: Path) -> None:
+async def test_what_fails_in_the_library_is_a_fault_of_the_text(base: BaseTextFormat, grown: Path) -> None:
     def unknown(content: Any) -> None:
         content["model"]["vocab"]["zz"] = content["model"]["vocab"].pop("z")
         content["model"]["type"] = "WordPiece"
         content["model"] |= {"unk_token": "nowhere", "continuing_subword_prefix": "", "max_input_chars_per_word": 10}
 
-    own = await voice(base, edited(grown, unknown))
+    own = await text_format(base, edited(grown, unknown))
     assert own.tokenizer.encode("hello")
     with pytest.raises(GraftError, match="fails on this text") as caught:
         own.tokenizer.encode("zebra")
@@ -323,7 +333,7 @@ LEAVES = (
 @settings(deadline=None, max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_change_of_a_tokenizer_is_a_tokenizer_or_a_fault(
-    base: BaseVoice, tiny_base: Path, grown: Path, data: Any
+    base: BaseTextFormat, tiny_base: Path, grown: Path, data: Any
 ) -> None:
     """One value after another of the JSON is replaced by one of another kind; what loads, works, also where nobody
     serves it.
@@ -345,7 +355,7 @@ def test_any_change_of_a_tokenizer_is_a_tokenizer_or_a_fault(
     directory.mkdir(exist_ok=True)
     (directory / base_file.name).write_text(json.dumps(content))
     with contextlib.suppress(GraftError):
-        own = same_without_a_pod(tiny_base, directory, lambda: asyncio.run(voice(base, directory)))
+        own = same_without_a_pod(tiny_base, directory, lambda: asyncio.run(text_format(base, directory)))
         for text in TEXTS:
             with contextlib.suppress(GraftError):
                 ids = own.tokenizer.encode(text)
@@ -353,28 +363,30 @@ def test_any_change_of_a_tokenizer_is_a_tokenizer_or_a_fault(
                 assert max(ids, default=0) <= max(own.highest_token or 0, 258)
 
 
-async def test_many_voices_are_not_all_kept(base: BaseVoice, grown: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    module = sys.modules["graft_runtime.tokenizing.voices"]
+async def test_many_text_formats_are_not_all_kept(
+    base: BaseTextFormat, grown: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = sys.modules["graft_runtime.tokenizing.text_formats"]
     monkeypatch.setattr(module, "MAX_BYTES", 1)
-    voices = Voices()
-    voices.base_loaded(base)
-    first = await voices.of("1", grown, "mine")
-    assert await voices.of("1", grown, "mine") is first
+    text_formats = TextFormats()
+    text_formats.base_loaded(base)
+    first = await text_formats.of("1", grown, "mine")
+    assert await text_formats.of("1", grown, "mine") is first
     edited(grown, lambda content: content["added_tokens"].pop())
-    await voices.of("2", grown, "mine")
-    assert await voices.of("1", grown, "mine") is not first
+    await text_formats.of("2", grown, "mine")
+    assert await text_formats.of("1", grown, "mine") is not first
 
 
 WITHOUT_TORCH = """
 import asyncio, sys
 from pathlib import Path
-from graft_runtime.tokenizing.voices import Voices, load_base_voice
+from graft_runtime.tokenizing.text_formats import TextFormats, load_base_format
 
 async def main(base, own):
-    voices = Voices()
-    voices.base_loaded(load_base_voice(base, base))
-    voice = await voices.of("digest", own, "mine")
-    voice.tokenizer.encode_chat([{"role": "user", "content": "<|tool|>"}], voice.manner.chat_template)
+    text_formats = TextFormats()
+    text_formats.base_loaded(load_base_format(base, base))
+    text_format = await text_formats.of("digest", own, "mine")
+    text_format.tokenizer.encode_chat([{"role": "user", "content": "<|tool|>"}], text_format.defaults.chat_template)
 
 asyncio.run(main(*map(Path, sys.argv[1:])))
 print("tokenizers" in sys.modules, "torch" in sys.modules)

@@ -32,7 +32,7 @@ class Choice:
     tokens: int = 0
 
     async def pieces(self) -> AsyncIterator[Piece]:
-        """Raises GraftError: the engine's fault."""
+        """Yield the text as it comes. Raises GraftError: the engine's fault."""
         finish = None
         while finish is None:
             tokens, finish = await self.answer.next()
@@ -66,7 +66,7 @@ class Generation:
         return sum(choice.tokens for choice in self.choices)
 
     async def pieces(self) -> AsyncIterator[Piece]:
-        """Of all choices as they come. Raises GraftError: the first fault."""
+        """Yield the pieces of all choices as they come. Raises GraftError: the first fault."""
         if len(self.choices) == 1:
             async for piece in self.choices[0].pieces():
                 yield piece
@@ -86,7 +86,7 @@ class Generation:
                 task.cancel()
 
     def close(self) -> None:
-        """Frees every place; once or more often."""
+        """Give back all that the request holds; once or more often."""
         for choice in self.choices:
             choice.answer.cancel()
         self.held.close()

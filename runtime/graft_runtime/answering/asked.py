@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from graft_runtime.errors import ErrorCode, GraftError
-from graft_runtime.tokenizing.voices import Voice
+from graft_runtime.tokenizing.text_formats import TextFormat
 
 COMPLETION_TOKENS = 16
 """OpenAI's default for /v1/completions."""
@@ -28,7 +28,7 @@ class Prompts(Protocol):
     def count(self) -> int:
         """How many there are."""
 
-    def encode(self, voice: Voice, model: str) -> list[list[int]]:
+    def encode(self, text_format: TextFormat, model: str) -> list[list[int]]:
         """Return the token ids of each. Blocking. Raises GraftError: InvalidRequest, NoChatTemplate, Corrupt."""
 
 
@@ -45,7 +45,7 @@ class Texts:
     def count(self) -> int:
         return len(self.texts)
 
-    def encode(self, voice: Voice, model: str) -> list[list[int]]:
+    def encode(self, text_format: TextFormat, model: str) -> list[list[int]]:
         if not self.texts or "" in self.texts or [] in self.texts:
             raise GraftError(
                 ErrorCode.INVALID_REQUEST,
@@ -53,7 +53,7 @@ class Texts:
                 hint="send a text or token ids",
                 field="prompt",
             )
-        return [text if isinstance(text, list) else voice.tokenizer.encode(text) for text in self.texts]
+        return [text if isinstance(text, list) else text_format.tokenizer.encode(text) for text in self.texts]
 
 
 @dataclass(frozen=True)
@@ -67,15 +67,15 @@ class Conversation:
     default_tokens = None
     count = 1
 
-    def encode(self, voice: Voice, model: str) -> list[list[int]]:
-        if voice.manner.chat_template is None:
+    def encode(self, text_format: TextFormat, model: str) -> list[list[int]]:
+        if text_format.defaults.chat_template is None:
             raise GraftError(
                 ErrorCode.NO_CHAT_TEMPLATE,
                 f"`{model}` has no chat template, so it can't take `messages`",
                 hint="use /v1/completions, or put a chat_template.jinja beside the adapter's or the base model's files",
                 field="messages",
             )
-        return [voice.tokenizer.encode_chat(self.messages, voice.manner.chat_template)]
+        return [text_format.tokenizer.encode_chat(self.messages, text_format.defaults.chat_template)]
 
 
 @dataclass(frozen=True)

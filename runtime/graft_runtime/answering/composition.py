@@ -9,18 +9,18 @@ from graft_runtime.answering.asked import NamedAdapter
 from graft_runtime.errors import ErrorCode, GraftError
 from graft_runtime.messages import ServedAdapter
 from graft_runtime.pod.leases import Lease
-from graft_runtime.tokenizing.manner import Manner, over
-from graft_runtime.tokenizing.voices import Voice
+from graft_runtime.tokenizing.defaults import GenerationDefaults
+from graft_runtime.tokenizing.text_formats import TextFormat
 
 
 @dataclass(frozen=True)
-class Speaker:
+class Target:
     """What answers a request, mounted and held for it."""
 
     leases: tuple[Lease, ...]
     adapters: tuple[ServedAdapter, ...]
     """Each digest once; the weight of each is its part times the scale of its entry."""
-    voice: Voice
+    text_format: TextFormat
     vocabulary_size: int
     """Token ids that mean something to it."""
     virtual_tokens: int = 0
@@ -32,31 +32,31 @@ class Speaker:
         return ", ".join(lease.digest for lease in self.leases) or None
 
 
-def alone(lease: Lease | None, voice: Voice, base_rows: int) -> Speaker:
-    """One adapter as it is, or the base model."""
+def single_target(lease: Lease | None, text_format: TextFormat, base_rows: int) -> Target:
+    """Return the target for one adapter as it is, or for the base model."""
     if lease is None:
-        return Speaker((), (), voice, base_rows)
-    facts = lease.facts
-    return Speaker((lease,), (lease.served,), voice, facts.vocabulary_size or base_rows, facts.virtual_tokens)
+        return Target((), (), text_format, base_rows)
+    rows = lease.facts.vocabulary_size or base_rows
+    return Target((lease,), (lease.served,), text_format, rows, lease.facts.virtual_tokens)
 
 
-def together(
-    parts: Sequence[NamedAdapter], leases: Sequence[Lease], voices: Sequence[Voice], base_rows: int
-) -> Speaker:
-    """The sum of several: base + Σ weight · scale · what the adapter adds.
+def summed_target(
+    parts: Sequence[NamedAdapter], leases: Sequence[Lease], text_formats: Sequence[TextFormat], base_rows: int
+) -> Target:
+    """Return the target for the sum of several: base + Σ weight · scale · what the adapter adds.
 
     Their tokenizer is one; chat template and defaults come from the first that has them, end tokens from all.
 
     Args:
         parts: as the request names them.
         leases: of each.
-        voices: of each.
+        text_formats: of each.
         base_rows: token ids that the base has.
 
     Raises:
         GraftError: NotComposable.
     """
-    faults = list(_faults(parts, leases, voices))
+    faults = list(_faults(parts, leases, text_formats))
     if faults:
         raise GraftError(
             ErrorCode.NOT_COMPOSABLE,
@@ -68,14 +68,14 @@ def together(
     for part, lease in zip(parts, leases, strict=True):
         weights[lease.digest] = weights.get(lease.digest, 0.0) + part.weight * lease.served.weight
     served = tuple(ServedAdapter(digest, weight) for digest, weight in weights.items())
-    manner = Manner()
-    for voice in reversed(voices):
-        manner = over(voice.own, manner)
-    voice, facts = replace(voices[0], own=manner), leases[0].facts  # several have neither of what follows
-    return Speaker(tuple(leases), served, voice, facts.vocabulary_size or base_rows, facts.virtual_tokens)
+    defaults = GenerationDefaults()
+    for text_format in reversed(text_formats):
+        defaults = text_format.own.over(defaults)
+    rows = leases[0].facts.vocabulary_size or base_rows  # of several, all have the same
+    return Target(tuple(leases), served, replace(text_formats[0], own=defaults), rows, leases[0].facts.virtual_tokens)
 
 
-def _faults(parts: Sequence[NamedAdapter], leases: Sequence[Lease], voices: Sequence[Voice]) -> list[str]:
+def _faults(parts: Sequence[NamedAdapter], leases: Sequence[Lease], text_formats: Sequence[TextFormat]) -> list[str]:
     faults = []
     for part, lease in zip(parts, leases, strict=True):
         facts = lease.facts
@@ -83,8 +83,8 @@ def _faults(parts: Sequence[NamedAdapter], leases: Sequence[Lease], voices: Sequ
             faults.append(f"`{part.name}` ({facts.method}) does more than add to the base model's weights")
         elif part.weight != 1 and not facts.scalable:
             faults.append(f"`{part.name}` ({facts.method}) has no weight but 1, not {part.weight:g}")
-    first = voices[0].tokenizer.identity
-    others = [part.name for part, voice in zip(parts, voices, strict=True) if voice.tokenizer.identity != first]
+    identities = [text_format.tokenizer.identity for text_format in text_formats]
+    others = [part.name for part, identity in zip(parts, identities, strict=True) if identity != identities[0]]
     if others:
         faults.append(f"`{parts[0].name}` and `{others[0]}` have different tokenizers")
     rows = {lease.facts.vocabulary_size for lease in leases}

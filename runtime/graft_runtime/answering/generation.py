@@ -13,7 +13,7 @@ from typing import Protocol
 from graft_runtime.answering.admission import Admission
 from graft_runtime.answering.answers import Choice, Generation
 from graft_runtime.answering.asked import TextRequest
-from graft_runtime.answering.composition import Speaker, alone, together
+from graft_runtime.answering.composition import Target, single_target, summed_target
 from graft_runtime.answering.models import Models
 from graft_runtime.contract.tasks import Task
 from graft_runtime.errors import ErrorCode, GraftError
@@ -22,9 +22,9 @@ from graft_runtime.pod.adapters import NamedAdapters
 from graft_runtime.pod.base_life import LoadedBase
 from graft_runtime.pod.engine_client import Answer
 from graft_runtime.pod.leases import Lease
-from graft_runtime.tokenizing.manner import Manner
+from graft_runtime.tokenizing.defaults import GenerationDefaults
 from graft_runtime.tokenizing.pieces import StopStrings
-from graft_runtime.tokenizing.voices import Voice
+from graft_runtime.tokenizing.text_formats import TextFormat
 
 ADAPTER_WAIT_SECONDS = 30.0
 TOKENIZING_THREADS = 2
@@ -36,7 +36,7 @@ class Base(Protocol):
     def serving(self) -> LoadedBase:
         """Return the base that serves. Raises GraftError: NotReady."""
 
-    async def voice(self, lease: Lease | None) -> Voice:
+    async def text_format(self, lease: Lease | None) -> TextFormat:
         """Return how an adapter, or the base (None), reads and writes."""
 
 
@@ -56,7 +56,7 @@ class Generator:
         base: the pod's.
         submit: the engine's.
         admission: how many at once.
-        lent: told of each adapter that a request got: the tier where it was, and the seconds that it took.
+        lent: called with each adapter that a request got: the tier that it was in, and the seconds that it took.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class Generator:
             GraftError: InvalidRequest, UnknownModel, NotGenerative, ContextTooLong, NoChatTemplate, NotReady,
                 Overloaded, NotComposable, ShuttingDown, or the fault of an adapter.
         """
-        model, names = self._models.target(request)
+        model, names = self._models.resolve(request)
         with contextlib.ExitStack() as held:
             self._admission.enter(request.prompts.count)
             held.callback(self._admission.leave, request.prompts.count)
@@ -89,10 +89,10 @@ class Generator:
             leases = await self._acquire(names, "adapters" if request.adapters else "model") if names else ()
             for lease in leases:
                 held.callback(lease.release)
-            speaker = await self._speaker(request, leases, base.loaded.vocabulary_size)
-            prompts = await self._tokenize(request, model, base, speaker)
-            choices = self._choices(request, prompts, base, speaker)
-            digest = speaker.digest or self._adapters.merged_digest
+            target = await self._target(request, leases, base.loaded.vocabulary_size)
+            prompts = await self._tokenize(request, model, base, target)
+            choices = self._choices(request, prompts, base, target)
+            digest = target.digest or self._adapters.merged_digest
             generation = Generation(model, digest, sum(map(len, prompts)), choices, held.pop_all())
         for lease in leases:
             lease.holder = generation
@@ -106,27 +106,27 @@ class Generator:
             at = field if field != "model" else error.field  # an adapter's own fault is none of `model`
             raise GraftError(error.code, error.what, details=error.details, hint=error.hint, field=at) from error
         for lease in leases:
-            self._lent(lease.found, time.monotonic() - asked)
+            self._lent(lease.tier, time.monotonic() - asked)
         return leases
 
-    async def _speaker(self, request: TextRequest, leases: Sequence[Lease], base_rows: int) -> Speaker:
+    async def _target(self, request: TextRequest, leases: Sequence[Lease], base_rows: int) -> Target:
         if not request.adapters:
             lease = leases[0] if leases else None
-            return alone(lease, await self._base.voice(lease), base_rows)
-        voices = [await self._base.voice(lease) for lease in leases]
-        return together(request.adapters, leases, voices, base_rows)
+            return single_target(lease, await self._base.text_format(lease), base_rows)
+        text_formats = [await self._base.text_format(lease) for lease in leases]
+        return summed_target(request.adapters, leases, text_formats, base_rows)
 
-    async def _tokenize(self, request: TextRequest, model: str, base: LoadedBase, speaker: Speaker) -> list[list[int]]:
+    async def _tokenize(self, request: TextRequest, model: str, base: LoadedBase, target: Target) -> list[list[int]]:
         loop = asyncio.get_running_loop()
-        prompts = await loop.run_in_executor(self._threads, request.prompts.encode, speaker.voice, model)
+        prompts = await loop.run_in_executor(self._threads, request.prompts.encode, target.text_format, model)
         for index, prompt in enumerate(prompts):
-            _check_prompt(request, prompt, index, base.loaded, speaker)
+            _check_prompt(request, prompt, index, base.loaded, target)
         return prompts
 
     def _choices(
-        self, request: TextRequest, prompts: list[list[int]], base: LoadedBase, speaker: Speaker
+        self, request: TextRequest, prompts: list[list[int]], base: LoadedBase, target: Target
     ) -> list[Choice]:
-        manner, tokenizer = speaker.voice.manner, speaker.voice.tokenizer
+        defaults, tokenizer = target.text_format.defaults, target.text_format.tokenizer
         special = {token for stop in request.stops if (token := tokenizer.special_id(stop)) is not None}
         goes_on = base.loaded.task is Task.CAUSAL_LM
         texts = [tokenizer.detokenizer(prompt if goes_on else ()) for prompt in prompts]
@@ -135,10 +135,10 @@ class Generator:
             make = partial(
                 Generate,
                 prompt=prompt,
-                max_tokens=_token_limit(request, manner, base.loaded.room_after(len(prompt) + speaker.virtual_tokens)),
-                adapters=speaker.adapters,
-                sampling=_sampling(request, manner),
-                stop_tokens=tuple(sorted(manner.stop_tokens | special)),
+                max_tokens=_token_limit(request, defaults, base.loaded.room_after(len(prompt) + target.virtual_tokens)),
+                adapters=target.adapters,
+                sampling=_sampling(request, defaults),
+                stop_tokens=tuple(sorted(defaults.stop_tokens | special)),
             )
             choices.append(Choice(index, self._submit(make), texts[index], StopStrings(request.stops)))
         return choices
@@ -154,7 +154,7 @@ def _check_generates(base: LoadedBase, model: str) -> None:
         )
 
 
-def _check_prompt(request: TextRequest, prompt: list[int], index: int, loaded: BaseLoaded, speaker: Speaker) -> None:
+def _check_prompt(request: TextRequest, prompt: list[int], index: int, loaded: BaseLoaded, target: Target) -> None:
     parameter = request.prompts.field
     if not prompt:
         raise GraftError(
@@ -163,7 +163,7 @@ def _check_prompt(request: TextRequest, prompt: list[int], index: int, loaded: B
             hint="send some text",
             field=parameter,
         )
-    size = speaker.vocabulary_size
+    size = target.vocabulary_size
     strange = next((token for token in prompt if token >= size), None)
     if strange is not None:
         raise GraftError(
@@ -172,8 +172,8 @@ def _check_prompt(request: TextRequest, prompt: list[int], index: int, loaded: B
             hint="tokenize with the tokenizer of the model that you name",
             field="prompt",
         )
-    context, asked = loaded.context_length - speaker.virtual_tokens, request.max_tokens
-    if len(prompt) >= context or (asked or 1) > loaded.room_after(len(prompt) + speaker.virtual_tokens):
+    context, asked = loaded.context_length - target.virtual_tokens, request.max_tokens
+    if len(prompt) >= context or (asked or 1) > loaded.room_after(len(prompt) + target.virtual_tokens):
         tokens = f"`{parameter}` has {len(prompt)} tokens"
         what = f"{tokens} and up to {asked} are to follow" if asked else tokens
         apart = loaded.task is not Task.CAUSAL_LM
@@ -185,19 +185,19 @@ def _check_prompt(request: TextRequest, prompt: list[int], index: int, loaded: B
         )
 
 
-def _token_limit(request: TextRequest, manner: Manner, room: int) -> int:
-    default = manner.defaults.get("max_new_tokens")
+def _token_limit(request: TextRequest, defaults: GenerationDefaults, room: int) -> int:
+    default = defaults.sampling.get("max_new_tokens")
     if default is None or default < 1:
         default = request.prompts.default_tokens or room
     asked = request.max_tokens
     return min(asked if asked is not None else int(default), room)
 
 
-def _sampling(request: TextRequest, manner: Manner) -> Sampling:
-    defaults = manner.defaults
-    temperature = request.temperature if request.temperature is not None else defaults.get("temperature", 1.0)
-    top_p = request.top_p if request.top_p is not None else defaults.get("top_p", 1.0)
-    top_k = request.top_k if request.top_k is not None else int(defaults.get("top_k", 0))
+def _sampling(request: TextRequest, defaults: GenerationDefaults) -> Sampling:
+    sampling = defaults.sampling
+    temperature = request.temperature if request.temperature is not None else sampling.get("temperature", 1.0)
+    top_p = request.top_p if request.top_p is not None else sampling.get("top_p", 1.0)
+    top_k = request.top_k if request.top_k is not None else int(sampling.get("top_k", 0))
     return Sampling(
         temperature=float(temperature),
         top_p=float(top_p) if 0 < top_p <= 1 else 1.0,

@@ -33,7 +33,7 @@ class Models:
         if not self.is_known(name):
             raise self._adapters.unknown(name)
 
-    def target(self, request: TextRequest) -> tuple[str, list[str]]:
+    def resolve(self, request: TextRequest) -> tuple[str, list[str]]:
         """Return the model that a request names, and the adapters that are to be mounted for it.
 
         Raises:

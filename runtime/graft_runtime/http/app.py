@@ -32,7 +32,7 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
 
 def api_app(pod: Pod, models: Models, generations: Generations) -> ASGIApp:
-    """Port 8000: OpenAI's API, probes, metrics."""
+    """Return the application of port 8000: OpenAI's API, probes, metrics."""
     app = _app(error_response)
     for router in (models_router(models, pod.adapters), completions_router(generations), chat_router(generations)):
         app.include_router(router)
@@ -60,14 +60,14 @@ def api_app(pod: Pod, models: Models, generations: Generations) -> ASGIApp:
 
 
 def control_app(pod: Pod) -> ASGIApp:
-    """Port 8001: the operator's."""
+    """Return the application of port 8001: the operator's."""
     app = _app(fault_response)
     app.include_router(control_router(pod))
     return _WithRequestId(app)
 
 
 def _app(response: Callable[[GraftError], Response]) -> FastAPI:
-    """An application whose every fault has the shape that `response` gives it."""
+    """Return an application whose every fault has the shape that `response` gives it."""
     app = FastAPI(openapi_url=None)
 
     async def on_fault(_: Request, error: Exception) -> Response:

@@ -104,7 +104,7 @@ def _same(value: Any, other: Any) -> bool:
 
 
 def _first_fault(error: ValidationError, body: Mapping[str, Any], expected: Mapping[str, str]) -> GraftError:
-    """The fault that says most: the deepest one of the first field at fault."""
+    """Return the fault that says most: the deepest one of the first field at fault."""
     faults = error.errors(include_url=False, include_context=False)
     first = faults[0]["loc"][:1]
     same_field = [fault for fault in faults if fault["loc"][:1] == first]
@@ -128,7 +128,7 @@ def _path(location: tuple[int | str, ...], body: Mapping[str, Any]) -> str:
 
 
 def _steps(location: tuple[int | str, ...], body: Mapping[str, Any]) -> list[int | str]:
-    """A fault's location without the names of pydantic's union members: only what is in the body."""
+    """Return a fault's location without the names of pydantic's union members: only what is in the body."""
     steps: list[int | str] = []
     value: Any = body
     for step in location:

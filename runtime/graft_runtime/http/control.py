@@ -26,7 +26,7 @@ Asked = TypeVar("Asked", bound=Message)
 
 
 def control_router(pod: Pod) -> APIRouter:
-    """The routes of one pod's control port, each behind its token."""
+    """Return the routes of one pod's control port, each behind its token."""
 
     async def authenticated(request: Request) -> None:
         authorization = request.headers.get("authorization")

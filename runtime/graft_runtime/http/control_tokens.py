@@ -18,7 +18,7 @@ _BEARER = "Bearer "
 
 
 def check_token(authorization: str | None, keys: Path, pod_uid: str) -> None:
-    """Checks an Authorization header.
+    """Check an Authorization header.
 
     Args:
         authorization: the header's value.

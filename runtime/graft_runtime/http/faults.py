@@ -18,25 +18,25 @@ _TYPES = {401: "authentication_error", 404: "not_found_error", 500: "server_erro
 
 
 def error_body(error: GraftError) -> dict[str, Any]:
-    """`{"error": {message, type, param, code}}`."""
+    """Return `{"error": {message, type, param, code}}`."""
     kind = _TYPES.get(error.code.http_status, "invalid_request_error")
     return {"error": {"message": error.message, "type": kind, "param": error.field, "code": error.code.value}}
 
 
 def error_response(error: GraftError) -> JSONResponse:
-    """The answer of the API port."""
+    """Return the answer of the API port."""
     status = error.code.http_status
     headers = {"Retry-After": str(RETRY_AFTER_SECONDS)} if status == 503 else {}
     return JSONResponse(error_body(error), status, headers)
 
 
 def fault_response(error: GraftError) -> JSONResponse:
-    """The answer of the control port: a Fault."""
+    """Return the answer of the control port: a Fault."""
     return JSONResponse(Fault.of(error).model_dump(mode="json", by_alias=True), error.code.http_status)
 
 
 async def read_body(request: Request, limit: int) -> bytes:
-    """The request's body.
+    """Read the request's body.
 
     Raises:
         GraftError: InvalidRequest, when it is over `limit` bytes.

@@ -38,7 +38,7 @@ BACKLOG = 1024
 
 
 def read_config(directory: Path) -> RuntimeConfig:
-    """Raises GraftError: InvalidSpec, UnsupportedContractVersion."""
+    """Read a pod's config. Raises GraftError: InvalidSpec, UnsupportedContractVersion."""
     path = directory / RUNTIME_CONFIG_FILE
     try:
         return RuntimeConfig.read(path.read_bytes())
@@ -47,7 +47,7 @@ def read_config(directory: Path) -> RuntimeConfig:
 
 
 async def serve(config: RuntimeConfig, places: Places, uid: str, address: str) -> int:
-    """Serves until SIGTERM or until the engine ends.
+    """Serve until SIGTERM or until the engine ends.
 
     Args:
         address: to bind both ports to.
@@ -87,7 +87,7 @@ async def serve(config: RuntimeConfig, places: Places, uid: str, address: str) -
 
 
 async def _until_the_end(tasks: dict[str, asyncio.Task[Any]]) -> int | None:
-    """The exit status, or None when SIGTERM asks for a decent end."""
+    """Return the exit status, or None when SIGTERM asks for a decent end."""
     loop, asked = asyncio.get_running_loop(), asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, asked.set)

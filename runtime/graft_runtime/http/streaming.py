@@ -21,7 +21,7 @@ class ClientGoneError(Exception):
 
 
 async def unless(work: Coroutine[Any, Any, Result], *ends: Coroutine[Any, Any, NoReturn]) -> Result:
-    """The result of `work`, which is cancelled when one of `ends` raises; then that is raised."""
+    """Return the result of `work`, which is cancelled when one of `ends` raises; then that is raised."""
     working, ending = asyncio.create_task(work), [asyncio.create_task(end) for end in ends]
     try:
         await asyncio.wait({working, *ending}, return_when=asyncio.FIRST_COMPLETED)
@@ -35,7 +35,7 @@ async def unless(work: Coroutine[Any, Any, Result], *ends: Coroutine[Any, Any, N
 
 
 async def disconnected(receive: Receive) -> NoReturn:
-    """Until the client goes away. The request's body must have been read.
+    """Wait until the client goes away. The request's body must have been read.
 
     Raises:
         ClientGoneError
@@ -46,7 +46,7 @@ async def disconnected(receive: Receive) -> NoReturn:
 
 
 def event(value: Mapping[str, Any]) -> bytes:
-    """One event."""
+    """Encode one event."""
     return b"data: " + json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
 
 

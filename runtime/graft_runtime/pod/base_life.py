@@ -18,10 +18,10 @@ from graft_runtime.pod.engine_client import EngineClient
 from graft_runtime.pod.leases import Lease
 from graft_runtime.store.cache import Cached
 from graft_runtime.store.fetches import Fetches
+from graft_runtime.tokenizing.defaults import read_defaults
 from graft_runtime.tokenizing.files import TOKENIZER_FILE
-from graft_runtime.tokenizing.manner import over, read_manner
+from graft_runtime.tokenizing.text_formats import BaseTextFormat, TextFormat, TextFormats, load_base_format
 from graft_runtime.tokenizing.tokenizer import prepare_conversion
-from graft_runtime.tokenizing.voices import BaseVoice, Voice, Voices, load_base_voice
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ class LoadedBase:
     """The base model once it serves."""
 
     loaded: BaseLoaded
-    voice: Voice
+    text_format: TextFormat
 
 
 class BaseLife:
@@ -41,7 +41,7 @@ class BaseLife:
         config: of the pod.
         fetches: bring the base into the cache.
         adapters: those of the pod; told when the base serves, and when it never will.
-        voices: those of the pod.
+        text_formats: those of the pod.
         tokenizers: the directory for tokenizers that had to be converted.
         changed: called whenever the report may differ.
     """
@@ -52,13 +52,13 @@ class BaseLife:
         fetches: Fetches,
         engine: EngineClient,
         adapters: Adapters,
-        voices: Voices,
+        text_formats: TextFormats,
         *,
         tokenizers: Path,
         changed: Callable[[], None],
     ) -> None:
         self._config, self._fetches, self._engine, self._adapters = config, fetches, engine, adapters
-        self._voices, self._tokenizers, self._changed = voices, tokenizers, changed
+        self._text_formats, self._tokenizers, self._changed = text_formats, tokenizers, changed
         self._revision = config.base_model.source.revision
         self._state = BaseState.FETCHING
         self._fault: GraftError | None = None
@@ -81,15 +81,15 @@ class BaseLife:
         self._become(BaseState.LOADING)
         self._engine.send(self._start(cached.directory, merge))
         try:
-            voice = await self._load_voice(cached, merge)
+            text_format = await self._load_text_format(cached, merge)
             loaded = await self._answered
         except GraftError as error:
             logger.critical("%s", error)
             self._become(BaseState.FAILED, error)
             self._adapters.base_failed(error)
             return
-        self._serving = LoadedBase(loaded, voice.voice)
-        self._voices.base_loaded(voice)
+        self._serving = LoadedBase(loaded, text_format.text_format)
+        self._text_formats.base_loaded(text_format)
         self.serving_since = asyncio.get_running_loop().time()
         name = self._config.served_name
         logger.info("`%s` serves: %d parameters in %s", name, loaded.parameter_count, loaded.dtype)
@@ -112,13 +112,13 @@ class BaseLife:
             raise GraftError(ErrorCode.NOT_READY, f"the base model is not loaded yet{why}", hint="try again")
         return self._serving
 
-    async def voice(self, lease: Lease | None) -> Voice:
-        """How an adapter, or the base (None), wants to be talked to."""
+    async def text_format(self, lease: Lease | None) -> TextFormat:
+        """Return how an adapter, or the base (None), reads and writes text."""
         if lease is None:
-            return self.serving().voice
+            return self.serving().text_format
         cached = lease.artifact.cached
         assert cached is not None, "what is mounted was read from there"
-        return await self._voices.of(lease.digest, cached.directory, lease.artifact.name)
+        return await self._text_formats.of(lease.digest, cached.directory, lease.artifact.name)
 
     @property
     def ended(self) -> bool:
@@ -148,19 +148,19 @@ class BaseLife:
             task=base.task,
         )
 
-    async def _load_voice(self, cached: Cached, merge: Sequence[MergeSource]) -> BaseVoice:
+    async def _load_text_format(self, cached: Cached, merge: Sequence[MergeSource]) -> BaseTextFormat:
         directory = cached.directory
         if not (directory / TOKENIZER_FILE).exists():
             directory = self._tokenizers / cached.digest.removeprefix("sha256:")
             if not (directory / TOKENIZER_FILE).exists():
                 await asyncio.to_thread(prepare_conversion, cached.directory, directory)
                 await self._engine.convert_tokenizer(str(cached.directory), str(directory / TOKENIZER_FILE))
-        base = await asyncio.to_thread(load_base_voice, directory, cached.directory)
-        tokenizer, manner = base.voice.tokenizer, base.voice.manner
+        base = await asyncio.to_thread(load_base_format, directory, cached.directory)
+        tokenizer, defaults = base.text_format.tokenizer, base.text_format.defaults
         for part in reversed(merge):
-            found = await asyncio.to_thread(read_manner, Path(part.directory), tokenizer.token_id, "the merge")
-            manner = over(found, manner)
-        return replace(base, voice=Voice(tokenizer, manner))
+            found = await asyncio.to_thread(read_defaults, Path(part.directory), tokenizer.token_id, "the merge")
+            defaults = found.over(defaults)
+        return replace(base, text_format=TextFormat(tokenizer, defaults))
 
     def _not_yet(self, error: GraftError) -> None:
         self._become(BaseState.FETCHING if error.code.passes else BaseState.FAILED, error)

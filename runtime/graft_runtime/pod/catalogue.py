@@ -101,7 +101,7 @@ class Artifact:
         return "disk" if self.cached is not None else None
 
     def mounted(self, event: Mounted, base_rows: int) -> None:
-        """The engine has it; with a fault, it is to be unmounted at once."""
+        """Take note that the engine has it; with a fault, it is to be unmounted at once."""
         self.in_host, self.yielding, self.facts = False, False, event.facts
         self.fault = vocabulary_fault(self.name, self.highest_token, event.facts.vocabulary_size, base_rows)
         self.proven = self.proven or self.fault is None
@@ -144,7 +144,7 @@ class Plan:
 
 
 def plan_mounts(artifacts: Iterable[Artifact], limit: int, now: float) -> Plan:
-    """What to mount and to unmount now.
+    """Plan what to mount and to unmount now.
 
     An adapter is mounted when a request waits for it, when it is pinned, or to try it once: first come, first served.
     The least recently used makes room. Where requests keep all of them in use, the one with the oldest place yields to
@@ -177,7 +177,7 @@ def plan_mounts(artifacts: Iterable[Artifact], limit: int, now: float) -> Plan:
 
 
 def _turns(held: list[Artifact], waiting: list[Artifact], now: float) -> list[Step]:
-    """Which mounted adapters take no new requests, for those that have waited too long."""
+    """Choose which mounted adapters take no new requests, for those that have waited too long."""
     if not waiting:
         return [Step("stay", a.digest) for a in held if a.yielding]
     overdue = sum(a.since is not None and now - a.since >= PATIENCE_SECONDS for a in waiting)
@@ -192,7 +192,7 @@ def _urgency(artifact: Artifact) -> tuple[bool, bool, float]:
 
 
 def scale_fault(entry: AdapterEntry, artifact: Artifact) -> GraftError | None:
-    """That an adapter can't be served with the scale of its entry. What it is made of is known once it was mounted."""
+    """Return why an adapter can't be served with this scale. What it is made of is known once it was mounted."""
     if entry.scale == 1 or artifact.facts is None or artifact.facts.scalable:
         return None
     return GraftError(
@@ -203,7 +203,7 @@ def scale_fault(entry: AdapterEntry, artifact: Artifact) -> GraftError | None:
 
 
 def report(alias: Alias, artifact: Artifact | None, candidate: Artifact | None) -> AdapterReport:
-    """What the status says of a name.
+    """Return what the status says of a name.
 
     Args:
         alias: the name.
@@ -238,14 +238,14 @@ def _fault(entry: AdapterEntry, artifact: Artifact) -> Fault | None:
 
 
 def is_settled(adapter: AdapterReport, *, pinned: bool) -> bool:
-    """Whether readiness need not wait for this adapter any longer."""
+    """Return whether readiness need not wait for this adapter any longer."""
     if adapter.fault is not None:
         return True
     return adapter.ready and not (pinned and adapter.state is AdapterState.CACHED)
 
 
 def no_place(name: str, limit: int) -> GraftError:
-    """Why an adapter is refused."""
+    """Return why an adapter is refused: pinned ones hold every place."""
     return GraftError(
         ErrorCode.ALL_PLACES_PINNED,
         f"adapter `{name}` can't be mounted: pinned adapters hold all {limit} places",
@@ -254,7 +254,7 @@ def no_place(name: str, limit: int) -> GraftError:
 
 
 def check_places(group: Mapping[str, Artifact], everything: Iterable[Artifact], limit: int) -> None:
-    """That adapters can be mounted at the same time, beside those that are pinned.
+    """Check that adapters can be mounted at the same time, beside those that are pinned.
 
     Args:
         group: that one request names, by digest.

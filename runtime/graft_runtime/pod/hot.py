@@ -65,7 +65,7 @@ class HotAdapters:
         return self._mounting.digests
 
     def apply(self, adapter_set: AdapterSet) -> None:
-        """Puts an adapter set in force."""
+        """Put an adapter set in force."""
         entries = {entry.name: entry for entry in adapter_set.adapters}
         for name in [name for name in self._aliases if name not in entries]:
             self._remove(self._aliases.pop(name))
@@ -105,7 +105,7 @@ class HotAdapters:
         return unknown_model(name, field, hint="GET /v1/models lists what is; add it to spec.adapters to serve it")
 
     def report(self, name: str) -> AdapterReport | None:
-        """What is true of a name; None when it is gone."""
+        """Return what is true of a name; None when it is gone."""
         alias = self._aliases.get(name) or self._draining.get(name)
         if alias is None:
             return None
@@ -113,7 +113,7 @@ class HotAdapters:
         return report(alias, self._mounting.get(digest), self._mounting.get(candidate))
 
     def tier(self, name: str) -> Tier | None:
-        """Where what answers under a name is; None: in no tier yet, or no such name."""
+        """Return where what answers under a name is; None: in no tier yet, or no such name."""
         alias = self._aliases.get(name)
         artifact = self._mounting.get(alias.serving or alias.entry.digest) if alias is not None else None
         return artifact.tier if artifact is not None else None
@@ -160,7 +160,7 @@ class HotAdapters:
             lease.revoke()
 
     def _refresh(self) -> None:
-        """Brings the artifacts in line with the names, switches names whose new version is ready, and goes on."""
+        """Switch names whose new version is ready, and bring the versions in line with the names."""
         self._names = {}
         for name, alias in self._aliases.items():
             self._switch(alias)
@@ -170,7 +170,7 @@ class HotAdapters:
         self._mounting.keep(wanted)
 
     def _switch(self, alias: Alias) -> bool:
-        """Lets a name be answered by its new version when that is ready. True when an old one is left behind."""
+        """Let a name be answered by its new version when that is ready. Return whether an old one is left behind."""
         new, old = self._mounting.get(alias.entry.digest), alias.serving
         if new is None or not new.proven or old == new.digest or scale_fault(alias.entry, new) is not None:
             return False

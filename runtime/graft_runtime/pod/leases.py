@@ -21,13 +21,13 @@ class Holder(Protocol):
 class Lease:
     """One request's hold on one version of an adapter, until `release`."""
 
-    def __init__(self, alias: Alias, artifact: Artifact, found: Tier | None, ended: Callable[[Lease], None]) -> None:
+    def __init__(self, alias: Alias, artifact: Artifact, tier: Tier | None, ended: Callable[[Lease], None]) -> None:
         self.digest = artifact.digest
         self.served = ServedAdapter(artifact.digest, alias.entry.scale)
         self.alias = alias
         self.artifact = artifact
-        self.found = found
-        """Where the adapter was when it was asked for; None: in no tier yet."""
+        self.tier = tier
+        """The tier that the adapter was in when it was asked for; None: in none yet."""
         self.holder: Holder | None = None
         """What runs on it."""
         self._ended = ended
@@ -46,7 +46,7 @@ class Lease:
         return self.artifact.facts
 
     def release(self) -> None:
-        """Once or more often."""
+        """Let the adapter go; once or more often."""
         if not self._released:
             self._released = True
             self._ended(self)

@@ -42,13 +42,13 @@ class Lending:
 
     async def acquire(self, names: Sequence[str], wait_seconds: float) -> tuple[Lease, ...]:
         """Wait until all of these are mounted and lend them to one request. See `Adapters.acquire`."""
-        found = [self._find(name)[1].tier for name in names]
+        tiers = [self._find(name)[1].tier for name in names]
         try:
             async with asyncio.timeout(wait_seconds):
                 if len(names) == 1 or not self._missing(names):
-                    return await self._acquire(names, found)
+                    return await self._acquire(names, tiers)
                 async with self._one_group:  # two, each with a place that the other waits for, would wait for ever
-                    return await self._acquire(names, found)
+                    return await self._acquire(names, tiers)
         except TimeoutError:
             missing = ", ".join(f"`{artifact.name}` ({artifact.state.value})" for artifact in self._missing(names))
             raise GraftError(
@@ -58,12 +58,12 @@ class Lending:
                 field="model",
             ) from None
 
-    async def _acquire(self, names: Sequence[str], found: Sequence[Tier | None]) -> tuple[Lease, ...]:
+    async def _acquire(self, names: Sequence[str], tiers: Sequence[Tier | None]) -> tuple[Lease, ...]:
         while missing := self._missing(names):
             artifacts = {artifact.digest: artifact for _, artifact in map(self._find, names)}
             self._mounting.check_places(artifacts.values())
             await self._turn_of(list(artifacts.values()), missing[0])
-        return tuple(self._lend(*self._find(name), tier) for name, tier in zip(names, found, strict=True))
+        return tuple(self._lend(*self._find(name), tier) for name, tier in zip(names, tiers, strict=True))
 
     async def _turn_of(self, artifacts: Sequence[Artifact], first: Artifact) -> None:
         """Wait for these until something has changed about the first."""
@@ -85,20 +85,20 @@ class Lending:
 
     def _missing(self, names: Sequence[str]) -> list[Artifact]:
         """Return those that a request has to wait for. Raises GraftError where waiting is no use."""
-        found = [self._find(name) for name in names]
-        for alias, artifact in found:
+        pairs = [self._find(name) for name in names]
+        for alias, artifact in pairs:
             fault = scale_fault(alias.entry, artifact)
             if fault is None and artifact.residence is not Residence.MOUNTED:
                 fault = artifact.fault
             if fault is not None:
                 raise fault
-        return [artifact for _, artifact in found if not artifact.lendable]
+        return [artifact for _, artifact in pairs if not artifact.lendable]
 
-    def _lend(self, alias: Alias, artifact: Artifact, found: Tier | None) -> Lease:
+    def _lend(self, alias: Alias, artifact: Artifact, tier: Tier | None) -> Lease:
         self._clock += 1
         artifact.last_used = self._clock
         artifact.users += 1
-        lease = Lease(alias, artifact, found, self._ended)
+        lease = Lease(alias, artifact, tier, self._ended)
         self._leases.add(lease)
         return lease
 

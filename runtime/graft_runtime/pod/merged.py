@@ -63,7 +63,7 @@ class MergedAdapters:
         """All that the cache must keep. Read by other threads."""
 
     def apply(self, adapter_set: AdapterSet) -> None:
-        """Puts an adapter set in force; entries of other adapters, or of other sources, are none of this merge."""
+        """Put an adapter set in force; entries of other adapters, or of other sources, are none of this merge."""
         self._entries = {
             entry.name: entry
             for entry in adapter_set.adapters
@@ -137,11 +137,11 @@ class MergedAdapters:
         return self._config.model_copy(update={"adapters": tuple(parts)})
 
     def names(self) -> Iterator[str]:
-        """Of the adapters in the set that are part of the merge, in its order."""
+        """Iterate over the adapters in the set that are part of the merge, in its order."""
         return (name for name in self._parts if name in self._entries)
 
     def report(self, name: str) -> AdapterReport | None:
-        """What is true of an adapter of the merge; None for any other."""
+        """Return what is true of an adapter of the merge; None for any other."""
         entry = self._entries.get(name)
         if entry is None:
             return None
@@ -174,7 +174,7 @@ class MergedAdapters:
     # on the way to the base
 
     def _wanted(self, failed: Callable[[GraftError], None]) -> Digests | None:
-        """The digests, or None and why."""
+        """Return the digests; None, and why to `failed`, where the set does not name all."""
         for part in self._config.adapters:
             entry = self._entries.get(part.name)
             if entry is not None and entry.fault is not None and entry.digest is None:
@@ -193,7 +193,7 @@ class MergedAdapters:
         return entry.digest if entry is not None else None
 
     async def _fetch_unless_news(self, digests: Digests, failed: Callable[[GraftError], None]) -> bool:
-        """Fetches all; False when that is no use, or another set came first."""
+        """Fetch all. Return False when that is no use, or another set came first."""
         fetching = asyncio.create_task(self._fetch(digests, failed))
         news = asyncio.create_task(self._other_digests(digests))
         try:
@@ -219,14 +219,14 @@ class MergedAdapters:
         return all(found)
 
     async def _fetch_one(self, part: MergePart, digest: str, failed: Callable[[GraftError], None]) -> bool:
-        def told(error: GraftError) -> None:
+        def refuse(error: GraftError) -> None:
             self._faults[part.name] = error
             self._changed(part.name)
             failed(error)
 
         entry = self._entries.get(part.name)
         source = entry.exact_source if entry is not None else part.source
-        cached = await self._fetches.fetch_until_there(source, "adapter", digest, part.name, told)
+        cached = await self._fetches.fetch_until_there(source, "adapter", digest, part.name, refuse)
         if cached is None:
             return False
         try:
@@ -235,7 +235,7 @@ class MergedAdapters:
             )
         except GraftError as error:
             logger.warning("%s", error)
-            told(error)
+            refuse(error)
             return False
         self._faults.pop(part.name, None)
         self._fetched[part.name] = _Fetched(cached.directory, files)

@@ -57,7 +57,7 @@ class Metrics:
         return Gauge(f"graft_{name}", text, registry=self.registry)
 
     def label(self, name: str | None, *, known: bool) -> str:
-        """The label for an adapter or base model: its name, or `other` for strangers and past the limit."""
+        """Return the label for an adapter or base model: its name, or `other` for strangers and past the limit."""
         if name is None or not known:
             return OTHER
         if name not in self._names and len(self._names) >= MAX_NAMES:
@@ -65,9 +65,9 @@ class Metrics:
         self._names.add(name)
         return name
 
-    def lent(self, found: Tier | None, seconds: float) -> None:
-        """A request has its adapter: where that was found, and how long it took to mount."""
-        self.adapter_hits.labels(found or "source").inc()
+    def lent(self, tier: Tier | None, seconds: float) -> None:
+        """Count an adapter that a request got: the tier that it was in, and the seconds until it was mounted."""
+        self.adapter_hits.labels(tier or "source").inc()
         self.adapter_wait_seconds.observe(seconds)
 
     def count_evictions(self, event: AdapterEvent) -> None:
@@ -78,7 +78,7 @@ class Metrics:
             self.adapter_evictions.labels("device").inc()
 
     def render(self, reports: Iterable[AdapterReport], occupancy: Occupancy) -> bytes:
-        """The text that Prometheus scrapes."""
+        """Return the text that Prometheus scrapes."""
         self._running.set(occupancy.running)
         self._waiting.set(occupancy.waiting)
         self._reserved.set(occupancy.reserved)

@@ -41,7 +41,7 @@ class Mounting:
         max_rank: int,
         touched: Callable[[Artifact], None],
     ) -> None:
-        self._preparations = Preparations(fetches, highest_token, max_rank=max_rank, told=self._prepared)
+        self._preparations = Preparations(fetches, highest_token, max_rank=max_rank, prepared=self._prepared)
         self._send, self._limit, self._touched = send, limit, touched
         self._artifacts: dict[str, Artifact] = {}
         self._turns = 0

@@ -27,7 +27,7 @@ from graft_runtime.store.cache import Cache, Cached
 from graft_runtime.store.fetches import Fetches
 from graft_runtime.store.network import Network
 from graft_runtime.store.sources import Sources
-from graft_runtime.tokenizing.voices import Voices
+from graft_runtime.tokenizing.text_formats import TextFormats
 
 logger = logging.getLogger(__name__)
 
@@ -62,14 +62,14 @@ class Pod:
         self.engine = EngineClient(self._heard)
         cache = Cache(places.cache, config.cache_bytes, self._digests_in_use)
         self.fetches = Fetches(Sources(config.sources, places.sources, places.allowed_networks), cache)
-        self._voices = Voices()
+        self._text_formats = TextFormats()
         self.adapters = self._open_adapters()
         self.base = BaseLife(
             config,
             self.fetches,
             self.engine,
             self.adapters,
-            self._voices,
+            self._text_formats,
             tokenizers=places.cache / "tokenizers",
             changed=self._base_changed,
         )
@@ -80,7 +80,7 @@ class Pod:
         self.board = StatusBoard(self._head, self.adapters.report)
 
     def _open_adapters(self) -> Adapters:
-        """The one place that chooses between hot and merged mode."""
+        """Choose between hot and merged mode: nothing asks for the mode after this."""
         config, engine = self.config, self.config.engine
         if config.merge:
             return MergedAdapters(config.merge, self.fetches, engine.max_rank, self._adapter_changed)
@@ -147,8 +147,8 @@ class Pod:
         self.board.touch_head()
 
     async def _highest_token(self, cached: Cached, name: str) -> int | None:
-        """Of an adapter's own tokenizer, once it is checked. Raises GraftError."""
-        return (await self._voices.of(cached.digest, cached.directory, name)).highest_token
+        """Return the highest token id of an adapter's own tokenizer, once that is checked. Raises GraftError."""
+        return (await self._text_formats.of(cached.digest, cached.directory, name)).highest_token
 
     def _digests_in_use(self) -> frozenset[str]:
         return self.adapters.digests | ({self.base.digest} if self.base.digest else set())

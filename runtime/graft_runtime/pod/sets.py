@@ -20,7 +20,7 @@ FOLLOW_MOUNTED_SECONDS = 10.0
 
 
 def check_acceptable(new: AdapterSet, current: AdapterSet | None, pool_uid: str, config_hash: str) -> None:
-    """That a set is for this pod and not older than the one in force.
+    """Check that a set is for this pod and not older than the one in force.
 
     Raises:
         GraftError: WrongPool, StaleGeneration.
@@ -69,7 +69,7 @@ class AdapterSets:
         return AdapterSetVersion(generation=self.current.generation, hash=self.current.content_hash())
 
     def boot(self) -> AdapterSet | None:
-        """Puts the newer of the kept and the mounted set in force."""
+        """Put the newer of the kept and the mounted set in force."""
         for path in (self._state, self._mounted):
             self._adopt(path)
         return self.current
@@ -81,7 +81,7 @@ class AdapterSets:
         return self.current if self.current is not before else None
 
     def accept(self, new: AdapterSet) -> bool:
-        """Keeps a set and puts it in force. False when it was in force already.
+        """Keep a set and put it in force. Return False when it was in force already.
 
         Raises:
             GraftError: WrongPool, StaleGeneration.

@@ -42,7 +42,7 @@ class StatusBoard:
         self.touch_head()
 
     def touch(self, name: str) -> None:
-        """Something about an adapter may have changed."""
+        """Take note that something about an adapter may have changed."""
         new = self._report(name)
         _, known = self._reports.get(name, (0, None))
         if new is None and known is not None:
@@ -55,18 +55,18 @@ class StatusBoard:
             self._reports[name] = (self._count(), new)
 
     def touch_head(self) -> None:
-        """Something about the base, readiness or the set may have changed."""
+        """Take note that something about the base, readiness or the set may have changed."""
         head = self._head()
         if head != self._last_head:
             self._last_head = head
             self._count()
 
     def reports(self) -> list[AdapterReport]:
-        """Of every adapter of the catalogue, and those that drain."""
+        """Return the reports of every adapter of the catalogue, and those that drain."""
         return [report for _, report in self._reports.values()]
 
     async def poll(self, boot: str, since: int, wait_seconds: float) -> RuntimeStatus | None:
-        """What changed after `since`; waits for it, and a little longer for what comes with it. None: nothing did.
+        """Wait for a change after `since`, and a little longer for what comes with it, and return it; None: no change.
 
         With another boot id than this pod's, everything, at once.
         """
@@ -85,7 +85,7 @@ class StatusBoard:
         return self._status(since)
 
     def close(self) -> None:
-        """Whoever waits is sent home."""
+        """End every poll that waits."""
         self._closed = True
         self._news.set()
 

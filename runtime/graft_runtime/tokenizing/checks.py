@@ -46,18 +46,18 @@ PUBLISHED_PATTERNS = frozenset(
 """Of GPT-2, Qwen, Llama and Mistral, with which Transformers saves tokenizers of bases that have another."""
 
 
-def check_tokenizer(files: TokenizerFiles, base: Pipeline, what: str) -> None:
-    """Raises GraftError: UnsafeFile, Corrupt.
+def check_tokenizer(files: TokenizerFiles, base: Pipeline, label: str) -> None:
+    """Check that a tokenizer may run here. Raises GraftError: UnsafeFile, Corrupt.
 
     Args:
         files: of an adapter.
         base: its base's, of which every part is known.
-        what: how errors call the adapter.
+        label: how errors call the adapter.
     """
     if "auto_map" in files.config:
         raise GraftError(
             ErrorCode.UNSAFE_FILE,
-            f"tokenizer_config.json of {what} has `auto_map`: a tokenizer that is Python code, which is never run",
+            f"tokenizer_config.json of {label} has `auto_map`: a tokenizer that is Python code, which is never run",
             hint="save a tokenizer of the tokenizers library beside the adapter, or none to use the base model's",
         )
     added = [*files.placed, *(files.pipeline.added if files.pipeline is not None else ())]
@@ -69,14 +69,14 @@ def check_tokenizer(files: TokenizerFiles, base: Pipeline, what: str) -> None:
     if faults:
         raise GraftError(
             ErrorCode.UNSAFE_FILE,
-            f"the tokenizer of {what} is not one that may run here",
+            f"the tokenizer of {label} is not one that may run here",
             details=shown(faults),
             hint="save the base model's tokenizer beside the adapter, with tokens added to it, or none",
         )
 
 
 def template_ids(processor: Any) -> Iterator[int]:
-    """Token ids that a post-processor adds: `ids` of a template, the pairs `cls` and `sep` of BERT's and RoBERTa's."""
+    """Return ids that a post-processor adds: `ids` of a template, the pairs `cls` and `sep` of BERT's and RoBERTa's."""
     for part in _entries([processor]):
         if isinstance(part, dict):
             ids = part.get("ids")
@@ -122,7 +122,7 @@ def _token_faults(tokens: list[tuple[str, int]]) -> Iterator[str]:
 
 
 def _entries(values: Iterable[Any]) -> Iterator[Any]:
-    """These values and all inside them."""
+    """Iterate over these values and all inside them."""
     waiting = list(values)
     while waiting:
         part = waiting.pop()
@@ -131,13 +131,13 @@ def _entries(values: Iterable[Any]) -> Iterator[Any]:
 
 
 def _values(pipeline: Pipeline, key: str) -> set[str]:
-    """All that stands under this key in its stages."""
+    """Iterate over all that stands under this key in its stages."""
     parts = _entries(pipeline.stages.values())
     return {str(part[key]) for part in parts if isinstance(part, dict) and part.get(key)}
 
 
 def _growth(stage: Any) -> int:
-    """Characters that a stage makes of one: the product of what each of its parts does."""
+    """Return the characters that a stage makes of one: the product of what each of its parts does."""
     growth = 1
     for part in _entries([stage]):
         if isinstance(part, dict):

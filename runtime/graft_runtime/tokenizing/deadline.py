@@ -14,7 +14,7 @@ class TookTooLongError(Exception):
 
 @contextlib.contextmanager
 def time_limit(seconds: float) -> Iterator[None]:
-    """Ends the block after so many seconds by an exception between two of its bytecodes.
+    """End the block after so many seconds by an exception between two of its bytecodes.
 
     A single call into C is not cut short.
 

@@ -54,7 +54,7 @@ class Model(msgspec.Struct, frozen=True):
     max_input_chars_per_word: int = 100
 
     def tokens(self) -> Iterator[tuple[str, int]]:
-        """Text and id; a Unigram model's ids are the places in its list."""
+        """Iterate over text and id; a Unigram model's ids are the places in its list."""
         if isinstance(self.vocab, dict):
             return iter(self.vocab.items())
         return ((text, number) for number, (text, _) in enumerate(self.vocab))
@@ -84,11 +84,11 @@ class Pipeline:
         GraftError: Corrupt, UnsafeFile.
     """
 
-    def __init__(self, text: bytes, what: str) -> None:
-        self._what = what
+    def __init__(self, text: bytes, label: str) -> None:
+        self._what = label
         if (values := sum(map(text.count, (b",", b"[", b"{")))) > MAX_VALUES:
             size = f"holds about {values} values, expected at most {MAX_VALUES}"
-            raise GraftError(ErrorCode.UNSAFE_FILE, f"{TOKENIZER_FILE} of {what} {size}")
+            raise GraftError(ErrorCode.UNSAFE_FILE, f"{TOKENIZER_FILE} of {label} {size}")
         outline = self._decoded(text, _Outline)
         self.text = text
         self.added = sorted(outline.added_tokens, key=lambda token: token.id)
@@ -96,7 +96,7 @@ class Pipeline:
         for name, part in raw.items():
             if len(part) > MAX_STAGE_BYTES:
                 size = f"has {len(part)} bytes, expected at most {MAX_STAGE_BYTES}"
-                raise GraftError(ErrorCode.UNSAFE_FILE, f"{name} in {TOKENIZER_FILE} of {what} {size}")
+                raise GraftError(ErrorCode.UNSAFE_FILE, f"{name} in {TOKENIZER_FILE} of {label} {size}")
         self.stages: dict[str, Any] = {name: self._decoded(part, Any) for name, part in raw.items()}
         self._model = outline.model
 
@@ -123,7 +123,7 @@ class Pipeline:
         ).hexdigest()
 
     def same_model(self, other: Pipeline) -> bool:
-        """Whether both make the same tokens of the same words."""
+        """Return whether both make the same tokens of the same words."""
         return self.model_bytes_hash == other.model_bytes_hash or self.model_hash == other.model_hash
 
     def _decoded(self, text: bytes, kind: Any) -> Any:
@@ -153,85 +153,85 @@ class TokenizerFiles:
     """Tokens that the files beside tokenizer.json add, each with the id that it must have, by id."""
 
 
-def read_tokenizer_files(directory: Path, what: str, known: Pipeline | None = None) -> TokenizerFiles:
-    """Reads what there is; nothing is judged but form and size. Blocking.
+def read_tokenizer_files(directory: Path, label: str, known: Pipeline | None = None) -> TokenizerFiles:
+    """Read what there is; nothing is judged but form and size. Blocking.
 
     Args:
         directory: in the cache.
-        what: how errors call the checkpoint.
+        label: how errors call the checkpoint.
         known: what need not be taken apart once more.
 
     Raises:
         GraftError: Corrupt, UnsafeFile.
     """
-    config, told = read_config(directory, what)
-    text = read_bounded(directory / TOKENIZER_FILE, MAX_TOKENIZER_BYTES, what)
+    config, token_names = read_config(directory, label)
+    text = read_bounded(directory / TOKENIZER_FILE, MAX_TOKENIZER_BYTES, label)
     pipeline = known if known is not None and text == known.text else None
     if pipeline is None and text is not None:
-        pipeline = Pipeline(text, what)
+        pipeline = Pipeline(text, label)
     placed = config.get(_PLACED)
-    added = read_small_file(directory / ADDED_TOKENS_FILE, what) if placed is None else {}
-    named = {key: token for key in NAMED_TOKENS if (token := text_of(told.get(key))) is not None}
-    listed = tuple(token for key in _LISTED_TOKENS for item in _items(told.get(key)) if (token := text_of(item)))
+    added = read_small_file(directory / ADDED_TOKENS_FILE, label) if placed is None else {}
+    named = {key: token for key in NAMED_TOKENS if (token := text_of(token_names.get(key))) is not None}
+    listed = tuple(token for key in _LISTED_TOKENS for item in _items(token_names.get(key)) if (token := text_of(item)))
     return TokenizerFiles(
         pipeline=pipeline,
         config=config,
         named=named,
         listed=listed,
-        placed=_placed(placed or {}, added, {*named.values(), *listed}, what),
+        placed=_placed(placed or {}, added, {*named.values(), *listed}, label),
     )
 
 
-def read_config(directory: Path, what: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """tokenizer_config.json, and the same with the special tokens that older versions wrote beside it.
+def read_config(directory: Path, label: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Read tokenizer_config.json; return it, and it with the special tokens that older versions wrote beside it.
 
     Raises:
         GraftError: Corrupt, UnsafeFile.
     """
-    config = read_small_file(directory / CONFIG_FILE, what)
-    beside = read_small_file(directory / SPECIAL_TOKENS_FILE, what) if config.get(_PLACED) is None else {}
+    config = read_small_file(directory / CONFIG_FILE, label)
+    beside = read_small_file(directory / SPECIAL_TOKENS_FILE, label) if config.get(_PLACED) is None else {}
     return config, {**config, **beside}
 
 
-def read_small_file(path: Path, what: str) -> dict[str, Any]:
-    """The JSON object in a file, empty where there is none. Raises GraftError: Corrupt, UnsafeFile."""
-    text = read_bounded(path, MAX_SMALL_FILE_BYTES, what)
+def read_small_file(path: Path, label: str) -> dict[str, Any]:
+    """Read the JSON object in a file, empty where there is none. Raises GraftError: Corrupt, UnsafeFile."""
+    text = read_bounded(path, MAX_SMALL_FILE_BYTES, label)
     if text is None:
         return {}
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise GraftError(ErrorCode.CORRUPT, f"{path.name} of {what} is not valid JSON: {error}") from None
+        raise GraftError(ErrorCode.CORRUPT, f"{path.name} of {label} is not valid JSON: {error}") from None
     if not isinstance(value, dict):
-        raise GraftError(ErrorCode.CORRUPT, f"{path.name} of {what} is not a JSON object")
+        raise GraftError(ErrorCode.CORRUPT, f"{path.name} of {label} is not a JSON object")
     return value
 
 
-def read_bounded(path: Path, limit: int, what: str) -> bytes | None:
-    """A regular file's content; None where there is none. Raises GraftError: UnsafeFile."""
+def read_bounded(path: Path, limit: int, label: str) -> bytes | None:
+    """Read a regular file's content; None where there is none. Raises GraftError: UnsafeFile."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise GraftError(ErrorCode.UNSAFE_FILE, f"{path.name} of {what} can't be opened: {error.strerror}") from None
+        raise GraftError(ErrorCode.UNSAFE_FILE, f"{path.name} of {label} can't be opened: {error.strerror}") from None
     with os.fdopen(descriptor, "rb") as file:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise GraftError(ErrorCode.UNSAFE_FILE, f"{path.name} of {what} is not a regular file")
+            raise GraftError(ErrorCode.UNSAFE_FILE, f"{path.name} of {label} is not a regular file")
         text = file.read(limit + 1)
     if len(text) > limit:
-        raise GraftError(ErrorCode.UNSAFE_FILE, f"{path.name} of {what} has more than {limit} bytes")
+        raise GraftError(ErrorCode.UNSAFE_FILE, f"{path.name} of {label} has more than {limit} bytes")
     return text
 
 
 def text_of(token: Any) -> str | None:
-    """A token as these files have it: its text, or an object with it."""
+    """Return the text of a token as these files have it: its text, or an object with it."""
     if isinstance(token, dict):
         token = token.get("content")
     return token if isinstance(token, str) and token else None
 
 
-def _placed(decoder: Any, added: Mapping[str, Any], special: set[str], what: str) -> tuple[AddedToken, ...]:
+def _placed(decoder: Any, added: Mapping[str, Any], special: set[str], label: str) -> tuple[AddedToken, ...]:
     try:
         tokens = [msgspec.convert({**token, "id": int(number)}, AddedToken) for number, token in decoder.items()]
         tokens += [
@@ -240,7 +240,9 @@ def _placed(decoder: Any, added: Mapping[str, Any], special: set[str], what: str
         ]
     except (msgspec.ValidationError, AttributeError, TypeError, ValueError) as error:
         where = CONFIG_FILE if decoder else ADDED_TOKENS_FILE
-        raise GraftError(ErrorCode.CORRUPT, f"{where} of {what} lists tokens in a form that is none: {error}") from None
+        raise GraftError(
+            ErrorCode.CORRUPT, f"{where} of {label} lists tokens in a form that is none: {error}"
+        ) from None
     return tuple(sorted(tokens, key=lambda token: token.id))
 
 

@@ -45,7 +45,7 @@ class Recipe:
     """Tokens to mark as special, or to add as such."""
 
     def identity(self, base: Pipeline | None = None) -> str:
-        """Equal for recipes of the same tokenizer over the same base. Blocking."""
+        """Return a hash that is equal for recipes of the same tokenizer over the same base. Blocking."""
         same = base is None or self.pipeline.same_model(base)
         model = (base or self.pipeline).model_bytes_hash if same else self.pipeline.model_hash
         said = [model, self.pipeline.stages, self.pipeline.added, self.places, self.specials]
@@ -53,7 +53,7 @@ class Recipe:
 
 
 def recipe(files: TokenizerFiles, base: Recipe | None = None) -> Recipe:
-    """Of a checkpoint. An adapter's without a tokenizer.json adds its tokens to those of its base."""
+    """Return what it is made of. An adapter's without a tokenizer.json adds its tokens to those of its base."""
     inherited = base if files.pipeline is None else None
     pipeline = files.pipeline or (base.pipeline if base is not None else None)
     assert pipeline is not None
@@ -70,54 +70,54 @@ def recipe(files: TokenizerFiles, base: Recipe | None = None) -> Recipe:
 
 
 def brings_one(directory: Path) -> bool:
-    """Whether an adapter's checkpoint says anything of a tokenizer."""
+    """Return whether an adapter's checkpoint says anything of a tokenizer."""
     files = {TOKENIZER_FILE, CONFIG_FILE, SPECIAL_TOKENS_FILE, ADDED_TOKENS_FILE}
     return not files.isdisjoint(os.listdir(directory))
 
 
-def read_own(directory: Path, base: Recipe, what: str) -> tuple[TokenizerFiles, Recipe]:
-    """What an adapter says of its tokenizer, and what that is made of, once it may run here. Blocking.
+def read_own(directory: Path, base: Recipe, label: str) -> tuple[TokenizerFiles, Recipe]:
+    """Read what an adapter says of its tokenizer, and what that is made of; check that it may run here. Blocking.
 
     Args:
         directory: of the adapter.
         base: its base's.
-        what: how errors call the adapter.
+        label: how errors call the adapter.
 
     Raises:
         GraftError: Corrupt, UnsafeFile.
     """
-    files = read_tokenizer_files(directory, what, base.pipeline)
-    check_tokenizer(files, base.pipeline, what)
+    files = read_tokenizer_files(directory, label, base.pipeline)
+    check_tokenizer(files, base.pipeline, label)
     return files, recipe(files, base)
 
 
-def build(own: Recipe, base: Recipe, base_fast: Any, what: str) -> Any:
-    """A tokenizer of the tokenizers library. Blocking.
+def build(own: Recipe, base: Recipe, base_fast: Any, label: str) -> Any:
+    """Build a tokenizer of the tokenizers library. Blocking.
 
     Args:
         own: checked; see `read_own`.
         base: the recipe of the base's.
         base_fast: the base's tokenizer.
-        what: how errors call the adapter.
+        label: how errors call the adapter.
 
     Raises:
         GraftError: Corrupt.
     """
-    with _told(what):
+    with _library_faults(label):
         fast = _over_the_base_s_model(own, base_fast) if own.pipeline.same_model(base.pipeline) else None
         fast = _with_tokens(own, _alone(own) if fast is None else fast)
-    _check_places(own, fast, what)
+    _check_places(own, fast, label)
     return fast
 
 
-def assembled(made_of: Recipe, what: str) -> Any:
-    """A tokenizer that shares nothing, as `build` makes it. Blocking. Raises GraftError: Corrupt."""
-    with _told(what):
+def assembled(made_of: Recipe, label: str) -> Any:
+    """Build a tokenizer that shares nothing, as `build` makes it. Blocking. Raises GraftError: Corrupt."""
+    with _library_faults(label):
         return _with_tokens(made_of, _alone(made_of))
 
 
 def highest(own: Recipe, fast: Any, base: Recipe, base_fast: Any) -> int | None:
-    """The highest token id that it can make and its base's tokenizer can't; None for none. Blocking.
+    """Return the highest token id that it can make and its base's tokenizer can't; None for none. Blocking.
 
     Some bases' tokenizers know more tokens than the model (Gemma 3's, one of images): no fault of an adapter's.
     """
@@ -132,7 +132,7 @@ def highest(own: Recipe, fast: Any, base: Recipe, base_fast: Any) -> int | None:
 
 
 def _over_the_base_s_model(own: Recipe, base_fast: Any) -> Any:
-    """The stages and added tokens of `own` over the model that is in memory; None where ids would differ."""
+    """Put the stages and added tokens of `own` over the model that is in memory; None where ids would differ."""
     stages = msgspec.json.encode({"version": "1.0", "model": _NO_MODEL, "added_tokens": [], **own.pipeline.stages})
     staged = _tokenizers().Tokenizer.from_str(stages.decode())
     fast = _tokenizers().Tokenizer(base_fast.model)
@@ -154,8 +154,8 @@ def _with_tokens(made_of: Recipe, fast: Any) -> Any:
 
 
 @contextlib.contextmanager
-def _told(what: str) -> Iterator[None]:
-    """What the tokenizers library throws, a panic of its Rust included, as a fault of that tokenizer."""
+def _library_faults(label: str) -> Iterator[None]:
+    """Turn what the tokenizers library throws, a panic of its Rust included, into a fault of that tokenizer."""
     try:
         yield
     except (KeyboardInterrupt, SystemExit):
@@ -163,19 +163,19 @@ def _told(what: str) -> Iterator[None]:
     except BaseException as error:  # a panic of its Rust is no Exception
         raise GraftError(
             ErrorCode.CORRUPT,
-            f"the tokenizer of {what} can't be loaded: {type(error).__name__}: {error}",
+            f"the tokenizer of {label} can't be loaded: {type(error).__name__}: {error}",
             hint="save it again with the tokenizer's save_pretrained()",
         ) from error
 
 
-def _check_places(own: Recipe, fast: Any, what: str) -> None:
+def _check_places(own: Recipe, fast: Any, label: str) -> None:
     tokens = [*own.pipeline.added, *own.places]
     wrong = [token for token in tokens if fast.token_to_id(token.content) != token.id]
     if wrong:
         faults = [f"{token.content!r}: id {token.id}, makes {fast.token_to_id(token.content)}" for token in wrong]
         raise GraftError(
             ErrorCode.CORRUPT,
-            f"{len(wrong)} tokens of {what} don't get the ids that its files name",
+            f"{len(wrong)} tokens of {label} don't get the ids that its files name",
             details=shown(faults),
             hint=f"save tokenizer.json as well, beside {CONFIG_FILE} and {ADDED_TOKENS_FILE}",
         )

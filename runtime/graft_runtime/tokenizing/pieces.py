@@ -88,7 +88,7 @@ class StopStrings:
         self.hit = False
 
     def push(self, piece: str) -> str:
-        """The text that can't be part of a stop string any more; nothing after one."""
+        """Return the text that can't be part of a stop string any more; nothing after one."""
         if self.hit:
             return ""
         text = self._held + piece
@@ -101,13 +101,13 @@ class StopStrings:
         return text[: len(text) - keep]
 
     def finish(self) -> str:
-        """What was held back in vain."""
+        """Return what was held back in vain."""
         held, self._held = self._held, ""
         return held
 
 
 def _overlap(text: str, stop: str) -> int:
-    """How many characters at the end of `text` begin `stop`."""
+    """Return how many characters at the end of `text` begin `stop`."""
     for length in range(min(len(text), len(stop) - 1), 0, -1):
         if text.endswith(stop[:length]):
             return length

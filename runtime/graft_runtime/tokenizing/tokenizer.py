@@ -14,8 +14,8 @@ from typing import Any
 
 from graft_runtime.errors import ErrorCode, GraftError
 from graft_runtime.tokenizing.deadline import time_limit
+from graft_runtime.tokenizing.defaults import CHAT_TEMPLATE_FILE, GenerationDefaults, as_template, read_defaults
 from graft_runtime.tokenizing.files import ADDED_TOKENS_FILE, CONFIG_FILE, SPECIAL_TOKENS_FILE
-from graft_runtime.tokenizing.manner import CHAT_TEMPLATE_FILE, Manner, as_template, read_manner
 from graft_runtime.tokenizing.pieces import Detokenizer
 from graft_runtime.tokenizing.template_content import ContentFormat, Messages, content_format, in_format
 
@@ -43,7 +43,7 @@ class Tokenizer:
         self._prepends, self._drops = adds_bos is True and not begun, adds_bos is False and begun
 
     def encode(self, text: str) -> list[int]:
-        """Plain text, with the special tokens that the tokenizer adds; BOS once, also where the text begins with it.
+        """Encode text, with the special tokens that the tokenizer adds; BOS once, also where the text begins with it.
 
         Raises:
             GraftError: Corrupt, when the tokenizer fails on it.
@@ -56,7 +56,7 @@ class Tokenizer:
         return ids[1:] if self._drops or ids[:2] == [bos, bos] else ids
 
     def encode_chat(self, messages: Messages, template: str) -> list[int]:
-        """A conversation, rendered in Jinja's sandbox and ready for the assistant's answer.
+        """Encode a conversation, rendered in Jinja's sandbox and ready for the assistant's answer.
 
         Args:
             messages: with text as `content`; a template that walks over the parts of a message gets one part.
@@ -106,15 +106,15 @@ class Tokenizer:
         return str(text)
 
     def _encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
-        """A batch of one: unlike `encode`, that lets Python's other threads run, and leaves offsets out."""
-        with _told():
+        """Encode a batch of one: unlike `encode`, that lets Python's other threads run, and leaves offsets out."""
+        with _library_faults():
             (encoding,) = self.fast.encode_batch_fast([text], add_special_tokens=add_special_tokens)
         ids: list[int] = encoding.ids
         return ids
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Special tokens left out. Raises GraftError: Corrupt, when the tokenizer fails on them."""
-        with _told():
+        """Decode without special tokens. Raises GraftError: Corrupt, when the tokenizer fails on them."""
+        with _library_faults():
             text: str = self.fast.decode(list(ids), skip_special_tokens=True)
         return text
 
@@ -128,12 +128,12 @@ class Tokenizer:
 
     @cached_property
     def _skipped(self) -> frozenset[int]:
-        """The special tokens, which `decode` leaves out."""
+        """Return the special tokens, which `decode` leaves out."""
         return frozenset(index for index, token in self.fast.get_added_tokens_decoder().items() if token.special)
 
     @cached_property
     def _fallback(self) -> frozenset[int]:
-        """The tokens `<0x00>` to `<0xFF>`, where the tokenizer decodes them as bytes."""
+        """Return the tokens `<0x00>` to `<0xFF>`, where the tokenizer decodes them as bytes."""
         newline = self.token_id("<0x0A>")
         if newline is None or self.decode([newline]) != "\n":
             return frozenset()
@@ -150,13 +150,13 @@ class Tokenizer:
         return found
 
     def token(self, token_id: int) -> str | None:
-        """Its text; None for an id that stands for nothing."""
+        """Return its text; None for an id that stands for nothing."""
         found: str | None = self.fast.id_to_token(token_id) if token_id >= 0 else None
         return found
 
 
-def load_base_tokenizer(directory: Path, checkpoint: Path, identity: str) -> tuple[Tokenizer, Manner]:
-    """A base model's tokenizer and manner. Blocking.
+def load_base_tokenizer(directory: Path, checkpoint: Path, identity: str) -> tuple[Tokenizer, GenerationDefaults]:
+    """Load a base model's tokenizer, and what requests leave to the model. Blocking.
 
     Args:
         directory: holds the tokenizer.json.
@@ -178,22 +178,22 @@ def load_base_tokenizer(directory: Path, checkpoint: Path, identity: str) -> tup
         ) from error
     named = {key: str(token) for key, token in backend.special_tokens_map.items() if isinstance(token, str)}
     tokenizer = Tokenizer(bare(backend.backend_tokenizer), named, identity)
-    manner = read_manner(checkpoint, tokenizer.token_id, "the base model", base=True)
+    defaults = read_defaults(checkpoint, tokenizer.token_id, "the base model", base=True)
     eos = backend.eos_token_id
-    stops = manner.stop_tokens | ({eos} if isinstance(eos, int) else set())
-    template = manner.chat_template or as_template(getattr(backend, "chat_template", None))
-    return tokenizer, Manner(template, frozenset(stops), manner.defaults)
+    stops = defaults.stop_tokens | ({eos} if isinstance(eos, int) else set())
+    template = defaults.chat_template or as_template(getattr(backend, "chat_template", None))
+    return tokenizer, GenerationDefaults(template, frozenset(stops), defaults.sampling)
 
 
 def bare(fast: Any) -> Any:
-    """Without the padding and truncation that it was saved with. Before anybody uses it."""
+    """Drop the padding and truncation that it was saved with. Before anybody uses it."""
     fast.no_padding()
     fast.no_truncation()
     return fast
 
 
 def prepare_conversion(source: Path, target: Path) -> None:
-    """Puts beside the coming tokenizer.json what a tokenizer needs besides. Blocking."""
+    """Copy the other files that a tokenizer needs beside the coming tokenizer.json. Blocking."""
     target.mkdir(parents=True, exist_ok=True)
     for name in COMPANIONS:
         if (source / name).exists():
@@ -201,8 +201,8 @@ def prepare_conversion(source: Path, target: Path) -> None:
 
 
 @contextlib.contextmanager
-def _told() -> Iterator[None]:
-    """What the tokenizers library throws, a panic of its Rust included, as a fault of that tokenizer."""
+def _library_faults() -> Iterator[None]:
+    """Turn what the tokenizers library throws, a panic of its Rust included, into a fault of that tokenizer."""
     try:
         yield
     except (KeyboardInterrupt, SystemExit):

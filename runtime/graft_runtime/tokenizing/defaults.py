@@ -1,4 +1,4 @@
-"""What a checkpoint's small files say about talking to it: its chat template, end tokens and sampling defaults."""
+"""What a checkpoint's small files say for requests: its chat template, its end tokens, its values for sampling."""
 
 from __future__ import annotations
 
@@ -23,49 +23,50 @@ LARGEST = 2**31 - 1
 
 
 @dataclass(frozen=True)
-class Manner:
-    """How one checkpoint wants to be talked to; a base model's, or an adapter's over its base's."""
+class GenerationDefaults:
+    """What a request leaves to its checkpoint: a base model's, or an adapter's over its base's."""
 
     chat_template: str | None = None
     stop_tokens: frozenset[int] = frozenset()
-    defaults: Mapping[str, Any] = field(default_factory=dict)
-    """Sampling values of generation_config.json: temperature, top_p, top_k, max_new_tokens."""
+    sampling: Mapping[str, Any] = field(default_factory=dict)
+    """Values of generation_config.json: temperature, top_p, top_k, max_new_tokens."""
+
+    def over(self, base: GenerationDefaults) -> GenerationDefaults:
+        """Return these where there are any, else those of the base; the end tokens of both."""
+        return GenerationDefaults(
+            self.chat_template or base.chat_template,
+            base.stop_tokens | self.stop_tokens,
+            {**base.sampling, **self.sampling},
+        )
 
 
-def over(adapter: Manner, base: Manner) -> Manner:
-    """An adapter's manner where it has one, else its base's."""
-    return Manner(
-        adapter.chat_template or base.chat_template,
-        base.stop_tokens | adapter.stop_tokens,
-        {**base.defaults, **adapter.defaults},
-    )
-
-
-def read_manner(directory: Path, token_id: Callable[[str], int | None], what: str, *, base: bool = False) -> Manner:
-    """What a checkpoint's small files say. Blocking.
+def read_defaults(
+    directory: Path, token_id: Callable[[str], int | None], label: str, *, base: bool = False
+) -> GenerationDefaults:
+    """Read what a checkpoint's small files say. Blocking.
 
     Args:
         directory: in the cache.
         token_id: a token's text → its id or None.
-        what: how errors call the checkpoint.
+        label: how errors call the checkpoint.
         base: whether it is a base model, whose config.json speaks where there is no generation_config.json.
 
     Raises:
         GraftError: Corrupt, UnsafeFile.
     """
-    config, told = read_config(directory, what)
-    generation = read_small_file(directory / GENERATION_FILE, what)
+    config, token_names = read_config(directory, label)
+    generation = read_small_file(directory / GENERATION_FILE, label)
     if base and not generation:
-        generation = _of_the_model(read_small_file(directory / MODEL_FILE, what))
+        generation = _of_the_model(read_small_file(directory / MODEL_FILE, label))
     stops = _as_ids(generation.get("eos_token_id"))
-    eos = text_of(told.get("eos_token"))
+    eos = text_of(token_names.get("eos_token"))
     if eos is not None and (found := token_id(eos)) is not None:
         stops.add(found)
-    return Manner(_template(directory, config, what), frozenset(stops), _defaults(generation))
+    return GenerationDefaults(_template(directory, config, label), frozenset(stops), _sampling(generation))
 
 
 def as_template(value: Any) -> str | None:
-    """A template as tokenizer_config.json holds it: a string, or a list or mapping of named ones."""
+    """Return a template as tokenizer_config.json holds it: a string, or a list or mapping of named ones."""
     if isinstance(value, list):
         value = {item.get("name"): item.get("template") for item in value if isinstance(item, dict)}
     if isinstance(value, dict):
@@ -79,22 +80,22 @@ def _of_the_model(config: Mapping[str, Any]) -> dict[str, Any]:
     return {**inner, **{name: value for name, value in config.items() if value is not None}}
 
 
-def _template(directory: Path, config: Mapping[str, Any], what: str) -> str | None:
-    content = read_bounded(directory / CHAT_TEMPLATE_FILE, MAX_SMALL_FILE_BYTES, what)
+def _template(directory: Path, config: Mapping[str, Any], label: str) -> str | None:
+    content = read_bounded(directory / CHAT_TEMPLATE_FILE, MAX_SMALL_FILE_BYTES, label)
     try:
         text = content.decode() if content else None
     except UnicodeDecodeError as error:
-        raise GraftError(ErrorCode.CORRUPT, f"{CHAT_TEMPLATE_FILE} of {what} is not text in UTF-8: {error}") from None
-    of_processor = read_small_file(directory / PROCESSOR_TEMPLATE_FILE, what).get("chat_template")
+        raise GraftError(ErrorCode.CORRUPT, f"{CHAT_TEMPLATE_FILE} of {label} is not text in UTF-8: {error}") from None
+    of_processor = read_small_file(directory / PROCESSOR_TEMPLATE_FILE, label).get("chat_template")
     template = text or as_template(of_processor) or as_template(config.get("chat_template"))
     if template is not None and len(template) > MAX_TEMPLATE_CHARACTERS:
         size = f"has {len(template)} characters, expected at most {MAX_TEMPLATE_CHARACTERS}"
-        raise GraftError(ErrorCode.UNSAFE_FILE, f"the chat template of {what} {size}")
+        raise GraftError(ErrorCode.UNSAFE_FILE, f"the chat template of {label} {size}")
     return template
 
 
-def _defaults(generation: Mapping[str, Any]) -> dict[str, Any]:
-    """Sampling values for requests that name none; `do_sample` false is greedy, true is not."""
+def _sampling(generation: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the sampling values for requests that name none; `do_sample` false is greedy, true is not."""
     found: dict[str, Any] = {}
     for name in ("temperature", "top_p", "top_k", "max_new_tokens"):
         value = generation.get(name)

@@ -1,0 +1,198 @@
+"""How each served name reads and writes text: tokenizer and defaults of the base, or an adapter's own over them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from graft_runtime.errors import ErrorCode, GraftError
+from graft_runtime.tokenizing.defaults import GenerationDefaults, read_defaults
+from graft_runtime.tokenizing.files import TokenizerFiles, read_tokenizer_files
+from graft_runtime.tokenizing.own_tokenizer import Recipe, assembled, brings_one, build, highest, read_own, recipe
+from graft_runtime.tokenizing.tokenizer import Tokenizer, load_base_tokenizer
+
+MAX_TEXT_FORMATS = 1024
+"""So many adapters' templates, defaults and tokenizers are kept in memory."""
+MAX_BYTES = 1 << 30
+"""For tokenizers besides the base's; there is always room for one."""
+MODEL_BYTES_PER_FILE_BYTE = 12
+ADDED_TOKEN_BYTES = 1024
+TRIAL_TEXT = "Hello, world! 1 + 1 = 2\n\tÜber 你好 😀"
+
+
+@dataclass(frozen=True)
+class TextFormat:
+    """How one name, or several that are asked together, reads and writes."""
+
+    tokenizer: Tokenizer
+    own: GenerationDefaults
+    base: GenerationDefaults = field(default_factory=GenerationDefaults)
+    """For what `own` leaves unset."""
+    highest_token: int | None = None
+    """Of those that an adapter's own tokenizer makes and its base's does not; None for none."""
+    bytes: int = 0
+    """That its tokenizer takes beside the base's, about."""
+
+    @property
+    def defaults(self) -> GenerationDefaults:
+        return self.own.over(self.base)
+
+
+@dataclass(frozen=True)
+class BaseTextFormat:
+    """The base model's, and what others are built from."""
+
+    text_format: TextFormat
+    recipe: Recipe
+    files: TokenizerFiles
+
+
+def load_base_format(tokenizer: Path, checkpoint: Path) -> BaseTextFormat:
+    """Load the base model's. Blocking.
+
+    Args:
+        tokenizer: the directory with tokenizer.json.
+        checkpoint: the model's.
+
+    Raises:
+        GraftError: NotAModel.
+    """
+    with _of_the_base():
+        files = read_tokenizer_files(tokenizer, "the base model")
+        made_of = recipe(files)
+        text_format = TextFormat(*load_base_tokenizer(tokenizer, checkpoint, made_of.identity()))
+    return BaseTextFormat(text_format, made_of, files)
+
+
+def highest_token(base: Path, directory: Path, label: str) -> int | None:
+    """Return what `TextFormat.highest_token` is, after the same checks, of checkpoints that nobody serves. Blocking.
+
+    Args:
+        base: the model's checkpoint, with a tokenizer.json if the adapter brings a tokenizer.
+        directory: the adapter's.
+        label: how errors call the adapter.
+
+    Raises:
+        GraftError: NotAModel, Corrupt, UnsafeFile.
+    """
+    if not brings_one(directory):
+        read_defaults(directory, lambda _: None, label)
+        return None
+    with _of_the_base():
+        base_recipe = recipe(read_tokenizer_files(base, "the base model"))
+    files, own = read_own(directory, base_recipe, label)
+    identity = own.identity(base_recipe.pipeline)
+    if identity == base_recipe.identity():
+        read_defaults(directory, lambda _: None, label)
+        return None
+    with _of_the_base():
+        base_fast = assembled(base_recipe, "the base model")
+    fast = build(own, base_recipe, base_fast, label)
+    tokenizer = _tried(Tokenizer(fast, files.named, identity))
+    read_defaults(directory, tokenizer.token_id, label)
+    return highest(own, fast, base_recipe, base_fast)
+
+
+@contextlib.contextmanager
+def _of_the_base() -> Iterator[None]:
+    """Blame the base model for whatever is wrong."""
+    try:
+        yield
+    except GraftError as error:
+        raise GraftError(ErrorCode.NOT_A_MODEL, error.what, details=error.details, hint=error.hint) from error
+
+
+def _tried(tokenizer: Tokenizer) -> Tokenizer:
+    """Try it on an ordinary text. Raises GraftError: Corrupt, when it fails."""
+    tokenizer.decode(tokenizer.encode(TRIAL_TEXT))
+    return tokenizer
+
+
+class TextFormats:
+    """The text formats of one pod. One event loop; what blocks runs in threads."""
+
+    def __init__(self) -> None:
+        self._base: asyncio.Future[BaseTextFormat] = asyncio.get_running_loop().create_future()
+        self._kept: OrderedDict[str, TextFormat] = OrderedDict()
+        self._loading = asyncio.Lock()
+
+    def base_loaded(self, base: BaseTextFormat) -> None:
+        """Judge adapters from now on, beside this base."""
+        self._base.set_result(base)
+
+    async def of(self, digest: str, directory: Path, name: str) -> TextFormat:
+        """Return an adapter's. Wait for the base's.
+
+        Args:
+            digest: of the adapter.
+            directory: in the cache.
+            name: how errors call the adapter.
+
+        Raises:
+            GraftError: Corrupt, UnsafeFile.
+        """
+        if (kept := self._kept.get(digest)) is not None:
+            self._kept.move_to_end(digest)
+            return kept
+        base = await asyncio.shield(self._base)
+        async with self._loading:  # one at a time: two that are alike would be built twice
+            text_format = self._kept.get(digest)
+            if text_format is None:
+                text_format = await asyncio.to_thread(self._load, base, directory, f"adapter `{name}`")
+            self._keep(digest, text_format)
+            return text_format
+
+    def _keep(self, digest: str, text_format: TextFormat) -> None:
+        self._kept[digest] = text_format
+        self._kept.move_to_end(digest)
+        while len(self._kept) > 1 and (len(self._kept) > MAX_TEXT_FORMATS or self._bytes() > MAX_BYTES):
+            self._kept.popitem(last=False)
+
+    def _bytes(self) -> int:
+        return sum({text_format.tokenizer.identity: text_format.bytes for text_format in self._kept.values()}.values())
+
+    def _load(self, base: BaseTextFormat, directory: Path, label: str) -> TextFormat:
+        files, own = read_own(directory, base.recipe, label)
+        identity = own.identity(base.recipe.pipeline)
+        shares = identity == base.text_format.tokenizer.identity
+        fast = base.text_format.tokenizer.fast if shares else self._built(own, identity, base, label)
+        inherited = {} if files.pipeline is not None and files.named else base.text_format.tokenizer.named
+        tokenizer = Tokenizer(fast, {**inherited, **files.named}, identity, adds_bos=_adds_bos(files, base.files))
+        if not shares:
+            _tried(tokenizer)
+        return TextFormat(
+            tokenizer,
+            read_defaults(directory, tokenizer.token_id, label),
+            _understood(base.text_format, tokenizer),
+            None if shares else highest(own, fast, base.recipe, base.text_format.tokenizer.fast),
+            0 if shares else _bytes_of(own, base.recipe),
+        )
+
+    def _built(self, own: Recipe, identity: str, base: BaseTextFormat, label: str) -> Any:
+        alike = (kept.tokenizer for kept in self._kept.values() if kept.tokenizer.identity == identity)
+        found = next(alike, None)
+        return found.fast if found is not None else build(own, base.recipe, base.text_format.tokenizer.fast, label)
+
+
+def _understood(base: TextFormat, tokenizer: Tokenizer) -> GenerationDefaults:
+    """Return the base's defaults without end tokens that mean something else to this tokenizer."""
+    kept = [token for token in base.defaults.stop_tokens if tokenizer.token(token) == base.tokenizer.token(token)]
+    return replace(base.defaults, stop_tokens=frozenset(kept))
+
+
+def _bytes_of(own: Recipe, base: Recipe) -> int:
+    added = (len(own.pipeline.added) + len(own.places) + len(own.specials)) * ADDED_TOKEN_BYTES
+    return added + (0 if own.pipeline.same_model(base.pipeline) else len(own.pipeline.text) * MODEL_BYTES_PER_FILE_BYTE)
+
+
+def _adds_bos(files: TokenizerFiles, base: TokenizerFiles) -> bool | None:
+    """Return what tokenizer_config.json says where no tokenizer.json speaks, if it says other than the base's."""
+    if files.pipeline is not None:
+        return None
+    adds = files.config.get("add_bos_token")
+    return adds if isinstance(adds, bool) and adds != base.config.get("add_bos_token") else None
