@@ -22,7 +22,7 @@ class Models:
 
     def __iter__(self) -> Iterator[str]:
         yield self.served
-        yield from (name for name in self._adapters.served() if name != self.served)
+        yield from (name for name in self._adapters.names() if name != self.served and self._adapters.is_served(name))
 
     def is_known(self, name: str) -> bool:
         """Return whether requests may name it."""

@@ -26,8 +26,8 @@ class NamedAdapters(Protocol):
     def merged_digest(self) -> str | None:
         """The digests in the base's weights, in the order of the merge; None for an unchanged base."""
 
-    def served(self) -> Iterator[str]:
-        """Iterate over the names that requests may use, in the order of the catalogue."""
+    def names(self) -> Iterator[str]:
+        """Iterate over the names of the set that this pod reports on, in its order."""
 
     def is_served(self, name: str) -> bool:
         """Return whether requests may use a name."""
@@ -52,9 +52,6 @@ class Adapters(NamedAdapters, Protocol):
 
     def apply(self, adapter_set: AdapterSet) -> None:
         """Put an adapter set in force."""
-
-    def names(self) -> Iterator[str]:
-        """Iterate over the names of the set that this pod reports on, in its order."""
 
     def report(self, name: str) -> AdapterReport | None:
         """Return what is true of an adapter; None where there is none of this name."""

@@ -94,8 +94,6 @@ class HotAdapters:
         """Iterate over the catalogue, in its order."""
         return iter(tuple(self._aliases))
 
-    served = names
-
     def is_served(self, name: str) -> bool:
         """Return whether the catalogue has this name."""
         return name in self._aliases

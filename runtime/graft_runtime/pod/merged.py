@@ -9,8 +9,6 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 
 from graft_runtime.adapters.files import AdapterFiles, read_adapter_files
 from graft_runtime.contract.adapter_set import AdapterEntry, AdapterSet
@@ -30,14 +28,6 @@ Digests = Mapping[str, str]
 """By the name of the adapter."""
 
 
-@dataclass(frozen=True)
-class _Fetched:
-    """One adapter in the cache, its config and header checked."""
-
-    directory: Path
-    files: AdapterFiles
-
-
 class MergedAdapters:
     """The adapters in the base's weights: see `Adapters`.
 
@@ -52,7 +42,8 @@ class MergedAdapters:
         self._config, self._fetches, self._max_rank, self._changed = config, fetches, max_rank, changed
         self._parts = {part.name: part for part in config.adapters}
         self._entries: dict[str, AdapterEntry] = {}
-        self._fetched: dict[str, _Fetched] = {}
+        self._fetched: dict[str, AdapterFiles] = {}
+        """Of adapters in the cache, their config and header checked."""
         self._faults: dict[str, GraftError] = {}
         self._news = asyncio.Event()
         self._used: Digests = {}
@@ -80,7 +71,9 @@ class MergedAdapters:
             digests = self._wanted(failed)
             if digests is not None and await self._fetch_unless_news(digests, failed):
                 self._used = digests
-                return tuple(self._source(part) for part in self._config.adapters)
+                return tuple(
+                    MergeSource(part, str(self._fetched[part.name].directory)) for part in self._config.adapters
+                )
             await self._news.wait()
 
     def base_loaded(self, loaded: BaseLoaded) -> None:
@@ -102,10 +95,6 @@ class MergedAdapters:
     def merged_digest(self) -> str:
         """The digests in the base's weights, in the order of the merge."""
         return ", ".join(self._used[name] for name in self._parts)
-
-    def served(self) -> Iterator[str]:
-        """Iterate over nothing: the merge alone answers."""
-        return iter(())
 
     def is_served(self, name: str) -> bool:
         """Return False: requests name the merge, not what is in it."""
@@ -146,7 +135,7 @@ class MergedAdapters:
         if entry is None:
             return None
         fault = self._fault(entry)
-        files = self._fetched[name].files if name in self._fetched else None
+        files = self._fetched.get(name)
         return AdapterReport(
             name=name,
             digest=entry.digest,
@@ -180,7 +169,7 @@ class MergedAdapters:
             if entry is not None and entry.fault is not None and entry.digest is None:
                 failed(GraftError(entry.fault.code, f"`{part.name}` can't be merged: {entry.fault.message}"))
                 return None
-        found = {part.name: self._digest(part) for part in self._config.adapters}
+        found = self._digests_of_set()
         unknown = [name for name, digest in found.items() if digest is None]
         if unknown:
             names = ", ".join(f"`{name}`" for name in unknown)
@@ -188,9 +177,9 @@ class MergedAdapters:
             return None
         return {name: digest for name, digest in found.items() if digest is not None}
 
-    def _digest(self, part: MergePart) -> str | None:
-        entry = self._entries.get(part.name)
-        return entry.digest if entry is not None else None
+    def _digests_of_set(self) -> Mapping[str, str | None]:
+        entries = {name: self._entries.get(name) for name in self._parts}
+        return {name: entry.digest if entry is not None else None for name, entry in entries.items()}
 
     async def _fetch_unless_news(self, digests: Digests, failed: Callable[[GraftError], None]) -> bool:
         """Fetch all. Return False when that is no use, or another set came first."""
@@ -206,7 +195,7 @@ class MergedAdapters:
                     await task
 
     async def _other_digests(self, digests: Digests) -> None:
-        while {part.name: self._digest(part) for part in self._config.adapters} == digests:
+        while self._digests_of_set() == digests:
             self._news.clear()
             await self._news.wait()
         self._news.set()
@@ -230,7 +219,7 @@ class MergedAdapters:
         if cached is None:
             return False
         try:
-            files = await asyncio.to_thread(
+            found = await asyncio.to_thread(
                 read_adapter_files, cached.directory, name=part.name, max_rank=self._max_rank
             )
         except GraftError as error:
@@ -238,12 +227,9 @@ class MergedAdapters:
             refuse(error)
             return False
         self._faults.pop(part.name, None)
-        self._fetched[part.name] = _Fetched(cached.directory, files)
+        self._fetched[part.name] = found
         self._changed(part.name)
         return True
-
-    def _source(self, part: MergePart) -> MergeSource:
-        return MergeSource(part, str(self._fetched[part.name].directory))
 
     def _tell(self) -> None:
         for name in self._parts:

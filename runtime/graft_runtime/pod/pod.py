@@ -11,7 +11,7 @@ from pathlib import Path
 
 from graft_runtime.contract.adapter_set import AdapterSet
 from graft_runtime.contract.config import RuntimeConfig
-from graft_runtime.contract.status import RuntimeStatus
+from graft_runtime.contract.status import AdapterReport, RuntimeStatus
 from graft_runtime.messages import BaseFailed, BaseLoaded, Dropped, Event, Mounted, MountFailed, StepDone, Unmounted
 from graft_runtime.pod.adapters import Adapters
 from graft_runtime.pod.base_life import BaseLife
@@ -59,6 +59,7 @@ class Pod:
         self.config, self.places, self.uid = config, places, uid
         self.boot_id, self._config_hash = uuid.uuid4().hex, config.config_hash()
         self.metrics = Metrics()
+        self.board = StatusBoard(self._head, self._report)
         self.engine = EngineClient(self._heard)
         cache = Cache(places.cache, config.cache_bytes, self._digests_in_use)
         self.fetches = Fetches(Sources(config.sources, places.sources, places.allowed_networks), cache)
@@ -71,19 +72,18 @@ class Pod:
             self.adapters,
             self._text_formats,
             tokenizers=places.cache / "tokenizers",
-            changed=self._base_changed,
+            changed=self.board.touch_head,
         )
         kept = AdapterSets(config.pool_uid, self._config_hash, places.adapter_set, places.state)
         self.sets = SetInForce(kept, self._put_in_force)
         self._readiness = Readiness(self.base, self.adapters, kept, config.adapter_startup_seconds)
         self.dry_run = DryRun(self.fetches, self.engine, self.base, self._highest_token, config.engine.max_rank)
-        self.board = StatusBoard(self._head, self.adapters.report)
 
     def _open_adapters(self) -> Adapters:
         """Choose between hot and merged mode: nothing asks for the mode after this."""
         config, engine = self.config, self.config.engine
         if config.merge:
-            return MergedAdapters(config.merge, self.fetches, engine.max_rank, self._adapter_changed)
+            return MergedAdapters(config.merge, self.fetches, engine.max_rank, self.board.changed)
         return HotAdapters(
             self.fetches,
             self.engine.send,
@@ -91,7 +91,7 @@ class Pod:
             limit=engine.max_mounted_adapters,
             max_rank=engine.max_rank,
             drain_seconds=config.drain_seconds,
-            changed=self._adapter_changed,
+            changed=self.board.changed,
         )
 
     async def run(self) -> None:
@@ -135,15 +135,12 @@ class Pod:
             adapter_set=self.sets.version,
         )
 
+    def _report(self, name: str) -> AdapterReport | None:
+        return self.adapters.report(name)
+
     def _put_in_force(self, adapter_set: AdapterSet) -> None:
         logger.info("adapter set %d with %d adapters", adapter_set.generation, len(adapter_set.adapters))
         self.adapters.apply(adapter_set)
-        self.board.touch_head()
-
-    def _adapter_changed(self, name: str) -> None:
-        self.board.changed(name)
-
-    def _base_changed(self) -> None:
         self.board.touch_head()
 
     async def _highest_token(self, cached: Cached, name: str) -> int | None:

@@ -1,0 +1,133 @@
+"""The life of a base model with adapters to merge, against an engine that is played by hand."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+from graft_runtime.contract.adapter_set import AdapterEntry, AdapterSet
+from graft_runtime.contract.checkpoints import Source
+from graft_runtime.contract.config import BaseModelConfig, Merge, MergePart, RuntimeConfig
+from graft_runtime.contract.facts import AdapterFacts
+from graft_runtime.contract.status import AdapterState, BaseState
+from graft_runtime.contract.tasks import Task
+from graft_runtime.errors import ErrorCode, GraftError
+from graft_runtime.messages import BaseFailed, BaseLoaded, EngineFault, MergeSource, Start
+from graft_runtime.pod.base_life import BaseLife
+from graft_runtime.pod.merged import MergedAdapters
+from graft_runtime.store.cache import Cached
+from graft_runtime.tokenizing.defaults import GenerationDefaults
+from graft_runtime.tokenizing.text_formats import BaseTextFormat, TextFormat
+
+DIGEST = "sha256:" + "a" * 64
+FACTS = AdapterFacts(method="LORA", rank=4, module_count=1, deltas=("LowRank",))
+PART = MergePart(name="billing", source=Source(uri="pvc://shelf/billing"), weight=0.5)
+MERGE = Merge(name="both", adapters=(PART,))
+CONFIG = RuntimeConfig(
+    pool_uid="p", base_model=BaseModelConfig(name="base", source=Source(uri="pvc://shelf/base")), merge=MERGE
+)
+LOADED = BaseLoaded("decoder", 64, 320, 1, "float32", Task.CAUSAL_LM, (FACTS,))
+
+
+class Files:
+    """What the header checks find in every adapter here."""
+
+    directory, facts, bytes = Path("/adapter"), FACTS, 1
+
+
+class Fetches:
+    """Everything is in the cache already."""
+
+    async def fetch_until_there(self, source: Source, kind: str, digest: str | None, name: str, failed: Any) -> Cached:
+        return Cached(digest or DIGEST, Path("/adapter" if kind == "adapter" else "/base"), 1)
+
+
+class Engine:
+    """Runs from the start; keeps what it was sent."""
+
+    def __init__(self) -> None:
+        self.spawned = asyncio.Event()
+        self.spawned.set()
+        self.sent: list[Start] = []
+        self.started = asyncio.Event()
+
+    def send(self, start: Start) -> None:
+        self.sent.append(start)
+        self.started.set()
+
+    async def convert_tokenizer(self, directory: str, output: str) -> None:
+        pass
+
+
+class TextFormats:
+    def base_loaded(self, base: BaseTextFormat) -> None:
+        self.base = base
+
+
+@pytest.fixture(autouse=True)
+def no_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer: Any = type("Tokenizer", (), {"token_id": None})
+    nothing: Any = None
+    base = BaseTextFormat(TextFormat(tokenizer, GenerationDefaults()), nothing, nothing)
+    monkeypatch.setattr("graft_runtime.pod.base_life.load_base_format", lambda *_: base)
+    monkeypatch.setattr("graft_runtime.pod.base_life.read_defaults", lambda *_: GenerationDefaults("the adapter's"))
+    monkeypatch.setattr("graft_runtime.pod.base_life.prepare_conversion", lambda *_: None)
+    monkeypatch.setattr("graft_runtime.pod.merged.read_adapter_files", lambda *_, **__: Files)
+
+
+class Played:
+    """A base model to be merged into, up to the Start that the engine was sent."""
+
+    def __init__(self) -> None:
+        fetches: Any = Fetches()
+        engine: Any = Engine()
+        text_formats: Any = TextFormats()
+        self.engine: Engine = engine
+        self.adapters = MergedAdapters(MERGE, fetches, 8, lambda _: None)
+        self.base = BaseLife(
+            CONFIG, fetches, engine, self.adapters, text_formats, tokenizers=Path("/none"), changed=lambda: None
+        )
+
+    async def started(self) -> asyncio.Task[None]:
+        loading = asyncio.create_task(self.base.load())
+        entry = AdapterEntry(name="billing", source=PART.source, digest=DIGEST)
+        self.adapters.apply(AdapterSet(pool_uid="p", config_hash="c", generation=1, adapters=(entry,)))
+        async with asyncio.timeout(10):
+            await self.engine.started.wait()
+        return loading
+
+
+async def test_the_config_s_own_parts_go_to_the_engine_and_come_back_with_their_digests() -> None:
+    played = Played()
+    loading = await played.started()
+    (start,) = played.engine.sent
+    assert start.merge == (MergeSource(PART, "/adapter"),)
+    assert start.limits == CONFIG.engine
+    played.base.on_event(LOADED)
+    await loading
+    assert played.base.report().merge == MERGE.model_copy(
+        update={"adapters": (PART.model_copy(update={"digest": DIGEST}),)}
+    )
+    assert played.base.serving().text_format.defaults.chat_template == "the adapter's"
+    report = played.adapters.report("billing")
+    assert report is not None
+    assert (report.state, report.facts) == (AdapterState.MERGED, FACTS)
+
+
+async def test_a_base_that_failed_in_the_middle_of_a_merge_is_never_served() -> None:
+    played = Played()
+    loading = await played.started()
+    played.base.on_event(BaseFailed(EngineFault(ErrorCode.CORRUPT.value, "not finite")))
+    await loading
+    played.base.on_event(LOADED)
+    status = played.base.report()
+    assert (status.state, status.merge) == (BaseState.FAILED, None)
+    assert played.base.ended
+    with pytest.raises(GraftError, match="not finite"):
+        played.base.serving()
+    report = played.adapters.report("billing")
+    assert report is not None
+    assert report.fault is not None
+    assert (report.state, report.fault.code) == (AdapterState.FAILED, ErrorCode.CORRUPT)
