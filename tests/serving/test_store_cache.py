@@ -16,7 +16,6 @@ import pytest
 from graft_runtime.contract.checkpoints import Source
 from graft_runtime.contract.config import SourceMount
 from graft_runtime.errors import ErrorCode, GraftError
-from graft_runtime.store import cache as cache_module
 from graft_runtime.store.cache import Cache, Cached
 from graft_runtime.store.checkpoints import Kind
 from graft_runtime.store.fetches import Fetches, retry_seconds
@@ -212,15 +211,25 @@ def test_what_is_in_use_stays_and_the_newcomer_is_refused(tmp_path: Path, source
     assert copy(cache, sources, "b").bytes == ADAPTER_BYTES
 
 
-def test_a_full_disk_is_told_and_leaves_nothing(
-    tmp_path: Path, sources: Sources, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    cache = Cache(tmp_path / "cache", None, tuple)
+class SmallDisk(io.FileIO):
+    """A file on a disk with `room` bytes below `root`: it takes what fits, and refuses the next byte."""
 
-    def full(*_: Any) -> bytes:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    root: Path
+    room: int
 
-    monkeypatch.setattr(cache_module, "_read", full)
+    def write(self, piece: Any, /) -> int:
+        room = self.room - sum(path.stat().st_size for path in self.root.rglob("adapter_*"))
+        if room <= 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return super().write(memoryview(piece)[:room])
+
+
+def small_disk(root: Path, room: int) -> type[SmallDisk]:
+    return type("SmallDisk", (SmallDisk,), {"root": root, "room": room})
+
+
+def test_a_full_disk_is_told_and_leaves_nothing(tmp_path: Path, sources: Sources) -> None:
+    cache = Cache(tmp_path / "cache", None, tuple, create=small_disk(tmp_path / "cache", 0))
     with pytest.raises(GraftError) as caught:
         copy(cache, sources, "a")
     assert caught.value.code == "NoCapacity"
@@ -237,33 +246,16 @@ def test_a_disk_that_takes_only_part_of_a_write_is_full(tmp_path: Path, sources:
     assert list((tmp_path / "cache" / "sha256").iterdir()) == []
 
 
-class SmallDisk(io.FileIO):
-    """A file on a disk with room for two adapters below `cache`: it takes what fits, and refuses the next byte."""
-
-    root: Path
-
-    def write(self, piece: Any, /) -> int:
-        taken = sum(path.stat().st_size for path in self.root.rglob("adapter_*"))
-        room = 2 * ADAPTER_BYTES - taken
-        if room <= 0:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        return super().write(memoryview(piece)[:room])
-
-
-def test_on_a_full_disk_what_nobody_uses_goes_first(
-    tmp_path: Path, sources: Sources, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_on_a_full_disk_what_nobody_uses_goes_first(tmp_path: Path, sources: Sources) -> None:
     used: set[str] = set()
-    cache = Cache(tmp_path / "cache", None, lambda: used)
-    monkeypatch.setattr(SmallDisk, "root", tmp_path / "cache", raising=False)
-    with monkeypatch.context() as patched:
-        patched.setattr(Path, "open", lambda path, mode, buffering: SmallDisk(path, mode))
-        a, b = copy(cache, sources, "a"), copy(cache, sources, "b")
-        used.add(a.digest)
-        c = copy(cache, sources, "c")
-        used.add(c.digest)
-        with pytest.raises(GraftError) as caught:
-            copy(cache, sources, "b")
+    disk = small_disk(tmp_path / "cache", 2 * ADAPTER_BYTES)
+    cache = Cache(tmp_path / "cache", None, lambda: used, create=disk)
+    a, b = copy(cache, sources, "a"), copy(cache, sources, "b")
+    used.add(a.digest)
+    c = copy(cache, sources, "c")
+    used.add(c.digest)
+    with pytest.raises(GraftError) as caught:
+        copy(cache, sources, "b")
     assert caught.value.code == "NoCapacity"
     assert (c.directory / "adapter_model.safetensors").read_bytes() == b"c" * WEIGHTS_BYTES
     assert cache.find(b.digest) is None
@@ -279,24 +271,27 @@ def test_what_was_half_copied_before_a_kill_is_swept(tmp_path: Path) -> None:
     assert not half.exists()
 
 
-async def test_callers_at_the_same_time_share_one_copy(
-    tmp_path: Path, sources: Sources, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    cache, copies = Cache(tmp_path / "cache", None, tuple), list[str]()
-    copy_once = cache.copy
+class CountingCache(Cache):
+    """A cache that notes what it is told to copy."""
 
-    def counted(sources: Sources, uri: str, kind: Kind, revision: str | None) -> Cached:
-        copies.append(uri)
-        return copy_once(sources, uri, kind, revision)
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.copied: list[str] = []
 
-    monkeypatch.setattr(cache, "copy", counted)
+    def copy(self, sources: Sources, uri: str, kind: Kind, revision: str | None = None) -> Cached:
+        self.copied.append(uri)
+        return super().copy(sources, uri, kind, revision)
+
+
+async def test_callers_at_the_same_time_share_one_copy(tmp_path: Path, sources: Sources) -> None:
+    cache = CountingCache(tmp_path / "cache", None, tuple)
     fetches = Fetches(sources, cache)
     source = Source(uri="pvc://shelf/a")
     found = await asyncio.gather(*(fetches.resolve(source, "adapter") for _ in range(5)))
     assert len(set(found)) == 1
-    assert len(copies) == 1
+    assert len(cache.copied) == 1
     again = await fetches.fetch(source, "adapter", found[0].digest, "a")
-    assert (again, len(copies)) == (found[0], 1), "what is in the cache is not fetched"
+    assert (again, len(cache.copied)) == (found[0], 1), "what is in the cache is not fetched"
     await fetches.close()
 
 
@@ -310,7 +305,8 @@ async def test_other_bytes_than_named_are_refused(tmp_path: Path, sources: Sourc
 
 
 async def test_a_source_that_comes_late_is_fetched_in_the_end(tmp_path: Path, sources: Sources) -> None:
-    fetches, told = Fetches(sources, Cache(tmp_path / "cache", None, tuple)), []
+    cache, told = Cache(tmp_path / "cache", None, tuple), list[str]()
+    fetches = Fetches(sources, cache, wait_seconds=lambda code, attempt: 0.001)
 
     def failed(error: GraftError) -> None:
         told.append(error.code.value)

@@ -23,17 +23,31 @@ SLOW_RETRIES = Backoff(first_seconds=4.0, longest_seconds=60.0)
 """Where a person must act: files may appear, or still be on their way."""
 
 
+def retry_seconds(code: ErrorCode, attempt: int) -> float | None:
+    """How long to wait before another try, the first being attempt 0; None: it would end the same."""
+    if not code.retried:
+        return None
+    return (RETRIES if code.passes else SLOW_RETRIES).seconds(attempt + 1)
+
+
 class Fetches:
     """Fetches of this pod.
 
     Args:
         sources: the declared ones.
         cache: where the checkpoints go.
+        wait_seconds: before another try after a fault, the first being try 0; None: it would end the same.
     """
 
-    def __init__(self, sources: Sources, cache: Cache) -> None:
+    def __init__(
+        self,
+        sources: Sources,
+        cache: Cache,
+        wait_seconds: Callable[[ErrorCode, int], float | None] = retry_seconds,
+    ) -> None:
         self._sources = sources
         self._cache = cache
+        self._wait_seconds = wait_seconds
         self._threads = ThreadPoolExecutor(COPIES_AT_ONCE, thread_name_prefix="copy")
         self._running: dict[tuple[Source, Kind], asyncio.Task[Cached]] = {}
 
@@ -79,7 +93,7 @@ class Fetches:
             except GraftError as error:
                 logger.warning("%s", error)
                 failed(error)
-                wait = retry_seconds(error.code, attempt)
+                wait = self._wait_seconds(error.code, attempt)
                 if wait is None:
                     return None
             attempt += 1
@@ -102,10 +116,3 @@ class Fetches:
         return await loop.run_in_executor(
             self._threads, self._cache.copy, self._sources, source.uri, kind, source.revision
         )
-
-
-def retry_seconds(code: ErrorCode, attempt: int) -> float | None:
-    """How long to wait before another try, the first being attempt 0; None: it would end the same."""
-    if not code.retried:
-        return None
-    return (RETRIES if code.passes else SLOW_RETRIES).seconds(attempt + 1)

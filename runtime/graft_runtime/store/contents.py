@@ -1,0 +1,100 @@
+"""The checkpoints in a cache, and the room that they share with what arrives."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import threading
+from collections.abc import Callable, Collection
+from pathlib import Path
+
+from graft_runtime.durable import put_in_place
+from graft_runtime.errors import ErrorCode, GraftError
+
+logger = logging.getLogger(__name__)
+
+
+class Contents:
+    """Checkpoints by digest; where room is needed, the least recently used one that is not in use goes. Thread-safe.
+
+    Args:
+        directory: of the checkpoints, each in a directory named by its hex digest.
+        capacity: bytes, or None for what the disk holds.
+        in_use: the digests that must stay.
+    """
+
+    def __init__(self, directory: Path, capacity: int | None, in_use: Callable[[], Collection[str]]) -> None:
+        self._directory, self._capacity, self._in_use = directory, capacity, in_use
+        self._directory.mkdir(exist_ok=True)
+        self.lock = threading.RLock()
+        self.give_up_partial: Callable[[], bool] = lambda: False
+        """Removes a copy that broke off, before a checkpoint has to go; False where there is none."""
+        self._sizes = {path.name: _size(path) for path in self._directory.iterdir()}
+        """Bytes by hex digest, least recently used first."""
+        self._arriving = 0
+        """Bytes."""
+
+    @property
+    def digests(self) -> set[str]:
+        """Of all that is here."""
+        return {f"sha256:{name}" for name in self._sizes}
+
+    def find(self, digest: str) -> tuple[Path, int] | None:
+        """Return the directory of a checkpoint and its bytes, used just now; None where it is not here."""
+        name = digest.removeprefix("sha256:")
+        with self.lock:
+            if name not in self._sizes:
+                return None
+            size = self._sizes[name] = self._sizes.pop(name)
+        return self._directory / name, size
+
+    def add(self, partial: Path, digest: str, size: int) -> Path:
+        """Put a directory that has arrived under its digest, unless it is there already; return where that is."""
+        name = digest.removeprefix("sha256:")
+        target = self._directory / name
+        with self.lock:
+            if name not in self._sizes:
+                put_in_place(partial, target)
+                target.chmod(0o555)
+                self._sizes[name] = size
+        return target
+
+    def take_room(self, size: int, uri: str) -> None:
+        """Reserve bytes for what arrives from a URI. Raises GraftError: NoCapacity."""
+        with self.lock:
+            while self._capacity is not None and sum(self._sizes.values()) + self._arriving + size > self._capacity:
+                if not self.evict():
+                    raise GraftError(
+                        ErrorCode.NO_CAPACITY,
+                        f"`{uri}` doesn't fit the cache of {self._capacity} bytes: all that is in it is in use",
+                        hint="give the cache more bytes, or list fewer adapters",
+                    )
+            self._arriving += size
+
+    def give_back(self, size: int) -> None:
+        """Return bytes that were reserved."""
+        with self.lock:
+            self._arriving -= size
+
+    def evict(self) -> bool:
+        """Remove the copy or checkpoint that is needed least. False where all that is here is in use."""
+        with self.lock:
+            if self.give_up_partial():
+                return True
+            in_use = self._in_use()
+            for name in self._sizes:
+                if f"sha256:{name}" not in in_use:
+                    logger.info("evicting sha256:%s from the cache", name)
+                    del self._sizes[name]
+                    _remove(self._directory / name)
+                    return True
+            return False
+
+
+def _size(directory: Path) -> int:
+    return sum(path.stat().st_size for path in directory.iterdir())
+
+
+def _remove(directory: Path) -> None:
+    directory.chmod(0o755)
+    shutil.rmtree(directory, ignore_errors=True)
