@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from graft_operator.resource import parse_spec
 from graft_operator.settings import DEFAULT_SCHEMES
 from graft_runtime.contract.schemes import SCHEMES, deepest_prefix, listed, path_below, refused_character, scheme_of
@@ -58,8 +60,11 @@ def test_every_scheme_has_a_reader() -> None:
     assert READERS.keys() == SCHEMES.keys()
 
 
-def test_what_the_administrator_allows_by_default() -> None:
-    assert DEFAULT_SCHEMES == ("hf", "pvc")
+def test_the_chart_knows_the_schemes_and_their_default() -> None:
+    schema = json.loads((ROOT / "charts/graft/values.schema.json").read_text())
+    values = yaml.safe_load((ROOT / "charts/graft/values.yaml").read_text())
+    assert schema["properties"]["allowedSchemes"]["items"]["enum"] == list(SCHEMES)
+    assert tuple(values["allowedSchemes"]) == DEFAULT_SCHEMES == ("hf", "pvc")
 
 
 def test_a_scheme_is_spelled_in_one_module() -> None:
