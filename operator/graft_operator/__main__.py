@@ -9,6 +9,8 @@ import signal
 import sys
 from collections.abc import Sequence
 
+from graft_runtime.logs import configure_logs
+
 from graft_operator.settings import Settings, parse_settings
 
 USAGE = "usage: graft-operator run --namespace NAMESPACE --runtime-image IMAGE --signing-key-secret NAME [options]"
@@ -22,7 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     _end_on_sigterm()
     settings = parse_settings(arguments[1:])
-    _configure_logging(settings)
+    configure_logs(getattr(logging, settings.log_level.upper()), quiet=["kopf", "asyncio", "aiohttp"])
     asyncio.run(_run(settings))
     return 0
 
@@ -36,14 +38,6 @@ async def _run(settings: Settings) -> None:
     from graft_operator.application import Operator  # noqa: PLC0415 - takes seconds: the handler comes first
 
     await Operator(settings).run()
-
-
-def _configure_logging(settings: Settings) -> None:
-    logging.basicConfig(
-        level=settings.log_level.upper(), stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
-    for noisy in ("kopf", "asyncio", "aiohttp"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,7 @@
-"""One JSON object a line on stderr, with the request's id where there is one."""
+"""One JSON object a line on stderr, with the request's id where there is one: the format of every process of Graft.
+
+Imported by both programs: no dependency but the standard library.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import json
 import logging
 import sys
 import time
+from collections.abc import Iterable
 from contextvars import ContextVar
 
 request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
@@ -32,9 +36,15 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(line, ensure_ascii=False, default=str)
 
 
-def configure_logs() -> None:
-    """For the whole process."""
+def configure_logs(level: int = logging.INFO, quiet: Iterable[str] = ()) -> None:
+    """Set up the logs of the whole process.
+
+    Args:
+        level: the lowest that is written.
+        quiet: loggers of libraries that write warnings and errors only.
+    """
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter())
-    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
-    logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    logging.basicConfig(level=level, handlers=[handler], force=True)
+    for name in quiet:
+        logging.getLogger(name).setLevel(logging.WARNING)

@@ -53,7 +53,7 @@ def test_the_operator_starts_without_the_runtime_s_world() -> None:
     assert "kopf" in loaded
     assert not loaded & {"torch", "transformers", "fastapi", "peft", "graft_local"}
     seen = {".".join(name.split(".")[:2]) for name in loaded if name.startswith("graft_runtime")}
-    assert seen == {"graft_runtime", "graft_runtime.backoff", "graft_runtime.contract", "graft_runtime.errors"}
+    assert seen == {"graft_runtime", *(f"graft_runtime.{room}" for room in ("backoff", "contract", "errors", "logs"))}
 
 
 def test_the_api_process_starts_without_torch_and_kubernetes() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import subprocess
@@ -38,13 +39,15 @@ LIMITS = EngineConfig(max_sequences=8, max_sequence_length=128, max_mounted_adap
 class Child:
     """The engine process and our end of its socket."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, keep_log: bool = False) -> None:
         self.connection, theirs = socket.socketpair()
         self.connection.settimeout(DEADLINE_SECONDS)
         with theirs:
             command = [sys.executable, "-m", "graft_runtime.engine", "--socket-fd", str(theirs.fileno())]
             environment = os.environ | {"OMP_NUM_THREADS": "1"}
-            self.process = subprocess.Popen(command, pass_fds=[theirs.fileno()], env=environment)
+            self.process = subprocess.Popen(
+                command, pass_fds=[theirs.fileno()], env=environment, stderr=subprocess.PIPE if keep_log else None
+            )
         self._stream = self.connection.makefile("rb")
         self._events: list[Any] = []
 
@@ -120,9 +123,14 @@ def test_the_process_serves_over_its_socket(child: Child, tiny_base: Path, make_
     assert child.close() == 0
 
 
-def test_a_message_that_makes_no_sense_ends_the_process(child: Child) -> None:
+def test_a_message_that_makes_no_sense_ends_the_process_with_a_line_in_the_log() -> None:
+    child = Child(keep_log=True)
     child.connection.sendall((3).to_bytes(FRAME_HEADER_BYTES, "big") + b"\xc1\xc1\xc1")
-    assert child.process.wait(DEADLINE_SECONDS) == 2
+    _, log = child.process.communicate(timeout=DEADLINE_SECONDS)
+    assert child.close() == 2
+    last = json.loads(log.splitlines()[-1])
+    assert (last["level"], last["logger"]) == ("critical", "graft_runtime.engine.process")
+    assert "can't be read" in last["message"]
 
 
 def test_the_process_dies_with_its_parent() -> None:

@@ -55,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> NoReturn:
     """Serves until it is told to end; ends the process."""
-    configure_logs()
+    configure_logs(quiet=["uvicorn"])
     os.environ.update(_OFFLINE)
     sources = {name: Path(directory) for name, directory in options.source_mount}
     places = Places(

@@ -19,6 +19,7 @@ import torch
 
 from graft_runtime.engine.engine import Engine, EngineBrokenError
 from graft_runtime.engine.loader import LoaderThread, Outcome
+from graft_runtime.logs import configure_logs
 from graft_runtime.messages import FRAME_HEADER_BYTES, MAX_FRAME_BYTES, Command, decode_command, encode_events
 
 logger = logging.getLogger(__name__)
@@ -36,7 +37,7 @@ def main() -> NoReturn:
     parser = argparse.ArgumentParser(prog="python -m graft_runtime.engine")
     parser.add_argument("--socket-fd", type=int, required=True, help="one end of a socket pair")
     arguments = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    configure_logs()
     _end_with_parent()
     _use_granted_processors()
     connection = socket.socket(fileno=arguments.socket_fd)
