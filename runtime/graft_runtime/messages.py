@@ -13,7 +13,7 @@ from typing import Literal
 import msgspec
 
 from graft_runtime.contract.config import EngineConfig, MergePart
-from graft_runtime.contract.facts import AdapterFacts
+from graft_runtime.contract.facts import AdapterFacts, DeltaKind
 from graft_runtime.contract.tasks import Task
 from graft_runtime.contract.wire import Wire
 from graft_runtime.errors import ErrorCode, GraftError
@@ -139,6 +139,19 @@ Command = Start | Mount | Unmount | Generate | Cancel | ConvertTokenizer | Inspe
 # engine process → API process
 
 
+class Capabilities(msgspec.Struct, frozen=True, array_like=True):
+    """What an engine can do with adapters."""
+
+    deltas: frozenset[DeltaKind]
+    """What it computes."""
+    weights: bool
+    """An adapter under a request may have a weight other than 1."""
+    adapters_per_request: int
+    """The most that one request may sum; 1: no sums."""
+    tiers: tuple[Tier, ...] = ("device",)
+    """Where it keeps adapters, the fastest first."""
+
+
 class BaseLoaded(_Message, frozen=True, tag=True, array_like=True):
     """The base model serves."""
 
@@ -150,6 +163,7 @@ class BaseLoaded(_Message, frozen=True, tag=True, array_like=True):
     parameter_count: int
     dtype: str
     task: Task
+    capabilities: Capabilities
     merged: tuple[AdapterFacts, ...] = ()
     """Of each adapter that was merged, in the order of the merge."""
 

@@ -10,11 +10,11 @@ import pytest
 from graft_runtime.contract.adapter_set import AdapterEntry, AdapterSet
 from graft_runtime.contract.checkpoints import Source
 from graft_runtime.contract.config import BaseModelConfig, Merge, MergePart, RuntimeConfig
-from graft_runtime.contract.facts import AdapterFacts
+from graft_runtime.contract.facts import AdapterFacts, DeltaKind
 from graft_runtime.contract.status import AdapterState, BaseState
 from graft_runtime.contract.tasks import Task
 from graft_runtime.errors import ErrorCode, GraftError
-from graft_runtime.messages import BaseFailed, BaseLoaded, EngineFault, MergeSource, Start
+from graft_runtime.messages import BaseFailed, BaseLoaded, Capabilities, EngineFault, MergeSource, Start
 from graft_runtime.pod.base_life import BaseLife
 from graft_runtime.pod.merged import MergedAdapters
 from graft_runtime.store.cache import Cached
@@ -28,7 +28,8 @@ MERGE = Merge(name="both", adapters=(PART,))
 CONFIG = RuntimeConfig(
     pool_uid="p", base_model=BaseModelConfig(name="base", source=Source(uri="pvc://shelf/base")), merge=MERGE
 )
-LOADED = BaseLoaded("decoder", 64, 320, 1, "float32", Task.CAUSAL_LM, (FACTS,))
+ENGINE = Capabilities(frozenset(DeltaKind), weights=True, adapters_per_request=4)
+LOADED = BaseLoaded("decoder", 64, 320, 1, "float32", Task.CAUSAL_LM, ENGINE, (FACTS,))
 
 
 class Files:
@@ -48,14 +49,15 @@ class Engine:
     """Runs from the start; keeps what it was sent."""
 
     def __init__(self) -> None:
-        self.spawned = asyncio.Event()
-        self.spawned.set()
         self.sent: list[Start] = []
-        self.started = asyncio.Event()
+        self.was_sent = asyncio.Event()
+
+    async def started(self) -> None:
+        pass
 
     def send(self, start: Start) -> None:
         self.sent.append(start)
-        self.started.set()
+        self.was_sent.set()
 
     async def convert_tokenizer(self, directory: str, output: str) -> None:
         pass
@@ -95,7 +97,7 @@ class Played:
         entry = AdapterEntry(name="billing", source=PART.source, digest=DIGEST)
         self.adapters.apply(AdapterSet(pool_uid="p", config_hash="c", generation=1, adapters=(entry,)))
         async with asyncio.timeout(10):
-            await self.engine.started.wait()
+            await self.engine.was_sent.wait()
         return loading
 
 

@@ -16,6 +16,7 @@ from graft_runtime.contract.tasks import Task
 from graft_runtime.errors import ErrorCode, GraftError
 from graft_runtime.messages import (
     BaseLoaded,
+    Capabilities,
     Command,
     Dropped,
     EngineFault,
@@ -29,6 +30,9 @@ from graft_runtime.pod import lending
 from graft_runtime.pod.hot import HotAdapters
 from graft_runtime.pod.leases import Lease
 from graft_runtime.store.cache import Cached
+
+ENGINE = Capabilities(frozenset(DeltaKind), weights=True, adapters_per_request=4)
+LOADED = BaseLoaded("decoder", 64, 320, 1, "float32", Task.CAUSAL_LM, ENGINE)
 
 
 class Files:
@@ -69,7 +73,7 @@ class Played:
             drain_seconds=0.05,
             changed=lambda name: None,
         )
-        self.residency.base_loaded(BaseLoaded("decoder", 64, 320, 1, "float32", Task.CAUSAL_LM))
+        self.residency.base_loaded(LOADED)
         self._generation = 0
         self.tokenizers: dict[str, int] = {}
         """The highest token of those that adapters bring, by name."""

@@ -21,11 +21,13 @@ import pytest
 import torch
 from graft_runtime.contract.adapter_set import AdapterEntry, AdapterSet
 from graft_runtime.contract.checkpoints import Source
+from graft_runtime.contract.facts import DeltaKind
 from graft_runtime.contract.tasks import Task
 from graft_runtime.errors import ErrorCode, GraftError
 from graft_runtime.messages import (
     BaseLoaded,
     Cancel,
+    Capabilities,
     Dropped,
     Generate,
     Generated,
@@ -110,7 +112,17 @@ class World:
             drain_seconds=1000,
             changed=lambda name: None,
         )
-        self.store.base_loaded(BaseLoaded("decoder", 64, MODEL_VOCABULARY, 1, "float32", Task.CAUSAL_LM))
+        self.store.base_loaded(
+            BaseLoaded(
+                "decoder",
+                64,
+                MODEL_VOCABULARY,
+                1,
+                "float32",
+                Task.CAUSAL_LM,
+                Capabilities(frozenset(DeltaKind), weights=True, adapters_per_request=4),
+            )
+        )
         self.entries: dict[str, AdapterEntry] = {}
         self.generation = 0
         self.asked: dict[str, Asked] = {}

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from graft_runtime.answering.asked import NamedAdapter
 from graft_runtime.errors import ErrorCode, GraftError
-from graft_runtime.messages import ServedAdapter
+from graft_runtime.messages import BaseLoaded, Capabilities, ServedAdapter
 from graft_runtime.pod.leases import Lease
 from graft_runtime.tokenizing.defaults import GenerationDefaults
 from graft_runtime.tokenizing.text_formats import TextFormat
@@ -32,16 +32,16 @@ class Target:
         return ", ".join(lease.digest for lease in self.leases) or None
 
 
-def single_target(lease: Lease | None, text_format: TextFormat, base_rows: int) -> Target:
+def single_target(lease: Lease | None, text_format: TextFormat, base: BaseLoaded) -> Target:
     """Return the target for one adapter as it is, or for the base model."""
     if lease is None:
-        return Target((), (), text_format, base_rows)
-    rows = lease.facts.vocabulary_size or base_rows
+        return Target((), (), text_format, base.vocabulary_size)
+    rows = lease.facts.vocabulary_size or base.vocabulary_size
     return Target((lease,), (lease.served,), text_format, rows, lease.facts.virtual_tokens)
 
 
 def summed_target(
-    parts: Sequence[NamedAdapter], leases: Sequence[Lease], text_formats: Sequence[TextFormat], base_rows: int
+    parts: Sequence[NamedAdapter], leases: Sequence[Lease], text_formats: Sequence[TextFormat], base: BaseLoaded
 ) -> Target:
     """Return the target for the sum of several: base + Σ weight · scale · what the adapter adds.
 
@@ -51,12 +51,12 @@ def summed_target(
         parts: as the request names them.
         leases: of each.
         text_formats: of each.
-        base_rows: token ids that the base has.
+        base: the model below, and what its engine is capable of.
 
     Raises:
         GraftError: NotComposable.
     """
-    faults = list(_faults(parts, leases, text_formats))
+    faults = list(_faults(parts, leases, text_formats, base.capabilities))
     if faults:
         raise GraftError(
             ErrorCode.NOT_COMPOSABLE,
@@ -71,12 +71,18 @@ def summed_target(
     defaults = GenerationDefaults()
     for text_format in reversed(text_formats):
         defaults = text_format.own.over(defaults)
-    rows = leases[0].facts.vocabulary_size or base_rows  # of several, all have the same
+    rows = leases[0].facts.vocabulary_size or base.vocabulary_size  # of several, all have the same
     return Target(tuple(leases), served, replace(text_formats[0], own=defaults), rows, leases[0].facts.virtual_tokens)
 
 
-def _faults(parts: Sequence[NamedAdapter], leases: Sequence[Lease], text_formats: Sequence[TextFormat]) -> list[str]:
+def _faults(
+    parts: Sequence[NamedAdapter], leases: Sequence[Lease], text_formats: Sequence[TextFormat], engine: Capabilities
+) -> list[str]:
     faults = []
+    if len(parts) > engine.adapters_per_request:
+        faults.append(f"they are {len(parts)}, and this engine takes {engine.adapters_per_request} in a request")
+    if not engine.weights and any(part.weight != 1 for part in parts):
+        faults.append("this engine serves adapters with weight 1 alone")
     for part, lease in zip(parts, leases, strict=True):
         facts = lease.facts
         if len(parts) > 1 and not facts.additive:

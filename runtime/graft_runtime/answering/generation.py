@@ -89,7 +89,7 @@ class Generator:
             leases = await self._acquire(names, "adapters" if request.adapters else "model") if names else ()
             for lease in leases:
                 held.callback(lease.release)
-            target = await self._target(request, leases, base.loaded.vocabulary_size)
+            target = await self._target(request, leases, base.loaded)
             prompts = await self._tokenize(request, model, base, target)
             choices = self._choices(request, prompts, base, target)
             digest = target.digest or self._adapters.merged_digest
@@ -109,12 +109,12 @@ class Generator:
             self._lent(lease.tier, time.monotonic() - asked)
         return leases
 
-    async def _target(self, request: TextRequest, leases: Sequence[Lease], base_rows: int) -> Target:
+    async def _target(self, request: TextRequest, leases: Sequence[Lease], base: BaseLoaded) -> Target:
         if not request.adapters:
             lease = leases[0] if leases else None
-            return single_target(lease, await self._base.text_format(lease), base_rows)
+            return single_target(lease, await self._base.text_format(lease), base)
         text_formats = [await self._base.text_format(lease) for lease in leases]
-        return summed_target(request.adapters, leases, text_formats, base_rows)
+        return summed_target(request.adapters, leases, text_formats, base)
 
     async def _tokenize(self, request: TextRequest, model: str, base: LoadedBase, target: Target) -> list[list[int]]:
         loop = asyncio.get_running_loop()

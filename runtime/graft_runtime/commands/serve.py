@@ -7,12 +7,15 @@ import asyncio
 import logging
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
 from graft_runtime.errors import GraftError
 from graft_runtime.http.server import read_config, serve
 from graft_runtime.logs import configure_logs
+from graft_runtime.pod.engine_child import EngineChild
+from graft_runtime.pod.engine_port import EnginePort
 from graft_runtime.pod.pod import Places
 from graft_runtime.store.network import parse_network
 
@@ -53,8 +56,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run(options: argparse.Namespace) -> NoReturn:
-    """Serves until it is told to end; ends the process."""
+def run(options: argparse.Namespace, engine: Callable[[], EnginePort] = EngineChild) -> NoReturn:
+    """Serve until the process is told to end, and end it.
+
+    Args:
+        options: of the command line.
+        engine: makes the engine, inside of the event loop.
+    """
     configure_logs(quiet=["uvicorn"])
     os.environ.update(_OFFLINE)
     sources = {name: Path(directory) for name, directory in options.source_mount}
@@ -67,9 +75,8 @@ def run(options: argparse.Namespace) -> NoReturn:
         allowed_networks=tuple(options.allowed_network),
     )
     try:
-        status = asyncio.run(
-            serve(read_config(options.config_directory), places, options.pod_uid, options.bind_address)
-        )
+        config = read_config(options.config_directory)
+        status = asyncio.run(serve(config, places, options.pod_uid, options.bind_address, engine))
     except (GraftError, OSError) as error:
         logger.critical("%s", error)
         status = EXIT_USAGE

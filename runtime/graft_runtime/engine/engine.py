@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import torch
 
-from graft_runtime.contract.facts import AdapterFacts
+from graft_runtime.contract.facts import AdapterFacts, DeltaKind
 from graft_runtime.contract.tasks import Task
 from graft_runtime.engine.batches import BatchFlow
 from graft_runtime.engine.checks import check_adapters, check_length, check_request, check_tokens
@@ -25,6 +25,7 @@ from graft_runtime.messages import (
     BaseFailed,
     BaseLoaded,
     Cancel,
+    Capabilities,
     Command,
     ConvertTokenizer,
     EngineFault,
@@ -52,6 +53,10 @@ FAILED_STEPS = 3
 """In a row, and the process gives up: a fresh one may do better."""
 
 
+ADAPTERS_PER_REQUEST = 4
+_OF_PROMPTS = frozenset({DeltaKind.PROMPT, DeltaKind.PREFIX})
+
+
 class EngineBrokenError(Exception):
     """The accelerator is broken, or nothing works any more: the process must exit."""
 
@@ -64,6 +69,12 @@ class _Serving:
         self.runner = choose_runner(base, max_rank=start.limits.max_rank)
         flow = _flow(self.runner, start.limits.max_sequences)
         self.scheduler = Scheduler(flow) if flow is not None else None
+
+
+def _capabilities(task: Task) -> Capabilities:
+    """Return what this engine does with adapters: all that they can be compiled to, where it has a meaning."""
+    deltas = frozenset(DeltaKind) if task.generates else frozenset(DeltaKind) - _OF_PROMPTS
+    return Capabilities(deltas, weights=True, adapters_per_request=ADAPTERS_PER_REQUEST, tiers=("device", "host"))
 
 
 def _flow(runner: Runner, max_sequences: int) -> Flow | None:
@@ -177,6 +188,7 @@ class Engine:
                 parameter_count=sum(parameter.numel() for parameter in base.model.parameters()),
                 dtype=str(base.dtype).removeprefix("torch."),
                 task=base.task,
+                capabilities=_capabilities(base.task),
                 merged=merged,
             )
         )

@@ -7,7 +7,7 @@ import contextlib
 import logging
 import signal
 import socket
-from collections.abc import Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from graft_runtime.contract.ports import API_PORT, CONTROL_PORT
 from graft_runtime.errors import ErrorCode, GraftError
 from graft_runtime.http.app import api_app, control_app
 from graft_runtime.http.generations import Generations
+from graft_runtime.pod.engine_port import EnginePort
 from graft_runtime.pod.pod import Places, Pod
 
 logger = logging.getLogger(__name__)
@@ -46,17 +47,18 @@ def read_config(directory: Path) -> RuntimeConfig:
         raise GraftError(ErrorCode.INVALID_SPEC, f"{path} holds no RuntimeConfig: {error}") from error
 
 
-async def serve(config: RuntimeConfig, places: Places, uid: str, address: str) -> int:
+async def serve(config: RuntimeConfig, places: Places, uid: str, address: str, engine: Callable[[], EnginePort]) -> int:
     """Serve until SIGTERM or until the engine ends.
 
     Args:
         address: to bind both ports to.
+        engine: makes the engine that runs the base model and the adapters.
 
     Returns:
         The exit status.
     """
     control_socket, api_socket = listen(address, CONTROL_PORT), listen(address, API_PORT)
-    pod = Pod(config, places, uid)
+    pod = Pod(config, places, uid, engine())
     models = Models(config.served_name, pod.adapters)
     admission = Admission(config.engine.max_sequences)
     generator = Generator(models, pod.adapters, pod.base, pod.engine.submit, admission=admission, lent=pod.metrics.lent)

@@ -77,7 +77,7 @@ class BaseLife:
             return
         self.digest, self._revision = cached.digest, cached.revision or self._revision
         merge = await self._adapters.merge_sources(self._not_yet)
-        await self._engine.spawned.wait()
+        await self._engine.started()
         self._become(BaseState.LOADING)
         self._engine.send(self._start(cached.directory, merge))
         try:

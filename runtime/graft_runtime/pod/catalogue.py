@@ -14,7 +14,8 @@ from graft_runtime.contract.facts import AdapterFacts
 from graft_runtime.contract.status import AdapterReport, AdapterState
 from graft_runtime.contract.wire import Fault
 from graft_runtime.errors import ErrorCode, GraftError
-from graft_runtime.messages import Mounted, Tier
+from graft_runtime.messages import Capabilities, Mounted, Tier
+from graft_runtime.pod.capabilities import weight_fault
 from graft_runtime.store.cache import Cached
 
 PATIENCE_SECONDS = 1.0
@@ -44,6 +45,8 @@ class Artifact:
     cached: Cached | None = None
     facts: AdapterFacts | None = None
     """None until its files have been read; complete once it was mounted."""
+    engine: Capabilities | None = None
+    """Of the engine that is to serve it; None before the base serves."""
     bytes: int | None = None
     highest_token: int | None = None
     """The highest id that its own tokenizer makes and the base's does not; None for none."""
@@ -193,6 +196,8 @@ def _urgency(artifact: Artifact) -> tuple[bool, bool, float]:
 
 def scale_fault(entry: AdapterEntry, artifact: Artifact) -> GraftError | None:
     """Return why an adapter can't be served with this scale. What it is made of is known once it was mounted."""
+    if artifact.engine is not None and (fault := weight_fault(entry.name, entry.scale, artifact.engine)) is not None:
+        return fault
     if entry.scale == 1 or artifact.facts is None or artifact.facts.scalable:
         return None
     return GraftError(

@@ -36,7 +36,7 @@ class DryRun:
         found = await asyncio.to_thread(inspect_adapter, cached.directory, name=source.uri, max_rank=self.max_rank)
         if found.fault is not None:
             return found
-        await self.engine.spawned.wait()
+        await self.engine.started()
         try:
             inspected = await self.engine.inspect(str(cached.directory), source.uri)
             found = passed(found, Check.BASE, Check.VALUES).model_copy(update={"facts": inspected.facts})

@@ -1,13 +1,9 @@
-"""The engine process as the API process sees it: spawned here, spoken to over a socket pair."""
+"""The requests that run on an engine, and how it is doing: the same whichever engine it is."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import itertools
-import logging
-import socket
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,7 +11,6 @@ from typing import TypeVar
 
 from graft_runtime.errors import ErrorCode, GraftError
 from graft_runtime.messages import (
-    FRAME_HEADER_BYTES,
     Cancel,
     Command,
     ConvertTokenizer,
@@ -27,16 +22,11 @@ from graft_runtime.messages import (
     Occupancy,
     StepDone,
     TokenizerConverted,
-    decode_events,
-    encode_command,
 )
-
-logger = logging.getLogger(__name__)
+from graft_runtime.pod.engine_port import EnginePort
 
 Answered = TypeVar("Answered", TokenizerConverted, Inspected)
 
-ENDING_SECONDS = 5.0
-"""From the end of the engine's messages to the end of its process."""
 STALL_SECONDS = 60.0
 STALL_STEPS = 10
 """No step for this many times the slowest one, and at least STALL_SECONDS, while work is pending: a stall."""
@@ -103,23 +93,21 @@ class Answer:
 
 
 class EngineClient:
-    """One engine process.
+    """The pod's side of one engine.
 
     Args:
+        engine: which one.
         heard: called with each event that is no request's.
     """
 
-    def __init__(self, heard: Callable[[Event], None]) -> None:
-        self._heard = heard
-        self._process: asyncio.subprocess.Process | None = None
-        self._writer: asyncio.StreamWriter | None = None
+    def __init__(self, engine: EnginePort, heard: Callable[[Event], None]) -> None:
+        self._engine, self._heard = engine, heard
         self._answers: dict[str, Answer] = {}
         self._asked: dict[tuple[type, str], asyncio.Future[TokenizerConverted | Inspected]] = {}
         """By the kind of the answer and the directory that it is about."""
         self._numbers = itertools.count(1)
         self.progress = Progress()
         self.occupancy = Occupancy()
-        self.spawned = asyncio.Event()
 
     @property
     def pending(self) -> int:
@@ -131,34 +119,16 @@ class EngineClient:
         return self.progress.stalled(time.monotonic(), pending=bool(self._answers))
 
     async def run(self) -> int:
-        """Spawns the process and listens to it until it ends. Returns its exit status.
+        """Run the engine until it ends, and return its exit status."""
+        return await self._engine.run(self._dispatch)
 
-        To be called on the main thread's event loop: the process dies with the thread that spawned it.
-        """
-        ours, theirs = socket.socketpair()
-        descriptor = theirs.fileno()
-        command = (sys.executable, "-m", "graft_runtime.engine", "--socket-fd", str(descriptor))
-        with theirs:
-            self._process = await asyncio.create_subprocess_exec(*command, pass_fds=[descriptor])
-        reader, self._writer = await asyncio.open_connection(sock=ours)
-        self.spawned.set()
-        try:
-            await self._listen(reader)
-            # Not killed at once: `kill` reaps a process that has just ended, and its status would be lost.
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(ENDING_SECONDS):
-                    await self._process.wait()
-        finally:
-            self._writer.close()
-            if self._process.returncode is None:
-                self._process.kill()
-        return await self._process.wait()
+    async def started(self) -> None:
+        """Wait until the engine takes commands."""
+        await self._engine.started()
 
     def send(self, command: Command) -> None:
-        """Hands a command over, in order. What is sent before `run` has spawned the process is a programming error."""
-        assert self._writer is not None
-        if not self._writer.is_closing():
-            self._writer.write(encode_command(command))
+        """Hand a command over, in order. One that is sent before the engine has started is a programming error."""
+        self._engine.send(command)
 
     def submit(self, make: Callable[[str], Generate]) -> Answer:
         """Starts a request; `make` gets its name."""
@@ -190,15 +160,6 @@ class EngineClient:
         answered = await asyncio.shield(future)
         assert isinstance(answered, answer), "futures are kept by the type of their answer"
         return answered
-
-    async def _listen(self, reader: asyncio.StreamReader) -> None:
-        try:
-            while True:
-                length = int.from_bytes(await reader.readexactly(FRAME_HEADER_BYTES), "big")
-                for event in decode_events(await reader.readexactly(length)):
-                    self._dispatch(event)
-        except (asyncio.IncompleteReadError, ConnectionError):
-            logger.info("the engine process has closed its end")
 
     def _dispatch(self, event: Event) -> None:
         match event:

@@ -85,7 +85,7 @@ class HotAdapters:
 
     def base_loaded(self, loaded: BaseLoaded) -> None:
         """Begin to mount."""
-        self._mounting.base_loaded(loaded.vocabulary_size)
+        self._mounting.base_loaded(loaded)
 
     def base_failed(self, error: GraftError) -> None:
         """Mount nothing, ever; the fault is the base's alone."""

@@ -8,8 +8,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from graft_runtime.contract.adapter_set import AdapterEntry
 from graft_runtime.errors import GraftError
-from graft_runtime.messages import Command, Dropped, Mount, Mounted, MountFailed, Unmount, Unmounted
+from graft_runtime.messages import BaseLoaded, Command, Dropped, Mount, Mounted, MountFailed, Unmount, Unmounted
 from graft_runtime.pod.adapters import AdapterEvent
+from graft_runtime.pod.capabilities import adapter_fault
 from graft_runtime.pod.catalogue import Artifact, Residence, Step, check_places, no_place, plan_mounts
 from graft_runtime.pod.preparations import HighestToken, Preparations
 from graft_runtime.store.fetches import Fetches
@@ -45,8 +46,8 @@ class Mounting:
         self._send, self._limit, self._touched = send, limit, touched
         self._artifacts: dict[str, Artifact] = {}
         self._turns = 0
-        self._rows: int | None = None
-        """Token ids that the base has; None before it is loaded."""
+        self._base: BaseLoaded | None = None
+        """None before it serves."""
         self._advancing = False
         self.short = False
         """Somebody waits for a place."""
@@ -57,10 +58,20 @@ class Mounting:
         """Return a version, if there is one of this digest."""
         return self._artifacts.get(digest or "")
 
-    def base_loaded(self, vocabulary_size: int) -> None:
-        """Begin to mount, beside a base with this many token ids."""
-        self._rows = vocabulary_size
+    def base_loaded(self, loaded: BaseLoaded) -> None:
+        """Begin to mount what the engine of this base is capable of."""
+        self._base = loaded
+        for artifact in self._artifacts.values():
+            self._check(artifact)
+            self._touched(artifact)
         self.advance()
+
+    def _check(self, artifact: Artifact) -> None:
+        """Refuse what the engine can't compute with, before it reads a weight of it."""
+        if self._base is not None:
+            artifact.engine = self._base.capabilities
+            if artifact.facts is not None and artifact.fault is None:
+                artifact.fault = adapter_fault(artifact.name, artifact.facts, artifact.engine)
 
     def keep(self, wanted: Mapping[str, Sequence[AdapterEntry]]) -> None:
         """Bring the versions in line with what names want: by digest, the entries of these names."""
@@ -89,7 +100,7 @@ class Mounting:
 
     def advance(self) -> None:
         """Mount and unmount what is to be, once for all that happens at the same time."""
-        if self._rows is not None and not self._advancing:
+        if self._base is not None and not self._advancing:
             self._advancing = True
             asyncio.get_running_loop().call_soon(self._mount_next)
 
@@ -114,8 +125,8 @@ class Mounting:
                 artifact.residence, artifact.in_host = Residence.ABSENT, event.tier == "host"
 
     def _mounted(self, artifact: Artifact, event: Mounted) -> None:
-        assert self._rows is not None
-        artifact.mounted(event, self._rows)
+        assert self._base is not None
+        artifact.mounted(event, self._base.vocabulary_size)
         if artifact.fault is not None:
             logger.warning("%s", artifact.fault)
             self._send(Unmount(artifact.digest))
@@ -141,6 +152,7 @@ class Mounting:
             self._touched(artifact)
 
     def _prepared(self, artifact: Artifact) -> None:
+        self._check(artifact)
         self._touched(artifact)
         self.advance()
 

@@ -17,6 +17,7 @@ from graft_runtime.pod.adapters import Adapters
 from graft_runtime.pod.base_life import BaseLife
 from graft_runtime.pod.dry_run import DryRun
 from graft_runtime.pod.engine_client import EngineClient
+from graft_runtime.pod.engine_port import EnginePort
 from graft_runtime.pod.hot import HotAdapters
 from graft_runtime.pod.merged import MergedAdapters
 from graft_runtime.pod.metrics import Metrics
@@ -53,14 +54,15 @@ class Pod:
         config: what it was born with.
         places: its directories.
         uid: of the pod, the audience of control tokens.
+        engine: that runs the base model and the adapters.
     """
 
-    def __init__(self, config: RuntimeConfig, places: Places, uid: str) -> None:
+    def __init__(self, config: RuntimeConfig, places: Places, uid: str, engine: EnginePort) -> None:
         self.config, self.places, self.uid = config, places, uid
         self.boot_id, self._config_hash = uuid.uuid4().hex, config.config_hash()
         self.metrics = Metrics()
         self.board = StatusBoard(self._head, self._report)
-        self.engine = EngineClient(self._heard)
+        self.engine = EngineClient(engine, self._heard)
         cache = Cache(places.cache, config.cache_bytes, self._digests_in_use)
         self.fetches = Fetches(Sources(config.sources, places.sources, places.allowed_networks), cache)
         self._text_formats = TextFormats()

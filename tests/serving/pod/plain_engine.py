@@ -1,0 +1,91 @@
+"""A second engine, which proves the port: plain LoRA alone, no weights, no sums, one tier, no model and no torch.
+
+`plain_engine.py serve …` is a pod on it. Each answer is the prompt's tokens again, from the last to the first; under an
+adapter each is one higher.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+
+from graft_runtime.adapters.files import read_adapter_files
+from graft_runtime.commands import serve
+from graft_runtime.contract.facts import DeltaKind
+from graft_runtime.contract.tasks import Task
+from graft_runtime.errors import GraftError
+from graft_runtime.messages import (
+    BaseLoaded,
+    Cancel,
+    Capabilities,
+    Command,
+    EngineFault,
+    Event,
+    Generate,
+    Generated,
+    Mount,
+    Mounted,
+    MountFailed,
+    Start,
+    Unmount,
+    Unmounted,
+)
+
+VOCABULARY = 320
+PLAIN = Capabilities(frozenset({DeltaKind.LOW_RANK}), weights=False, adapters_per_request=1)
+
+
+class PlainEngine:
+    """See `EnginePort`."""
+
+    def __init__(self) -> None:
+        self._commands: asyncio.Queue[Command] = asyncio.Queue()
+        self._running = asyncio.Event()
+        self._max_rank = 0
+
+    async def run(self, heard: Callable[[Event], None]) -> int:
+        self._running.set()
+        while True:
+            if (event := self._answer(await self._commands.get())) is not None:
+                heard(event)
+
+    async def started(self) -> None:
+        await self._running.wait()
+
+    def send(self, command: Command) -> None:
+        self._commands.put_nowait(command)
+
+    def _answer(self, command: Command) -> Event | None:
+        match command:
+            case Start(limits=limits):
+                self._max_rank = limits.max_rank
+                return BaseLoaded("plain", limits.max_sequence_length, VOCABULARY, 1, "float32", Task.CAUSAL_LM, PLAIN)
+            case Mount():
+                return self._mount(command)
+            case Unmount(digest=digest, keep=keep):
+                return Unmounted(digest, "disk" if keep else None)
+            case Generate(request=request, prompt=prompt, max_tokens=most, adapters=adapters):
+                tokens = [token + len(adapters) for token in reversed(prompt)][:most]
+                return Generated(request, tokens, "length")
+            case Cancel():
+                return None
+            case _:
+                raise AssertionError(f"this engine was sent {command}")
+
+    def _mount(self, mount: Mount) -> Event:
+        try:
+            files = read_adapter_files(Path(mount.directory), name=mount.name, max_rank=self._max_rank)
+        except GraftError as error:
+            return MountFailed(mount.digest, EngineFault.of(error))
+        if not files.facts.deltas <= PLAIN.deltas:
+            raise AssertionError(f"the pod has sent {mount.name}, which this engine is not capable of")
+        return Mounted(mount.digest, files.facts, files.bytes)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    command = parser.add_subparsers().add_parser("serve")
+    serve.add_arguments(command)
+    serve.run(parser.parse_args(), PlainEngine)
