@@ -14,6 +14,7 @@ from graft_runtime.adapters.fit import fitted
 from graft_runtime.adapters.layout import BaseLayout
 from graft_runtime.adapters.vocabulary import own_rows, vocabulary_fault
 from graft_runtime.contract.control import AdapterInspection, Check
+from graft_runtime.contract.facts import AdapterFacts
 from graft_runtime.contract.wire import Fault
 from graft_runtime.errors import GraftError
 from graft_runtime.store.checkpoints import FileRecord, digest_of, select_files
@@ -39,6 +40,8 @@ class StoredBase:
     """Of its checkpoint."""
     layout: Callable[[], BaseLayout]
     """Raises GraftError."""
+    compiled: Callable[[AdapterFiles], AdapterFacts] | None = None
+    """Reads and compiles all of an adapter. Raises GraftError. None: its values are not looked at."""
 
 
 def inspect_adapter(
@@ -85,8 +88,10 @@ def refused(found: AdapterInspection, error: GraftError) -> AdapterInspection:
 def _beside(base: StoredBase, files: AdapterFiles, found: AdapterInspection) -> AdapterInspection:
     try:
         layout = base.layout()
-        files, own = fitted(files, layout)
-        found = passed(found, Check.BASE).model_copy(update={"facts": files.facts})
+        on_base, own = fitted(files, layout)
+        found = passed(found, Check.BASE).model_copy(update={"facts": on_base.facts})
+        if base.compiled is not None:
+            found = passed(found, Check.VALUES).model_copy(update={"facts": base.compiled(files)})
         if brings_one(files.directory) and not (base.directory / TOKENIZER_FILE).exists():
             return found
         highest = highest_token(base.directory, files.directory, f"adapter `{files.name}`")

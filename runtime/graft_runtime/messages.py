@@ -1,7 +1,7 @@
 """The typed messages between the API process and the engine process: MessagePack over one socket pair.
 
-    API process ── Start Mount Unmount Generate Cancel ConvertTokenizer Inspect ──► engine process
-    API process ◄── Events: one batch a step ────────────────────────── engine process
+    API process ── Start Mount Unmount Generate Cancel ──► engine process
+    API process ◄── Events: one batch a step ────────────── engine process
 
 The engine knows token ids and served identities (digests and scales), not names and not HTTP.
 """
@@ -117,23 +117,7 @@ class Cancel(_Message, frozen=True, tag=True, array_like=True):
     request: str
 
 
-class ConvertTokenizer(_Message, frozen=True, tag=True, array_like=True):
-    """Write a `tokenizer.json` for a directory that has none. Answered by TokenizerConverted."""
-
-    directory: str
-    output: str
-    """The file to write; its directory exists."""
-
-
-class Inspect(_Message, frozen=True, tag=True, array_like=True):
-    """Do all that comes before a mount, and forget it. Answered by Inspected."""
-
-    directory: str
-    name: str
-    """How errors call the adapter."""
-
-
-Command = Start | Mount | Unmount | Generate | Cancel | ConvertTokenizer | Inspect
+Command = Start | Mount | Unmount | Generate | Cancel
 
 
 # engine process → API process
@@ -237,34 +221,7 @@ class Occupancy(_Message, frozen=True, tag=True, array_like=True):
     """Tokens for which keys and values are reserved."""
 
 
-class TokenizerConverted(_Message, frozen=True, tag=True, array_like=True):
-    """The answer to ConvertTokenizer."""
-
-    directory: str
-    fault: EngineFault | None = None
-
-
-class Inspected(_Message, frozen=True, tag=True, array_like=True):
-    """The answer to Inspect: why the adapter would be refused, if it would, or what Mounted would tell."""
-
-    directory: str
-    fault: EngineFault | None = None
-    facts: AdapterFacts | None = None
-
-
-Event = (
-    BaseLoaded
-    | BaseFailed
-    | Mounted
-    | MountFailed
-    | Unmounted
-    | Dropped
-    | Generated
-    | StepDone
-    | Occupancy
-    | TokenizerConverted
-    | Inspected
-)
+Event = BaseLoaded | BaseFailed | Mounted | MountFailed | Unmounted | Dropped | Generated | StepDone | Occupancy
 
 
 def _plain(value: object) -> object:

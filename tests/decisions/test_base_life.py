@@ -59,13 +59,14 @@ class Engine:
         self.sent.append(start)
         self.was_sent.set()
 
-    async def convert_tokenizer(self, directory: str, output: str) -> None:
-        pass
-
 
 class TextFormats:
     def base_loaded(self, base: BaseTextFormat) -> None:
         self.base = base
+
+
+async def converted(source: Path, target: Path) -> None:
+    """Nothing has to be done."""
 
 
 @pytest.fixture(autouse=True)
@@ -75,7 +76,7 @@ def no_files(monkeypatch: pytest.MonkeyPatch) -> None:
     base = BaseTextFormat(TextFormat(tokenizer, GenerationDefaults()), nothing, nothing)
     monkeypatch.setattr("graft_runtime.pod.base_life.load_base_format", lambda *_: base)
     monkeypatch.setattr("graft_runtime.pod.base_life.read_defaults", lambda *_: GenerationDefaults("the adapter's"))
-    monkeypatch.setattr("graft_runtime.pod.base_life.prepare_conversion", lambda *_: None)
+    monkeypatch.setattr("graft_runtime.pod.base_life.convert", converted)
     monkeypatch.setattr("graft_runtime.pod.merged.read_adapter_files", lambda *_, **__: Files)
 
 

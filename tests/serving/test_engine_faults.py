@@ -17,7 +17,6 @@ from graft_runtime.messages import (
     BaseFailed,
     BaseLoaded,
     Cancel,
-    ConvertTokenizer,
     Generate,
     Generated,
     Mount,
@@ -499,14 +498,6 @@ def test_a_context_ends_where_positions_would_depend_on_other_rows(
     _config(rope_parameters=rope)(base)
     (loaded,) = in_process(base).started
     assert loaded.context_length == 64
-
-
-def test_a_tokenizer_that_can_t_be_converted(in_process: Any, tiny_base: Path, tmp_path: Path) -> None:
-    engine = in_process(tiny_base)
-    engine.handle(ConvertTokenizer(str(tmp_path), str(tmp_path / "tokenizer.json")))
-    (converted,) = engine.step()
-    assert converted.fault.code == ErrorCode.NOT_A_MODEL
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_memory_that_runs_out_while_mounting(engine: Any, good: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,6 @@ from graft_runtime.errors import ErrorCode
 from graft_runtime.messages import (
     FRAME_HEADER_BYTES,
     BaseLoaded,
-    ConvertTokenizer,
     Generate,
     Generated,
     Mount,
@@ -27,7 +26,6 @@ from graft_runtime.messages import (
     Sampling,
     ServedAdapter,
     Start,
-    TokenizerConverted,
     decode_events,
     encode_command,
 )
@@ -88,7 +86,7 @@ def child() -> Iterator[Child]:
     child.close()
 
 
-def test_the_process_serves_over_its_socket(child: Child, tiny_base: Path, make_adapter: Any, tmp_path: Path) -> None:
+def test_the_process_serves_over_its_socket(child: Child, tiny_base: Path, make_adapter: Any) -> None:
     good, bad = make_adapter("good"), make_adapter("bad", r=32)
     child.send(
         Start(str(tiny_base), "tiny", "float32", LIMITS),
@@ -117,9 +115,6 @@ def test_the_process_serves_over_its_socket(child: Child, tiny_base: Path, make_
     adapted, _ = child.answer("adapted")
     assert adapted != base
 
-    child.send(ConvertTokenizer(str(tiny_base), str(tmp_path / "tokenizer.json")))
-    assert child.next(TokenizerConverted).fault is None
-    assert (tmp_path / "tokenizer.json").stat().st_size > 0
     assert child.close() == 0
 
 

@@ -136,6 +136,31 @@ def test_what_was_not_checked_is_told(make_adapter: Any, tiny_base: Path, tmp_pa
         assert json.loads(inspected(capsys, *arguments, "--output", "json")[1])["unchecked"] == unchecked
 
 
+def test_values_are_checked_on_the_files_of_a_base(
+    make_adapter: Any, make_base: Any, capsys: Any, tmp_path: Path
+) -> None:
+    for base in (make_base("llama"), make_base("gpt2")):
+        start = make_adapter("pissa", base=base, init_lora_weights="pissa")
+        adapters = [start, make_adapter("dora", base=base, use_dora=True), make_adapter("plain", base=base)]
+        for adapter in adapters:
+            arguments = (adapter, "--base", base, "--values", "--output", "json")
+            status, text = inspected(capsys, *arguments)
+            assert (status, json.loads(text)["unchecked"]) == (0, ["Trial"]), text
+    damaged = shutil.copytree(adapters[2], tmp_path / "damaged")
+    weights = load_file(damaged / "adapter_model.safetensors")
+    name = next(name for name in weights if "lora_B" in name)
+    for factor, dtype, code in (
+        (float("nan"), "float32", "Corrupt"),
+        (1e30, "float16", "Corrupt"),
+        (0.0, "float32", "NoEffect"),
+    ):
+        values = {key: tensor * (factor if key == name or not factor else 1) for key, tensor in weights.items()}
+        save_file(values, damaged / "adapter_model.safetensors")
+        status, text = inspected(capsys, damaged, "--base", base, "--values", "--dtype", dtype, "--name", "bad")
+        assert (status, f"[code: {code}]" in text, "adapter `bad`" in text) == (1, True, True), text
+        assert inspected(capsys, damaged, "--base", base)[0] == 0, "nobody looked"
+
+
 def test_its_own_tokenizer_is_judged_beside_the_base_s(make_adapter: Any, tiny_base: Path, capsys: Any) -> None:
     from transformers import AutoTokenizer
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import argparse
 import sys
+from functools import partial
 from pathlib import Path
 
+from graft_runtime.adapters.files import AdapterFiles
 from graft_runtime.adapters.layout import BaseLayout
 from graft_runtime.base.kept_layouts import layout_of_checkpoint
+from graft_runtime.contract.facts import AdapterFacts
 from graft_runtime.contract.tasks import Task
 from graft_runtime.inspection import HIGHEST_RANK, StoredBase, for_people, inspect_adapter
 
@@ -26,23 +29,44 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"what the base is loaded for: {', '.join(Task)} (default: what its config.json says)",
     )
     parser.add_argument("--max-rank", type=int, default=HIGHEST_RANK, metavar="N", help="of a pool")
+    parser.add_argument(
+        "--values",
+        action="store_true",
+        help="with --base: check as well that its values are finite and change the base, which takes seconds",
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16", "float16"),
+        default="float32",
+        help="of the base's weights, for --values (default: float32)",
+    )
+    parser.add_argument("--name", help="how errors call the adapter (default: the name of the directory)")
     parser.add_argument("--output", choices=("text", "json"), default="text", help="for people or for programs")
 
 
 def run(options: argparse.Namespace) -> int:
     """Returns the exit status."""
-    directory, name = options.directory.resolve(), options.directory.resolve().name
-    base = _stored(options.base.resolve(), options.task) if options.base is not None else None
+    directory = options.directory.resolve()
+    name = options.name or directory.name
+    base = _stored(options) if options.base is not None else None
     found = inspect_adapter(directory, name=name, max_rank=options.max_rank, base=base)
     text = found.model_dump_json(by_alias=True, indent=2) if options.output == "json" else for_people(found, name)
     sys.stdout.write(text + "\n")
     return EXIT_REFUSED if found.fault is not None else 0
 
 
-def _stored(directory: Path, task: Task | None) -> StoredBase:
+def _stored(options: argparse.Namespace) -> StoredBase:
+    directory, task = options.base.resolve(), options.task
+
     def make() -> BaseLayout:
         from graft_runtime.model.stored import stored_layout  # noqa: PLC0415 - it needs torch
 
         return stored_layout(directory, name=directory.name, task=task)
 
-    return StoredBase(directory, lambda: layout_of_checkpoint(directory, task, make))
+    def compiled(files: AdapterFiles) -> AdapterFacts:
+        from graft_runtime.merge.stored_modules import compile_on_stored  # noqa: PLC0415 - it needs torch
+
+        return compile_on_stored(files, directory, task=task, dtype=options.dtype).facts
+
+    layout = partial(layout_of_checkpoint, directory, task, make)
+    return StoredBase(directory, layout, compiled if options.values else None)

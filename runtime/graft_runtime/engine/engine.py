@@ -27,12 +27,10 @@ from graft_runtime.messages import (
     Cancel,
     Capabilities,
     Command,
-    ConvertTokenizer,
     EngineFault,
     Event,
     Generate,
     Generated,
-    Inspect,
     Mount,
     MountFailed,
     Occupancy,
@@ -141,8 +139,6 @@ class Engine:
                 self._events += self._mounts.unmount(message.digest, keep=message.keep)
             case Start() if self._start is None:
                 self._start, self._mounts = message, Mounts(message.limits.max_mounted_adapters)
-                self._load(message)
-            case ConvertTokenizer() | Inspect():
                 self._load(message)
             case Start():
                 logger.error("a second Start is ignored")

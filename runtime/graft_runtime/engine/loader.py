@@ -1,4 +1,4 @@
-"""What takes seconds, in a thread of its own beside the steps: the base, adapters, tokenizers."""
+"""What takes seconds, in a thread of its own beside the steps: the base and adapters."""
 
 from __future__ import annotations
 
@@ -15,26 +15,21 @@ from graft_runtime.adapters.compile import compile_adapter
 from graft_runtime.adapters.deltas import CompiledAdapter
 from graft_runtime.adapters.files import read_adapter_files
 from graft_runtime.contract.facts import AdapterFacts
-from graft_runtime.durable import replacing
 from graft_runtime.engine.ledger import check_room
 from graft_runtime.errors import ErrorCode, GraftError
 from graft_runtime.merge.memory import merge_into
 from graft_runtime.messages import (
     BaseFailed,
-    ConvertTokenizer,
     EngineFault,
-    Inspect,
-    Inspected,
     Mount,
     MountFailed,
     Start,
-    TokenizerConverted,
 )
 from graft_runtime.model.load import BaseModel, device_of_base, load_base, weight_bytes
 
 logger = logging.getLogger(__name__)
 
-Job = Start | Mount | ConvertTokenizer | Inspect
+Job = Start | Mount
 
 
 @dataclass(frozen=True)
@@ -56,7 +51,7 @@ class AdapterReady:
     adapter: CompiledAdapter
 
 
-Outcome = BaseReady | BaseFailed | AdapterReady | MountFailed | TokenizerConverted | Inspected
+Outcome = BaseReady | BaseFailed | AdapterReady | MountFailed
 
 
 class Loader:
@@ -70,14 +65,7 @@ class Loader:
         """Does the job. Raises nothing."""
         if isinstance(job, Start):
             return self._load_base(job)
-        if isinstance(job, Mount):
-            return self._load_adapter(job)
-        if isinstance(job, Inspect):
-            outcome = self._load_adapter(Mount("", job.directory, job.name))
-            if isinstance(outcome, MountFailed):
-                return Inspected(job.directory, outcome.fault)
-            return Inspected(job.directory, None, outcome.adapter.facts)
-        return _convert_tokenizer(job)
+        return self._load_adapter(job)
 
     def _load_base(self, start: Start) -> BaseReady | BaseFailed:
         try:
@@ -148,17 +136,3 @@ def fault_of(error: Exception, what: str) -> EngineFault:
         text = f"{what} does not fit into the memory that is left"
         return EngineFault(ErrorCode.NO_CAPACITY, text, hint="give the pod more memory, or mount fewer adapters")
     return EngineFault(ErrorCode.INTERNAL, f"{what} can't be loaded: {type(error).__name__}: {error}")
-
-
-def _convert_tokenizer(job: ConvertTokenizer) -> TokenizerConverted:
-    from transformers import AutoTokenizer  # noqa: PLC0415 - only directories without tokenizer.json need it
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(job.directory, local_files_only=True, trust_remote_code=False)
-        with replacing(Path(job.output)) as partial:
-            tokenizer.backend_tokenizer.save(str(partial))
-    except Exception as error:
-        what = f"the tokenizer of {Path(job.directory).name} can't be converted: {type(error).__name__}: {error}"
-        hint = "add a tokenizer.json: AutoTokenizer.from_pretrained(...).save_pretrained(...) writes one"
-        return TokenizerConverted(job.directory, EngineFault(ErrorCode.NOT_A_MODEL, what, hint=hint))
-    return TokenizerConverted(job.directory)

@@ -129,7 +129,7 @@ def merge_files(
     )
     for moved in (addend.files for addend in merged.addends if addend.files.facts.remapped):
         tell(f"adapter `{moved.name}` names its modules otherwise than its base: {moved.facts.remapped}")
-    files = _weight_files(base)
+    files = weight_files(base)
     spans = read_spans(base, files)
     places = find_places(base, spans, merged, modules, layout)
     head = _Head.of(separated_head(merged, layout), layout, files, spans, modules)
@@ -153,7 +153,7 @@ def merge_files(
     write_whole(output / "config.json", untied_config(config) if separated_head(merged, layout) is not None else config)
 
 
-def _weight_files(base: Path) -> list[str]:
+def weight_files(base: Path) -> list[str]:
     """The safetensors files of the checkpoint, as Transformers picks them."""
     if (base / SINGLE_FILE).exists():
         return [SINGLE_FILE]

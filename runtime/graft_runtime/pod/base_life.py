@@ -18,18 +18,22 @@ from graft_runtime.pod.engine_client import EngineClient
 from graft_runtime.pod.leases import Lease
 from graft_runtime.store.cache import Cached
 from graft_runtime.store.fetches import Fetches
+from graft_runtime.tokenizing.conversion import convert
 from graft_runtime.tokenizing.defaults import read_defaults
 from graft_runtime.tokenizing.files import TOKENIZER_FILE
 from graft_runtime.tokenizing.text_formats import BaseTextFormat, TextFormat, TextFormats, load_base_format
-from graft_runtime.tokenizing.tokenizer import prepare_conversion
 
 logger = logging.getLogger(__name__)
+
+RETRY_CONVERSION_SECONDS = 30.0
 
 
 @dataclass(frozen=True)
 class LoadedBase:
     """The base model once it serves."""
 
+    directory: Path
+    """Of its checkpoint."""
     loaded: BaseLoaded
     text_format: TextFormat
 
@@ -88,7 +92,7 @@ class BaseLife:
             self._become(BaseState.FAILED, error)
             self._adapters.base_failed(error)
             return
-        self._serving = LoadedBase(loaded, text_format.text_format)
+        self._serving = LoadedBase(cached.directory, loaded, text_format.text_format)
         self._text_formats.base_loaded(text_format)
         self.serving_since = asyncio.get_running_loop().time()
         name = self._config.served_name
@@ -153,14 +157,25 @@ class BaseLife:
         if not (directory / TOKENIZER_FILE).exists():
             directory = self._tokenizers / cached.digest.removeprefix("sha256:")
             if not (directory / TOKENIZER_FILE).exists():
-                await asyncio.to_thread(prepare_conversion, cached.directory, directory)
-                await self._engine.convert_tokenizer(str(cached.directory), str(directory / TOKENIZER_FILE))
+                await self._convert_tokenizer(cached.directory, directory)
         base = await asyncio.to_thread(load_base_format, directory, cached.directory)
         tokenizer, defaults = base.text_format.tokenizer, base.text_format.defaults
         for part in reversed(merge):
             found = await asyncio.to_thread(read_defaults, Path(part.directory), tokenizer.token_id, "the merge")
             defaults = found.over(defaults)
         return replace(base, text_format=TextFormat(tokenizer, defaults))
+
+    async def _convert_tokenizer(self, source: Path, target: Path) -> None:
+        """Convert a tokenizer, again after a fault that passes by itself. Raises GraftError for any other."""
+        while True:
+            try:
+                return await convert(source, target)
+            except GraftError as error:
+                if not error.code.passes:
+                    raise
+                logger.warning("%s", error)
+                self._become(BaseState.LOADING, error)
+            await asyncio.sleep(RETRY_CONVERSION_SECONDS)
 
     def _not_yet(self, error: GraftError) -> None:
         self._become(BaseState.FETCHING if error.code.passes else BaseState.FAILED, error)

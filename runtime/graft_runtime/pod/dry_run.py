@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
+from pathlib import Path
 
 from graft_runtime.adapters.vocabulary import vocabulary_fault
 from graft_runtime.contract.checkpoints import Source
 from graft_runtime.contract.control import AdapterInspection, Check
 from graft_runtime.errors import GraftError
 from graft_runtime.inspection import inspect_adapter, passed, refused
-from graft_runtime.pod.base_life import BaseLife
-from graft_runtime.pod.engine_client import EngineClient
+from graft_runtime.one_shot import run_once
+from graft_runtime.pod.base_life import BaseLife, LoadedBase
 from graft_runtime.pod.preparations import HighestToken
 from graft_runtime.store.fetches import Fetches
+
+INSPECTION_SECONDS = 300.0
 
 
 @dataclass(frozen=True)
@@ -21,7 +24,6 @@ class DryRun:
     """Dry runs on one pod, beside what it serves."""
 
     fetches: Fetches
-    engine: EngineClient
     base: BaseLife
     highest_token: HighestToken
     max_rank: int
@@ -36,14 +38,24 @@ class DryRun:
         found = await asyncio.to_thread(inspect_adapter, cached.directory, name=source.uri, max_rank=self.max_rank)
         if found.fault is not None:
             return found
-        await self.engine.started()
         try:
-            inspected = await self.engine.inspect(str(cached.directory), source.uri)
-            found = passed(found, Check.BASE, Check.VALUES).model_copy(update={"facts": inspected.facts})
-            base = self.base.serving()  # a tokenizer is judged beside its base's
-            highest = await self.highest_token(cached, source.uri)
+            base = self.base.serving()
+            found = await self._beside(base, cached.directory, source.uri)
+            if found.fault is not None or Check.TOKENIZER not in found.unchecked:
+                return found
+            highest = await self.highest_token(cached, source.uri)  # the base's tokenizer had to be converted
         except GraftError as error:
             return refused(found, error)
-        assert inspected.facts is not None, "it has no fault"
-        fault = vocabulary_fault(source.uri, highest, inspected.facts.vocabulary_size, base.loaded.vocabulary_size)
+        own = found.facts.vocabulary_size if found.facts is not None else None
+        fault = vocabulary_fault(source.uri, highest, own, base.loaded.vocabulary_size)
         return passed(found, Check.TOKENIZER) if fault is None else refused(found, fault)
+
+    async def _beside(self, base: LoadedBase, adapter: Path, name: str) -> AdapterInspection:
+        """Have `graft-runtime inspect` look at the adapter: that takes torch, and reads all of its values."""
+        loaded = base.loaded
+        options = {"--base": str(base.directory), "--task": loaded.task, "--dtype": loaded.dtype, "--name": name}
+        arguments = [part for option in options.items() for part in option]
+        arguments += ["--max-rank", str(self.max_rank), "--values", "--output", "json"]
+        what = f"the dry run of {name}"
+        command = ["-m", "graft_runtime", "inspect", str(adapter), *arguments]
+        return await run_once(command, AdapterInspection.read, what=what, seconds=INSPECTION_SECONDS)

@@ -7,25 +7,18 @@ import itertools
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeVar
 
 from graft_runtime.errors import ErrorCode, GraftError
 from graft_runtime.messages import (
     Cancel,
     Command,
-    ConvertTokenizer,
     Event,
     Generate,
     Generated,
-    Inspect,
-    Inspected,
     Occupancy,
     StepDone,
-    TokenizerConverted,
 )
 from graft_runtime.pod.engine_port import EnginePort
-
-Answered = TypeVar("Answered", TokenizerConverted, Inspected)
 
 STALL_SECONDS = 60.0
 STALL_STEPS = 10
@@ -103,8 +96,6 @@ class EngineClient:
     def __init__(self, engine: EnginePort, heard: Callable[[Event], None]) -> None:
         self._engine, self._heard = engine, heard
         self._answers: dict[str, Answer] = {}
-        self._asked: dict[tuple[type, str], asyncio.Future[TokenizerConverted | Inspected]] = {}
-        """By the kind of the answer and the directory that it is about."""
         self._numbers = itertools.count(1)
         self.progress = Progress()
         self.occupancy = Occupancy()
@@ -143,24 +134,6 @@ class EngineClient:
         if self._answers.pop(request, None) is not None:
             self.send(Cancel(request))
 
-    async def convert_tokenizer(self, directory: str, output: str) -> None:
-        """Writes a tokenizer.json for a directory without one. Raises GraftError."""
-        await self._ask(ConvertTokenizer(directory, output), TokenizerConverted, directory)
-
-    async def inspect(self, directory: str, name: str) -> Inspected:
-        """A dry run of a mount. Raises GraftError: why the adapter would be refused."""
-        return await self._ask(Inspect(directory, name), Inspected, directory)
-
-    async def _ask(self, command: Command, answer: type[Answered], directory: str) -> Answered:
-        """Whoever asks the same while it is under way shares the answer."""
-        future = self._asked.get((answer, directory))
-        if future is None:
-            future = self._asked[answer, directory] = asyncio.get_running_loop().create_future()
-            self.send(command)
-        answered = await asyncio.shield(future)
-        assert isinstance(answered, answer), "futures are kept by the type of their answer"
-        return answered
-
     def _dispatch(self, event: Event) -> None:
         match event:
             case Generated():
@@ -176,17 +149,5 @@ class EngineClient:
                 self._heard(event)
             case Occupancy():
                 self.occupancy = event
-            case TokenizerConverted() | Inspected():
-                self._answered(event)
             case _:
                 self._heard(event)
-
-    def _answered(self, event: TokenizerConverted | Inspected) -> None:
-        future = self._asked.pop((type(event), event.directory), None)
-        if future is None or future.done():
-            return
-        if event.fault is None:
-            future.set_result(event)
-        else:
-            future.set_exception(event.fault.error())
-            future.exception()  # whoever asked may have gone

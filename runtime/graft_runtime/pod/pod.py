@@ -79,7 +79,7 @@ class Pod:
         kept = AdapterSets(config.pool_uid, self._config_hash, places.adapter_set, places.state)
         self.sets = SetInForce(kept, self._put_in_force)
         self._readiness = Readiness(self.base, self.adapters, kept, config.adapter_startup_seconds)
-        self.dry_run = DryRun(self.fetches, self.engine, self.base, self._highest_token, config.engine.max_rank)
+        self.dry_run = DryRun(self.fetches, self.base, self._highest_token, config.engine.max_rank)
 
     def _open_adapters(self) -> Adapters:
         """Choose between hot and merged mode: nothing asks for the mode after this."""

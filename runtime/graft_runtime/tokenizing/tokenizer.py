@@ -6,7 +6,6 @@ Importing this module is cheap; loading a tokenizer pulls in Transformers (secon
 from __future__ import annotations
 
 import contextlib
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -14,12 +13,10 @@ from typing import Any
 
 from graft_runtime.errors import ErrorCode, GraftError
 from graft_runtime.tokenizing.deadline import time_limit
-from graft_runtime.tokenizing.defaults import CHAT_TEMPLATE_FILE, GenerationDefaults, as_template, read_defaults
-from graft_runtime.tokenizing.files import ADDED_TOKENS_FILE, CONFIG_FILE, SPECIAL_TOKENS_FILE
+from graft_runtime.tokenizing.defaults import GenerationDefaults, as_template, read_defaults
 from graft_runtime.tokenizing.pieces import Detokenizer
 from graft_runtime.tokenizing.template_content import ContentFormat, Messages, content_format, in_format
 
-COMPANIONS = (CONFIG_FILE, SPECIAL_TOKENS_FILE, ADDED_TOKENS_FILE, CHAT_TEMPLATE_FILE)
 RENDER_SECONDS = 5.0
 """A chat template comes from whoever made the adapter, and must not keep a thread for ever."""
 
@@ -190,14 +187,6 @@ def bare(fast: Any) -> Any:
     fast.no_padding()
     fast.no_truncation()
     return fast
-
-
-def prepare_conversion(source: Path, target: Path) -> None:
-    """Copy the other files that a tokenizer needs beside the coming tokenizer.json. Blocking."""
-    target.mkdir(parents=True, exist_ok=True)
-    for name in COMPANIONS:
-        if (source / name).exists():
-            shutil.copyfile(source / name, target / name)
 
 
 @contextlib.contextmanager
