@@ -132,8 +132,8 @@ class Capabilities(msgspec.Struct, frozen=True, array_like=True):
     """An adapter under a request may have a weight other than 1."""
     adapters_per_request: int
     """The most that one request may sum; 1: no sums."""
-    tiers: tuple[Tier, ...] = ("device",)
-    """Where it keeps adapters, the fastest first."""
+    tiers: tuple[Tier, ...] = ("device", "disk")
+    """Where it keeps adapters, or reads them from, the fastest first."""
 
 
 class BaseLoaded(_Message, frozen=True, tag=True, array_like=True):

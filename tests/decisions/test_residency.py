@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from graft_runtime.contract.adapter_set import AdapterEntry, AdapterSet
 from graft_runtime.contract.checkpoints import Source
@@ -23,6 +24,7 @@ from graft_runtime.messages import (
     Mount,
     Mounted,
     MountFailed,
+    Tier,
     Unmount,
     Unmounted,
 )
@@ -31,7 +33,7 @@ from graft_runtime.pod.hot import HotAdapters
 from graft_runtime.pod.leases import Lease
 from graft_runtime.store.cache import Cached
 
-ENGINE = Capabilities(frozenset(DeltaKind), weights=True, adapters_per_request=4)
+ENGINE = Capabilities(frozenset(DeltaKind), weights=True, adapters_per_request=4, tiers=("device", "host", "disk"))
 LOADED = BaseLoaded("decoder", 64, 320, 1, "float32", Task.CAUSAL_LM, ENGINE)
 
 
@@ -75,6 +77,8 @@ class Played:
         )
         self.residency.base_loaded(LOADED)
         self._generation = 0
+        self.kept_in: Tier = "host"
+        """Where the engine keeps what is unmounted."""
         self.tokenizers: dict[str, int] = {}
         """The highest token of those that adapters bring, by name."""
         self.mounted: dict[str, Any] = {}
@@ -117,7 +121,7 @@ class Played:
                 facts = Files.facts.model_copy(update=self.mounted.get(command.digest, {}))
                 self.residency.on_event(Mounted(command.digest, facts, bytes=1))
             elif isinstance(command, Unmount):
-                self.residency.on_event(Unmounted(command.digest, "host" if command.keep else None))
+                self.residency.on_event(Unmounted(command.digest, self.kept_in if command.keep else None))
         await self.settle()
         return told
 
@@ -214,6 +218,29 @@ async def test_what_is_kept_in_host_memory_is_known_until_it_is_dropped_or_remov
     await played.apply(a="1", c="3")
     assert await played.answer() == [Unmount(sha("2"))], "nobody will ask for it again"
     assert played.residency.tier("b") is None
+
+
+async def test_an_engine_is_asked_for_what_it_is_capable_of(play: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = Capabilities(frozenset({DeltaKind.LOW_RANK}), weights=False, adapters_per_request=1)
+    played = play(limit=1)
+    played.kept_in = "disk"
+    played.residency.base_loaded(msgspec.structs.replace(LOADED, capabilities=plain))
+    await played.apply(a="1", b="2", scales={"b": 0.5})
+    await played.work()
+    assert (played.residency.tier("a"), played.residency.report("a").fault) == ("disk", None), (
+        "b had its place after it"
+    )
+    fault = played.residency.report("b").fault
+    assert fault.code is ErrorCode.NOT_SCALABLE
+    with pytest.raises(GraftError, match="this engine serves adapters with weight 1 alone"):
+        await played.acquire("b")
+    dora = Files.facts.model_copy(update={"deltas": frozenset({DeltaKind.LOW_RANK, DeltaKind.GAIN})})
+    monkeypatch.setattr(Files, "facts", dora)
+    await played.apply(a="1", b="2", c="3")
+    assert [command.digest for command in await played.answer() if isinstance(command, Mount)] == []
+    fault = played.residency.report("c").fault
+    assert (played.state("c"), fault.code) == (AdapterState.FAILED, ErrorCode.UNSUPPORTED_METHOD)
+    assert "can't be served on this engine: it does not compute Gain" in fault.message
 
 
 async def test_the_longest_waiting_is_next(play: Any) -> None:

@@ -120,9 +120,13 @@ def test_the_process_serves_over_its_socket(child: Child, tiny_base: Path, make_
 
 def test_a_message_that_makes_no_sense_ends_the_process_with_a_line_in_the_log() -> None:
     child = Child(keep_log=True)
-    child.connection.sendall((3).to_bytes(FRAME_HEADER_BYTES, "big") + b"\xc1\xc1\xc1")
-    _, log = child.process.communicate(timeout=DEADLINE_SECONDS)
-    assert child.close() == 2
+    try:
+        child.connection.sendall((3).to_bytes(FRAME_HEADER_BYTES, "big") + b"\xc1\xc1\xc1")
+        _, log = child.process.communicate(timeout=DEADLINE_SECONDS)
+    finally:
+        child.process.kill()
+        status = child.close()
+    assert status == 2
     last = json.loads(log.splitlines()[-1])
     assert (last["level"], last["logger"]) == ("critical", "graft_runtime.engine.process")
     assert "can't be read" in last["message"]

@@ -36,6 +36,7 @@ from graft_runtime.messages import (
     Occupancy,
     Start,
     StepDone,
+    Tier,
     Unmount,
 )
 from graft_runtime.model.load import BaseModel
@@ -72,7 +73,8 @@ class _Serving:
 def _capabilities(task: Task) -> Capabilities:
     """Return what this engine does with adapters: all that they can be compiled to, where it has a meaning."""
     deltas = frozenset(DeltaKind) if task.generates else frozenset(DeltaKind) - _OF_PROMPTS
-    return Capabilities(deltas, weights=True, adapters_per_request=ADAPTERS_PER_REQUEST, tiers=("device", "host"))
+    tiers: tuple[Tier, ...] = ("device", "host", "disk")
+    return Capabilities(deltas, weights=True, adapters_per_request=ADAPTERS_PER_REQUEST, tiers=tiers)
 
 
 def _flow(runner: Runner, max_sequences: int) -> Flow | None:

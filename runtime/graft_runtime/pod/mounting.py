@@ -173,7 +173,9 @@ class Mounting:
                 artifact.residence, artifact.turn = Residence.MOUNTING, self._turns
                 self._send(Mount(artifact.digest, str(artifact.cached.directory), artifact.name))
             case "unmount":
-                artifact.residence, artifact.in_host = Residence.UNMOUNTING, artifact.wanted
+                assert self._base is not None, "it was mounted"
+                artifact.residence = Residence.UNMOUNTING
+                artifact.in_host = artifact.wanted and "host" in self._base.capabilities.tiers
                 self._send(Unmount(artifact.digest, keep=artifact.wanted))
             case "yield" | "stay":
                 artifact.yielding = step.action == "yield"
