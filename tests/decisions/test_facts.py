@@ -79,6 +79,7 @@ def test_no_other_type_on_the_way_declares_a_fact() -> None:
         ("Merge", "method"),  # of the merge
         ("Merge", "method"),
         ("BaseLoaded", "vocabulary_size"),  # of the base
+        ("Capabilities", "deltas"),  # of the engine
     }
     found = {
         (owner.__name__, name)

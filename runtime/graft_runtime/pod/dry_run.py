@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from graft_runtime.adapters.vocabulary import vocabulary_fault
@@ -14,19 +14,27 @@ from graft_runtime.inspection import inspect_adapter, passed, refused
 from graft_runtime.one_shot import run_once
 from graft_runtime.pod.base_life import BaseLife, LoadedBase
 from graft_runtime.pod.preparations import HighestToken
+from graft_runtime.store.cache import Cached
 from graft_runtime.store.fetches import Fetches
 
 INSPECTION_SECONDS = 300.0
 
 
+KEPT_SECONDS = 60.0
+"""A result waits so long for whoever gave up waiting for it, and asks again."""
+
+
 @dataclass(frozen=True)
 class DryRun:
-    """Dry runs on one pod, beside what it serves."""
+    """Dry runs on one pod, beside what it serves; one at a time."""
 
     fetches: Fetches
     base: BaseLife
     highest_token: HighestToken
     max_rank: int
+    _lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    _running: dict[tuple[str, str], asyncio.Task[AdapterInspection]] = field(default_factory=dict)
+    """By digest and URI; the finished ones for KEPT_SECONDS."""
 
     async def inspect(self, source: Source) -> AdapterInspection:
         """Fetch an adapter and check it as far as a mount would.
@@ -40,7 +48,7 @@ class DryRun:
             return found
         try:
             base = self.base.serving()
-            found = await self._beside(base, cached.directory, source.uri)
+            found = await self._shared(base, cached, source.uri)
             if found.fault is not None or Check.TOKENIZER not in found.unchecked:
                 return found
             highest = await self.highest_token(cached, source.uri)  # the base's tokenizer had to be converted
@@ -50,6 +58,17 @@ class DryRun:
         fault = vocabulary_fault(source.uri, highest, own, base.loaded.vocabulary_size)
         return passed(found, Check.TOKENIZER) if fault is None else refused(found, fault)
 
+    async def _shared(self, base: LoadedBase, adapter: Cached, name: str) -> AdapterInspection:
+        """Look at an adapter, or join who does: whoever gives up waiting does not end it."""
+        key = (adapter.digest, name)
+        task = self._running.get(key)
+        if task is None:
+            task = self._running[key] = asyncio.create_task(self._beside(base, adapter.directory, name))
+            later = asyncio.get_running_loop().call_later
+            task.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
+            task.add_done_callback(lambda _: later(KEPT_SECONDS, self._running.pop, key, None))
+        return await asyncio.shield(task)
+
     async def _beside(self, base: LoadedBase, adapter: Path, name: str) -> AdapterInspection:
         """Have `graft-runtime inspect` look at the adapter: that takes torch, and reads all of its values."""
         loaded = base.loaded
@@ -58,4 +77,5 @@ class DryRun:
         arguments += ["--max-rank", str(self.max_rank), "--values", "--output", "json"]
         what = f"the dry run of {name}"
         command = ["-m", "graft_runtime", "inspect", str(adapter), *arguments]
-        return await run_once(command, AdapterInspection.read, what=what, seconds=INSPECTION_SECONDS)
+        async with self._lock:
+            return await run_once(command, AdapterInspection.read, what=what, seconds=INSPECTION_SECONDS)

@@ -11,7 +11,9 @@ import shutil
 import sys
 from pathlib import Path
 
-from graft_runtime.contract.wire import Fault, Wire
+from pydantic import BaseModel
+
+from graft_runtime.contract.wire import Fault
 from graft_runtime.durable import replacing
 from graft_runtime.errors import ErrorCode, GraftError
 from graft_runtime.logs import configure_logs
@@ -23,7 +25,7 @@ COMPANIONS = (CONFIG_FILE, SPECIAL_TOKENS_FILE, ADDED_TOKENS_FILE, CHAT_TEMPLATE
 CONVERSION_SECONDS = 300.0
 
 
-class Converted(Wire):
+class Converted(BaseModel):
     """What the child process answers."""
 
     fault: Fault | None = None
@@ -75,4 +77,4 @@ if __name__ == "__main__":
     configure_logs()
     with contextlib.redirect_stdout(sys.stderr):  # libraries may print
         result = _converted(Path(sys.argv[1]), Path(sys.argv[2]))
-    sys.stdout.write(result.canonical_json().decode())
+    sys.stdout.write(result.model_dump_json())

@@ -224,7 +224,8 @@ def test_a_dry_run_tells_what_a_mount_would(
     pod: Any, adapters: dict[str, Path], make_adapter: Any, drift: Any, wait_until: Any
 ) -> None:
     def inspect(uri: str) -> Any:
-        reply = pod.control("POST", "/inspect", InspectRequest(source=Source(uri=uri)).canonical_json())
+        body = InspectRequest(source=Source(uri=uri)).canonical_json()
+        reply = wait_until(lambda: (asked := pod.control("POST", "/inspect", body)).status != 503 and asked, 100)
         assert reply.status == 200, reply.content
         return AdapterInspection.read(reply.content)
 
