@@ -13,7 +13,7 @@ import pytest
 import torch
 from graft_runtime.messages import Generate, Mount, Sampling, ServedAdapter, Unmount
 
-WAITS = 64
+WAITS = 16
 """Of the host in a step that decodes."""
 
 

@@ -52,7 +52,7 @@ class Mixed:
             made = self.runner.forward(self.runner.start(prompts, [[] for _ in prompts], rows))
         for row in rows:
             self.runner.bank.release(row)
-        return list(made)
+        return list(made.cpu())
 
     def _row(self, prompt: Sequence[int], name: str | None) -> tuple[RowAdapter, ...]:
         if name is None:

@@ -81,7 +81,7 @@ class Setting:
         made: list[torch.Tensor] = self.runner.forward(rows)
         for row in rows:
             self.runner.bank.release(row.adapters)
-        return made
+        return [output.cpu() for output in made]
 
     @torch.inference_mode()
     def expected(self, prompt: list[int], name: str | None) -> torch.Tensor:

@@ -119,7 +119,7 @@ class Rows:
 
     def step(self) -> None:
         """Each row's next logits are the reference's."""
-        logits = self.runner._logits(self.batch)
+        logits = self.runner._logits(self.batch).cpu()
         for row, name in enumerate(self.names):
             assert (logits[row] - self.expected[name][1][self.done[row]]).abs().max() <= TOLERANCE, name
         self.batch.extend([self.expected[name][0][done] for name, done in zip(self.names, self.done, strict=True)])

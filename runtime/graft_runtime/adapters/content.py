@@ -26,8 +26,9 @@ TORCH_DTYPES = {
 }
 MEASURED = frozenset({"F32", "F16", "BF16"})
 """Dtypes whose least and most torch finds as they are."""
-MAX_AT_ONCE = 64 << 20
-"""Bytes of a file that is read in one piece."""
+MAX_AT_ONCE = 256 << 20
+"""Bytes of a file that is read in one piece: rank 16 on all linear modules of an 8B is 84 MB in bfloat16, twice that in
+float32."""
 
 
 class Content(Protocol):
@@ -66,7 +67,7 @@ class OneByOne:
     def tensor(self, span: TensorSpan) -> torch.Tensor:
         """See `Content`."""
         data = _read(self._file, self._files, span.begin, span.end).view(TORCH_DTYPES[span.dtype])
-        return data.reshape(span.shape).to(torch.float32).to(self._device)
+        return data.reshape(span.shape).to(self._device).to(torch.float32)  # half the bytes to copy, or fewer
 
 
 def read_content(file: BinaryIO, files: AdapterFiles, device: torch.device) -> Content:
