@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from graft_runtime.messages import Generate, Generated, Mounted, Sampling, ServedAdapter
+from graft_runtime.runners import attention
 from safetensors.torch import load_file, save_file
 from torch.nn import functional
 
@@ -79,14 +80,47 @@ def test_greedy_equals_peft(family: str, make_base: Any, make_adapter: Any, in_p
     check_all(oracle, engine.collect(events), rows)
 
 
+@pytest.mark.parametrize("family", ["llama", "gemma3", "gpt_oss"])
+def test_prompts_that_a_kernel_takes_whole(
+    family: str,
+    make_base: Any,
+    make_adapter: Any,
+    in_process: Any,
+    *,
+    make_oracle: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As on a GPU in half precision: the kernel is causal by itself, where no window, softcap or sink is in the way."""
+    taken: list[int] = []
+
+    def take(q: torch.Tensor, *_: Any) -> bool:
+        taken.append(q.shape[2])
+        return True
+
+    monkeypatch.setattr(attention, "_flash_takes", take)
+    base = make_base(family)
+    engine, oracle, adapter = in_process(base), make_oracle(base), make_adapter("plain", base=base)
+    engine.mount("plain", adapter)
+    oracle.load(adapter)
+    rows: list[tuple[list[int], str | None]] = [(prompt, name) for prompt in PROMPTS for name in (None, "plain")]
+    submits = [
+        Generate(str(row), prompt, NEW_TOKENS, (ServedAdapter(name, 1.0),) if name else (), Sampling(temperature=0))
+        for row, (prompt, name) in enumerate(rows)
+    ]
+    taken.clear()
+    check_all(oracle, engine.answers(submits), rows)
+    assert bool(taken) == (family != "gpt_oss")
+    assert family != "gemma3" or len(taken) < 2 * len(rows), "a window of 8 takes the longer prompts of one layer out"
+
+
 def test_kernels_that_return_time_before_heads(
     tiny_base: Path, in_process: Any, make_oracle: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The layout of what SDPA returns is the kernel's: on a GPU that of float32 differs from that of halves."""
-    attention = functional.scaled_dot_product_attention
+    stock = functional.scaled_dot_product_attention
 
     def time_first(*arguments: Any, **options: Any) -> torch.Tensor:
-        return attention(*arguments, **options).transpose(1, 2).contiguous().transpose(1, 2)
+        return stock(*arguments, **options).transpose(1, 2).contiguous().transpose(1, 2)
 
     monkeypatch.setattr(functional, "scaled_dot_product_attention", time_first)
     engine, oracle = in_process(tiny_base), make_oracle(tiny_base)
