@@ -193,6 +193,43 @@ def test_an_extent_is_zeroed_when_it_is_reserved() -> None:
     assert stays.slot != again.slot
 
 
+@pytest.mark.parametrize("failing", [1, 3, 4])
+def test_a_slab_that_finds_no_memory_to_grow_keeps_none_of_it(failing: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    kv = store()
+    extents = [kv.reserve(10), kv.reserve(10)]
+    slab = extents[0].slab  # type: ignore[union-attr]
+    for index, extent in enumerate(extents):
+        for tensor in everything(extent):
+            tensor.fill_(index + 1)
+    new_empty, calls = torch.Tensor.new_empty, iter(range(1, 100))
+
+    def full(self: torch.Tensor, *shape: int) -> torch.Tensor:
+        if next(calls) == failing:
+            raise torch.OutOfMemoryError("out of memory")
+        return new_empty(self, *shape)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(torch.Tensor, "new_empty", full)
+        assert kv.reserve(10) is None
+    assert {tensor.shape[0] for tensor in (*slab.keys, *slab.values)} == {2}
+    assert [{tensor.unique().item() for tensor in everything(extent)} for extent in extents] == [{1}, {2}]
+    assert kv.reserve(10) is not None
+
+
+def test_a_slab_that_finds_no_memory_to_move_stays_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    kv = store()
+    extents = [kv.reserve(10) for _ in range(8)]
+
+    def full(*_: Any) -> torch.Tensor:
+        raise torch.OutOfMemoryError("out of memory")
+
+    monkeypatch.setattr(torch.Tensor, "new_empty", full)
+    for extent in extents[1:]:
+        kv.release(extent)  # type: ignore[arg-type]
+    assert kv.reserve(200) is None, "no more than before is free"
+    assert (kv.held, kv.extents) == (8 * SMALLEST_EXTENT, 1)
+
+
 def test_extents_keep_their_contents_when_others_come_and_go() -> None:
     kv, extents = store(), {}
     for index in range(1, 9):

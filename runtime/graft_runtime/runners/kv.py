@@ -7,6 +7,7 @@ powers of two; a sequence that outgrows its extent moves to the next size.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import torch
@@ -67,14 +68,30 @@ class Slab:
         """Keeps the extents that are there. One layer at a time, so that no more than one is held twice.
 
         Raises:
-            torch.OutOfMemoryError: the slab is as it was; `slots` tells of the tensor that is resized last.
+            torch.OutOfMemoryError: the slab is as it was, as far as there is memory for that: what a part of it grew by
+                is what the next step needs.
         """
+        before = self.slots
+        try:
+            self._resize_tensors(slots)
+        except torch.OutOfMemoryError:
+            with suppress(torch.OutOfMemoryError):
+                self._resize_tensors(before)
+            raise
+
+    def shrink(self, slots: int) -> None:
+        """Gives back what is free beyond so many slots, unless there is no memory to move the others."""
+        with suppress(torch.OutOfMemoryError):
+            self.resize(slots)
+
+    def _resize_tensors(self, slots: int) -> None:
         for tensors in (self.values, self.keys):
             for layer in reversed(range(len(tensors))):
                 old = tensors[layer]
-                new = old.new_empty(slots, *old.shape[1:])
-                new[: len(self.extents)] = old[: len(self.extents)]
-                tensors[layer] = new
+                if old.shape[0] != slots:
+                    new = old.new_empty(slots, *old.shape[1:])
+                    new[: len(self.extents)] = old[: len(self.extents)]
+                    tensors[layer] = new
 
     def take(self) -> Extent:
         """A free slot, with zeros in it: what is masked is still multiplied, and 0 · NaN is NaN."""
@@ -157,7 +174,7 @@ class KeyValueStore:
         if not slab.extents:
             del self._slabs[slab.capacity]
         elif len(slab.extents) * 4 <= slab.slots:
-            slab.resize(len(slab.extents) * 2)
+            slab.shrink(len(slab.extents) * 2)
 
     def _capacity(self, tokens: int) -> int:
         capacity = SMALLEST_EXTENT
@@ -190,7 +207,7 @@ class KeyValueStore:
     def _trim(self) -> None:
         for slab in self._slabs.values():
             if slab.slots > len(slab.extents):
-                slab.resize(len(slab.extents))
+                slab.shrink(len(slab.extents))
 
 
 def fill(extent: Extent, prefix: Prefix) -> None:
