@@ -26,6 +26,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import graft_runtime.engine.__main__  # noqa: F401 - sets what the engine's process has in its environment
 import torch
 import transformers
 from driven_engine import BaseAtHand, DrivenEngine
