@@ -97,6 +97,6 @@ def test_an_adapter_that_finds_no_room_is_refused_and_the_engine_goes_on(
     failed = engine.mount("large", adapter)
     assert failed.fault.code == "NoCapacity", failed
     torch.cuda.set_per_process_memory_fraction(1.0)
-    assert engine.mount("large", adapter).rank == 256
+    assert engine.mount("large", adapter).facts.rank == 256
     submit = Generate("1", [1, 2, 3], 4, (ServedAdapter("large", 1.0),), Sampling(temperature=0))
     assert len(engine.answers([submit])["1"]) == 4

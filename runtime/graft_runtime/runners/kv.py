@@ -131,6 +131,7 @@ class KeyValueStore:
         self._device = device
         self._slabs: dict[int, Slab] = {}
         self.tokens = tokens
+        """That may be held in all; fewer once the memory had no room for as many."""
 
     @property
     def held(self) -> int:
@@ -200,7 +201,10 @@ class KeyValueStore:
             return False
         try:
             slab.resize(slab.slots + min(room, max(1, slab.slots)))
-        except torch.OutOfMemoryError:  # the ledger promised more than there is: who needs it waits
+        except (
+            torch.OutOfMemoryError
+        ):  # the ledger promised more than there is: who needs it waits, and steps need some
+            self.tokens = min(self.tokens, max(self.longest, self.held * 3 // 4))
             return False
         return True
 
