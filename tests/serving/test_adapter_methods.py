@@ -171,7 +171,7 @@ def test_every_method_merged(built: Callable[[str], Built]) -> None:
         base = loaded(those.base)
         merge_into(base, [source_of(adapter, name)], max_rank=64)
         for prompt, theirs in zip(PROMPTS, those.expected[name], strict=True):
-            made = base.model(input_ids=torch.tensor([prompt])).logits[0, -1]
+            made = base.model.cpu()(input_ids=torch.tensor([prompt])).logits[0, -1]
             torch.testing.assert_close(made, theirs, atol=1e-4, rtol=1e-4)
 
 

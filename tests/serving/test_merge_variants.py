@@ -74,10 +74,10 @@ def test_both_ways_of_merging_are_peft_s(
     adapter = trained(make_adapter(case, base=base, **options), with_factors="init_lora_weights" in options)
     expected = merged_by_peft(base, adapter)
     loaded = load_base(base, name="tiny", dtype="float32", max_sequence_length=256)
-    before = loaded.model(input_ids=PROMPT).logits
+    before = loaded.model(input_ids=PROMPT.to(loaded.device)).logits.cpu()
     assert not torch.allclose(before, expected, atol=1e-2)
     merge_into(loaded, [source_of(adapter, case)], max_rank=16)
-    torch.testing.assert_close(loaded.model(input_ids=PROMPT).logits, expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(loaded.model.cpu()(input_ids=PROMPT).logits, expected, atol=1e-4, rtol=1e-4)
     merge_files(base, [AdapterPath(adapter)], tmp_path / "output")
     written = AutoModelForCausalLM.from_pretrained(tmp_path / "output")
     torch.testing.assert_close(written(input_ids=PROMPT).logits, expected, atol=1e-4, rtol=1e-4)
@@ -108,9 +108,9 @@ def test_a_tied_head_gets_a_weight_of_its_own(
     loaded = load_base(base, name="tiny", dtype="float32", max_sequence_length=256)
     embedding = loaded.model.get_input_embeddings().weight.clone()
     merge_into(loaded, [source_of(adapter, case)], max_rank=16)
-    torch.testing.assert_close(loaded.model(input_ids=PROMPT).logits[0, -1], expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(loaded.model.cpu()(input_ids=PROMPT).logits[0, -1], expected, atol=1e-4, rtol=1e-4)
     if "head" in case:
-        assert torch.equal(loaded.model.get_input_embeddings().weight, embedding)
+        assert torch.equal(loaded.model.get_input_embeddings().weight, embedding.cpu())
     sharded = tmp_path / "sharded"
     AutoModelForCausalLM.from_pretrained(base).save_pretrained(sharded, max_shard_size="20KB")
     assert (sharded / "model.safetensors.index.json").exists()
