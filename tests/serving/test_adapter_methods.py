@@ -85,7 +85,9 @@ FAMILIES: dict[str, dict[str, tuple[str, dict[str, Any]]]] = {
 
 
 def source_of(adapter: Path, name: str = "merged", weight: float = 1.0) -> MergeSource:
-    return MergeSource(MergePart(name=name, source=Source(uri="file:///adapter"), weight=weight), str(adapter))
+    return MergeSource(
+        MergePart(name=name.replace(" ", "-"), source=Source(uri="file:///adapter"), weight=weight), str(adapter)
+    )
 
 
 def build(base: Path, directory: Path, config: str, options: dict[str, Any], *, seed: int, rows: int = 320) -> Path:

@@ -41,7 +41,9 @@ KINDS: list[tuple[str, str, dict[str, Any]]] = [
 
 
 def source_of(adapter: Path, name: str = "merged", weight: float = 1.0) -> MergeSource:
-    return MergeSource(MergePart(name=name, source=Source(uri="file:///adapter"), weight=weight), str(adapter))
+    return MergeSource(
+        MergePart(name=name.replace(" ", "-"), source=Source(uri="file:///adapter"), weight=weight), str(adapter)
+    )
 
 
 def trained(adapter: Path) -> Path:

@@ -37,7 +37,9 @@ MERGED: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def source_of(adapter: Path, name: str = "merged", weight: float = 1.0) -> MergeSource:
-    return MergeSource(MergePart(name=name, source=Source(uri="file:///adapter"), weight=weight), str(adapter))
+    return MergeSource(
+        MergePart(name=name.replace(" ", "-"), source=Source(uri="file:///adapter"), weight=weight), str(adapter)
+    )
 
 
 def trained(directory: Path, *, with_factors: bool) -> Path:
