@@ -77,16 +77,6 @@ def test_a_device_that_is_full_serves_all_requests(wide_base: Path, make_adapter
         assert torch.cuda.max_memory_reserved() - before <= free
 
 
-def test_a_ledger_that_promised_too_much_makes_requests_wait(wide_base: Path, in_process: Any) -> None:
-    engine = in_process(wide_base)
-    total = torch.cuda.get_device_properties(0).total_memory
-    room = torch.cuda.memory_reserved() + 700 * MEBIBYTE
-    torch.cuda.set_per_process_memory_fraction(room / total)
-    answers = engine.answers(requests(0))
-    assert [len(answers[str(number)]) for number in range(REQUESTS)] == [ANSWER] * REQUESTS
-    assert torch.cuda.max_memory_reserved() <= room
-
-
 def test_an_adapter_that_finds_no_room_is_refused_and_the_engine_goes_on(
     wide_base: Path, make_adapter: Any, in_process: Any
 ) -> None:
