@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import pytest
 from graft_runtime.contract.adapter_set import AdapterEntry
 from graft_runtime.contract.checkpoints import Source
 from graft_runtime.contract.facts import AdapterFacts
@@ -107,6 +108,13 @@ def test_pinned_come_first_then_awaited_then_new() -> None:
     assert [step.digest for step in planned(everything, 2)] == ["pinned", "awaited"]
 
 
+@pytest.mark.parametrize("code", ErrorCode)
+def test_a_new_set_gives_another_try_to_what_may_end_otherwise(code: ErrorCode) -> None:
+    refused = artifact("a", fault=GraftError(code, "why"))
+    assert refused.may_mount_again == (code.retried or code is ErrorCode.ALL_PLACES_PINNED)
+    assert not artifact("a", fault=GraftError(code, "why"), method=None).may_mount_again, "its files were refused"
+
+
 def test_where_pinned_ones_hold_every_place_the_rest_is_refused() -> None:
     held = [mounted("a", pinned=True), mounted("b", pinned=True)]
     assert planned([*held, artifact("c")], 2) == [Step("refuse", "c")]
@@ -158,7 +166,7 @@ def test_readiness_waits_for_ready_or_a_reason() -> None:
     alias = Alias(AdapterEntry(name="a", source=SOURCE, digest="sha256:" + "0" * 64))
 
     def told(found: Artifact | None) -> AdapterReport:
-        return report(alias, found, None)
+        return report(alias, found)
 
     digest = alias.entry.digest or ""
     assert told(None).state is AdapterState.UNRESOLVED

@@ -91,7 +91,7 @@ OTHER_VERSION = Fault(
 )
 BROKEN = REPORT.model_copy(update={"base": BaseReport(name="base", state=BaseState.FAILED, fault=NOT_A_MODEL)})
 BILLING_PART = MergePart(name="billing", source=Source(uri="pvc://shelf/billing"), digest=DIGEST, weight=0.5)
-SUM = Merge(name="both", method="linear", adapters=(BILLING_PART,))
+SUM = Merge(name="both", adapters=(BILLING_PART,))
 MERGED = REPORT.model_copy(
     update={
         "base": BaseReport(name="base", state=BaseState.SERVING, merge=SUM),
@@ -435,7 +435,7 @@ def test_counts_and_details() -> None:
 def test_what_is_merged_is_told() -> None:
     status = World(spec=MERGE, reports=(MERGED, MERGED)).status()
     assert status.merge == MergeStatus(
-        name="both", method="linear", adapters=(MergedAdapterStatus(name="billing", weight=0.5, digest=DIGEST),)
+        name="both", adapters=(MergedAdapterStatus(name="billing", weight=0.5, digest=DIGEST),)
     )
     assert [condition.message for condition in status.conditions[:2]] == [
         "the merge `both` is served",

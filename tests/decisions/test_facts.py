@@ -76,8 +76,6 @@ def test_every_limit_reaches_the_engine() -> None:
 
 def test_no_other_type_on_the_way_declares_a_fact() -> None:
     others = {
-        ("Merge", "method"),  # of the merge
-        ("Merge", "method"),
         ("BaseLoaded", "vocabulary_size"),  # of the base
         ("Capabilities", "deltas"),  # of the engine
     }

@@ -119,7 +119,7 @@ def _merge_status(base: BaseReport | None) -> MergeStatus | None:
     parts = tuple(
         MergedAdapterStatus(name=part.name, weight=part.weight, digest=part.digest) for part in merge.adapters
     )
-    return MergeStatus(name=merge.name, method=merge.method, adapters=parts)
+    return MergeStatus(name=merge.name, adapters=parts)
 
 
 def _base_status(base: BaseReport | None) -> BaseModelStatus | None:

@@ -109,7 +109,6 @@ def _merge(spec: AdapterDeploymentSpec) -> Merge | None:
     parts = [(part, adapters[part.name]) for part in spec.merge.adapters]
     return Merge(
         name=spec.merge.name,
-        method=spec.merge.method,
         adapters=tuple(
             MergePart(
                 name=part.name,

@@ -42,8 +42,6 @@ class MergeSpec(Ruled):
         min_length=1, max_length=MAX_MERGED, json_schema_extra=list_map("name")
     )
     """Which of `adapters`, and how much of each."""
-    method: Literal["linear"] = "linear"
-    """`linear`: the weighted sum of what the adapters add."""
 
 
 class AdapterDeploymentSpec(Ruled):

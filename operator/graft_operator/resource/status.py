@@ -103,8 +103,6 @@ class MergeStatus(Reported):
 
     name: str = Field(max_length=63)
     """Its name in requests, the only one."""
-    method: str = Field(default="linear", max_length=64)
-    """How the adapters were merged."""
     adapters: tuple[MergedAdapterStatus, ...] = Field(default=(), max_length=16, json_schema_extra=list_map("name"))
     """What was merged into the base model."""
 

@@ -23,8 +23,6 @@ class AdapterEntry(Wire):
     """Why there is no digest: the source could not be resolved. Requests get this text, readiness waits no longer."""
     revision: str | None = Field(default=None, max_length=256)
     """The exact revision that `digest` was resolved from; `source` holds the one that was asked for."""
-    candidate: Digest | None = None
-    """The bytes that are to follow `digest`: mounted and checked beside it, not served yet."""
     scale: float = Field(default=1.0, ge=-1000.0, le=1000.0, allow_inf_nan=False)
     pinned: bool = False
     """Mounted from the start and never displaced."""

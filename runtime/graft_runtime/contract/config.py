@@ -71,11 +71,9 @@ class MergePart(Wire):
 
 
 class Merge(Wire):
-    """Adapters folded into the base's weights at start, served under one name: wanted, or as a pod reports it."""
+    """The sum of what adapters add, folded into the base's weights and served under one name: wanted, or as reported."""
 
     name: AdapterName
-    method: Literal["linear"] = "linear"
-    """`linear`: the weighted sum of what the adapters add."""
     adapters: tuple[MergePart, ...] = Field(min_length=1, max_length=16)
     """In the order of the sum, and each once."""
 

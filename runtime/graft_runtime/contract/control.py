@@ -11,7 +11,6 @@ Not in the Service. The bearer token is a JWT signed with Ed25519, audience = th
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Literal
 
 from graft_runtime.contract.adapter_set import AdapterSetVersion
 from graft_runtime.contract.checkpoints import Digest, Source
@@ -31,10 +30,9 @@ class Accepted(Message):
 
 
 class ResolveRequest(Message):
-    """Asks for the exact version of a source. The answer comes when the bytes are in the pod's cache, or not."""
+    """Asks which exact version of an adapter a source holds. The answer comes when the bytes are in the pod's cache."""
 
     source: Source
-    kind: Literal["adapter", "model"] = "adapter"
 
 
 class Resolution(Message):

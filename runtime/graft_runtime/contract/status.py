@@ -39,9 +39,6 @@ class AdapterReport(Wire):
     """None until its files have been read."""
     bytes: int | None = None
     """Of the adapter's files."""
-    candidate: Digest | None = None
-    candidate_state: AdapterState | None = None
-    candidate_fault: Fault | None = None
     removed: bool = False
 
     @property

@@ -69,7 +69,7 @@ def control_router(pod: Pod) -> APIRouter:
 async def _resolve(pod: Pod, asked: ResolveRequest) -> Resolution:
     try:
         async with asyncio.timeout(RESOLVE_SECONDS):
-            cached = await pod.fetches.resolve(asked.source, asked.kind)
+            cached = await pod.fetches.resolve(asked.source, "adapter")
     except TimeoutError:
         return Resolution()
     except GraftError as error:

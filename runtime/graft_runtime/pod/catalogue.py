@@ -81,18 +81,15 @@ class Artifact:
         return AdapterState.MOUNTED if self.residence is Residence.MOUNTED else AdapterState.CACHED
 
     @property
-    def may_pass(self) -> bool:
-        """It is in the cache, and what keeps it from being mounted may pass by itself."""
-        return self.cached is not None and self.fault is not None and self.fault.code.passes
-
-    @property
     def mountable(self) -> bool:
         return self.cached is not None and self.facts is not None and self.fault is None and self.wanted
 
     @property
     def may_mount_again(self) -> bool:
-        """Its mount failed, and another try may end otherwise."""
-        return self.facts is not None and self.fault is not None and self.fault.code.retried
+        """Return whether its mount failed, and another try, or a set that pins fewer, may end otherwise."""
+        if self.facts is None or self.fault is None:
+            return False
+        return self.fault.code.retried or self.fault.code is ErrorCode.ALL_PLACES_PINNED
 
     @property
     def tier(self) -> Tier | None:
@@ -207,13 +204,12 @@ def scale_fault(entry: AdapterEntry, artifact: Artifact) -> GraftError | None:
     )
 
 
-def report(alias: Alias, artifact: Artifact | None, candidate: Artifact | None) -> AdapterReport:
+def report(alias: Alias, artifact: Artifact | None) -> AdapterReport:
     """Return what the status says of a name.
 
     Args:
         alias: the name.
         artifact: of the entry's digest, where it has one.
-        candidate: of the entry's candidate, where it has one.
     """
     entry = alias.entry
     if artifact is None:
@@ -227,9 +223,6 @@ def report(alias: Alias, artifact: Artifact | None, candidate: Artifact | None) 
         fault=_fault(entry, artifact),
         facts=artifact.facts,
         bytes=artifact.bytes,
-        candidate=entry.candidate,
-        candidate_state=_state(entry, candidate) if candidate else None,
-        candidate_fault=_fault(entry, candidate) if candidate else None,
     )
 
 

@@ -107,8 +107,7 @@ class HotAdapters:
         alias = self._aliases.get(name) or self._draining.get(name)
         if alias is None:
             return None
-        digest, candidate = alias.entry.digest, alias.entry.candidate
-        return report(alias, self._mounting.get(digest), self._mounting.get(candidate))
+        return report(alias, self._mounting.get(alias.entry.digest))
 
     def tier(self, name: str) -> Tier | None:
         """Return where what answers under a name is; None: in no tier yet, or no such name."""
@@ -162,7 +161,7 @@ class HotAdapters:
         self._names = {}
         for name, alias in self._aliases.items():
             self._switch(alias)
-            for digest in {alias.serving, alias.entry.digest, alias.entry.candidate} - {None}:
+            for digest in {alias.serving, alias.entry.digest} - {None}:
                 self._names.setdefault(str(digest), []).append(name)
         wanted = {digest: [self._aliases[name].entry for name in names] for digest, names in self._names.items()}
         self._mounting.keep(wanted)

@@ -91,7 +91,7 @@ class Mounting:
     def forgive(self) -> None:
         """Try again what failed for reasons that may have passed."""
         for artifact in self._artifacts.values():
-            if artifact.may_pass:
+            if artifact.may_mount_again:
                 artifact.fault = None
 
     def check_places(self, group: Iterable[Artifact]) -> None:
@@ -134,11 +134,11 @@ class Mounting:
     def _mount_failed(self, artifact: Artifact, error: GraftError) -> None:
         logger.warning("%s", error)
         artifact.residence, artifact.fault = Residence.ABSENT, error
-        if error.code.passes:
+        if error.code.retried:
             asyncio.get_running_loop().call_later(RETRY_MOUNT_SECONDS, self._mount_again, artifact)
 
     def _mount_again(self, artifact: Artifact) -> None:
-        if artifact.may_pass:
+        if artifact.may_mount_again:
             artifact.fault = None
             self._prepared(artifact)
 

@@ -65,7 +65,7 @@ def test_only_the_merge_is_served(merged: Any) -> None:
 def test_the_status_names_what_is_merged(merged: Any) -> None:
     found = status(merged)
     assert found.base.merge is not None
-    assert (found.base.name, found.base.merge.name, found.base.merge.method) == ("tiny", "both", "linear")
+    assert (found.base.name, found.base.merge.name) == ("tiny", "both")
     assert [(one.name, one.weight) for one in found.base.merge.adapters] == [("billing", 1.0), ("sql", 0.5)]
     assert {
         (one.name, one.state, one.facts and one.facts.rank, one.facts and one.facts.remapped) for one in found.adapters
