@@ -25,6 +25,12 @@ BaseFactory = Callable[..., Path]
 AdapterFactory = Callable[..., Path]
 
 
+@pytest.fixture
+def unfinished(tmp_path: Path) -> Callable[[], list[Path]]:
+    """List what copies into the caches of a test are filling, or have left behind."""
+    return lambda: sorted(tmp_path.glob("*/partial/*"))
+
+
 def torch_on_one_thread() -> None:
     """Tiny matrices are slower on many threads, and the machine has other work."""
     import torch

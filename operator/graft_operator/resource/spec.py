@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar
 
 from graft_runtime.contract.schemes import CLAIM, DIRECTORY, deepest_prefix
 from pydantic import AfterValidator, Field

@@ -120,11 +120,6 @@ class Arrivals:
         """What is left of copies whose sources broke off, by their keys, the oldest first."""
         contents.give_up_partial = self._give_up_one
 
-    @property
-    def unfinished(self) -> list[Path]:
-        """The directories that copies under way fill, or have left."""
-        return sorted(self._directory.iterdir())
-
     @contextlib.contextmanager
     def spool(self, uri: str) -> Iterator[Spool]:
         """Give a file that is gone afterwards; meanwhile it takes room as everything else does."""

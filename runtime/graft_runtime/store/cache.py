@@ -70,11 +70,6 @@ class Cache:
         found = self._contents.find(digest)
         return Cached(digest, *found) if found is not None else None
 
-    @property
-    def unfinished(self) -> list[Path]:
-        """The directories that copies under way fill, or have left."""
-        return self._arrivals.unfinished
-
     def copy(self, sources: Sources, uri: str, kind: Kind, revision: str | None = None) -> Cached:
         """Copy a checkpoint in, hashing it on the way.
 

@@ -32,10 +32,10 @@ def refusal(cache: Cache, sources: Sources, uri: str = URI, revision: str | None
 
 
 @pytest.fixture
-def refused(cache: Cache, sources: Sources) -> Iterator[Callable[[], GraftError]]:
+def refused(cache: Cache, sources: Sources, unfinished: Any) -> Iterator[Callable[[], GraftError]]:
     """Fetches `v1` in vain; nothing of it may be left at the end."""
     yield lambda: refusal(cache, sources)
-    assert list(cache.unfinished) == []
+    assert unfinished() == []
 
 
 def test_a_tag_becomes_its_commit_and_only_our_files_are_read(hub: Any, sources: Sources, cache: Cache) -> None:
@@ -178,7 +178,9 @@ def test_a_server_that_ignores_ranges_is_read_on_from_its_start(hub: Any, source
     assert (cached.directory / "adapter_model.safetensors").read_bytes() == hub.weights
 
 
-def test_a_full_disk_is_no_capacity_and_leaves_nothing(hub: Any, sources: Sources, cache: Cache) -> None:
+def test_a_full_disk_is_no_capacity_and_leaves_nothing(
+    hub: Any, sources: Sources, cache: Cache, unfinished: Any
+) -> None:
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))  # writes end as on a disk that is full
     try:
@@ -186,10 +188,12 @@ def test_a_full_disk_is_no_capacity_and_leaves_nothing(hub: Any, sources: Source
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert fault.code == "NoCapacity"
-    assert cache.unfinished == []
+    assert unfinished() == []
 
 
-def test_a_later_try_keeps_the_files_that_came_whole(hub: Any, sources: Sources, tmp_path: Path) -> None:
+def test_a_later_try_keeps_the_files_that_came_whole(
+    hub: Any, sources: Sources, tmp_path: Path, unfinished: Any
+) -> None:
     shards = {f"model-{number}.safetensors": bytes([number]) * 100_000 for number in (1, 2)}
     files = {"config.json": b"{}", **shards, "model.safetensors.index.json": b"{}"}
     hub.put("acme/large", hub.commit, files, "main")
@@ -198,15 +202,17 @@ def test_a_later_try_keeps_the_files_that_came_whole(hub: Any, sources: Sources,
     hub.cdn.faults[second] = [hub.cut(shards["model-2.safetensors"], 50_000), *[hub.status(500)] * 3]
     with pytest.raises(GraftError):
         cache.copy(sources, "hf://acme/large", "model")
-    (left,) = cache.unfinished
+    (left,) = unfinished()
     assert sorted(path.name for path in left.iterdir()) == ["config.json", "model-1.safetensors"]
     cached = cache.copy(sources, "hf://acme/large", "model")
     assert {path.name: path.read_bytes() for path in cached.directory.iterdir()} == files
     assert hub.cdn.paths(first) == [first]
-    assert cache.unfinished == []
+    assert unfinished() == []
 
 
-def test_what_is_kept_for_a_later_try_makes_room_for_others(hub: Any, sources: Sources, tmp_path: Path) -> None:
+def test_what_is_kept_for_a_later_try_makes_room_for_others(
+    hub: Any, sources: Sources, tmp_path: Path, unfinished: Any
+) -> None:
     cache = Cache(tmp_path / "cache", len(hub.weights) + 1000, tuple)
     files = {"config.json": b"{}", "model.safetensors.index.json": b"{}"}
     files |= {f"model-{number}.safetensors": number.encode() * 100_000 for number in "12"}
@@ -214,9 +220,9 @@ def test_what_is_kept_for_a_later_try_makes_room_for_others(hub: Any, sources: S
     hub.cdn.faults[f"/{hashlib.sha256(files['model-2.safetensors']).hexdigest()}"] = [hub.status(500)] * 9
     with pytest.raises(GraftError):
         cache.copy(sources, "hf://acme/large", "model")
-    assert len(cache.unfinished) == 1
+    assert len(unfinished()) == 1
     assert cache.copy(sources, URI, "adapter", "v1").revision == hub.commit
-    assert cache.unfinished == []
+    assert unfinished() == []
 
 
 def test_a_file_that_changed_after_a_cut_is_refused(hub: Any, sources: Sources, cache: Cache) -> None:
@@ -262,11 +268,11 @@ def test_a_slow_source_is_given_up(hub: Any, sources: Sources, cache: Cache) -> 
     assert (fault.code, "bytes in" in fault.message) == ("SourceUnavailable", True)
 
 
-def test_more_than_the_cache_holds_is_no_capacity(hub: Any, sources: Sources, tmp_path: Path) -> None:
+def test_more_than_the_cache_holds_is_no_capacity(hub: Any, sources: Sources, tmp_path: Path, unfinished: Any) -> None:
     cache = Cache(tmp_path / "small", len(hub.weights) // 10, tuple)
     for _ in range(2):
         assert refusal(cache, sources).code == "NoCapacity"
-    assert list(cache.unfinished) == []
+    assert unfinished() == []
     assert sum(len(hub.cdn.files[path]) for path in hub.cdn.paths()) <= 2 * len(hub.weights)
 
 
@@ -311,11 +317,13 @@ def test_loopback_is_refused_unless_allowed(hub: Any, secret: Path, cache: Cache
 @pytest.mark.parametrize(
     "target", ["http://169.254.169.254/latest", "http://[fd00:ec2::254]/", "http://10.0.0.1/", "file:///etc"]
 )
-def test_a_redirect_elsewhere_is_refused(hub: Any, sources: Sources, cache: Cache, target: str) -> None:
+def test_a_redirect_elsewhere_is_refused(
+    hub: Any, sources: Sources, cache: Cache, target: str, unfinished: Any
+) -> None:
     path = CONFIG_PATH.format(hub.commit)
     hub.redirects[path] = target
     assert refusal(cache, sources).code in {"ForbiddenAddress", "SourceUnavailable"}
-    assert list(cache.unfinished) == []
+    assert unfinished() == []
 
 
 def test_another_commit_than_asked_for_is_refused(hub: Any, sources: Sources, cache: Cache) -> None:
