@@ -112,7 +112,7 @@ def test_pinned_come_first_then_awaited_then_new() -> None:
 def test_a_new_set_gives_another_try_to_what_may_end_otherwise(code: ErrorCode) -> None:
     refused = artifact("a", fault=GraftError(code, "why"))
     assert refused.may_mount_again == (code.retried or code is ErrorCode.ALL_PLACES_PINNED)
-    assert not artifact("a", fault=GraftError(code, "why"), method=None).may_mount_again, "its files were refused"
+    assert not artifact("a", fault=GraftError(code, "why"), facts=None).may_mount_again, "its files were refused"
 
 
 def test_where_pinned_ones_hold_every_place_the_rest_is_refused() -> None:

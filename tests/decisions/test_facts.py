@@ -55,7 +55,7 @@ def test_every_fact_reaches_the_status_of_the_pod() -> None:
     source = Source(uri="pvc://shelf/sql")
     artifact = Artifact(DIGEST, source, "sql")
     artifact.mounted(event, base_rows=320)
-    told = report(Alias(AdapterEntry(name="sql", source=source, digest=DIGEST)), artifact, None)
+    told = report(Alias(AdapterEntry(name="sql", source=source, digest=DIGEST)), artifact)
     assert AdapterReport.model_validate_json(told.canonical_json()).facts == FACTS
 
 
