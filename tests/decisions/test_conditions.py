@@ -11,6 +11,7 @@ from graft_operator.decisions.conditions import ConditionType, Reason, Verdict, 
 from graft_operator.decisions.observed import Child, Failure, Observed, PodReport, PodView, PoolView, Rollout
 from graft_operator.decisions.pool_status import make_status
 from graft_operator.decisions.transitions import transitions
+from graft_operator.decisions.verdicts import READY
 from graft_operator.decisions.wanted_adapters import inline_adapters
 from graft_operator.objects import Pool
 from graft_operator.resource import AdapterDeploymentStatus, Condition, MergedAdapterStatus, MergeStatus, parse_spec
@@ -418,6 +419,14 @@ def test_the_conditions_of_a_world(name: str) -> None:
     assert [found.type for found in status.conditions] == ["Available", "Ready", "Reconciling", "Stalled"]
     assert told == expected
     assert {found.observed_generation for found in status.conditions} == {2} == {status.observed_generation}
+
+
+def test_an_obstacle_gives_way_to_earlier_ones_only() -> None:
+    """Else it could be what is told of Ready where it is no obstacle."""
+    checks = [obstacle.check for obstacle in READY]
+    assert len(set(checks)) == len(checks)
+    for obstacle in READY:
+        assert all(checks.index(earlier) < checks.index(obstacle.check) for earlier in obstacle.unless)
 
 
 def test_counts_and_details() -> None:

@@ -10,8 +10,9 @@ from graft_runtime.contract.status import BaseReport
 from graft_operator.decisions.adapter_sets import AdapterPlan, version_of
 from graft_operator.decisions.adapter_status import adapter_status, counts, is_failed, is_ready, reports_by_name
 from graft_operator.decisions.conditions import dated
+from graft_operator.decisions.facts import Facts, serves
 from graft_operator.decisions.observed import Failure, Observed
-from graft_operator.decisions.verdicts import Facts, serves, verdicts_of, verdicts_of_failure
+from graft_operator.decisions.verdicts import verdicts_of, verdicts_of_failure
 from graft_operator.objects import Pool, selector_of, url_of
 from graft_operator.resource import (
     AdapterCounts,

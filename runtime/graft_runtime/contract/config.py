@@ -71,7 +71,7 @@ class MergePart(Wire):
 
 
 class Merge(Wire):
-    """The sum of what adapters add, folded into the base's weights and served under one name: wanted, or as reported."""
+    """The sum of what adapters add, folded into the base's weights, served under one name: wanted, or as reported."""
 
     name: AdapterName
     adapters: tuple[MergePart, ...] = Field(min_length=1, max_length=16)
