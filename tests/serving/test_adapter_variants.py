@@ -17,7 +17,7 @@ from graft_runtime.engine.route import choose_runner
 from graft_runtime.model.load import load_base
 from graft_runtime.model.modules import BaseModules
 from graft_runtime.model.rows import RowAdapter
-from graft_runtime.runners.decoder import DecoderRunner
+from graft_runtime.runners.decoder.runner import DecoderRunner
 from graft_runtime.runners.padded import PaddedRunner
 
 PROMPTS = ([3, 1, 2, 5, 9, 11, 4], [7, 8, 300, 6], [1, 2, 5, 9, 3, 3, 2, 5, 10], [40, 41])

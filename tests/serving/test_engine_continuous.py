@@ -9,7 +9,8 @@ import pytest
 import torch
 from graft_runtime.errors import ErrorCode
 from graft_runtime.messages import Cancel, Generate, Generated, Sampling, ServedAdapter
-from graft_runtime.runners.kv import SMALLEST_EXTENT, KeyValueStore, LayerShape
+from graft_runtime.runners.decoder.attention import LayerShape
+from graft_runtime.runners.decoder.extents import SMALLEST_EXTENT, Extents
 
 GREEDY = Sampling(temperature=0)
 LONG = [256, *[(index * 37 + 11) % 256 for index in range(150)]]
@@ -169,9 +170,9 @@ def test_a_step_of_the_base_alone_touches_no_adapter(engine: Any, monkeypatch: p
 # the store of keys and values
 
 
-def store(tokens: int = 1024) -> KeyValueStore:
+def store(tokens: int = 1024) -> Extents:
     layers = [LayerShape(1, 2, 3), LayerShape(2, 4, 4)]
-    return KeyValueStore(layers, tokens=tokens, longest=300, dtype=torch.float32, device=torch.device("cpu"))
+    return Extents(layers, tokens=tokens, longest=300, dtype=torch.float32, device=torch.device("cpu"))
 
 
 def everything(extent: Any) -> list[torch.Tensor]:

@@ -15,7 +15,7 @@ from graft_runtime.engine.loader import BaseReady, Loader
 from graft_runtime.engine.memory import free_memory
 from graft_runtime.errors import ErrorCode, GraftError
 from graft_runtime.messages import BaseFailed, Start
-from graft_runtime.runners.kv import LayerShape
+from graft_runtime.runners.decoder.attention import LayerShape
 
 MEBIBYTE = 1 << 20
 

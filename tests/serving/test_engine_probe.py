@@ -10,9 +10,12 @@ import pytest
 import torch
 from graft_runtime.engine.route import choose_runner
 from graft_runtime.messages import BaseLoaded, Generate, Sampling
+from graft_runtime.model.bank import Bank
+from graft_runtime.model.hooks import AdapterModules
 from graft_runtime.model.load import BaseModel, load_base
-from graft_runtime.runners.attention import IMPLEMENTATION
-from graft_runtime.runners.decoder import DecoderRunner
+from graft_runtime.runners.decoder.attention import IMPLEMENTATION
+from graft_runtime.runners.decoder.probe import probe
+from graft_runtime.runners.decoder.runner import DecoderRunner
 from graft_runtime.runners.padded import PaddedRunner
 
 
@@ -33,10 +36,13 @@ def refused(base: BaseModel, caplog: pytest.LogCaptureFixture) -> str:
 
 
 def test_a_family_that_follows_the_interface_is_let_through(load: Any) -> None:
-    runner = choose_runner(load("gemma3"), max_rank=16)
-    assert isinstance(runner, DecoderRunner)
-    assert runner.family.windows == (8, None)
-    assert [layer.features for layer in runner.family.layers] == [2 * 2 * 8] * 2
+    base = load("gemma3")
+    assert isinstance(choose_runner(base, max_rank=16), DecoderRunner)
+    bank = Bank(base.layout.linear, max_rank=16, dtype=base.dtype, device=base.device)
+    with torch.inference_mode():
+        family = probe(base, AdapterModules(base.model, bank))
+    assert family.windows == (8, None)
+    assert [layer.features for layer in family.layers] == [2 * 2 * 8] * 2
 
 
 def _calls_with(options: dict[str, Any]) -> Callable[[BaseModel], None]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
 
-from graft_runtime.engine.requests import Request
+from graft_runtime.engine.next_tokens import next_tokens
+from graft_runtime.engine.requests import Generation, Result
 from graft_runtime.model.bank import Bank
 from graft_runtime.model.rows import RowAdapter
 
@@ -71,23 +71,23 @@ class BatchRunner(Protocol):
 class Batch:
     """Requests that run together; the state of the runner exists from the first step on."""
 
-    def __init__(self, flow: BatchFlow, requests: list[Request]) -> None:
+    def __init__(self, flow: BatchFlow, requests: list[Generation]) -> None:
         self._flow = flow
         self._joining: list[BatchState] = []
         self.requests = requests
         self.state: BatchState | None = None
 
-    def forward(self) -> tuple[list[Request], torch.Tensor]:
-        """Every request gets its next token, from [requests, vocabulary]."""
+    def run(self) -> list[Result]:
+        """Every request gets its next token."""
         if self.state is None:
             prompts = [request.ids(0, request.length - len(request.tokens)) for request in self.requests]
             answers = [request.tokens for request in self.requests]
             self.state = self._flow.runner.start(prompts, answers, [request.adapters for request in self.requests])
         while self._joining:
             self.state.join(self._joining.pop())
-        return self.requests, self._flow.runner.forward(self.state)
+        return next_tokens(self.requests, self._flow.runner.forward(self.state))
 
-    def settle(self, ended: Sequence[Request]) -> None:
+    def settle(self, ended: Sequence[Generation]) -> None:
         """The others have their token; these leave."""
         for request in ended:
             self._flow.leave(request)
@@ -100,7 +100,7 @@ class Batch:
         self._joining.append(other.state)
         self.requests = self.requests + other.requests
 
-    def drop(self, request: Request) -> None:
+    def drop(self, request: Generation) -> None:
         """This row leaves."""
         rows = [row for row, other in enumerate(self.requests) if other is not request]
         self.requests = [self.requests[row] for row in rows]
@@ -135,32 +135,39 @@ class BatchFlow:
         self.batches: list[Batch] = []
 
     @property
-    def requests(self) -> list[Request]:
+    def requests(self) -> list[Generation]:
         return [request for batch in self.batches for request in batch.requests]
 
     @property
     def reserved(self) -> int:
         return sum(batch.reserved for batch in self.batches)
 
-    def admit(self, waiting: deque[Request]) -> None:
-        while waiting and len(self.batches) < MAX_BATCHES and len(self.requests) < self._max_sequences:
-            if not self._hold(waiting[0]):
-                return
-            self.batches.append(Batch(self, self._next(waiting, self._max_sequences - len(self.requests))))
+    def make_room(self) -> list[Generation]:
+        return []  # caches grow by themselves
+
+    def start(self, waiting: Sequence[Generation]) -> list[Generation]:
+        rest, started = list(waiting), list[Generation]()
+        while rest and len(self.batches) < MAX_BATCHES and len(self.requests) < self._max_sequences:
+            if not self._hold(rest[0]):
+                break
+            self.batches.append(Batch(self, self._next(rest, self._max_sequences - len(self.requests))))
+            started += self.batches[-1].requests
+            rest = [request for request in rest if request not in started]
+        return started
 
     def turns(self) -> list[Batch]:
         if self.runner.joins:
             self._join()
         return list(self.batches)
 
-    def leave(self, request: Request) -> None:
+    def leave(self, request: Generation) -> None:
         batch = next(batch for batch in self.batches if request in batch.requests)
         batch.drop(request)
         if not batch.requests:
             self.batches.remove(batch)
         self.runner.bank.release(request.adapters)
 
-    def _hold(self, request: Request) -> bool:
+    def _hold(self, request: Generation) -> bool:
         return self.runner.bank.hold(request.adapters)
 
     def _join(self) -> None:
@@ -172,13 +179,14 @@ class BatchFlow:
                     self.batches.remove(second)
                     first.take_in(second)
 
-    def _next(self, waiting: deque[Request], room: int) -> list[Request]:
-        first = waiting.popleft()
+    def _next(self, waiting: Sequence[Generation], room: int) -> list[Generation]:
+        """The requests of the next batch; the bank holds the first of those that wait, and the others then."""
+        first, *others = waiting
         if first.alone:
             return [first]
         pads = self.runner.pads
         taken, longest = [first], first.length
-        for request in list(waiting):
+        for request in others:
             longest_then = max(longest, request.length)
             full = len(taken) == room or longest_then * (len(taken) + 1) > PREFILL_TOKENS
             if full or (pads and request.alone):
@@ -187,7 +195,6 @@ class BatchFlow:
                 continue
             if not self._hold(request):
                 break
-            waiting.remove(request)
             taken.append(request)
             longest = longest_then
         return taken

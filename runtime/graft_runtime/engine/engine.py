@@ -16,9 +16,9 @@ from graft_runtime.engine.ledger import room_in_host
 from graft_runtime.engine.loader import AdapterReady, BaseReady, Job, Outcome, fault_of
 from graft_runtime.engine.mounts import Mounts
 from graft_runtime.engine.packed import PackedFlow
-from graft_runtime.engine.requests import Flow, Request, Turn, first_position
+from graft_runtime.engine.requests import Flow, Generation, Request, Turn, first_position
 from graft_runtime.engine.route import choose_runner
-from graft_runtime.engine.sampling import Draws, choose, limited
+from graft_runtime.engine.sampling import Draws
 from graft_runtime.engine.scheduler import Scheduler
 from graft_runtime.errors import ErrorCode, GraftError
 from graft_runtime.messages import (
@@ -41,7 +41,7 @@ from graft_runtime.messages import (
 )
 from graft_runtime.model.load import BaseModel
 from graft_runtime.model.rows import RowAdapter, virtual_tokens
-from graft_runtime.runners.decoder import DecoderRunner
+from graft_runtime.runners.decoder.runner import DecoderRunner
 from graft_runtime.runners.padded import PaddedRunner
 from graft_runtime.runners.runner import Runner
 from graft_runtime.runners.seq2seq import Seq2SeqRunner
@@ -119,7 +119,7 @@ class Engine:
         scheduler = self._scheduler
         if scheduler is not None and scheduler.busy:
             started = time.perf_counter()
-            turns = scheduler.turns()
+            turns = scheduler.schedule()
             if (stuck := scheduler.stuck()) is not None:
                 self._refuse(stuck)
             self._count([self._advance(scheduler, turn) for turn in turns])
@@ -248,10 +248,10 @@ class Engine:
         room = serving.runner.context_length - taken
         assert serving.scheduler is not None, "such a request was refused"
         serving.scheduler.add(
-            Request(
-                message,
-                tuple(adapters),
-                Draws(message.sampling),
+            Generation(
+                message=message,
+                adapters=tuple(adapters),
+                draws=Draws(message.sampling),
                 virtual=virtual,
                 max_tokens=min(message.max_tokens, room),
                 vocabulary=vocabulary,
@@ -285,34 +285,19 @@ class Engine:
     def _advance(self, scheduler: Scheduler, turn: Turn) -> bool:
         """One pass through the model. False when it failed."""
         try:
-            requests, logits = turn.forward()
-            logits = limited(logits, [request.vocabulary for request in requests])
-            tokens = choose(logits, [request.draws for request in requests])
-            going = [self._goes_on(request, token) for request, token in zip(requests, tokens, strict=True)]
-            turn.settle([request for request, goes_on in zip(requests, going, strict=True) if not goes_on])
+            results = turn.run()
+            for result in results:
+                self._tell(result.event)
+                if result.ends:
+                    self._ended(result.request)
+            turn.settle([result.request for result in results if result.ends])
         except Exception as error:
             self._failed(scheduler, turn, error)
             return False
         return True
 
-    def _goes_on(self, request: Request, token: int | None) -> bool:
-        """Delivers a row's token; False when that was its last."""
-        name = request.message.request
-        if token is None:
-            self._finish(request, Generated(name, [], "error", _not_finite(request)))
-            return False
-        if token in request.message.stop_tokens:
-            self._finish(request, Generated(name, [], "stop"))
-            return False
-        request.tokens.append(token)
-        if len(request.tokens) == request.max_tokens:
-            self._finish(request, Generated(name, [token], "length"))
-            return False
-        self._tell(Generated(name, [token]))
-        return True
-
-    def _finish(self, request: Request, last: Generated) -> None:
-        self._tell(last)
+    def _finish(self, request: Request, fault: EngineFault) -> None:
+        self._tell(request.failed(fault))
         self._ended(request)
 
     def _failed(self, scheduler: Scheduler, turn: Turn, error: Exception) -> None:
@@ -327,13 +312,13 @@ class Engine:
         scheduler.flow.leave(request)
         code = ErrorCode.NO_CAPACITY if isinstance(error, torch.OutOfMemoryError) else ErrorCode.INTERNAL
         fault = EngineFault(code, f"the engine failed on this request: {type(error).__name__}: {error}")
-        self._finish(request, Generated(request.message.request, [], "error", fault))
+        self._finish(request, fault)
 
     def _refuse(self, request: Request) -> None:
         fault = EngineFault(
             ErrorCode.NO_CAPACITY, "this request does not fit into the memory, though nothing else runs"
         )
-        self._finish(request, Generated(request.message.request, [], "error", fault))
+        self._finish(request, fault)
 
     def _count(self, results: list[bool]) -> None:
         self._failed_steps = 0 if any(results) or not results else self._failed_steps + 1
@@ -344,13 +329,3 @@ class Engine:
 def _is_fatal(error: Exception) -> bool:
     """Whether the accelerator is in a state that only a new process leaves."""
     return isinstance(error, torch.AcceleratorError) or "CUDA error" in str(error)
-
-
-def _not_finite(request: Request) -> EngineFault:
-    names = ", ".join(served.digest for served in request.message.adapters)
-    whose = f"adapter {names} computes" if names else "the base model computes"
-    return EngineFault(
-        ErrorCode.CORRUPT,
-        f"{whose} values that are not finite on this prompt",
-        hint="its weights overflow the dtype of the model; use a wider spec.baseModel.dtype, or train it again",
-    )

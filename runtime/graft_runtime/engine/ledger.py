@@ -10,7 +10,7 @@ import torch
 
 from graft_runtime.engine.memory import free_memory
 from graft_runtime.errors import ErrorCode, GraftError
-from graft_runtime.runners.kv import LayerShape
+from graft_runtime.runners.decoder.attention import LayerShape
 
 logger = logging.getLogger(__name__)
 

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
-import torch
-
-from graft_runtime.engine.requests import Request
-from graft_runtime.runners.attention import Piece
-from graft_runtime.runners.decoder import DecoderRunner, PackedRow
-from graft_runtime.runners.kv import Extent
+from graft_runtime.engine.next_tokens import next_tokens
+from graft_runtime.engine.requests import Generation, Result
+from graft_runtime.runners.decoder.attention import Piece
+from graft_runtime.runners.decoder.runner import DecoderRunner
+from graft_runtime.runners.decoder.step import PackedRow
 
 PROMPT_TOKENS = {"cpu": 512, "cuda": 4096}
 """Of all prompts in one step: those that decode wait for it, so it is bounded by the device's speed."""
@@ -19,14 +18,24 @@ PROMPT_TOKENS = {"cpu": 512, "cuda": 4096}
 
 @dataclass(eq=False)
 class _Running:
-    request: Request
-    extent: Extent
+    request: Generation
+    place: Any
+    """Of its keys and values."""
     done: int = 0
-    """Tokens that are in the extent."""
+    """Tokens that are in the place."""
 
     @property
     def missing(self) -> int:
         return self.request.length - self.done
+
+    def row(self, tokens: int) -> PackedRow:
+        end = self.done + tokens
+        return PackedRow(
+            Piece(self.place, self.done, tokens),
+            self.request.ids(self.done, end),
+            self.request.adapters,
+            answers=end == self.request.length,
+        )
 
 
 class PackedTurn:
@@ -35,34 +44,23 @@ class PackedTurn:
     def __init__(self, flow: PackedFlow, running: Sequence[_Running]) -> None:
         self._flow = flow
         self._running = running
-        self._taken: dict[_Running, int] = {}
+        self._shares: dict[_Running, int] = {}
 
     @property
-    def requests(self) -> list[Request]:
+    def requests(self) -> list[Generation]:
         return [running.request for running in self._running]
 
-    def forward(self) -> tuple[list[Request], torch.Tensor]:
-        self._taken = self._flow.share(self._running)
-        rows = {_row(running, tokens): running.request for running, tokens in self._taken.items()}
-        step = self._flow.runner.pack(list(rows))
-        logits = self._flow.runner.forward(step)
-        return [rows[row] for row in step.answering], logits
+    def run(self) -> list[Result]:
+        self._shares = self._flow.share(self._running)
+        runner, rows = self._flow.runner, list(self._shares)
+        step = runner.pack([running.row(tokens) for running, tokens in self._shares.items()])
+        return next_tokens([rows[index].request for index in step.answering], runner.run(step))
 
-    def settle(self, ended: Sequence[Request]) -> None:
-        for running, tokens in self._taken.items():
+    def settle(self, ended: Sequence[Generation]) -> None:
+        for running, tokens in self._shares.items():
             running.done += tokens
         for request in ended:
             self._flow.leave(request)
-
-
-def _row(running: _Running, tokens: int) -> PackedRow:
-    end = running.done + tokens
-    return PackedRow(
-        Piece(running.extent, running.done, tokens),
-        running.request.ids(running.done, end),
-        running.request.adapters,
-        answers=end == running.request.length,
-    )
 
 
 class PackedFlow:
@@ -70,36 +68,55 @@ class PackedFlow:
 
     A sequence that finds no room to grow pushes back the youngest, which starts again later from where it was. The
     oldest always goes on: one sequence of any length fits.
+
+    Args:
+        runner: takes the steps through the model.
+        max_sequences: that run at once.
+        prompt_tokens: of all prompts in one step; None: what suits the device.
     """
 
-    def __init__(self, runner: DecoderRunner, max_sequences: int) -> None:
+    def __init__(self, runner: DecoderRunner, max_sequences: int, prompt_tokens: int | None = None) -> None:
         self.runner = runner
         self._max_sequences = max_sequences
-        self._prompt_tokens = PROMPT_TOKENS.get(runner.device.type, PROMPT_TOKENS["cuda"])
+        self._prompt_tokens = prompt_tokens or PROMPT_TOKENS.get(runner.device.type, PROMPT_TOKENS["cuda"])
         self._running: list[_Running] = []
 
     @property
-    def requests(self) -> list[Request]:
+    def requests(self) -> list[Generation]:
         return [running.request for running in self._running]
 
     @property
     def reserved(self) -> int:
         return self.runner.kv.reserved
 
-    def admit(self, waiting: deque[Request]) -> None:
-        self._grow(waiting)
-        while waiting and len(self._running) < self._max_sequences and self._start(waiting[0]):
-            waiting.popleft()
+    def make_room(self) -> list[Generation]:
+        pushed_back: list[Generation] = []
+        for running in list(self._running):
+            while running in self._running and running.place.capacity < running.request.length:
+                larger = self.runner.kv.grow(running.place, running.request.length, running.done)
+                if larger is not None:
+                    running.place = larger
+                else:
+                    youngest = self._running[-1].request
+                    self.leave(youngest)
+                    pushed_back.insert(0, youngest)
+        return pushed_back
+
+    def start(self, waiting: Sequence[Generation]) -> Sequence[Generation]:
+        for count, request in enumerate(waiting):
+            if len(self._running) == self._max_sequences or not self._start(request):
+                return waiting[:count]
+        return waiting
 
     def turns(self) -> list[PackedTurn]:
         together = [running for running in self._running if not running.request.alone]
         alone = [[running] for running in self._running if running.request.alone]
         return [PackedTurn(self, running) for running in [together, *alone] if running]
 
-    def leave(self, request: Request) -> None:
+    def leave(self, request: Generation) -> None:
         running = next(running for running in self._running if running.request is request)
         self._running.remove(running)
-        self.runner.kv.release(running.extent)
+        self.runner.kv.release(running.place)
         self.runner.bank.release(request.adapters)
 
     def share(self, running: Sequence[_Running]) -> dict[_Running, int]:
@@ -108,36 +125,25 @@ class PackedFlow:
         One each for those that decode. Prompts share what is left: half of it is the oldest's, so that a long prompt
         gets on; then the shortest go first, so that a short one need not wait for it.
         """
-        taken = {one: 1 for one in running if one.missing == 1}
+        shares = {one: 1 for one in running if one.missing == 1}
         prompts = [one for one in running if one.missing > 1]
         room = self._prompt_tokens
         if prompts:
-            taken[prompts[0]] = min(prompts[0].missing, room // 2)
-            room -= taken[prompts[0]]
+            shares[prompts[0]] = min(prompts[0].missing, room // 2)
+            room -= shares[prompts[0]]
         for one in sorted(prompts[1:], key=lambda one: one.missing) + prompts[:1]:
-            more = min(one.missing - taken.get(one, 0), room)
+            more = min(one.missing - shares.get(one, 0), room)
             if more:
-                taken[one] = taken.get(one, 0) + more
+                shares[one] = shares.get(one, 0) + more
                 room -= more
-        return taken
+        return shares
 
-    def _start(self, request: Request) -> bool:
+    def _start(self, request: Generation) -> bool:
         if not self.runner.bank.hold(request.adapters):
             return False
-        extent = self.runner.kv.reserve(min(request.length + 1, self.runner.context_length))
-        if extent is None:
+        place = self.runner.kv.reserve(min(request.length + 1, self.runner.context_length))
+        if place is None:
             self.runner.bank.release(request.adapters)
             return False
-        self._running.append(_Running(request, extent, self.runner.begin(extent, request.adapters)))
+        self._running.append(_Running(request, place, self.runner.begin(place, request.adapters)))
         return True
-
-    def _grow(self, waiting: deque[Request]) -> None:
-        for running in list(self._running):
-            while running in self._running and running.extent.capacity < running.request.length:
-                larger = self.runner.kv.grow(running.extent, running.request.length, running.done)
-                if larger is not None:
-                    running.extent = larger
-                else:
-                    youngest = self._running[-1].request
-                    self.leave(youngest)
-                    waiting.appendleft(youngest)

@@ -2,27 +2,43 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
-
-import torch
+from typing import Any, Protocol
 
 from graft_runtime.engine.sampling import Draws
-from graft_runtime.messages import Generate
+from graft_runtime.messages import EngineFault, Event, Generate, Generated
 from graft_runtime.model.rows import RowAdapter
 
 NEVER = 1 << 62
 """A position that no sequence has."""
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, kw_only=True)
 class Request:
-    """One request, from its arrival to its last token."""
+    """One request, from its arrival to its last event."""
+
+    message: Any
+    """Which asked for it."""
+    adapters: tuple[RowAdapter, ...]
+    alone: bool = False
+    """It was in a step that failed: it is tried again by itself, so that only the culprit fails."""
+
+    @property
+    def name(self) -> str:
+        name: str = self.message.request
+        return name
+
+    def failed(self, fault: EngineFault) -> Event:
+        """Return the last event of a request that has failed."""
+        raise NotImplementedError
+
+
+@dataclass(eq=False, kw_only=True)
+class Generation(Request):
+    """A request for text."""
 
     message: Generate
-    adapters: tuple[RowAdapter, ...]
     draws: Draws
     virtual: int
     """Positions before the prompt that are the adapter's."""
@@ -31,8 +47,9 @@ class Request:
     vocabulary: int
     """Token ids that mean something to its adapters, or to the base."""
     tokens: list[int] = field(default_factory=list)
-    alone: bool = False
-    """It was in a step that failed: it is tried again by itself, so that only the culprit fails."""
+
+    def failed(self, fault: EngineFault) -> Event:
+        return Generated(self.name, [], "error", fault)
 
     @property
     def length(self) -> int:
@@ -48,18 +65,28 @@ class Request:
         return virtual + real
 
 
+@dataclass(frozen=True)
+class Result:
+    """What a step made of one request."""
+
+    request: Request
+    event: Event
+    ends: bool
+    """Whether that was its last event."""
+
+
 class Turn(Protocol):
     """Requests that go through the model together, once."""
 
     @property
     def requests(self) -> Sequence[Request]: ...
 
-    def forward(self) -> tuple[Sequence[Request], torch.Tensor]:
-        """The requests that get their next token, and the logits it is chosen from, [requests, vocabulary]."""
+    def run(self) -> Sequence[Result]:
+        """Take them through the model. Returns what became of those that have something to tell."""
         ...
 
-    def settle(self, ended: Sequence[Request]) -> None:
-        """The others have their token in `Request.tokens`; these leave."""
+    def settle(self, ended: Sequence[Any]) -> None:
+        """Take note of what the turn has computed; these requests leave."""
         ...
 
 
@@ -76,16 +103,20 @@ class Flow(Protocol):
         """Tokens for which there are keys and values, or room for them."""
         ...
 
-    def admit(self, waiting: deque[Request]) -> None:
-        """Takes from the front of the queue what there is room for; may put back at the front what there is not."""
+    def make_room(self) -> Sequence[Request]:
+        """Give those that run room for their next token. Returns those that had to leave for it, the oldest first."""
+        ...
+
+    def start(self, waiting: Sequence[Any]) -> Sequence[Request]:
+        """Let those in that there is room for, the first of the queue before others. Returns which."""
         ...
 
     def turns(self) -> Sequence[Turn]:
-        """Of one step: each request is in one of them at most."""
+        """Return those of one step: each request is in one of them at most."""
         ...
 
-    def leave(self, request: Request) -> None:
-        """A request that runs does so no longer, and what it held is free."""
+    def leave(self, request: Any) -> None:
+        """Take out a request that runs, and free what it held."""
         ...
 
 

@@ -9,13 +9,15 @@ import torch
 from graft_runtime.contract.tasks import Task
 from graft_runtime.engine.ledger import open_ledger
 from graft_runtime.model.bank import Bank
+from graft_runtime.model.buffers import Buffers
 from graft_runtime.model.hooks import AdapterModules
 from graft_runtime.model.load import BaseModel
-from graft_runtime.runners.decoder import DecoderRunner
+from graft_runtime.runners.decoder.extents import Extents
+from graft_runtime.runners.decoder.over_extents import ExtentAttention
+from graft_runtime.runners.decoder.probe import RefusedError, probe
+from graft_runtime.runners.decoder.runner import DecoderRunner
 from graft_runtime.runners.encoder import EncoderRunner
-from graft_runtime.runners.kv import KeyValueStore
 from graft_runtime.runners.padded import PaddedRunner
-from graft_runtime.runners.probe import RefusedError, probe
 from graft_runtime.runners.runner import Runner
 from graft_runtime.runners.seq2seq import Seq2SeqRunner
 
@@ -42,7 +44,7 @@ def choose_runner(base: BaseModel, *, max_rank: int) -> Runner:
         logger.warning("base model `%s` is served by the padded runner: %s", base.name, refused)
         return PaddedRunner(base, modules)
     ledger = open_ledger(family.layers, bank=bank.bytes_at_most, dtype=base.dtype, device=base.device)
-    kv = KeyValueStore(
+    kv = Extents(
         family.layers,
         tokens=ledger.tokens,
         longest=ledger.longest(base.context_length),
@@ -50,4 +52,5 @@ def choose_runner(base: BaseModel, *, max_rank: int) -> Runner:
         device=base.device,
     )
     logger.info("base model `%s` is served by the decoder runner", base.name)
-    return DecoderRunner(base, modules, family, kv)
+    attention = ExtentAttention(family.windows, Buffers(base.device), base.device)
+    return DecoderRunner(base, modules, kv, attention)

@@ -1,4 +1,4 @@
-"""One queue before either runner: who waits, and who runs."""
+"""The queue before every runner, and its only owner: who waits, and who runs."""
 
 from __future__ import annotations
 
@@ -28,32 +28,41 @@ class Scheduler:
         return bool(self._waiting or self.flow.requests)
 
     def add(self, request: Request) -> None:
+        """Put a request at the end of the queue."""
         self._waiting.append(request)
 
-    def turns(self) -> Sequence[Turn]:
-        """Of the next step, with all that there is room for."""
-        self.flow.admit(self._waiting)
+    def schedule(self) -> Sequence[Turn]:
+        """Start what there is room for. Returns the turns of the next step, with all that run."""
+        self._put_back(self.flow.make_room())
+        if self._waiting:
+            started = set(self.flow.start(list(self._waiting)))
+            self._waiting = deque(request for request in self._waiting if request not in started)
         return self.flow.turns()
 
     def stuck(self) -> Request | None:
-        """The first in the queue, taken from it, when nothing runs: there will never be more room for it."""
+        """Take out the first in the queue when nothing runs: there will never be more room for it."""
         return self._waiting.popleft() if self._waiting and not self.flow.requests else None
 
     def again(self, turn: Turn) -> None:
-        """The turn failed: each of its requests runs again, by itself, before any other."""
-        for request in reversed(list(turn.requests)):
-            self.flow.leave(request)
+        """Run each request of a turn that failed again, by itself, before any other."""
+        for request in turn.requests:
             request.alone = True
-            self._waiting.appendleft(request)
+        requests = list(turn.requests)
+        for request in requests:
+            self.flow.leave(request)
+        self._put_back(requests)
 
     def drop(self, name: str) -> Request | None:
-        """The request of this name leaves, whether it waits or runs; None when there is none."""
-        for request in self._waiting:
-            if request.message.request == name:
-                self._waiting.remove(request)
-                return request
-        for request in self.flow.requests:
-            if request.message.request == name:
-                self.flow.leave(request)
-                return request
-        return None
+        """Take out the request of this name, whether it waits or runs; None when there is none."""
+        request = next((request for request in self._waiting if request.name == name), None)
+        if request is not None:
+            self._waiting.remove(request)
+            return request
+        request = next((request for request in self.flow.requests if request.name == name), None)
+        if request is not None:
+            self.flow.leave(request)
+        return request
+
+    def _put_back(self, requests: Sequence[Request]) -> None:
+        """To the front of the queue, in this order."""
+        self._waiting.extendleft(reversed(requests))

@@ -7,14 +7,15 @@ of the bank is bucketed and follows what runs, not what is mounted.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from graft_runtime.adapters.deltas import CompiledAdapter
 from graft_runtime.adapters.layout import LinearShape
 from graft_runtime.model.bank_module import BankModule
-from graft_runtime.model.rows import Row, RowAdapter, Step, Taken
+from graft_runtime.model.buffers import Buffers
+from graft_runtime.model.rows import AdapterInputs, Row, RowAdapter, TokenAdapters
 
 NARROWEST = 16
 WIDEST = 1024
@@ -45,7 +46,9 @@ class Bank:
         self._limit = _bucket(max(WIDEST, max_rank))
         self._shapes, self._dtype, self._device = shapes, dtype, device
         self._places: dict[CompiledAdapter, _Place] = {}
-        self._owners: torch.Tensor | None = None
+        self._buffers = Buffers(device)
+        self._filled: TokenAdapters | None = None
+        self._filled_for: object = None
         self.modules: dict[str, BankModule] = {}
         """Those that an active adapter has changed."""
         self.version = 0
@@ -98,50 +101,64 @@ class Bank:
         for adapter in dict.fromkeys(part.adapter for part in adapters):
             self._let_go(adapter)
 
-    def step(self, rows: Sequence[Row], last: torch.Tensor) -> Step | None:
-        """What each token of a pass takes; None when all of them are the base model's.
+    def inputs(self, rows: Sequence[Row], last: torch.Tensor) -> AdapterInputs | None:
+        """Fill what the modules read of a pass. What an earlier pass was given is overwritten.
 
         Args:
             rows: of the pass, in order; the bank holds their adapters.
-            last: see `Step`.
+            last: see `AdapterInputs`.
+
+        Returns:
+            None when all of the rows are the base model's.
         """
         if not any(row.adapters for row in rows):
             return None
-        slot_weights = self._slot_weights(rows)
-        taken_by_all = bool((slot_weights[:, 1:] != 0).all())
-        whole = bool(((slot_weights == 0) | (slot_weights == 1)).all())
-        slot_weights = slot_weights.to(self._device)
-        counts = torch.tensor([row.tokens for row in rows])
-        slots = torch.tensor([self._slot_of(row) for row in rows]).repeat_interleave(counts)
-        column_weights = slot_weights[:, self._column_owner()].to(self._dtype)
-        taken = Taken(
-            None if taken_by_all else column_weights == 0,
-            None if whole else column_weights,
-            slots.to(self._device),
-            slot_weights.to(self._dtype),
-            _positions(rows, counts).to(self._device),
+        partial = _partial(rows)
+        key = (self.version, [(row.adapters, row.tokens) for row in rows])
+        if partial or key != self._filled_for or self._filled is None:
+            self._filled_for = None
+            self._filled = self._fill(rows, partial=partial)
+            self._filled_for = None if partial else key  # as long as the same rows decode, all but positions stays
+        at = [position for row in rows for position in range(row.start, row.start + row.tokens)]
+        taken = replace(self._filled, positions=self._buffers.fill("positions", at))
+        uniform = not partial and all(row.adapters == rows[0].adapters for row in rows)
+        return AdapterInputs(taken, [row.tokens for row in rows], last, uniform=uniform)
+
+    def _fill(self, rows: Sequence[Row], *, partial: bool) -> TokenAdapters:
+        tokens, exact = sum(row.tokens for row in rows), self._slot_weights(rows, partial=partial)
+        taken_by_all = bool((exact[:, 1:] != 0).all())
+        whole = bool(((exact == 0) | (exact == 1)).all())
+        weights = self._buffers.view("slot weights", *exact.shape, dtype=self._dtype).copy_(exact)
+        columns = self._buffers.view("column weights", tokens, self.width, dtype=self._dtype)
+        torch.index_select(weights, 1, self._column_owner(), out=columns)
+        hidden = torch.eq(columns, 0, out=self._buffers.view("hidden", tokens, self.width, dtype=torch.bool))
+        slots = [slot for row in rows for slot in [self._slot_of(row)] * row.tokens]
+        return TokenAdapters(
+            None if taken_by_all else hidden,
+            None if whole else columns,
+            self._buffers.fill("slots", slots),
+            weights,
+            torch.empty(0),
         )
-        uniform = all(row.adapters == rows[0].adapters for row in rows) and not _partial(rows)
-        return Step(taken, [row.tokens for row in rows], last, uniform=uniform)
 
     def slot(self, adapter: CompiledAdapter) -> int:
         """Of an active adapter."""
         return self._places[adapter].slot
 
-    def _slot_weights(self, rows: Sequence[Row]) -> torch.Tensor:
-        """[tokens, slots], in float32; slot 0 is nobody's."""
+    def _slot_weights(self, rows: Sequence[Row], *, partial: bool) -> torch.Tensor:
+        """[tokens, slots], in float32 on the host; slot 0 is nobody's."""
         slots = 1 + max(place.slot for place in self._places.values())
-        weights = torch.zeros(len(rows), slots)
-        for index, row in enumerate(rows):
+        weights = [[0.0] * slots for _ in rows]
+        for taken, row in zip(weights, rows, strict=True):
             for part in row.adapters:
-                weights[index, self.slot(part.adapter)] += part.weight
-        repeated = weights.repeat_interleave(torch.tensor([row.tokens for row in rows]), dim=0)
+                taken[self.slot(part.adapter)] += part.weight
+        repeated = torch.tensor(weights).repeat_interleave(torch.tensor([row.tokens for row in rows]), dim=0)
         first = 0
-        for row in rows:
+        for row in rows if partial else ():
             for part in row.adapters:
                 if part.start:
-                    hidden = min(max(part.start - row.start, 0), row.tokens)
-                    repeated[first : first + hidden, self.slot(part.adapter)] = 0
+                    without = min(max(part.start - row.start, 0), row.tokens)
+                    repeated[first : first + without, self.slot(part.adapter)] = 0
             first += row.tokens
         return repeated
 
@@ -151,12 +168,10 @@ class Bank:
 
     def _column_owner(self) -> torch.Tensor:
         """[width]: the slot of the adapter that owns the column; 0: nobody."""
-        if self._owners is None:
-            owners = torch.zeros(self.width, dtype=torch.long)
-            for place in self._places.values():
-                owners[place.start : place.start + place.columns] = place.slot
-            self._owners = owners.to(self._device)
-        return self._owners
+        owners = [0] * self.width
+        for place in self._places.values():
+            owners[place.start : place.start + place.columns] = [place.slot] * place.columns
+        return self._buffers.fill("owners", owners)
 
     def _activate(self, adapter: CompiledAdapter, limit: int | None) -> bool:
         """Copies the adapter into the lowest free columns that are contiguous, and into the lowest free slot."""
@@ -204,18 +219,11 @@ class Bank:
 
     def _resize(self) -> None:
         """Sets the width. A module makes room when it is needed, and keeps it, since the next request needs it soon."""
-        self._owners = None
         self.version += 1
         highest = max((place.start + place.columns for place in self._places.values()), default=0)
         self.width = _bucket(highest) if highest else 0
         for module in self.modules.values():
             module.widen(self.width)
-
-
-def _positions(rows: Sequence[Row], counts: torch.Tensor) -> torch.Tensor:
-    """[tokens], int64."""
-    before = torch.tensor([row.start for row in rows]) - (counts.cumsum(0) - counts)
-    return torch.arange(int(counts.sum())) + before.repeat_interleave(counts)
 
 
 def _partial(rows: Sequence[Row]) -> bool:

@@ -25,7 +25,7 @@ from graft_runtime.model.bank import Bank
 from graft_runtime.model.bank_module import BankModule
 from graft_runtime.model.experts import Beside, experts_forward
 from graft_runtime.model.modules import BaseModules, Inputs
-from graft_runtime.model.rows import Row, Step, Taken
+from graft_runtime.model.rows import AdapterInputs, Row, TokenAdapters
 
 
 class AdapterModules:
@@ -47,16 +47,15 @@ class AdapterModules:
         self._hung: int | None = None
         """The version of the bank whose modules have hooks; None: no module has any."""
 
-    @contextmanager
-    def active(self, rows: Sequence[Row], last: torch.Tensor) -> Iterator[None]:
-        """Inside, a forward pass of the model serves these rows.
+    def inputs(self, rows: Sequence[Row], last: torch.Tensor) -> AdapterInputs | None:
+        """Return what the modules read of a pass; see `Bank.inputs`."""
+        return self.bank.inputs(rows, last)
 
-        Args:
-            rows: of the pass, in the order of its tokens; the bank holds their adapters.
-            last: the tokens that the head computes if it is limited, as indices of all tokens.
-        """
-        self._now.step = self.bank.step(rows, last)
-        self._hang(None if self._now.step is None else self.bank.version)
+    @contextmanager
+    def active(self, inputs: AdapterInputs | None) -> Iterator[None]:
+        """Inside, a forward pass of the model serves the rows that these are of; None: those of the base."""
+        self._now.step = inputs
+        self._hang(None if inputs is None else self.bank.version)
         try:
             yield
         finally:
@@ -91,7 +90,7 @@ class AdapterModules:
 class _Now:
     """The step that runs; None between steps: whoever calls the model then gets the base's answer."""
 
-    step: Step | None = None
+    step: AdapterInputs | None = None
 
 
 class _Hooked:
@@ -101,7 +100,7 @@ class _Hooked:
         self.part, self.bank, self.now, self.head = part, bank, now, head
 
     @property
-    def step(self) -> Step:
+    def step(self) -> AdapterInputs:
         """That runs."""
         assert self.now.step is not None
         return self.now.step
@@ -127,16 +126,16 @@ class _Hooked:
         """The module's output."""
         raise NotImplementedError
 
-    def taken(self, x: torch.Tensor, count: int) -> Taken:
+    def taken(self, x: torch.Tensor, count: int) -> TokenAdapters:
         """By the tokens of an input."""
         return self.step.of(count, x.shape[0], head=self.head)
 
-    def groups(self, taken: Taken) -> Iterator[tuple[CompiledAdapter, ModuleDelta, torch.Tensor]]:
+    def groups(self, taken: TokenAdapters) -> Iterator[tuple[CompiledAdapter, ModuleDelta, torch.Tensor]]:
         """The adapters that are computed by themselves, and the tokens that are theirs alone."""
         for adapter, delta in self.part.groups.items():
             yield adapter, delta, (taken.slots == self.bank.slot(adapter)).nonzero()[:, 0]
 
-    def weights(self, taken: Taken, adapter: CompiledAdapter) -> torch.Tensor:
+    def weights(self, taken: TokenAdapters, adapter: CompiledAdapter) -> torch.Tensor:
         """[tokens, 1]: how much each token takes of an adapter."""
         slot = self.bank.slot(adapter)
         return taken.slot_weights[:, slot : slot + 1]
@@ -167,7 +166,7 @@ class _HookedLinear(_Hooked):
         y = self._with_columns(x, y, taken)
         return self._with_vectors(y, taken).view(*output.shape[:-1], -1)
 
-    def _with_columns(self, x: torch.Tensor, y: torch.Tensor, taken: Taken) -> torch.Tensor:
+    def _with_columns(self, x: torch.Tensor, y: torch.Tensor, taken: TokenAdapters) -> torch.Tensor:
         a, b, width = self.part.a, self.part.b, self.bank.width
         if a is None or b is None or not self.part.uses("low_rank"):
             return y
@@ -183,7 +182,7 @@ class _HookedLinear(_Hooked):
             own += (z @ b[:width]).to(y.dtype)
         return y
 
-    def _with_vectors(self, y: torch.Tensor, taken: Taken) -> torch.Tensor:
+    def _with_vectors(self, y: torch.Tensor, taken: TokenAdapters) -> torch.Tensor:
         if self.part.uses("offset"):
             slots = torch.arange(taken.slot_weights.shape[1], device=y.device)
             y = y + (taken.slot_weights @ self.part.vector("offset", slots)).to(y.dtype)

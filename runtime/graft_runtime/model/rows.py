@@ -45,7 +45,7 @@ def virtual_tokens(adapters: Sequence[RowAdapter]) -> int:
 
 
 @dataclass(frozen=True)
-class Taken:
+class TokenAdapters:
     """What each token takes of the active adapters.
 
     Attributes:
@@ -62,9 +62,9 @@ class Taken:
     slot_weights: torch.Tensor
     positions: torch.Tensor
 
-    def of(self, tokens: torch.Tensor) -> Taken:
+    def of(self, tokens: torch.Tensor) -> TokenAdapters:
         """Those of these tokens, [n]."""
-        return Taken(
+        return TokenAdapters(
             None if self.hidden is None else self.hidden[tokens],
             None if self.column_weights is None else self.column_weights[tokens],
             self.slots[tokens],
@@ -72,13 +72,13 @@ class Taken:
             self.positions[tokens],
         )
 
-    def each(self, times: int) -> Taken:
+    def each(self, times: int) -> TokenAdapters:
         """Every token as often in a row."""
         return self.of(torch.arange(self.slots.shape[0], device=self.slots.device).repeat_interleave(times))
 
 
-class Step:
-    """What the modules see while a forward pass runs.
+class AdapterInputs:
+    """What the modules read of a pass, beside their inputs: which adapters its tokens take, and how much of each.
 
     Args:
         taken: by all tokens of the pass, in order.
@@ -87,15 +87,15 @@ class Step:
         uniform: whether every token takes the same.
     """
 
-    def __init__(self, taken: Taken, tokens: Sequence[int], last: torch.Tensor, *, uniform: bool) -> None:
+    def __init__(self, taken: TokenAdapters, tokens: Sequence[int], last: torch.Tensor, *, uniform: bool) -> None:
         self.all = taken
-        self.last = taken.of(last)
+        self.last = taken if len(last) == taken.slots.shape[0] else taken.of(last)
         self._rows = len(tokens)
         self._even = len(set(tokens)) == 1
         self._uniform = uniform
-        self._others: dict[int, Taken] = {}
+        self._others: dict[int, TokenAdapters] = {}
 
-    def of(self, count: int, leading: int, *, head: bool = False) -> Taken:
+    def of(self, count: int, leading: int, *, head: bool = False) -> TokenAdapters:
         """What the tokens of a module's input take.
 
         Args:
@@ -114,7 +114,7 @@ class Step:
             self._others[count] = self._other(count, leading)
         return self._others[count]
 
-    def _other(self, count: int, leading: int) -> Taken:
+    def _other(self, count: int, leading: int) -> TokenAdapters:
         device = self.all.slots.device
         if self._uniform:
             return self.all.of(torch.zeros(count, dtype=torch.long, device=device))

@@ -13,23 +13,10 @@ from dataclasses import dataclass, field
 import torch
 
 from graft_runtime.adapters.deltas import Prefix
+from graft_runtime.runners.decoder.attention import LayerShape
 
 SMALLEST_EXTENT = 64
 """Tokens."""
-
-
-@dataclass(frozen=True)
-class LayerShape:
-    """What attention keeps of one token in one layer."""
-
-    heads: int
-    key_features: int
-    value_features: int
-
-    @property
-    def features(self) -> int:
-        """Numbers a token."""
-        return self.heads * (self.key_features + self.value_features)
 
 
 @dataclass(eq=False)
@@ -111,8 +98,8 @@ class Slab:
             self.extents[extent.slot] = last
 
 
-class KeyValueStore:
-    """All extents. What it holds never exceeds `tokens`, free slots included.
+class Extents:
+    """All extents; see `KeysAndValues`. What it holds never exceeds `tokens`, free slots included.
 
     Args:
         layers: of the model, in order.
@@ -157,25 +144,35 @@ class KeyValueStore:
         self._slabs[capacity] = slab
         return slab.take()
 
-    def grow(self, extent: Extent, tokens: int, used: int) -> Extent | None:
+    def grow(self, place: Extent, tokens: int, used: int) -> Extent | None:
         """A larger extent with the first `used` tokens of this one, which is freed; None when there is no room."""
         larger = self.reserve(tokens)
         if larger is None:
             return None
-        for to, source in ((larger.slab.keys, extent.slab.keys), (larger.slab.values, extent.slab.values)):
+        for to, source in ((larger.slab.keys, place.slab.keys), (larger.slab.values, place.slab.values)):
             for layer in range(len(self._layers)):
-                to[layer][larger.slot, :, :used] = source[layer][extent.slot, :, :used]
-        self.release(extent)
+                to[layer][larger.slot, :, :used] = source[layer][place.slot, :, :used]
+        self.release(place)
         return larger
 
-    def release(self, extent: Extent) -> None:
+    def release(self, place: Extent) -> None:
         """Frees its memory, or keeps it for the next of this size."""
-        slab = extent.slab
-        slab.free(extent)
+        slab = place.slab
+        slab.free(place)
         if not slab.extents:
             del self._slabs[slab.capacity]
         elif len(slab.extents) * 4 <= slab.slots:
             slab.shrink(len(slab.extents) * 2)
+
+    def fill(self, place: Extent, prefix: Prefix) -> None:
+        """Writes the first positions of an extent."""
+        for layer, (keys, values) in enumerate(zip(prefix.keys, prefix.values, strict=True)):
+            place.slab.keys[layer][place.slot, :, : prefix.tokens] = keys
+            place.slab.values[layer][place.slot, :, : prefix.tokens] = values
+
+    def beside(self, lengths: Sequence[int]) -> Extents:
+        """Room for sequences of these lengths, beside what is here."""
+        return room_for(lengths, self._layers, dtype=self._dtype, device=self._device)
 
     def _capacity(self, tokens: int) -> int:
         capacity = SMALLEST_EXTENT
@@ -214,8 +211,9 @@ class KeyValueStore:
                 slab.shrink(len(slab.extents))
 
 
-def fill(extent: Extent, prefix: Prefix) -> None:
-    """Writes the first positions of an extent."""
-    for layer, (keys, values) in enumerate(zip(prefix.keys, prefix.values, strict=True)):
-        extent.slab.keys[layer][extent.slot, :, : prefix.tokens] = keys
-        extent.slab.values[layer][extent.slot, :, : prefix.tokens] = values
+def room_for(
+    lengths: Sequence[int], layers: Sequence[LayerShape], *, dtype: torch.dtype, device: torch.device
+) -> Extents:
+    """Return extents for sequences of these lengths."""
+    tokens = [max(length, SMALLEST_EXTENT) for length in lengths]
+    return Extents(layers, tokens=sum(tokens), longest=max(tokens), dtype=dtype, device=device)

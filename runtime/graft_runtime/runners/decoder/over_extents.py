@@ -1,4 +1,4 @@
-"""Attention over packed rows: each writes its keys and values to its own extent and reads nothing else.
+"""Attention over extents: each row writes its keys and values to its own extent and reads nothing else.
 
 A step is one row of tokens: first those of the sequences that decode, one each and ordered by slab and slot, so that a
 slab's rows go through attention in one call; then spans of prompts, one call each.
@@ -6,73 +6,19 @@ slab's rows go through attention in one call; then spans of prompts, one call ea
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch.nn import functional
-from transformers import AttentionInterface
 
-from graft_runtime.runners.kv import Extent, Slab
-
-IMPLEMENTATION = "graft"
+from graft_runtime.model.buffers import Buffers
+from graft_runtime.runners.decoder.attention import Piece, Score
+from graft_runtime.runners.decoder.extents import Extent, Slab
 
 # cuDNN plans each new shape for some 25 ms, and rows that decode have a new one in every step.
 torch.backends.cuda.enable_cudnn_sdp(False)
 
-Attend = Callable[..., torch.Tensor]
-_attend: ContextVar[Attend] = ContextVar("attend")
-
-
-def _attention(
-    module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: Any, **options: Any
-) -> tuple[torch.Tensor, None]:
-    """What Transformers' models call: [1, heads, tokens, features] each; returns [1, tokens, heads, features]."""
-    return _attend.get()(module, query, key, value, mask, **options)[None], None
-
-
-AttentionInterface.register(IMPLEMENTATION, _attention)
-
-
-@contextmanager
-def attending(attend: Attend) -> Iterator[None]:
-    """Inside, the layers of a model that is set to IMPLEMENTATION call this. It returns [tokens, heads, features]."""
-    token = _attend.set(attend)
-    try:
-        yield
-    finally:
-        _attend.reset(token)
-
-
-@dataclass(frozen=True)
-class Piece:
-    """Some tokens of one sequence, `start` … `start + tokens`; all before are in its extent already."""
-
-    extent: Extent
-    start: int
-    tokens: int
-
-    @property
-    def end(self) -> int:
-        return self.start + self.tokens
-
-
-@dataclass(frozen=True)
-class Score:
-    """How a layer turns products into weights: what its attention call asks for."""
-
-    scale: float | None
-    softcap: float | None
-    sinks: torch.Tensor | None
-    """[heads]."""
-
-    @property
-    def plain(self) -> bool:
-        """Whether it is a softmax of scaled products and no more."""
-        return self.softcap is None and self.sinks is None
 
 
 @dataclass
@@ -88,6 +34,7 @@ class _Reads:
 class _Decoding:
     """Rows of one slab, one token each."""
 
+    buffers: Buffers
     slab: Slab
     first: int
     """Where they begin in the step."""
@@ -125,7 +72,9 @@ class _Decoding:
         if even:
             return _Reads(low, high, None)
         index = torch.arange(low, high, device=self.at.device)[None]
-        seen = index <= self.at[:, None]
+        name = f"seen {self.slab.capacity} {window}"
+        seen = self.buffers.view(name, len(self.positions), high - low, dtype=torch.bool)
+        torch.le(index, self.at[:, None], out=seen)
         if window is not None:
             seen &= index > self.at[:, None] - window
         return _Reads(low, high, seen[:, None, None])
@@ -135,8 +84,10 @@ class _Decoding:
 class _Span:
     """Tokens of one prompt."""
 
+    extent: Extent
     piece: Piece
     first: int
+    device: torch.device
     _reads: dict[int | None, _Reads] = field(default_factory=dict)
 
     @property
@@ -152,7 +103,7 @@ class _Span:
                 return functional.scaled_dot_product_attention(
                     whole, k, v, is_causal=True, scale=score.scale, enable_gqa=True
                 )[0].transpose(0, 1)
-        reads = self._reads.get(window) or self._read(window, q.device)
+        reads = self._reads.get(window) or self._read(window)
         self._reads[window] = reads
         k, v = self._stored(layer, reads.low)
         groups = q.shape[1] // k.shape[1]
@@ -164,20 +115,20 @@ class _Span:
 
     def _stored(self, layer: int, low: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values from this token on, [1, heads, tokens, features] each."""
-        slab, slot = self.piece.extent.slab, self.piece.extent.slot
+        slab, slot = self.extent.slab, self.extent.slot
         keys, values = slab.keys[layer], slab.values[layer]
         return keys[slot : slot + 1, :, low : self.piece.end], values[slot : slot + 1, :, low : self.piece.end]
 
     def write(self, k: torch.Tensor, v: torch.Tensor, layer: int) -> None:
         """[tokens, heads, features] each."""
-        extent = self.piece.extent
-        extent.slab.keys[layer][extent.slot, :, self.piece.start : self.piece.end] = k.transpose(0, 1)
-        extent.slab.values[layer][extent.slot, :, self.piece.start : self.piece.end] = v.transpose(0, 1)
+        slab, slot = self.extent.slab, self.extent.slot
+        slab.keys[layer][slot, :, self.piece.start : self.piece.end] = k.transpose(0, 1)
+        slab.values[layer][slot, :, self.piece.start : self.piece.end] = v.transpose(0, 1)
 
-    def _read(self, window: int | None, device: torch.device) -> _Reads:
+    def _read(self, window: int | None) -> _Reads:
         low = 0 if window is None else max(0, self.piece.start - window + 1)
-        keys = torch.arange(low, self.piece.end, device=device)[None]
-        tokens = torch.arange(self.piece.start, self.piece.end, device=device)[:, None]
+        keys = torch.arange(low, self.piece.end, device=self.device)[None]
+        tokens = torch.arange(self.piece.start, self.piece.end, device=self.device)[:, None]
         seen = keys <= tokens
         if window is not None:
             seen &= keys > tokens - window
@@ -208,45 +159,53 @@ def _weighted(
     return weights[..., : k.shape[2]] @ v
 
 
-class Layout:
-    """Where the tokens of a step stand and what they read. Positions and extents are fixed until the step is done.
+class ExtentLayout:
+    """A step over extents; see `Layout`."""
 
-    Args:
-        decoding: pieces of one token, ordered by slab and slot.
-        spans: the other pieces; their tokens follow.
-        windows: of each layer, in tokens; None where all is read.
-        device: of the model.
-    """
+    def __init__(self, order: Sequence[int], parts: Sequence[_Decoding | _Span], windows: Sequence[int | None]) -> None:
+        self.order = order
+        self._parts, self._windows = parts, windows
 
-    def __init__(
-        self, decoding: Sequence[Piece], spans: Sequence[Piece], windows: Sequence[int | None], device: torch.device
-    ) -> None:
-        self._windows = windows
-        self._parts: list[_Decoding | _Span] = []
-        self.tokens = 0
-        slabs: dict[int, list[Piece]] = {}
-        for piece in decoding:
-            slabs.setdefault(id(piece.extent.slab), []).append(piece)
-        for pieces in slabs.values():
-            positions = [piece.start for piece in pieces]
-            slots = torch.tensor([piece.extent.slot for piece in pieces], device=device)
-            at = torch.tensor(positions, device=device)
-            self._parts.append(_Decoding(pieces[0].extent.slab, self.tokens, positions, slots, at))
-            self.tokens += len(pieces)
-        for piece in spans:
-            self._parts.append(_Span(piece, self.tokens))
-            self.tokens += piece.tokens
-
-    def attend(
-        self, module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: Any, **options: Any
-    ) -> torch.Tensor:
-        """One layer of the step. The probe has seen to it that no option is lost here."""
-        layer = module.layer_idx
-        score = Score(options.get("scaling"), options.get("softcap"), options.get("s_aux"))
-        q, k, v = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
+    def attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layer: int, score: Score) -> torch.Tensor:
+        """See `Layout`."""
         made = []
         for part in self._parts:
             rows = slice(part.first, part.last)
             part.write(k[rows], v[rows], layer)
             made.append(part.attend(q[rows], layer, self._windows[layer], score))
         return made[0] if len(made) == 1 else torch.cat(made)
+
+
+class ExtentAttention:
+    """Attention over extents.
+
+    Args:
+        windows: of each layer, in tokens; None where all is read.
+        buffers: for where tokens are written and what they read.
+        device: of the extents.
+    """
+
+    def __init__(self, windows: Sequence[int | None], buffers: Buffers, device: torch.device) -> None:
+        self._windows, self._buffers, self._device = windows, buffers, device
+
+    def lay_out(self, pieces: Sequence[Piece]) -> ExtentLayout:
+        """See `Attention`; every place is an `Extent`."""
+        decoding = [index for index, piece in enumerate(pieces) if piece.tokens == 1]
+        decoding.sort(key=lambda index: (pieces[index].place.capacity, pieces[index].place.slot))
+        spans = [index for index, piece in enumerate(pieces) if piece.tokens > 1]
+        parts: list[_Decoding | _Span] = []
+        slots = self._buffers.fill("slots of extents", [pieces[index].place.slot for index in decoding])
+        at = self._buffers.fill("positions in extents", [pieces[index].start for index in decoding])
+        slabs: dict[int, list[Piece]] = {}
+        for index in decoding:
+            slabs.setdefault(pieces[index].place.capacity, []).append(pieces[index])
+        tokens = 0
+        for same in slabs.values():
+            rows = slice(tokens, tokens + len(same))
+            positions = [piece.start for piece in same]
+            parts.append(_Decoding(self._buffers, same[0].place.slab, tokens, positions, slots[rows], at[rows]))
+            tokens += len(same)
+        for index in spans:
+            parts.append(_Span(pieces[index].place, pieces[index], tokens, self._device))
+            tokens += pieces[index].tokens
+        return ExtentLayout([*decoding, *spans], parts, self._windows)

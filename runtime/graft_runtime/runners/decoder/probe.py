@@ -11,11 +11,14 @@ from typing import Any
 
 import torch
 
+from graft_runtime.model.buffers import Buffers
 from graft_runtime.model.hooks import AdapterModules
 from graft_runtime.model.load import BaseModel
-from graft_runtime.runners.attention import IMPLEMENTATION, Piece, attending
-from graft_runtime.runners.decoder import DecoderRunner, Family, PackedRow, scratch
-from graft_runtime.runners.kv import KeyValueStore, LayerShape
+from graft_runtime.runners.decoder.attention import IMPLEMENTATION, Family, KeysAndValues, LayerShape, Piece, attending
+from graft_runtime.runners.decoder.extents import room_for
+from graft_runtime.runners.decoder.over_extents import ExtentAttention
+from graft_runtime.runners.decoder.runner import DecoderRunner
+from graft_runtime.runners.decoder.step import PackedRow
 from graft_runtime.runners.trial import agree, difference
 
 HANDLED = {"scaling", "dropout", "sliding_window", "softcap", "s_aux", "is_causal"}
@@ -151,8 +154,9 @@ def _compare(
     base: BaseModel, modules: AdapterModules, family: Family, lengths: Sequence[int], expected: Sequence[torch.Tensor]
 ) -> None:
     """Two sequences beside each other, in spans and token by token."""
-    kv = scratch(base, family, lengths)
-    runner = DecoderRunner(base, modules, family, kv)
+    kv = room_for(lengths, family.layers, dtype=base.dtype, device=base.device)
+    attention = ExtentAttention(family.windows, Buffers(base.device), base.device)
+    runner = DecoderRunner(base, modules, kv, attention)
     got = _packed_logits(base, runner, kv, lengths)
     for made, stock in zip(got, expected, strict=True):
         if not agree(made, stock, base.dtype):
@@ -161,22 +165,20 @@ def _compare(
 
 
 def _packed_logits(
-    base: BaseModel, runner: DecoderRunner, kv: KeyValueStore, lengths: Sequence[int]
+    base: BaseModel, runner: DecoderRunner, kv: KeysAndValues, lengths: Sequence[int]
 ) -> list[torch.Tensor]:
-    extents = [kv.reserve(length) for length in lengths]
+    places = [kv.reserve(length) for length in lengths]
     starts = [0 for _ in lengths]
-    answers = [_answers(length) for length in lengths]
     found: list[list[torch.Tensor]] = [[] for _ in lengths]
-    for step in range(max(map(len, answers))):
-        rows = {}
-        for index, (extent, length) in enumerate(zip(extents, lengths, strict=True)):
-            if step < len(answers[index]):
-                assert extent is not None
-                end = answers[index][step] + 1
-                ids = _prompt(base, length)[starts[index] : end]
-                rows[index] = PackedRow(Piece(extent, starts[index], len(ids)), ids, (), answers=True)
-                starts[index] = end
-        packed = runner.pack(list(rows.values()))
-        for row, logits in zip(packed.answering, runner.forward(packed), strict=True):
-            found[next(index for index in rows if rows[index] is row)].append(logits)
+    for step in range(len(_answers(max(lengths)))):
+        going = [index for index, length in enumerate(lengths) if step < len(_answers(length))]
+        rows = []
+        for index in going:
+            end = _answers(lengths[index])[step] + 1
+            ids = _prompt(base, lengths[index])[starts[index] : end]
+            rows.append(PackedRow(Piece(places[index], starts[index], len(ids)), ids, (), answers=True))
+            starts[index] = end
+        packed = runner.pack(rows)
+        for row, logits in zip(packed.answering, runner.run(packed), strict=True):
+            found[going[row]].append(logits)
     return [torch.stack(logits) for logits in found]

@@ -1,0 +1,46 @@
+"""One pass through a decoder, as a value: what is packed is a row of tokens, whichever sequences they are of."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from graft_runtime.model.rows import AdapterInputs, RowAdapter
+from graft_runtime.runners.decoder.attention import Layout, Piece
+
+
+@dataclass(frozen=True, eq=False)
+class PackedRow:
+    """Some tokens of one sequence: one that decodes, or a span of its prompt."""
+
+    piece: Piece
+    ids: Sequence[int]
+    adapters: tuple[RowAdapter, ...]
+    answers: bool
+    """Whether the logits after its last token are wanted."""
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """All that a pass reads from the device, beside weights, adapters, keys and values.
+
+    Its tensors are buffers of the runner that packed it, each at the address that it had in earlier steps of this size:
+    the next step overwrites them.
+
+    Attributes:
+        ids: [1, tokens], int64.
+        positions: [1, tokens], int64.
+        last: [answers], int64: the last token of each row that answers.
+        layout: where keys and values are written and what is read.
+        adapters: slots, weights and owners of the active adapters; None for a step of the base's rows alone.
+        answering: the rows whose logits are wanted, in the order of the logits, by their index in what was packed.
+    """
+
+    ids: torch.Tensor
+    positions: torch.Tensor
+    last: torch.Tensor
+    layout: Layout
+    adapters: AdapterInputs | None
+    answering: Sequence[int]
