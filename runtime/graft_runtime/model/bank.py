@@ -19,7 +19,7 @@ from graft_runtime.model.rows import AdapterInputs, Row, RowAdapter, TokenAdapte
 
 NARROWEST = 16
 WIDEST = 1024
-"""Columns that requests can take, unless a single adapter may need more."""
+"""Columns that requests can take, unless told otherwise."""
 
 
 @dataclass(eq=False)
@@ -38,12 +38,19 @@ class Bank:
         max_rank: of one adapter.
         dtype: of the model.
         device: of the model.
+        columns: that requests can take, unless a single adapter may need more.
     """
 
     def __init__(
-        self, shapes: Mapping[str, LinearShape], *, max_rank: int, dtype: torch.dtype, device: torch.device
+        self,
+        shapes: Mapping[str, LinearShape],
+        *,
+        max_rank: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        columns: int = WIDEST,
     ) -> None:
-        self._limit = _bucket(max(WIDEST, max_rank))
+        self._limit = max(columns, max_rank)
         self._shapes, self._dtype, self._device = shapes, dtype, device
         self._places: dict[CompiledAdapter, _Place] = {}
         self._buffers = Buffers(device)
@@ -60,7 +67,7 @@ class Bank:
     def bytes_at_most(self) -> int:
         """At its widest."""
         features = sum(shape.input_features + shape.output_features for shape in self._shapes.values())
-        return self._limit * features * self._dtype.itemsize
+        return _bucket(self._limit) * features * self._dtype.itemsize
 
     @property
     def active(self) -> int:
@@ -190,7 +197,7 @@ class Bank:
         self._resize()
         for path, delta in adapter.modules.items():
             if path not in self.modules:
-                self.modules[path] = BankModule(self._shapes.get(path), self._dtype, self._device)
+                self.modules[path] = BankModule(self._shapes.get(path), _bucket(self._limit), self._dtype, self._device)
             self.modules[path].put(adapter, delta, place.slot, place.start, self.width)
 
     def _free(self, columns: int) -> int:
@@ -218,7 +225,7 @@ class Bank:
         self._resize()
 
     def _resize(self) -> None:
-        """Sets the width. A module makes room when it is needed, and keeps it, since the next request needs it soon."""
+        """Sets the width, after an adapter came or went."""
         self.version += 1
         highest = max((place.start + place.columns for place in self._places.values()), default=0)
         self.width = _bucket(highest) if highest else 0

@@ -11,21 +11,51 @@ VECTORS = {"offset": 0.0, "gain": 1.0, "shift": 0.0, "input_gain": 1.0}
 """What a slot holds of an adapter that has no such vector, and slot 0 for the base."""
 
 
+class Columns:
+    """One side of the columns of a module, [columns, features]: at one address, whatever the width.
+
+    All that `limit` needs is reserved at once, and a column is zeroed when the width first reaches it. So what no width
+    has reached costs a host no memory; on an accelerator the ledger has counted it. A trial alone may need more than
+    the limit: the columns are elsewhere until it is over.
+    """
+
+    def __init__(self, limit: int, features: int, dtype: torch.dtype, device: torch.device) -> None:
+        with torch.inference_mode(mode=False):  # or it could be written to in inference mode only
+            self._reserved = torch.empty(limit, features, dtype=dtype, device=device)
+        self._zeroed = 0
+        self.now = self._reserved
+        """Columns beyond the width hold anything."""
+
+    def widen(self, width: int) -> None:
+        """Make all columns up to this width usable; those that are new are zero."""
+        if width <= self._reserved.shape[0]:
+            self.now = self._reserved
+            self._reserved[self._zeroed : width].zero_()
+            self._zeroed = max(self._zeroed, width)
+        elif self.now.shape[0] < width:
+            wider = self._reserved.new_zeros(width, self._reserved.shape[1])
+            wider[: self._zeroed] = self._reserved[: self._zeroed]
+            self.now = wider
+
+
 class BankModule:
     """What the active adapters add to one module.
 
+    Args:
+        shape: of the module if it is linear.
+        limit: columns of the bank at its widest.
+        dtype: of the model.
+        device: of the model.
+
     Attributes:
-        a: [columns, input features]; None while no active adapter ever had a low rank here.
-        b: [columns, output features].
         vectors: [slots, features], by the name of `ModuleDelta`'s part.
         groups: the adapters that have rows or parameters of their own here, or a low rank that fits no column.
     """
 
-    def __init__(self, shape: LinearShape | None, dtype: torch.dtype, device: torch.device) -> None:
-        self._shape, self._dtype, self._device = shape, dtype, device
+    def __init__(self, shape: LinearShape | None, limit: int, dtype: torch.dtype, device: torch.device) -> None:
+        self._shape, self._limit, self._dtype, self._device = shape, limit, dtype, device
         self._users: dict[str, set[CompiledAdapter]] = {}
-        self.a: torch.Tensor | None = None
-        self.b: torch.Tensor | None = None
+        self._columns: tuple[Columns, Columns] | None = None
         self.vectors: dict[str, torch.Tensor] = {}
         self.groups: dict[CompiledAdapter, ModuleDelta] = {}
 
@@ -33,6 +63,11 @@ class BankModule:
     def used(self) -> bool:
         """Whether an active adapter changes this module."""
         return any(self._users.values()) or bool(self.groups)
+
+    @property
+    def columns(self) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """A, [columns, input features], and B, [columns, output features]; None while no adapter needed them."""
+        return None if self._columns is None else (self._columns[0].now, self._columns[1].now)
 
     @property
     def low_rank_possible(self) -> bool:
@@ -46,11 +81,9 @@ class BankModule:
     def put(self, adapter: CompiledAdapter, delta: ModuleDelta, slot: int, start: int, width: int) -> None:
         """Copies an adapter's delta into its columns and its slot."""
         if delta.low_rank is not None and self._fits(delta):
-            self._make_columns(width)
-            assert self.a is not None
-            assert self.b is not None
+            a, b = self._made_columns(width)
             end = start + delta.low_rank.a.shape[0]
-            self.a[start:end], self.b[start:end] = delta.low_rank.a, delta.low_rank.b
+            a[start:end], b[start:end] = delta.low_rank.a, delta.low_rank.b
             self._users.setdefault("low_rank", set()).add(adapter)
         own = delta.rows is not None or delta.prompt is not None or bool(delta.parameters) or bool(delta.experts)
         if own or (delta.low_rank is not None and not self._fits(delta)):
@@ -63,8 +96,8 @@ class BankModule:
 
     def clear(self, adapter: CompiledAdapter, slot: int, start: int, columns: int) -> None:
         """Zeroes what an adapter had here."""
-        if self.a is not None and self.b is not None:
-            self.a[start : start + columns], self.b[start : start + columns] = 0, 0
+        for side in self.columns or ():
+            side[start : start + columns] = 0
         for name, vectors in self.vectors.items():
             if slot < vectors.shape[0]:
                 vectors[slot] = VECTORS[name]
@@ -73,9 +106,9 @@ class BankModule:
         self.groups.pop(adapter, None)
 
     def widen(self, width: int) -> None:
-        """Makes room for this many columns, if there are any."""
-        if self.a is not None and self.b is not None and self.a.shape[0] < width:
-            self.a, self.b = _grown(self.a, width, 0.0), _grown(self.b, width, 0.0)
+        """Makes this many columns usable, if there are any."""
+        for side in self._columns or ():
+            side.widen(width)
 
     def low_rank_in_columns(self, delta: ModuleDelta) -> bool:
         """Whether its low rank is in the bank's columns, and not in a group."""
@@ -91,10 +124,14 @@ class BankModule:
         assert delta.low_rank is not None
         return self._shape is not None and delta.low_rank.b.shape[1] == self._shape.output_features
 
-    def _make_columns(self, width: int) -> None:
-        if self.a is None and self._shape is not None:
-            features = (self._shape.input_features, self._shape.output_features)
-            self.a, self.b = (torch.zeros(width, size, dtype=self._dtype, device=self._device) for size in features)
+    def _made_columns(self, width: int) -> tuple[torch.Tensor, torch.Tensor]:
+        assert self._shape is not None
+        if self._columns is None:
+            sizes = (self._shape.input_features, self._shape.output_features)
+            a, b = (Columns(self._limit, size, self._dtype, self._device) for size in sizes)
+            self._columns = a, b
+            self.widen(width)
+        return self._columns[0].now, self._columns[1].now
 
     def _vector(self, name: str, slot: int, features: int) -> torch.Tensor:
         """The vectors of this name, with room for this slot."""

@@ -167,9 +167,9 @@ class _HookedLinear(_Hooked):
         return self._with_vectors(y, taken).view(*output.shape[:-1], -1)
 
     def _with_columns(self, x: torch.Tensor, y: torch.Tensor, taken: TokenAdapters) -> torch.Tensor:
-        a, b, width = self.part.a, self.part.b, self.bank.width
-        if a is None or b is None or not self.part.uses("low_rank"):
+        if self.part.columns is None or not self.part.uses("low_rank"):
             return y
+        (a, b), width = self.part.columns, self.bank.width
         z = functional.linear(x.to(a.dtype), a[:width])
         if taken.hidden is not None:
             z.masked_fill_(taken.hidden, 0)
