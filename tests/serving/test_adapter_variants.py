@@ -49,7 +49,7 @@ class Mixed:
             made = self.runner.logits_of([list(prompt) for prompt in prompts], rows)
         else:
             assert isinstance(self.runner, PaddedRunner)
-            made = self.runner.forward(self.runner.start(prompts, [[] for _ in prompts], rows))
+            made = self.runner.run(self.runner.start(prompts, [[] for _ in prompts], rows))
         for row in rows:
             self.runner.bank.release(row)
         return list(made.cpu())

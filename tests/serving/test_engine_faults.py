@@ -379,13 +379,13 @@ class Fails:
 
     def __init__(self, engine: Any, error: Exception) -> None:
         runner = engine.engine._serving.runner
-        self._forward, self.error = runner.forward, error
-        runner.forward = self
+        self._run, self.error = runner.run, error
+        runner.run = self
 
     def __call__(self, batch: Any) -> torch.Tensor:
         if (batch.ids == self.POISON).any():
             raise self.error
-        return self._forward(batch)  # type: ignore[no-any-return]
+        return self._run(batch)  # type: ignore[no-any-return]
 
 
 def test_only_the_culprit_fails(engine: Any) -> None:

@@ -78,7 +78,7 @@ class Setting:
     def outputs(self, rows: list[EncoderRow]) -> list[torch.Tensor]:
         for row in rows:
             assert self.runner.bank.hold(row.adapters)
-        made: list[torch.Tensor] = self.runner.forward(rows)
+        made: list[torch.Tensor] = self.runner.run(rows)
         for row in rows:
             self.runner.bank.release(row.adapters)
         return [output.cpu() for output in made]

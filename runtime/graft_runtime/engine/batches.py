@@ -63,7 +63,7 @@ class BatchRunner(Protocol):
         """A BatchState of these rows; `answers` is what they have been answered already."""
         ...
 
-    def forward(self, batch: Any) -> torch.Tensor:
+    def run(self, batch: Any) -> torch.Tensor:
         """The logits after each row's last token, [rows, vocabulary]."""
         ...
 
@@ -85,7 +85,7 @@ class Batch:
             self.state = self._flow.runner.start(prompts, answers, [request.adapters for request in self.requests])
         while self._joining:
             self.state.join(self._joining.pop())
-        return next_tokens(self.requests, self._flow.runner.forward(self.state))
+        return next_tokens(self.requests, self._flow.runner.run(self.state))
 
     def settle(self, ended: Sequence[Generation]) -> None:
         """The others have their token; these leave."""

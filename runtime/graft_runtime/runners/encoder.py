@@ -55,7 +55,7 @@ class EncoderRunner(Runner):
         with torch.inference_mode():
             self._sharing = try_sharing(base, self._plain)
 
-    def forward(self, rows: Sequence[EncoderRow]) -> list[torch.Tensor]:
+    def run(self, rows: Sequence[EncoderRow]) -> list[torch.Tensor]:
         """What the model says of each row.
 
         Returns:
@@ -88,7 +88,7 @@ class EncoderRunner(Runner):
     def logits_of(self, prompts: Sequence[Sequence[int]], adapters: Sequence[tuple[RowAdapter, ...]]) -> torch.Tensor:
         """Return the largest value of each row's output, [rows, 1]: rows may have labels of their own."""
         rows = [EncoderRow(self._sharing.ended(prompt), row) for prompt, row in zip(prompts, adapters, strict=True)]
-        return torch.stack([output.abs().max()[None] for output in self.forward(rows)])
+        return torch.stack([output.abs().max()[None] for output in self.run(rows)])
 
     def _groups(self, rows: Sequence[EncoderRow]) -> list[list[int]]:
         """The rows that may share a pass."""

@@ -113,14 +113,14 @@ class PaddedRunner(Runner):
             mask = torch.cat([prefill(cache, prefixes).to(mask), mask], dim=1)
         return PaddedBatch(ids, mask, adapters, cache)
 
-    def forward(self, batch: PaddedBatch) -> torch.Tensor:
+    def run(self, batch: PaddedBatch) -> torch.Tensor:
         """The logits after each row's last token, [rows, vocabulary]. `batch.cache` has grown by the input."""
         tokens = batch.ids.shape[1]
         with self._active(batch.adapters, (batch.mask.sum(dim=1) - tokens).tolist(), tokens):
             return self._base.model(**self._inputs(batch)).logits[:, -1]  # type: ignore[no-any-return]
 
     def logits_of(self, prompts: Sequence[Sequence[int]], adapters: Sequence[tuple[RowAdapter, ...]]) -> torch.Tensor:
-        return self.forward(self.start(prompts, [[] for _ in prompts], adapters))
+        return self.run(self.start(prompts, [[] for _ in prompts], adapters))
 
     def _inputs(self, batch: PaddedBatch) -> dict[str, Any]:
         positions = (batch.mask.cumsum(-1) - 1).clamp(min=0)

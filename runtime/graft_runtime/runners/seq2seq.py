@@ -79,7 +79,7 @@ class Seq2SeqRunner(Runner):
         begun = [[self._start_token, *answer] for answer in answers]
         return Seq2SeqBatch(*self._padded(prompts, left=False), *self._padded(begun, left=True), adapters)
 
-    def forward(self, batch: Seq2SeqBatch) -> torch.Tensor:
+    def run(self, batch: Seq2SeqBatch) -> torch.Tensor:
         """The logits after each row's last token, [rows, vocabulary]. `batch.cache` has grown by the input."""
         logits = self._logits(batch)
         if self._forced_first is None:
