@@ -1,7 +1,7 @@
 """The typed messages between the API process and the engine process: MessagePack over one socket pair.
 
-    API process ── Start Mount Unmount Generate Cancel ──► engine process
-    API process ◄── Events: one batch a step ────────────── engine process
+    API process ── Start Mount Unmount Generate Encode Cancel ──► engine process
+    API process ◄── Events: one batch a step ─────────────────────── engine process
 
 The engine knows token ids and served identities (digests and scales), not names and not HTTP.
 """
@@ -111,13 +111,25 @@ class Generate(_Message, frozen=True, tag=True, array_like=True):
     stop_tokens: tuple[int, ...] = ()
 
 
+class Encode(_Message, frozen=True, tag=True, array_like=True):
+    """Ask a model that classifies, finds answers or embeds what it says of a text. Answered by Encoded."""
+
+    request: str
+    ids: list[int]
+    """With whatever the model wants around a text."""
+    adapters: tuple[ServedAdapter, ...] = ()
+    """Empty: the base model."""
+    types: list[int] | None = None
+    """Token types, as many as ids, for a pair of texts; None: one text."""
+
+
 class Cancel(_Message, frozen=True, tag=True, array_like=True):
     """Free this request's place. Answered by nothing, also where the request is unknown."""
 
     request: str
 
 
-Command = Start | Mount | Unmount | Generate | Cancel
+Command = Start | Mount | Unmount | Generate | Encode | Cancel
 
 
 # engine process → API process
@@ -206,6 +218,20 @@ class Generated(_Message, frozen=True, tag=True, array_like=True):
     fault: EngineFault | None = None
 
 
+class Encoded(_Message, frozen=True, tag=True, array_like=True):
+    """What the model says of one text, or the fault.
+
+    By the base's task, as logits: labels [labels], labels of each token [tokens, labels], start and end of an answer
+    [2, tokens]; or, where it has no head, hidden states [tokens, features].
+    """
+
+    request: str
+    shape: tuple[int, ...]
+    values: list[float]
+    """The last dimension first to change."""
+    fault: EngineFault | None = None
+
+
 class StepDone(_Message, frozen=True, tag=True, array_like=True):
     """After each step of the engine."""
 
@@ -221,7 +247,9 @@ class Occupancy(_Message, frozen=True, tag=True, array_like=True):
     """Tokens for which keys and values are reserved."""
 
 
-Event = BaseLoaded | BaseFailed | Mounted | MountFailed | Unmounted | Dropped | Generated | StepDone | Occupancy
+Event = (
+    BaseLoaded | BaseFailed | Mounted | MountFailed | Unmounted | Dropped | Generated | Encoded | StepDone | Occupancy
+)
 
 
 def _plain(value: object) -> object:

@@ -23,7 +23,7 @@ def greedy(request: str, digest: str | None, tokens: int = 16) -> Generate:
 
 
 def test_the_base_is_on_the_device(tiny_base: Path, in_process: Any) -> None:
-    assert in_process(tiny_base).engine._serving.base.device.type == "cuda"
+    assert in_process(tiny_base).engine.serving.base.device.type == "cuda"
 
 
 BROKEN = """
@@ -34,7 +34,7 @@ from graft_runtime.messages import Generate, Sampling
 from tests.serving.conftest import InProcessEngine
 
 engine = InProcessEngine(Path(sys.argv[1]))
-model = engine.engine._serving.base.model
+model = engine.engine.serving.base.model
 index = torch.tensor([5], device="cuda")
 model.register_forward_pre_hook(lambda *_: torch.zeros(1, device="cuda")[index].sum() and None)
 engine.handle(Generate("1", [1, 2, 3], 4, (), Sampling(temperature=0)))

@@ -70,7 +70,7 @@ def test_a_device_that_is_full_serves_all_requests(wide_base: Path, make_adapter
         engine = in_process(wide_base)
         for number, adapter in enumerate(adapters):
             engine.mount(str(number), adapter)
-        kv = engine.engine._serving.runner.kv
+        kv = engine.engine.serving.runner.kv
         assert kv.tokens < REQUESTS * 512, "not all fit at once, or nothing is tested"
         answers = engine.answers(requests(len(adapters)))
         assert [len(answers[str(number)]) for number in range(REQUESTS)] == [ANSWER] * REQUESTS

@@ -309,10 +309,17 @@ def drift() -> Callable[[Path], Path]:
 
 
 class InProcessEngine:
-    """An Engine whose loader does each job at once, driven by hand."""
+    """An Engine whose loader does each job at once, driven by hand.
 
-    def __init__(self, base: Path, **start: Any) -> None:
+    Args:
+        base: directory of the checkpoint.
+        budgets: of the engine; None: those that it has by default.
+        start: fields of EngineConfig that are to be otherwise, `dtype`, `merge`.
+    """
+
+    def __init__(self, base: Path, budgets: Any = None, **start: Any) -> None:
         from graft_runtime.contract.config import EngineConfig
+        from graft_runtime.engine.budgets import Budgets
         from graft_runtime.engine.engine import Engine
         from graft_runtime.engine.loader import Loader
         from graft_runtime.messages import Start
@@ -321,7 +328,7 @@ class InProcessEngine:
         self.loader = Loader()
         self.load_later: list[Any] | None = None
         """Where jobs of the loader are put instead of being done, once it is a list."""
-        self.engine = Engine(self._load)
+        self.engine = Engine(self._load, budgets or Budgets())
         options = {"max_sequences": 64, "max_sequence_length": 4096, "max_mounted_adapters": 8, "max_rank": 16}
         dtype, merge = start.pop("dtype", "float32"), start.pop("merge", ())
         self.handle(Start(str(base), "tiny", dtype, EngineConfig(**(options | start)), merge))
@@ -369,7 +376,7 @@ class InProcessEngine:
 
 @pytest.fixture
 def in_process() -> Callable[..., InProcessEngine]:
-    """`in_process(base, **start)`: an engine with this base loaded, without a process of its own."""
+    """`in_process(base, budgets, **start)`: an engine with this base loaded, without a process of its own."""
     return InProcessEngine
 
 

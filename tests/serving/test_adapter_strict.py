@@ -227,8 +227,8 @@ def test_names_that_drifted_are_remapped_and_told(
     right, drifted = (
         compile_adapter(
             read_adapter_files(path, name="x", max_rank=16),
-            engine.engine._serving.base.layout,
-            engine.engine._serving.base.model.get_submodule,
+            engine.engine.serving.base.layout,
+            engine.engine.serving.base.model.get_submodule,
             dtype=torch.float32,
             device=torch.device("cpu"),
         )
@@ -305,7 +305,7 @@ def test_a_base_with_other_layers(engine: Any, good: Path, tmp_path: Path) -> No
 
 
 def test_a_replaced_file_is_not_read(tiny_base: Path, good: Path, engine: Any, tmp_path: Path) -> None:
-    base = engine.engine._serving.base
+    base = engine.engine.serving.base
     copy = written(good, tmp_path / "copy", lambda *_: None)
     files = read_adapter_files(copy, name="sql", max_rank=16)
     other = written(good, tmp_path / "other", lambda tensors, _: [t.mul_(2) for t in tensors.values()])
@@ -375,10 +375,10 @@ def test_nothing_is_written_into_the_base(engine: Any, tiny_base: Path, good: Pa
     logits(engine, written(good, tmp_path / "again", lambda *_: None))
     fresh = AutoModelForCausalLM.from_pretrained(tiny_base).state_dict()
     assert all(
-        torch.equal(fresh[name], tensor) for name, tensor in engine.engine._serving.base.model.state_dict().items()
+        torch.equal(fresh[name], tensor) for name, tensor in engine.engine.serving.base.model.state_dict().items()
     )
 
 
 def test_fitted_leaves_right_names_alone(engine: Any, good: Path) -> None:
     files = read_adapter_files(good, name="sql", max_rank=16)
-    assert fitted(files, engine.engine._serving.base.layout)[0] is files
+    assert fitted(files, engine.engine.serving.base.layout)[0] is files

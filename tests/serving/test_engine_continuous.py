@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from graft_runtime.engine.budgets import Budgets
 from graft_runtime.errors import ErrorCode
 from graft_runtime.messages import Cancel, Generate, Generated, Sampling, ServedAdapter
 from graft_runtime.runners.decoder.attention import LayerShape
@@ -22,7 +24,7 @@ def ask(name: str, prompt: list[int], *adapters: str, tokens: int = 8) -> Genera
 
 
 def flow_of(engine: Any) -> Any:
-    return engine.engine._serving.scheduler.flow
+    return engine.engine.serving.scheduler.flow
 
 
 def said(events: list[Any]) -> set[str]:
@@ -35,12 +37,22 @@ def adapters(make_adapter: Any) -> dict[str, Path]:
 
 
 @pytest.fixture
-def engine(in_process: Any, tiny_base: Path, adapters: dict[str, Path]) -> Any:
-    engine = in_process(tiny_base)
-    assert engine.started[0].runner == "decoder"
-    for name, directory in adapters.items():
-        engine.mount(name, directory)
-    return engine
+def start(in_process: Any, tiny_base: Path, adapters: dict[str, Path]) -> Callable[..., Any]:
+    """`start(**budgets)`: an engine with the adapters mounted."""
+
+    def start(**budgets: Any) -> Any:
+        engine = in_process(tiny_base, Budgets(**budgets), max_rank=4)
+        assert engine.started[0].runner == "decoder"
+        for name, directory in adapters.items():
+            engine.mount(name, directory)
+        return engine
+
+    return start
+
+
+@pytest.fixture
+def engine(start: Any) -> Any:
+    return start()
 
 
 def alone(engine: Any, *submits: Generate) -> dict[str, list[int]]:
@@ -50,10 +62,10 @@ def alone(engine: Any, *submits: Generate) -> dict[str, list[int]]:
     return answers
 
 
-def test_a_short_request_starts_while_a_long_prompt_is_on_its_way(engine: Any) -> None:
+def test_a_short_request_starts_while_a_long_prompt_is_on_its_way(start: Any) -> None:
+    engine = start(prompt_tokens=16)  # the long prompt takes ten steps and more
     submits = [ask("decodes", SHORT, "a", tokens=40), ask("long", LONG, "b"), ask("short", SHORT, "c")]
     expected = alone(engine, *submits)
-    flow_of(engine)._prompt_tokens = 16  # the long prompt takes ten steps and more
     engine.handle(submits[0])
     events = engine.step()
     engine.handle(submits[1])
@@ -66,8 +78,8 @@ def test_a_short_request_starts_while_a_long_prompt_is_on_its_way(engine: Any) -
     assert engine.collect(events + soon[0] + soon[1]) == expected
 
 
-def test_a_long_prompt_gets_on_while_short_ones_keep_coming(engine: Any) -> None:
-    flow_of(engine)._prompt_tokens = 16
+def test_a_long_prompt_gets_on_while_short_ones_keep_coming(start: Any) -> None:
+    engine = start(prompt_tokens=16)
     engine.handle(ask("long", LONG))
     steps = 0
     while "long" not in said(engine.step()):
@@ -117,11 +129,11 @@ def test_memory_for_two_serves_many(engine: Any) -> None:
     assert engine.collect(events) == expected
 
 
-def test_what_does_not_fit_into_the_bank_waits(engine: Any) -> None:
+def test_what_does_not_fit_into_the_bank_waits(engine: Any, start: Any) -> None:
     submits = [ask(str(index), SHORT, "abc"[index % 3], tokens=10) for index in range(6)]
     expected = alone(engine, *submits)
+    engine = start(bank_columns=8)  # two adapters of rank 4
     bank = flow_of(engine).runner.bank
-    bank._limit = 8  # two adapters of rank 4
     for submit in submits:
         engine.handle(submit)
     events, most = [], 0
@@ -132,10 +144,9 @@ def test_what_does_not_fit_into_the_bank_waits(engine: Any) -> None:
     assert engine.collect(events) == expected
 
 
-def test_what_never_fits_is_refused(engine: Any) -> None:
-    flow = flow_of(engine)
-    flow.runner.bank._limit = 8
-    flow.runner.kv.tokens = 100  # as if the memory had gone elsewhere
+def test_what_never_fits_is_refused(start: Any) -> None:
+    engine = start(bank_columns=8)
+    flow_of(engine).runner.kv.tokens = 100  # as if the memory had gone elsewhere
     submits = [ask("wide", SHORT, "a", "b", "c"), ask("runs", SHORT, "a"), ask("long", LONG, "a"), ask("after", SHORT)]
     for submit in submits:
         engine.handle(submit)

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 import torch
-from graft_runtime.engine.engine import FAILED_STEPS, EngineBrokenError
+from graft_runtime.engine.budgets import Budgets
+from graft_runtime.engine.engine import EngineBrokenError
 from graft_runtime.engine.process import granted_processors
 from graft_runtime.errors import ErrorCode
 from graft_runtime.messages import (
@@ -159,7 +160,7 @@ def test_an_adapter_that_overflows_is_refused_by_its_trial(
 
 def test_an_adapter_on_modules_that_are_never_called(in_process: Any, tiny_base: Path, good: Path) -> None:
     engine = in_process(tiny_base)
-    model = engine.engine._serving.base.model
+    model = engine.engine.serving.base.model
     for layer in model.model.layers:
         layer.forward = lambda hidden_states, **_: hidden_states
     refused = engine.mount("bypassed", good)
@@ -213,13 +214,11 @@ def test_unmounting_what_is_still_loading(tiny_base: Path, good: Path, in_proces
     from graft_runtime.engine.loader import AdapterReady, Loader
 
     engine = in_process(tiny_base)
-    jobs: list[Any] = []
-    loader, engine.engine._load = Loader(), jobs.append
+    engine.load_later = []
     engine.handle(Mount("good", str(good), "good"))
     engine.handle(Unmount("good"))
     assert engine.step() == []
-    loader._base, loader._max_rank = engine.engine._serving.base, 16
-    outcome = loader.do(jobs.pop())
+    outcome = Loader(engine.engine.serving.base, max_rank=16).do(engine.load_later.pop())
     assert isinstance(outcome, AdapterReady)
     engine.handle(outcome)
     assert engine.step() == [Unmounted("good")]
@@ -335,7 +334,7 @@ def test_batches_become_one_and_shrink_again(padded: Any) -> None:
     engine = padded
 
     def batches() -> list[Any]:
-        return engine.engine._serving.scheduler.flow.batches  # type: ignore[no-any-return]
+        return engine.engine.serving.scheduler.flow.batches  # type: ignore[no-any-return]
 
     long = [256, *range(60)]
     expected = engine.answers([ask("long", tokens=4, prompt=long)]) | engine.answers([ask("short", "good", tokens=12)])
@@ -364,7 +363,7 @@ def test_a_long_request_is_not_joined_by_many_short_ones(padded: Any) -> None:
         engine.handle(ask(str(index), tokens=3, prompt=[1]))
     engine.step()
     events = engine.step()
-    assert [len(batch.requests) for batch in engine.engine._serving.scheduler.flow.batches] == [60]
+    assert [len(batch.requests) for batch in engine.engine.serving.scheduler.flow.batches] == [60]
     assert batches.PADDING_ALLOWED < 60 * 250
     assert sum(isinstance(event, Generated) for event in events) == 61
 
@@ -378,7 +377,7 @@ class Fails:
     POISON = 77
 
     def __init__(self, engine: Any, error: Exception) -> None:
-        runner = engine.engine._serving.runner
+        runner = engine.engine.serving.runner
         self._run, self.error = runner.run, error
         runner.run = self
 
@@ -405,7 +404,7 @@ def test_only_the_culprit_fails(engine: Any) -> None:
 
 def test_three_failed_steps_in_a_row_break_the_engine(engine: Any) -> None:
     Fails(engine, RuntimeError("boom"))
-    for _ in range(FAILED_STEPS - 1):
+    for _ in range(Budgets().failed_steps - 1):
         (end,) = ends_after(engine, ask("x", prompt=[Fails.POISON]))
         assert end.finish == "error"
     engine.handle(ask("x", prompt=[Fails.POISON]))
@@ -528,7 +527,7 @@ def test_memory_that_runs_out_while_an_adapter_becomes_active(
         ended = ends(engine)
     assert code_of(ended["waits"]) == ErrorCode.NO_CAPACITY, "nothing else ran that could have made room"
     assert ended["base"].finish == "length"
-    assert engine.engine._serving.runner.bank.active == 0
+    assert engine.engine.serving.runner.bank.active == 0
     assert ends_after(engine, ask("again", "good"))[0].tokens == expected
 
 

@@ -38,7 +38,7 @@ def test_what_came_first_goes_first_and_never_more_than_fits() -> None:
     assert host.take("a") is not None
     assert host.put("a", pack()) == [], "it was used: it is the newest again"
     assert host.put("d", pack(2)) == ["b", "c"]
-    assert ("a" in host, "d" in host, host.bytes) == (True, True, 24)
+    assert ("a" in host.adapters, "d" in host.adapters, host.bytes) == (True, True, 24)
     assert host.put("e", pack(4)) == ["e"], "nobody goes for one that never fits"
     assert (host.take("b"), host.bytes) == (None, 24)
 
@@ -84,11 +84,11 @@ def test_a_request_keeps_its_adapter_on_the_device(engine: Any, make_adapter: An
     engine.handle(greedy("1", "one"))
     assert events(engine, Unmount("one", keep=True)) == []
     engine.collect([])
-    assert "one" in engine.engine._mounts.host
+    assert "one" in engine.engine.mounts.host.adapters
 
 
 def test_what_is_not_to_be_kept_is_forgotten_wherever_it_is(engine: Any, make_adapter: Any) -> None:
-    host = engine.engine._mounts.host
+    host = engine.engine.mounts.host
     engine.mount("one", make_adapter("one"))
     assert events(engine, Unmount("one", keep=True), Unmount("one")) == [Unmounted("one", "host"), Unmounted("one")]
     engine.mount("one", make_adapter("one"))
@@ -98,12 +98,12 @@ def test_what_is_not_to_be_kept_is_forgotten_wherever_it_is(engine: Any, make_ad
 
 def test_without_room_in_host_memory_it_is_on_disk_alone(engine: Any, make_adapter: Any) -> None:
     adapter = make_adapter("one")
-    engine.engine._mounts.open_host(engine.mount("one", adapter).bytes, CPU)
+    engine.engine.mounts.open_host(engine.mount("one", adapter).bytes, CPU)
     assert events(engine, Unmount("one", keep=True)) == [Unmounted("one", "host")]
     engine.mount("two", make_adapter("two", r=2))
     assert events(engine, Unmount("two", keep=True)) == [Dropped(["one"]), Unmounted("two", "host")]
     assert engine.mount("one", adapter).tier == "disk"
-    engine.engine._mounts.open_host(1, CPU)
+    engine.engine.mounts.open_host(1, CPU)
     assert events(engine, Unmount("one", keep=True)) == [Unmounted("one", "disk")]
 
 
@@ -119,7 +119,7 @@ def test_a_device_without_room_fails_the_mount_and_the_adapter_stays_in_host_mem
 
     with monkeypatch.context() as patched:
         patched.setattr(CompiledAdapter, "to", lambda self, device: self if device.type == "cpu" else full())
-        patched.setattr(engine.engine._mounts, "_device", torch.device("cuda"))
+        patched.setattr(engine.engine.mounts, "device", torch.device("cuda"))
         (failed,) = events(engine, Mount("one", str(adapter), "one"))
     assert failed.fault.code == ErrorCode.NO_CAPACITY
     assert engine.mount("one", adapter).tier == "host"

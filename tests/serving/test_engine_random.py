@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from graft_runtime.contract.adapter_set import AdapterEntry, AdapterSet
 from graft_runtime.contract.checkpoints import Source
 from graft_runtime.contract.facts import DeltaKind
 from graft_runtime.contract.tasks import Task
+from graft_runtime.engine.budgets import Budgets
 from graft_runtime.errors import ErrorCode, GraftError
 from graft_runtime.messages import (
     BaseLoaded,
@@ -141,8 +141,8 @@ class World:
         self.entries.clear()
         self.apply()
         await self.finish(lambda: not self.store.digests)
-        bank, mounts = self.engine.engine._serving.runner.bank, self.engine.engine._mounts
-        assert (bank.active, mounts._mounts, mounts.host.bytes) == (0, {}, 0)
+        bank, mounts = self.engine.engine.serving.runner.bank, self.engine.engine.mounts
+        assert (bank.active, mounts.digests, mounts.host.bytes) == (0, frozenset(), 0)
         assert not any(tensor.any() for module in bank.modules.values() for tensor in (module.a, module.b))
         for asked in self.asked.values():
             self.check(asked)
@@ -256,10 +256,11 @@ class World:
     # what must be true
 
     def check_tiers(self) -> None:
-        mounts = self.engine.engine._mounts
-        assert len(mounts._mounts) <= PLACES
-        assert mounts.host.bytes == sum(pack.bytes for pack in mounts.host._packs.values()) <= mounts.host._room
-        assert not set(mounts._mounts) & set(mounts.host._packs), "in one or the other"
+        mounts = self.engine.engine.mounts
+        host = mounts.host
+        assert len(mounts.digests) <= PLACES
+        assert host.bytes == sum(pack.bytes for pack in host.adapters.values()) <= host.room
+        assert not mounts.digests & host.adapters.keys(), "in one or the other"
 
     def check(self, asked: Asked) -> None:
         assert asked.cancelled or len(asked.said) == asked.tokens
@@ -283,13 +284,11 @@ def make_world(in_process: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[...
 
     def make(base: Path, versions: dict[str, Path], oracle: Any, seed: int) -> World:
         monkeypatch.setattr(catalogue_module, "PATIENCE_SECONDS", float(seed % 2))  # every other time nobody has any
-        engine = in_process(base, max_sequences=6, max_mounted_adapters=PLACES)
-        serving = engine.engine._serving
-        serving.runner.bank._limit = 8  # not all adapters at once
-        engine.engine._mounts.open_host(HOST_BYTES, torch.device("cpu"))
-        if serving.runner.name == "decoder":
-            serving.runner.kv.tokens = 3 * 128
-            serving.scheduler.flow._prompt_tokens = 32
+        # Not all adapters at once in the bank.
+        budgets = Budgets(bank_columns=8, prompt_tokens=32, host_bytes=HOST_BYTES)
+        engine = in_process(base, budgets, max_sequences=6, max_mounted_adapters=PLACES, max_rank=8)
+        if (runner := engine.engine.serving.runner).name == "decoder":
+            runner.kv.tokens = 3 * 128
         return World(engine, versions, oracle, seed)
 
     return make
@@ -309,7 +308,7 @@ async def test_whatever_happens_each_answer_is_its_own(
     seen: Counter[str] = Counter()
     for seed in range(SEEDS):
         world = make_world(base, versions, oracle, seed)
-        runner = world.engine.engine._serving.runner
+        runner = world.engine.engine.serving.runner
         await world.run()
         seen += world.seen
         if runner.name == "decoder":

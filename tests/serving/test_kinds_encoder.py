@@ -7,12 +7,22 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import torch
 from graft_runtime.contract.tasks import Task
-from graft_runtime.messages import BaseLoaded, Generate, Generated, Mounted, MountFailed
-from graft_runtime.model.rows import RowAdapter
-from graft_runtime.runners.encoder import EncoderRow
+from graft_runtime.messages import (
+    BaseLoaded,
+    Encode,
+    Encoded,
+    Generate,
+    Generated,
+    Mounted,
+    MountFailed,
+    ServedAdapter,
+    Unmount,
+    Unmounted,
+)
 from safetensors.torch import load_file, save_file
 
 WEIGHTS = "adapter_model.safetensors"
@@ -59,7 +69,7 @@ class Setting:
         from tests.serving.conftest import auto_class
 
         self.engine, self.base, self.auto_class = engine, base, auto_class(task)
-        self.runner = engine.engine._ready().runner
+        self.runner = engine.engine.serving.runner
         self.models: dict[str | None, Any] = {None: self.auto_class.from_pretrained(base).eval()}
 
     def mount(self, name: str, adapter: Path) -> None:
@@ -70,22 +80,25 @@ class Setting:
             warnings.simplefilter("ignore")
             self.models[name] = PeftModel.from_pretrained(self.auto_class.from_pretrained(self.base), adapter).eval()
 
-    def row(self, prompt: list[int], name: str | None) -> EncoderRow:
-        mounts = self.engine.engine._mounts
-        return EncoderRow(prompt, (RowAdapter(mounts.hold(name), 1.0),) if name else ())
+    def row(self, prompt: list[int], name: str | None, types: list[int] | None = None) -> Encode:
+        """A request; `outputs` names it."""
+        return Encode("", prompt, (ServedAdapter(name, 1.0),) if name else (), types)
+
+    def outputs(self, rows: list[Encode]) -> list[torch.Tensor]:
+        """Of all rows in one step of the engine."""
+        for number, row in enumerate(rows):
+            self.engine.handle(msgspec.structs.replace(row, request=str(number)))
+        made = {event.request: event for event in self.engine.step() if isinstance(event, Encoded)}
+        assert not self.engine.engine.busy
+        assert self.runner.bank.active == 0
+        answers = [made[str(number)] for number in range(len(rows))]
+        assert [answer.fault for answer in answers] == [None] * len(rows)
+        return [torch.tensor(answer.values).view(answer.shape) for answer in answers]
 
     @torch.inference_mode()
-    def outputs(self, rows: list[EncoderRow]) -> list[torch.Tensor]:
-        for row in rows:
-            assert self.runner.bank.hold(row.adapters)
-        made: list[torch.Tensor] = self.runner.run(rows)
-        for row in rows:
-            self.runner.bank.release(row.adapters)
-        return [output.cpu() for output in made]
-
-    @torch.inference_mode()
-    def expected(self, prompt: list[int], name: str | None) -> torch.Tensor:
-        made = self.models[name](input_ids=torch.tensor([prompt]))
+    def expected(self, prompt: list[int], name: str | None, types: list[int] | None = None) -> torch.Tensor:
+        more = {"token_type_ids": torch.tensor([types])} if types else {}
+        made = self.models[name](input_ids=torch.tensor([prompt]), **more)
         if "start_logits" in made:
             return torch.stack([made.start_logits[0], made.end_logits[0]])
         output: torch.Tensor = made.logits[0] if "logits" in made else made.last_hidden_state[0]
@@ -104,9 +117,9 @@ def test_alone_and_mixed_equal_peft(family: str, task: str, make_base: Any, make
     assert isinstance(loaded, BaseLoaded)
     assert (loaded.runner, loaded.task) == ("encoder", Task(task))
     setting = Setting(engine, base, task)
-    assert setting.runner._sharing.side == SIDES.get(family, "right")
+    assert setting.runner.sharing.side == SIDES.get(family, "right")
     unled = UNLED.get(family)
-    assert unled is None or any(path.endswith(unled) for path in setting.runner._sharing.unled)
+    assert unled is None or any(path.endswith(unled) for path in setting.runner.sharing.unled)
     options = {"attention": ATTENTION[family], "more": ATTENTION[family]}
     for name, modules in options.items():
         setting.mount(name, make_adapter(name, base=base, task=task, task_type=None, target_modules=modules))
@@ -130,6 +143,94 @@ def test_a_request_for_text_is_refused(make_base: Any, in_process: Any) -> None:
     assert answer.fault is not None
     assert (answer.finish, answer.fault.code) == ("error", "NotGenerative")
     assert not engine.engine.busy
+
+
+@pytest.fixture
+def classifier(make_base: Any, make_adapter: Any, in_process: Any) -> Setting:
+    """BERT that classifies, with adapters `one` and `two`; two requests run at once."""
+    base = make_base("bert", "SEQ_CLS")
+    setting = Setting(in_process(base, max_sequences=2), base, "SEQ_CLS")
+    for name in ("one", "two"):
+        setting.mount(name, make_adapter(name, base=base, task="SEQ_CLS", target_modules=ATTENTION["bert"]))
+    return setting
+
+
+def encoded(setting: Setting, *messages: Encode) -> list[Encoded]:
+    """The answers, in the order that they come in."""
+    for message in messages:
+        setting.engine.handle(message)
+    events: list[Any] = []
+    while setting.engine.engine.busy:
+        events += setting.engine.step()
+    return [event for event in events if isinstance(event, Encoded)]
+
+
+def test_a_pair_of_texts_has_types(classifier: Setting) -> None:
+    prompt = [101, *b"what", 257, *b"that", 257]
+    types = [0] * 6 + [1] * 5
+    (mine,) = classifier.outputs([classifier.row(prompt, "one", types)])
+    assert same(mine, classifier.expected(prompt, "one", types))
+    assert not same(mine, classifier.expected(prompt, "one"))
+
+
+def test_more_texts_than_run_at_once_wait(classifier: Setting) -> None:
+    rows = [(PROMPTS[number % 3], ("one", None, "two")[number % 3]) for number in range(5)]
+    messages = [
+        Encode(str(number), *row[:1], (ServedAdapter(row[1], 1.0),) if row[1] else ())
+        for number, row in enumerate(rows)
+    ]
+    answers = encoded(classifier, *messages)
+    assert [answer.request for answer in answers] == ["0", "1", "2", "3", "4"]
+    for answer, row in zip(answers, rows, strict=True):
+        assert same(torch.tensor(answer.values).view(answer.shape), classifier.expected(*row))
+
+
+def test_an_adapter_is_held_while_a_text_waits(classifier: Setting) -> None:
+    classifier.engine.handle(Encode("x", PROMPTS[0], (ServedAdapter("one", 1.0),)))
+    classifier.engine.handle(Unmount("one"))
+    events = classifier.engine.step()
+    assert [type(event) for event in events if isinstance(event, Encoded | Unmounted)] == [Encoded, Unmounted]
+
+
+@pytest.mark.parametrize(
+    ("message", "code"),
+    [
+        (Encode("x", []), "InvalidRequest"),
+        (Encode("x", [1, 320]), "InvalidRequest"),
+        (Encode("x", [1, 2], (), [0]), "InvalidRequest"),
+        (Encode("x", [1] * 1025), "ContextTooLong"),
+        (Encode("x", [1], (ServedAdapter("none", 1.0),)), "NotReady"),
+        (Encode("x", [1], (ServedAdapter("one", float("nan")),)), "InvalidRequest"),
+    ],
+)
+def test_a_text_that_could_do_harm_is_refused(classifier: Setting, message: Encode, code: str) -> None:
+    (answer,) = encoded(classifier, message)
+    assert answer.fault is not None
+    assert (answer.fault.code, answer.values) == (code, [])
+    assert len(encoded(classifier, Encode("y", [1] * classifier.runner.context_length))[0].values) == 3
+
+
+def test_only_the_text_that_fails_fails(classifier: Setting) -> None:
+    run = classifier.runner.run
+
+    def fails(rows: Any) -> Any:
+        if any(77 in row.ids for row in rows):
+            raise RuntimeError("boom")
+        return run(rows)
+
+    classifier.runner.run = fails
+    good, bad = Encode("good", PROMPTS[0], (ServedAdapter("two", 1.0),)), Encode("bad", [1, 77])
+    answers = {answer.request: answer for answer in encoded(classifier, good, bad)}
+    assert answers["bad"].fault is not None
+    assert answers["bad"].fault.code == "Internal"
+    assert same(torch.tensor(answers["good"].values), classifier.expected(PROMPTS[0], "two"))
+
+
+def test_a_model_that_generates_encodes_nothing(tiny_base: Path, in_process: Any) -> None:
+    engine = in_process(tiny_base)
+    engine.handle(Encode("x", [1, 2]))
+    (answer,) = engine.step()
+    assert answer.fault.code == "InvalidRequest"
 
 
 @pytest.mark.parametrize("family", ["bert", "roberta", "deberta", "llama", "bart"])

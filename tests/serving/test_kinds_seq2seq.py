@@ -100,7 +100,7 @@ def test_the_base_is_served_by_the_padded_runner(setting: Setting) -> None:
     loaded = setting[0].started[0]
     assert isinstance(loaded, BaseLoaded)
     assert (loaded.runner, loaded.task) == ("padded", Task.SEQ_2_SEQ_LM)
-    runner = setting[0].engine._ready().runner
+    runner = setting[0].engine.serving.runner
     assert runner.pads
     assert runner.joins
 
@@ -110,8 +110,8 @@ class Rows:
 
     def __init__(self, setting: Setting, names: list[tuple[int, str | None]]) -> None:
         engine, self.expected = setting
-        self.runner, self.names = engine.engine._ready().runner, names
-        mounts = engine.engine._mounts
+        self.runner, self.names = engine.engine.serving.runner, names
+        mounts = engine.engine.mounts
         self.adapters = [(RowAdapter(mounts.hold(name), 1.0),) if name else () for _, name in names]
         assert all(self.runner.bank.hold(row) for row in self.adapters)
         self.batch = self.runner.start([PROMPTS[index] for index, _ in names], [[] for _ in names], self.adapters)
@@ -119,7 +119,7 @@ class Rows:
 
     def step(self) -> None:
         """Each row's next logits are the reference's."""
-        logits = self.runner._logits(self.batch).cpu()
+        logits = self.runner.logits(self.batch).cpu()
         for row, name in enumerate(self.names):
             assert (logits[row] - self.expected[name][1][self.done[row]]).abs().max() <= TOLERANCE, name
         self.batch.extend([self.expected[name][0][done] for name, done in zip(self.names, self.done, strict=True)])

@@ -100,7 +100,7 @@ def test_a_merged_classifier_is_served(make_base: Any, make_adapter: Any, in_pro
     assert isinstance(started, BaseLoaded)
     assert (started.runner, started.task) == ("encoder", Task.SEQ_CLS)
     with torch.inference_mode():
-        (made,) = engine.engine._ready().runner.run([EncoderRow(PROMPT)])
+        (made,) = engine.engine.serving.runner.run([EncoderRow(PROMPT)])
         expected = merged_by_peft(base, "SEQ_CLS", adapter)(input_ids=torch.tensor([PROMPT])).logits[0]
         plain = load_for("SEQ_CLS", base)(input_ids=torch.tensor([PROMPT])).logits[0]
     torch.testing.assert_close(made, expected, atol=1e-5, rtol=1e-5)

@@ -7,19 +7,27 @@ from collections.abc import Sequence
 
 from graft_runtime.contract.tasks import Task
 from graft_runtime.errors import ErrorCode, GraftError
-from graft_runtime.messages import Generate, Sampling
+from graft_runtime.messages import Encode, Generate, Sampling, ServedAdapter
 from graft_runtime.model.bank import Bank
 from graft_runtime.model.rows import RowAdapter
 
 
-def check_request(message: Generate, task: Task, context_length: int) -> None:
+def check_generate(message: Generate, task: Task, context_length: int) -> None:
     """Raises GraftError: NotGenerative, ContextTooLong, InvalidRequest."""
     if not task.generates:
         raise GraftError(ErrorCode.NOT_GENERATIVE, f"the base model is loaded for {task} and makes no text")
     check_length(len(message.prompt), context_length)
-    weights = [served.weight for served in message.adapters]
-    if not (message.prompt and message.max_tokens > 0 and _sane(message.sampling) and all(map(math.isfinite, weights))):
+    if not (message.prompt and message.max_tokens > 0 and _sane(message.sampling) and _finite(message.adapters)):
         raise GraftError(ErrorCode.INVALID_REQUEST, "an empty prompt, or a value that has no meaning")
+
+
+def check_encode(message: Encode, task: Task) -> None:
+    """Raises GraftError: InvalidRequest."""
+    if task.generates:
+        raise GraftError(ErrorCode.INVALID_REQUEST, f"the base model is loaded for {task}, which makes text alone")
+    types_fit = message.types is None or len(message.types) == len(message.ids)
+    if not (message.ids and types_fit and min(message.types or [0]) >= 0 and _finite(message.adapters)):
+        raise GraftError(ErrorCode.INVALID_REQUEST, "an empty text, or a value that has no meaning")
 
 
 def check_length(tokens: int, context_length: int) -> None:
@@ -29,9 +37,9 @@ def check_length(tokens: int, context_length: int) -> None:
         raise GraftError(ErrorCode.CONTEXT_TOO_LONG, what)
 
 
-def check_tokens(message: Generate, vocabulary: int) -> None:
+def check_tokens(ids: Sequence[int], vocabulary: int) -> None:
     """Raises GraftError: InvalidRequest."""
-    strange = [token for token in message.prompt if not 0 <= token < vocabulary]
+    strange = [token for token in ids if not 0 <= token < vocabulary]
     if strange:
         what = f"the prompt holds token {strange[0]}, expected 0 … {vocabulary - 1}"
         raise GraftError(ErrorCode.INVALID_REQUEST, what)
@@ -46,6 +54,10 @@ def check_adapters(adapters: Sequence[RowAdapter], bank: Bank) -> None:
     if not bank.can_ever_hold(adapters):
         what = f"the request's {len(adapters)} adapters have more columns together than the active bank"
         raise GraftError(ErrorCode.NOT_COMPOSABLE, what, hint="name fewer adapters in one request, or lower ranks")
+
+
+def _finite(adapters: Sequence[ServedAdapter]) -> bool:
+    return all(math.isfinite(served.weight) for served in adapters)
 
 
 def _sane(sampling: Sampling) -> bool:

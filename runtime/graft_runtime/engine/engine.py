@@ -3,85 +3,42 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable
 
 import torch
 
-from graft_runtime.contract.facts import AdapterFacts, DeltaKind
-from graft_runtime.contract.tasks import Task
-from graft_runtime.engine.batches import BatchFlow
-from graft_runtime.engine.checks import check_adapters, check_length, check_request, check_tokens
+from graft_runtime.contract.facts import AdapterFacts
+from graft_runtime.engine.budgets import PLENTY, Budgets
+from graft_runtime.engine.intake import Intake
 from graft_runtime.engine.ledger import room_in_host
 from graft_runtime.engine.loader import AdapterReady, BaseReady, Job, Outcome, fault_of
 from graft_runtime.engine.mounts import Mounts
-from graft_runtime.engine.packed import PackedFlow
-from graft_runtime.engine.requests import Flow, Generation, Request, Turn, first_position
-from graft_runtime.engine.route import choose_runner
-from graft_runtime.engine.sampling import Draws
+from graft_runtime.engine.requests import Request, Turn, failure
 from graft_runtime.engine.scheduler import Scheduler
+from graft_runtime.engine.serving import Serving
 from graft_runtime.errors import ErrorCode, GraftError
 from graft_runtime.messages import (
     BaseFailed,
-    BaseLoaded,
     Cancel,
-    Capabilities,
     Command,
+    Encode,
     EngineFault,
     Event,
     Generate,
-    Generated,
     Mount,
     MountFailed,
     Occupancy,
     Start,
     StepDone,
-    Tier,
     Unmount,
 )
 from graft_runtime.model.load import BaseModel
-from graft_runtime.model.rows import RowAdapter, virtual_tokens
-from graft_runtime.runners.decoder.runner import DecoderRunner
-from graft_runtime.runners.padded import PaddedRunner
-from graft_runtime.runners.runner import Runner
-from graft_runtime.runners.seq2seq import Seq2SeqRunner
 
 logger = logging.getLogger(__name__)
-
-FAILED_STEPS = 3
-"""In a row, and the process gives up: a fresh one may do better."""
-
-
-ADAPTERS_PER_REQUEST = 4
-_OF_PROMPTS = frozenset({DeltaKind.PROMPT, DeltaKind.PREFIX})
 
 
 class EngineBrokenError(Exception):
     """The accelerator is broken, or nothing works any more: the process must exit."""
-
-
-class _Serving:
-    """What exists once the base is loaded."""
-
-    def __init__(self, base: BaseModel, start: Start) -> None:
-        self.base = base
-        self.runner = choose_runner(base, max_rank=start.limits.max_rank)
-        flow = _flow(self.runner, start.limits.max_sequences)
-        self.scheduler = Scheduler(flow) if flow is not None else None
-
-
-def _capabilities(task: Task) -> Capabilities:
-    """Return what this engine does with adapters: all that they can be compiled to, where it has a meaning."""
-    deltas = frozenset(DeltaKind) if task.generates else frozenset(DeltaKind) - _OF_PROMPTS
-    tiers: tuple[Tier, ...] = ("device", "host", "disk")
-    return Capabilities(deltas, weights=True, adapters_per_request=ADAPTERS_PER_REQUEST, tiers=tiers)
-
-
-def _flow(runner: Runner, max_sequences: int) -> Flow | None:
-    """How requests for text run; None on a model that makes none."""
-    if isinstance(runner, DecoderRunner):
-        return PackedFlow(runner, max_sequences)
-    return BatchFlow(runner, max_sequences) if isinstance(runner, PaddedRunner | Seq2SeqRunner) else None
 
 
 class Engine:
@@ -89,13 +46,18 @@ class Engine:
 
     Args:
         load: hands a job to the loader; its outcome comes back through `handle`.
+        budgets: what it may spend.
+
+    Attributes:
+        mounts: the adapters that requests may name.
     """
 
-    def __init__(self, load: Callable[[Job], None]) -> None:
+    def __init__(self, load: Callable[[Job], None], budgets: Budgets = PLENTY) -> None:
         self._load = load
+        self._budgets = budgets
         self._start: Start | None = None
-        self._serving: _Serving | None = None
-        self._mounts = Mounts(0)
+        self._serving: Serving | None = None
+        self.mounts = Mounts(0)
         self._events: list[Event] = []
         self._failed_steps = 0
         self._occupancy = Occupancy()
@@ -104,6 +66,13 @@ class Engine:
     def busy(self) -> bool:
         """Whether a step would do something."""
         return bool(self._events) or (self._scheduler is not None and self._scheduler.busy)
+
+    @property
+    def serving(self) -> Serving:
+        """The base. Raises GraftError: NotReady."""
+        if self._serving is None:
+            raise GraftError(ErrorCode.NOT_READY, "the base model is not loaded")
+        return self._serving
 
     @property
     def _scheduler(self) -> Scheduler | None:
@@ -118,12 +87,12 @@ class Engine:
         """
         scheduler = self._scheduler
         if scheduler is not None and scheduler.busy:
-            started = time.perf_counter()
+            started = self._budgets.clock()
             turns = scheduler.schedule()
             if (stuck := scheduler.stuck()) is not None:
                 self._refuse(stuck)
             self._count([self._advance(scheduler, turn) for turn in turns])
-            self._tell(StepDone(time.perf_counter() - started))
+            self._tell(StepDone(self._budgets.clock() - started))
             self._tell_occupancy(scheduler)
         events, self._events = self._events, []
         return events
@@ -131,16 +100,16 @@ class Engine:
     def handle(self, message: Command | Outcome) -> None:
         """Takes a command of the API process or an outcome of the loader; the next step tells what came of it."""
         match message:
-            case Generate():
-                self._generate(message)
+            case Generate() | Encode():
+                self._take(message)
             case Cancel():
                 self._cancel(message)
             case Mount():
                 self._mount(message)
             case Unmount():
-                self._events += self._mounts.unmount(message.digest, keep=message.keep)
+                self._events += self.mounts.unmount(message.digest, keep=message.keep)
             case Start() if self._start is None:
-                self._start, self._mounts = message, Mounts(message.limits.max_mounted_adapters)
+                self._start, self.mounts = message, Mounts(message.limits.max_mounted_adapters)
                 self._load(message)
             case Start():
                 logger.error("a second Start is ignored")
@@ -165,7 +134,7 @@ class Engine:
             case AdapterReady():
                 self._publish_adapter(outcome)
             case MountFailed():
-                self._mounts.abandon(outcome.digest)
+                self.mounts.abandon(outcome.digest)
                 self._tell(outcome)
             case _:
                 self._tell(outcome)
@@ -173,44 +142,34 @@ class Engine:
     def _serve(self, base: BaseModel, merged: tuple[AdapterFacts, ...]) -> None:
         assert self._start is not None
         try:
-            self._serving = _Serving(base, self._start)
+            self._serving = Serving(base, self._start, self._budgets, merged)
         except GraftError as error:
             self._tell(BaseFailed(EngineFault.of(error)))
             return
-        self._mounts.open_host(room_in_host(base.device), base.device)
-        self._tell(
-            BaseLoaded(
-                runner=self._serving.runner.name,
-                context_length=self._serving.runner.context_length,
-                vocabulary_size=base.vocabulary_size,
-                parameter_count=sum(parameter.numel() for parameter in base.model.parameters()),
-                dtype=str(base.dtype).removeprefix("torch."),
-                task=base.task,
-                capabilities=_capabilities(base.task),
-                merged=merged,
-            )
-        )
+        given = self._budgets.host_bytes
+        self.mounts.open_host(room_in_host(base.device) if given is None else given, base.device)
+        self._tell(self._serving.loaded)
 
     def _publish_adapter(self, ready: AdapterReady) -> None:
         """Requests may name it once a trial on the model has passed."""
         digest, adapter = ready.digest, ready.adapter
         try:
             with torch.inference_mode():
-                self._ready().runner.trial(adapter, ready.name)
+                self.serving.runner.trial(adapter, ready.name)
         except Exception as error:
             if _is_fatal(error):
                 raise EngineBrokenError("the accelerator failed") from error
-            self._mounts.abandon(digest)
+            self.mounts.abandon(digest)
             self._tell(MountFailed(digest, fault_of(error, f"adapter `{ready.name}`")))
             return
-        self._events += self._mounts.publish(digest, adapter)
+        self._events += self.mounts.publish(digest, adapter)
 
     def _mount(self, mount: Mount) -> None:
-        if self._mounts.loading(mount.digest):
-            self._mounts.begin(mount.digest)
+        if self.mounts.loading(mount.digest):
+            self.mounts.begin(mount.digest)
             return
         try:
-            mounted = self._mounts.begin(mount.digest)
+            mounted = self.mounts.begin(mount.digest)
         except Exception as error:
             if _is_fatal(error):
                 raise EngineBrokenError("the accelerator failed") from error
@@ -223,45 +182,12 @@ class Engine:
 
     # requests
 
-    def _generate(self, message: Generate) -> None:
-        held: list[str] = []
+    def _take(self, message: Generate | Encode) -> None:
         try:
-            serving = self._ready()
-            check_request(message, serving.base.task, serving.runner.context_length)
-            adapters = []
-            for served in message.adapters:
-                adapter = self._mounts.hold(served.digest)
-                held.append(served.digest)
-                adapters.append(RowAdapter(adapter, served.weight, first_position(message.prompt, adapter.invocation)))
-            check_adapters(adapters, serving.runner.bank)
-            virtual = virtual_tokens(adapters)
-            check_length(len(message.prompt) + virtual, serving.runner.context_length)
-            vocabulary = adapters[0].adapter.facts.vocabulary_size if adapters else None
-            vocabulary = vocabulary if vocabulary is not None else serving.base.vocabulary_size
-            check_tokens(message, vocabulary)
+            request = Intake(self.serving, self.mounts, self._release).take(message)
+            self.serving.scheduler.add(request)
         except GraftError as error:
-            for digest in held:
-                self._release(digest)
-            self._tell(Generated(message.request, [], "error", EngineFault.of(error)))
-            return
-        taken = len(message.prompt) + virtual if serving.base.task is Task.CAUSAL_LM else 1
-        room = serving.runner.context_length - taken
-        assert serving.scheduler is not None, "such a request was refused"
-        serving.scheduler.add(
-            Generation(
-                message=message,
-                adapters=tuple(adapters),
-                draws=Draws(message.sampling),
-                virtual=virtual,
-                max_tokens=min(message.max_tokens, room),
-                vocabulary=vocabulary,
-            )
-        )
-
-    def _ready(self) -> _Serving:
-        if self._serving is None:
-            raise GraftError(ErrorCode.NOT_READY, "the base model is not loaded")
-        return self._serving
+            self._tell(failure(message, EngineFault.of(error)))
 
     @torch.inference_mode()
     def _cancel(self, cancel: Cancel) -> None:
@@ -278,7 +204,7 @@ class Engine:
             self._release(served.digest)
 
     def _release(self, digest: str) -> None:
-        self._events += self._mounts.release(digest)
+        self._events += self.mounts.release(digest)
 
     # steps
 
@@ -297,7 +223,7 @@ class Engine:
         return True
 
     def _finish(self, request: Request, fault: EngineFault) -> None:
-        self._tell(request.failed(fault))
+        self._tell(failure(request.message, fault))
         self._ended(request)
 
     def _failed(self, scheduler: Scheduler, turn: Turn, error: Exception) -> None:
@@ -322,8 +248,8 @@ class Engine:
 
     def _count(self, results: list[bool]) -> None:
         self._failed_steps = 0 if any(results) or not results else self._failed_steps + 1
-        if self._failed_steps >= FAILED_STEPS:
-            raise EngineBrokenError(f"{FAILED_STEPS} steps in a row failed")
+        if self._failed_steps >= self._budgets.failed_steps:
+            raise EngineBrokenError(f"{self._failed_steps} steps in a row failed")
 
 
 def _is_fatal(error: Exception) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 
 from graft_runtime.adapters.deltas import CompiledAdapter
@@ -20,19 +22,21 @@ class HostMemory:
     """
 
     def __init__(self, room: int) -> None:
-        self._room = room
+        self.room = room
         self._packs: dict[str, CompiledAdapter] = {}
         self.bytes = 0
 
-    def __contains__(self, digest: str) -> bool:
-        return digest in self._packs
+    @property
+    def adapters(self) -> Mapping[str, CompiledAdapter]:
+        """By digest, the first to come first."""
+        return self._packs
 
     def put(self, digest: str, adapter: CompiledAdapter) -> list[str]:
         """Keeps an adapter. Returns the digests that had to go for it: its own alone where it could never fit."""
-        if adapter.bytes > self._room:
+        if adapter.bytes > self.room:
             return [digest]
         gone = []
-        while self.bytes + adapter.bytes > self._room:
+        while self.bytes + adapter.bytes > self.room:
             gone.append(next(iter(self._packs)))
             self.take(gone[-1])
         self._packs[digest] = adapter.to(HOST)

@@ -55,11 +55,16 @@ Outcome = BaseReady | BaseFailed | AdapterReady | MountFailed
 
 
 class Loader:
-    """Does one job at a time, in order; whatever goes wrong becomes a typed fault."""
+    """Does one job at a time, in order; whatever goes wrong becomes a typed fault.
 
-    def __init__(self) -> None:
-        self._base: BaseModel | None = None
-        self._max_rank = 0
+    Args:
+        base: that adapters are loaded for; as a rule the first job loads it.
+        max_rank: of one adapter, once there is a base.
+    """
+
+    def __init__(self, base: BaseModel | None = None, max_rank: int = 0) -> None:
+        self._base = base
+        self._max_rank = max_rank
 
     def do(self, job: Job) -> Outcome:
         """Does the job. Raises nothing."""

@@ -31,12 +31,17 @@ class Mounts:
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._mounts: dict[str, _Mount] = {}
-        self._device = torch.device("cpu")
+        self.device = torch.device("cpu")
         self.host = HostMemory(0)
+
+    @property
+    def digests(self) -> frozenset[str]:
+        """Of the adapters that are mounted, or on their way."""
+        return frozenset(self._mounts)
 
     def open_host(self, room: int, device: torch.device) -> None:
         """Adapters that leave `device` are kept in so many bytes of host memory from now on."""
-        self.host, self._device = HostMemory(room), device
+        self.host, self.device = HostMemory(room), device
 
     def begin(self, digest: str) -> Mounted | None:
         """Mounts an adapter that is there or in host memory; makes room for any other.
@@ -63,7 +68,7 @@ class Mounts:
             self._mounts[digest] = _Mount()
             return None
         try:
-            adapter = kept.to(self._device)
+            adapter = kept.to(self.device)
         except Exception:
             self.host.put(digest, kept)
             raise

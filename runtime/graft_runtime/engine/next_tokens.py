@@ -6,10 +6,9 @@ from collections.abc import Sequence
 
 import torch
 
-from graft_runtime.engine.requests import Generation, Result
+from graft_runtime.engine.requests import Generation, Result, not_finite
 from graft_runtime.engine.sampling import choose, limited
-from graft_runtime.errors import ErrorCode
-from graft_runtime.messages import EngineFault, Generated
+from graft_runtime.messages import Generated
 
 
 def next_tokens(requests: Sequence[Generation], logits: torch.Tensor) -> list[Result]:
@@ -26,19 +25,9 @@ def next_tokens(requests: Sequence[Generation], logits: torch.Tensor) -> list[Re
 
 def _result(request: Generation, token: int | None) -> Result:
     if token is None:
-        return Result(request, request.failed(_not_finite(request)), ends=True)
+        return not_finite(request)
     if token in request.message.stop_tokens:
         return Result(request, Generated(request.name, [], "stop"), ends=True)
     request.tokens.append(token)
     ends = len(request.tokens) == request.max_tokens
     return Result(request, Generated(request.name, [token], "length" if ends else None), ends=ends)
-
-
-def _not_finite(request: Generation) -> EngineFault:
-    names = ", ".join(served.digest for served in request.message.adapters)
-    whose = f"adapter {names} computes" if names else "the base model computes"
-    return EngineFault(
-        ErrorCode.CORRUPT,
-        f"{whose} values that are not finite on this prompt",
-        hint="its weights overflow the dtype of the model; use a wider spec.baseModel.dtype, or train it again",
-    )

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from graft_runtime.engine.sampling import Draws
-from graft_runtime.messages import EngineFault, Event, Generate, Generated
+from graft_runtime.errors import ErrorCode
+from graft_runtime.messages import Encode, Encoded, EngineFault, Event, Generate, Generated
 from graft_runtime.model.rows import RowAdapter
 
 NEVER = 1 << 62
@@ -18,7 +19,7 @@ NEVER = 1 << 62
 class Request:
     """One request, from its arrival to its last event."""
 
-    message: Any
+    message: Generate | Encode
     """Which asked for it."""
     adapters: tuple[RowAdapter, ...]
     alone: bool = False
@@ -26,12 +27,7 @@ class Request:
 
     @property
     def name(self) -> str:
-        name: str = self.message.request
-        return name
-
-    def failed(self, fault: EngineFault) -> Event:
-        """Return the last event of a request that has failed."""
-        raise NotImplementedError
+        return self.message.request
 
 
 @dataclass(eq=False, kw_only=True)
@@ -48,9 +44,6 @@ class Generation(Request):
     """Token ids that mean something to its adapters, or to the base."""
     tokens: list[int] = field(default_factory=list)
 
-    def failed(self, fault: EngineFault) -> Event:
-        return Generated(self.name, [], "error", fault)
-
     @property
     def length(self) -> int:
         """Tokens of prompt and answer, and virtual ones."""
@@ -65,6 +58,13 @@ class Generation(Request):
         return virtual + real
 
 
+@dataclass(eq=False, kw_only=True)
+class Encoding(Request):
+    """A request for what one pass of the model says."""
+
+    message: Encode
+
+
 @dataclass(frozen=True)
 class Result:
     """What a step made of one request."""
@@ -73,6 +73,25 @@ class Result:
     event: Event
     ends: bool
     """Whether that was its last event."""
+
+
+def failure(message: Generate | Encode, fault: EngineFault) -> Event:
+    """Return the last event of a request that has failed."""
+    if isinstance(message, Generate):
+        return Generated(message.request, [], "error", fault)
+    return Encoded(message.request, (), [], fault)
+
+
+def not_finite(request: Request) -> Result:
+    """Return what becomes of a request whose values overflow."""
+    names = ", ".join(served.digest for served in request.message.adapters)
+    whose = f"adapter {names} computes" if names else "the base model computes"
+    fault = EngineFault(
+        ErrorCode.CORRUPT,
+        f"{whose} values that are not finite on this prompt",
+        hint="its weights overflow the dtype of the model; use a wider spec.baseModel.dtype, or train it again",
+    )
+    return Result(request, failure(request.message, fault), ends=True)
 
 
 class Turn(Protocol):

@@ -8,7 +8,7 @@ import torch
 
 from graft_runtime.contract.tasks import Task
 from graft_runtime.engine.ledger import open_ledger
-from graft_runtime.model.bank import Bank
+from graft_runtime.model.bank import WIDEST, Bank
 from graft_runtime.model.buffers import Buffers
 from graft_runtime.model.hooks import AdapterModules
 from graft_runtime.model.load import BaseModel
@@ -24,14 +24,19 @@ from graft_runtime.runners.seq2seq import Seq2SeqRunner
 logger = logging.getLogger(__name__)
 
 
-def choose_runner(base: BaseModel, *, max_rank: int) -> Runner:
+def choose_runner(base: BaseModel, *, max_rank: int, bank_columns: int = WIDEST) -> Runner:
     """By the task; for a causal language model the decoder runner where the probe lets it, else the padded one, and the
     log says why.
+
+    Args:
+        base: the model.
+        max_rank: of one adapter.
+        bank_columns: see `Bank`.
 
     Raises:
         GraftError: NotAModel when no runner can serve it, NoCapacity when the memory has no room for a request.
     """
-    bank = Bank(base.layout.linear, max_rank=max_rank, dtype=base.dtype, device=base.device)
+    bank = Bank(base.layout.linear, max_rank=max_rank, dtype=base.dtype, device=base.device, columns=bank_columns)
     modules = AdapterModules(base.model, bank)
     if base.task is Task.SEQ_2_SEQ_LM:
         return Seq2SeqRunner(base, modules)

@@ -51,9 +51,9 @@ class EncoderRunner(Runner):
         self._padding = _Padding(base)
         self._has_types = bool(getattr(base.model.config, "type_vocab_size", 0))
         """Whether a text of its own has a type; others add a token's embedding for any type that they are given."""
-        self._sharing = Sharing(side="right")
+        self.sharing = Sharing(side="right")
         with torch.inference_mode():
-            self._sharing = try_sharing(base, self._plain)
+            self.sharing = try_sharing(base, self._plain)
 
     def run(self, rows: Sequence[EncoderRow]) -> list[torch.Tensor]:
         """What the model says of each row.
@@ -64,7 +64,7 @@ class EncoderRunner(Runner):
         """
         made: dict[int, torch.Tensor] = {}
         for group in self._groups(rows):
-            outputs = self._computed([rows[index] for index in group], self._sharing.side)
+            outputs = self._computed([rows[index] for index in group], self.sharing.side)
             made.update(zip(group, outputs, strict=True))
         return [made[index] for index in range(len(rows))]
 
@@ -87,15 +87,15 @@ class EncoderRunner(Runner):
 
     def logits_of(self, prompts: Sequence[Sequence[int]], adapters: Sequence[tuple[RowAdapter, ...]]) -> torch.Tensor:
         """Return the largest value of each row's output, [rows, 1]: rows may have labels of their own."""
-        rows = [EncoderRow(self._sharing.ended(prompt), row) for prompt, row in zip(prompts, adapters, strict=True)]
+        rows = [EncoderRow(self.sharing.ended(prompt), row) for prompt, row in zip(prompts, adapters, strict=True)]
         return torch.stack([output.abs().max()[None] for output in self.run(rows)])
 
     def _groups(self, rows: Sequence[EncoderRow]) -> list[list[int]]:
         """The rows that may share a pass."""
-        apart = any(path in self._sharing.unled and module.used for path, module in self.bank.modules.items())
+        apart = any(path in self.sharing.unled and module.used for path, module in self.bank.modules.items())
         groups: dict[Hashable, list[int]] = {}
         for index, row in enumerate(rows):
-            length = len(row.ids) if self._sharing.side is None else 0
+            length = len(row.ids) if self.sharing.side is None else 0
             groups.setdefault((length, row.adapters if apart else ()), []).append(index)
         return list(groups.values())
 

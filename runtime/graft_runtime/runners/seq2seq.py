@@ -81,7 +81,7 @@ class Seq2SeqRunner(Runner):
 
     def run(self, batch: Seq2SeqBatch) -> torch.Tensor:
         """The logits after each row's last token, [rows, vocabulary]. `batch.cache` has grown by the input."""
-        logits = self._logits(batch)
+        logits = self.logits(batch)
         if self._forced_first is None:
             return logits
         begins = batch.mask.sum(dim=1, keepdim=True) == 1
@@ -89,9 +89,9 @@ class Seq2SeqRunner(Runner):
         return logits.masked_fill(begins & others, -torch.inf)
 
     def logits_of(self, prompts: Sequence[Sequence[int]], adapters: Sequence[tuple[RowAdapter, ...]]) -> torch.Tensor:
-        return self._logits(self.start(prompts, [[] for _ in prompts], adapters))
+        return self.logits(self.start(prompts, [[] for _ in prompts], adapters))
 
-    def _logits(self, batch: Seq2SeqBatch) -> torch.Tensor:
+    def logits(self, batch: Seq2SeqBatch) -> torch.Tensor:
         if batch.states is None:
             batch.states = self._encode(batch)
         tokens = batch.ids.shape[1]
@@ -139,7 +139,7 @@ class Seq2SeqRunner(Runner):
         self._decode(old, 2)
         self._decode(new, 1)
         old.join(new)
-        joined = self._logits(old)
+        joined = self.logits(old)
         return pads, agree(joined, torch.stack([alone[0][2], alone[1][1]]), self._base.dtype)
 
     def _answer(self, prompt: list[int]) -> torch.Tensor:
@@ -149,7 +149,7 @@ class Seq2SeqRunner(Runner):
         """[steps, rows, vocabulary]"""
         made = []
         for token in ANSWER[:steps]:
-            made.append(self._logits(batch))
+            made.append(self.logits(batch))
             batch.extend([token % self._base.vocabulary_size] * batch.ids.shape[0])
         return torch.stack(made)
 

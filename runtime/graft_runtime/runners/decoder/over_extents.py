@@ -20,7 +20,6 @@ from graft_runtime.runners.decoder.extents import Extent, Slab
 torch.backends.cuda.enable_cudnn_sdp(False)
 
 
-
 @dataclass
 class _Reads:
     """The part of an extent that is read, and what of it is hidden."""

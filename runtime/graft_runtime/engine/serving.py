@@ -1,0 +1,71 @@
+"""What exists once the base is loaded: its runner, the flow of requests on it, and the queue before that."""
+
+from __future__ import annotations
+
+from graft_runtime.contract.facts import AdapterFacts, DeltaKind
+from graft_runtime.contract.tasks import Task
+from graft_runtime.engine.batches import BatchFlow
+from graft_runtime.engine.budgets import Budgets
+from graft_runtime.engine.one_pass import OnePassFlow
+from graft_runtime.engine.packed import PackedFlow
+from graft_runtime.engine.requests import Flow
+from graft_runtime.engine.route import choose_runner
+from graft_runtime.engine.scheduler import Scheduler
+from graft_runtime.messages import BaseLoaded, Capabilities, Start, Tier
+from graft_runtime.model.load import BaseModel
+from graft_runtime.runners.decoder.runner import DecoderRunner
+from graft_runtime.runners.encoder import EncoderRunner
+from graft_runtime.runners.padded import PaddedRunner
+from graft_runtime.runners.runner import Runner
+from graft_runtime.runners.seq2seq import Seq2SeqRunner
+
+ADAPTERS_PER_REQUEST = 4
+_OF_PROMPTS = frozenset({DeltaKind.PROMPT, DeltaKind.PREFIX})
+
+
+class Serving:
+    """A base that serves.
+
+    Args:
+        base: the model.
+        start: what was asked for.
+        budgets: of the engine.
+        merged: see `BaseLoaded`.
+
+    Raises:
+        GraftError: NotAModel when no runner can serve the base, NoCapacity when there is no room for a request.
+    """
+
+    def __init__(self, base: BaseModel, start: Start, budgets: Budgets, merged: tuple[AdapterFacts, ...] = ()) -> None:
+        self.base = base
+        self.runner = choose_runner(base, max_rank=start.limits.max_rank, bank_columns=budgets.bank_columns)
+        self.scheduler = Scheduler(_flow(self.runner, start.limits.max_sequences, budgets))
+        self.loaded = BaseLoaded(
+            runner=self.runner.name,
+            context_length=self.runner.context_length,
+            vocabulary_size=base.vocabulary_size,
+            parameter_count=sum(parameter.numel() for parameter in base.model.parameters()),
+            dtype=str(base.dtype).removeprefix("torch."),
+            task=base.task,
+            capabilities=_capabilities(base.task),
+            merged=merged,
+        )
+
+
+def _capabilities(task: Task) -> Capabilities:
+    """Return what this engine does with adapters: all that they can be compiled to, where it has a meaning."""
+    deltas = frozenset(DeltaKind) if task.generates else frozenset(DeltaKind) - _OF_PROMPTS
+    tiers: tuple[Tier, ...] = ("device", "host", "disk")
+    return Capabilities(deltas, weights=True, adapters_per_request=ADAPTERS_PER_REQUEST, tiers=tiers)
+
+
+def _flow(runner: Runner, max_sequences: int, budgets: Budgets) -> Flow:
+    """How requests run on this runner."""
+    match runner:
+        case DecoderRunner():
+            return PackedFlow(runner, max_sequences, budgets.prompt_tokens)
+        case PaddedRunner() | Seq2SeqRunner():
+            return BatchFlow(runner, max_sequences)
+        case EncoderRunner():
+            return OnePassFlow(runner, max_sequences)
+    raise AssertionError(f"no requests run on a {type(runner).__name__}")
