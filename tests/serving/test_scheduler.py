@@ -1,0 +1,129 @@
+"""The queue before every runner, on a flow that computes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from graft_runtime.engine.requests import Encoding, Request, Result, first_position
+from graft_runtime.engine.scheduler import Scheduler
+from graft_runtime.messages import Encode
+
+
+def request(name: str) -> Request:
+    return Encoding(message=Encode(name, [1]), adapters=())
+
+
+@dataclass
+class TakesAll:
+    """A turn of all requests that run."""
+
+    requests: Sequence[Request]
+
+    def run(self) -> list[Result]:
+        raise AssertionError("the scheduler runs nothing")
+
+    def settle(self, ended: Sequence[Request]) -> None:
+        raise AssertionError("the scheduler settles nothing")
+
+
+@dataclass
+class Places:
+    """A flow with so many places."""
+
+    places: int
+    requests: list[Request] = field(default_factory=list)
+    pushed: int = 0
+    """How many of the youngest must leave before the next step."""
+    reserved: int = 0
+
+    def make_room(self) -> list[Request]:
+        leaving = self.requests[len(self.requests) - self.pushed :]
+        for one in leaving:
+            self.leave(one)
+        self.places, self.pushed = self.places - self.pushed, 0
+        return leaving
+
+    def start(self, waiting: Sequence[Request]) -> Sequence[Request]:
+        started = waiting[: self.places - len(self.requests)]
+        self.requests += started
+        return started
+
+    def turns(self) -> list[TakesAll]:
+        return [TakesAll(list(self.requests))] if self.requests else []
+
+    def leave(self, request: Request) -> None:
+        self.requests.remove(request)
+
+
+def names(requests: Sequence[Request]) -> str:
+    return "".join(request.name for request in requests)
+
+
+def scheduler(places: int, *waiting: str) -> Scheduler:
+    made = Scheduler(Places(places))
+    for name in waiting:
+        made.add(request(name))
+    return made
+
+
+def test_first_come_first_served() -> None:
+    queue = scheduler(2, "a", "b", "c", "d")
+    (turn,) = queue.schedule()
+    assert (names(turn.requests), queue.running, queue.waiting) == ("ab", 2, 2)
+    queue.flow.leave(turn.requests[0])
+    (turn,) = queue.schedule()
+    assert names(turn.requests) == "bc"
+
+
+def test_those_that_are_pushed_back_start_again_before_the_others_in_their_order() -> None:
+    queue = scheduler(4, *"abcdef")
+    queue.schedule()
+    flow = queue.flow
+    assert isinstance(flow, Places)
+    flow.pushed = 2
+    (turn,) = queue.schedule()
+    assert (names(turn.requests), queue.waiting) == ("ab", 4)
+    flow.places = 5
+    (turn,) = queue.schedule()
+    assert names(turn.requests) == "abcde"
+
+
+def test_a_turn_that_failed_runs_again_request_by_request_before_any_other() -> None:
+    queue = scheduler(3, *"abcd")
+    (turn,) = queue.schedule()
+    queue.again(turn)
+    assert (queue.running, queue.waiting) == (0, 4)
+    (turn,) = queue.schedule()
+    assert names(turn.requests) == "abc"
+    assert all(one.alone for one in turn.requests)
+
+
+def test_what_can_never_start_is_taken_out_when_nothing_runs() -> None:
+    queue = scheduler(1, "a", "b")
+    queue.schedule()
+    assert queue.stuck() is None, "what runs may make room"
+    queue.flow.leave(queue.flow.requests[0])
+    assert isinstance(queue.flow, Places)
+    queue.flow.places = 0
+    assert queue.schedule() == []
+    stuck = queue.stuck()
+    assert stuck is not None
+    assert (stuck.name, queue.busy, queue.stuck()) == ("b", False, None)
+
+
+def test_a_request_is_dropped_whether_it_waits_or_runs() -> None:
+    queue = scheduler(1, "a", "b", "c")
+    queue.schedule()
+    for name, left in (("b", "ac"), ("a", "c"), ("none", "c")):
+        dropped = queue.drop(name)
+        assert (dropped.name if dropped else "none") == name
+        assert queue.running + queue.waiting == len(left)
+    (turn,) = queue.schedule()
+    assert names(turn.requests) == "c"
+
+
+def test_an_adapter_takes_part_from_the_last_place_of_its_invocation_on() -> None:
+    assert first_position([1, 2, 3], []) == 0
+    assert first_position([7, 8, 1, 7, 8, 2], [7, 8]) == 3
+    assert first_position([7, 1], [7, 8]) > 1 << 40
