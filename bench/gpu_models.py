@@ -10,8 +10,8 @@ from typing import Any
 import torch
 import transformers
 from graft_runtime.contract.tasks import Task
-from graft_runtime.model.layout import layout_of
 from graft_runtime.model.load import BaseModel
+from graft_runtime.model.module_tree import layout_of
 from safetensors.torch import save_file
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")

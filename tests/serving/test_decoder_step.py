@@ -74,7 +74,7 @@ class OneByOne:
     def __init__(self, windows: Sequence[int | None]) -> None:
         self.windows = windows
 
-    def lay_out(self, pieces: Sequence[Piece]) -> OneByOne:
+    def arrange(self, pieces: Sequence[Piece]) -> OneByOne:
         made = OneByOne(self.windows)
         made.order = range(len(pieces))[::-1]
         made.pieces = [pieces[index] for index in made.order]
@@ -112,10 +112,10 @@ class OneByOne:
         return torch.stack(heads)
 
 
-def in_given_order(layout: Any, made: torch.Tensor, tokens: Sequence[int]) -> torch.Tensor:
+def in_given_order(arrangement: Any, made: torch.Tensor, tokens: Sequence[int]) -> torch.Tensor:
     """The tokens of each piece where the piece stands among those that were handed in."""
-    parts = torch.split(made, [tokens[index] for index in layout.order])
-    return torch.cat([part for _, part in sorted(zip(layout.order, parts, strict=True), key=lambda pair: pair[0])])
+    parts = torch.split(made, [tokens[index] for index in arrangement.order])
+    return torch.cat([part for _, part in sorted(zip(arrangement.order, parts, strict=True), key=lambda pair: pair[0])])
 
 
 @pytest.mark.parametrize(
@@ -141,14 +141,14 @@ def test_attention_over_extents_is_that_of_each_token_alone(score: Score, window
     for _ in range(12):
         going = chosen.sample(sequences, chosen.randrange(1, 6))
         tokens = [chosen.choice([1, 1, 1, 2, 3]) for _ in going]
-        ours = attention.lay_out([Piece(one[0], one[2], count) for one, count in zip(going, tokens, strict=True)])
-        theirs = oracle.lay_out([Piece(one[1], one[2], count) for one, count in zip(going, tokens, strict=True)])
+        ours = attention.arrange([Piece(one[0], one[2], count) for one, count in zip(going, tokens, strict=True)])
+        theirs = oracle.arrange([Piece(one[1], one[2], count) for one, count in zip(going, tokens, strict=True)])
         for layer in range(len(layers)):
             given = [tuple(torch.randn(count, *size) for size in ((4, 8), (2, 8), (2, 6))) for count in tokens]
             made = []
-            for layout in (ours, theirs):
-                q, k, v = (torch.cat([given[index][role] for index in layout.order]) for role in range(3))
-                made.append(in_given_order(layout, layout.attend(q, k, v, layer, score), tokens))
+            for arrangement in (ours, theirs):
+                q, k, v = (torch.cat([given[index][role] for index in arrangement.order]) for role in range(3))
+                made.append(in_given_order(arrangement, arrangement.attend(q, k, v, layer, score), tokens))
             torch.testing.assert_close(made[0], made[1], rtol=1e-5, atol=1e-5)
         for one, count in zip(going, tokens, strict=True):
             one[2] += count

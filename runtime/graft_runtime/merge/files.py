@@ -36,8 +36,8 @@ from graft_runtime.merge.places import (
 )
 from graft_runtime.merge.sums import Sum
 from graft_runtime.merge.ties import index_with_head, save_head, separable, separated_head, untied_config
-from graft_runtime.model.layout import layout_of
 from graft_runtime.model.load import empty_model
+from graft_runtime.model.module_tree import layout_of
 from graft_runtime.model.modules import BaseModules
 
 HEAD_FILE = "model-head.safetensors"

@@ -16,8 +16,8 @@ from graft_runtime.merge.addend import Addend
 from graft_runtime.merge.sums import Sum
 from graft_runtime.merge.ties import separable, separated_head
 from graft_runtime.messages import MergeSource
-from graft_runtime.model.layout import layout_of
 from graft_runtime.model.load import BaseModel
+from graft_runtime.model.module_tree import layout_of
 from graft_runtime.model.tasks import end_token
 from graft_runtime.runners.trial import check_called, trial_prompt
 

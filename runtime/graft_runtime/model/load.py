@@ -16,7 +16,7 @@ from graft_runtime.adapters.strict_json import parse_object
 from graft_runtime.base.files import check_weights, not_a_model, read_config
 from graft_runtime.contract.tasks import Task
 from graft_runtime.errors import ErrorCode, GraftError, shown
-from graft_runtime.model.layout import layout_of
+from graft_runtime.model.module_tree import layout_of
 from graft_runtime.model.modules import BaseModules
 from graft_runtime.model.tasks import auto_class, may_be_missing, task_of
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from graft_runtime.adapters.layout import BaseLayout
 from graft_runtime.contract.tasks import Task
-from graft_runtime.model.layout import layout_of
 from graft_runtime.model.load import empty_model
+from graft_runtime.model.module_tree import layout_of
 
 
 def stored_layout(base: Path, *, name: str, task: Task | None = None) -> BaseLayout:

@@ -16,8 +16,8 @@ from graft_runtime.adapters.deltas import CompiledAdapter
 from graft_runtime.contract.tasks import Task
 from graft_runtime.errors import ErrorCode, GraftError
 from graft_runtime.model.hooks import AdapterModules
-from graft_runtime.model.layout import HEADS
 from graft_runtime.model.load import BaseModel
+from graft_runtime.model.module_tree import HEADS
 from graft_runtime.model.rows import RowAdapter
 from graft_runtime.runners.padding import declared_padding, padded, padding_mask
 from graft_runtime.runners.runner import Runner

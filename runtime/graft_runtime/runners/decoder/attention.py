@@ -141,7 +141,7 @@ class Score:
         return self.softcap is None and self.sinks is None
 
 
-class Layout(Protocol):
+class Arrangement(Protocol):
     """Where the tokens of one step are written and what they read: fixed until the step is done.
 
     Attributes:
@@ -169,12 +169,12 @@ class Layout(Protocol):
 class Attention(Protocol):
     """Attention over one kind of places."""
 
-    def lay_out(self, pieces: Sequence[Piece]) -> Layout:
-        """Return the layout of a step of these pieces, each of its own sequence. The one before it is spent."""
+    def arrange(self, pieces: Sequence[Piece]) -> Arrangement:
+        """Return the arrangement of a step of these pieces, each of its own sequence. The one before it is spent."""
         ...
 
 
-def attends(layout: Layout) -> Attend:
+def attends(arrangement: Arrangement) -> Attend:
     """Return what the layers of a model call while this step runs. The probe has seen to it that no option is lost."""
 
     def attend(
@@ -182,6 +182,6 @@ def attends(layout: Layout) -> Attend:
     ) -> torch.Tensor:
         score = Score(options.get("scaling"), options.get("softcap"), options.get("s_aux"))
         q, k, v = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
-        return layout.attend(q, k, v, module.layer_idx, score)
+        return arrangement.attend(q, k, v, module.layer_idx, score)
 
     return attend

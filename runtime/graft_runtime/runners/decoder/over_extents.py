@@ -158,15 +158,15 @@ def _weighted(
     return weights[..., : k.shape[2]] @ v
 
 
-class ExtentLayout:
-    """A step over extents; see `Layout`."""
+class ExtentArrangement:
+    """A step over extents; see `Arrangement`."""
 
     def __init__(self, order: Sequence[int], parts: Sequence[_Decoding | _Span], windows: Sequence[int | None]) -> None:
         self.order = order
         self._parts, self._windows = parts, windows
 
     def attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layer: int, score: Score) -> torch.Tensor:
-        """See `Layout`."""
+        """See `Arrangement`."""
         made = []
         for part in self._parts:
             rows = slice(part.first, part.last)
@@ -187,7 +187,7 @@ class ExtentAttention:
     def __init__(self, windows: Sequence[int | None], buffers: Buffers, device: torch.device) -> None:
         self._windows, self._buffers, self._device = windows, buffers, device
 
-    def lay_out(self, pieces: Sequence[Piece]) -> ExtentLayout:
+    def arrange(self, pieces: Sequence[Piece]) -> ExtentArrangement:
         """See `Attention`; every place is an `Extent`."""
         decoding = [index for index, piece in enumerate(pieces) if piece.tokens == 1]
         decoding.sort(key=lambda index: (pieces[index].place.capacity, pieces[index].place.slot))
@@ -207,4 +207,4 @@ class ExtentAttention:
         for index in spans:
             parts.append(_Span(pieces[index].place, pieces[index], tokens, self._device))
             tokens += pieces[index].tokens
-        return ExtentLayout([*decoding, *spans], parts, self._windows)
+        return ExtentArrangement([*decoding, *spans], parts, self._windows)

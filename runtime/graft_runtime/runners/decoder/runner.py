@@ -52,8 +52,8 @@ class DecoderRunner(Runner):
 
     def pack(self, rows: Sequence[PackedRow]) -> Step:
         """Fill a step with these rows, each of its own sequence. The step before it is spent."""
-        layout = self._attention.lay_out([row.piece for row in rows])
-        ordered = [rows[index] for index in layout.order]
+        arrangement = self._attention.arrange([row.piece for row in rows])
+        ordered = [rows[index] for index in arrangement.order]
         ends = accumulate(row.piece.tokens for row in ordered)
         last = self._buffers.fill("last", [end - 1 for end, row in zip(ends, ordered, strict=True) if row.answers])
         positions = [at for row in ordered for at in range(row.piece.start, row.piece.end)]
@@ -61,15 +61,15 @@ class DecoderRunner(Runner):
             self._buffers.fill("ids", [token for row in ordered for token in row.ids])[None],
             self._buffers.fill("positions", positions)[None],
             last,
-            layout,
+            arrangement,
             self._modules.inputs([Row(row.adapters, row.piece.start, row.piece.tokens) for row in ordered], last),
-            [index for index in layout.order if rows[index].answers],
+            [index for index in arrangement.order if rows[index].answers],
         )
 
     def run(self, step: Step) -> torch.Tensor:
         """Return the logits of the rows that answer, [answers, vocabulary]; keys and values of all tokens are kept."""
         options: dict[str, Any] = {"logits_to_keep": step.last} if self._limits_head else {}
-        with self._modules.active(step.adapters), attending(attends(step.layout)):
+        with self._modules.active(step.adapters), attending(attends(step.arrangement)):
             made = self._base.model(
                 input_ids=step.ids, position_ids=step.positions, use_cache=False, return_dict=True, **options
             )

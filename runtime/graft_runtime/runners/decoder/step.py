@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from graft_runtime.model.rows import AdapterInputs, RowAdapter
-from graft_runtime.runners.decoder.attention import Layout, Piece
+from graft_runtime.runners.decoder.attention import Arrangement, Piece
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,7 +33,7 @@ class Step:
         ids: [1, tokens], int64.
         positions: [1, tokens], int64.
         last: [answers], int64: the last token of each row that answers.
-        layout: where keys and values are written and what is read.
+        arrangement: where keys and values are written and what is read.
         adapters: slots, weights and owners of the active adapters; None for a step of the base's rows alone.
         answering: the rows whose logits are wanted, in the order of the logits, by their index in what was packed.
     """
@@ -41,6 +41,6 @@ class Step:
     ids: torch.Tensor
     positions: torch.Tensor
     last: torch.Tensor
-    layout: Layout
+    arrangement: Arrangement
     adapters: AdapterInputs | None
     answering: Sequence[int]

@@ -1,4 +1,4 @@
-"""The layout of a loaded model, as adapters are checked against."""
+"""The modules of a loaded model as a layout, which adapters are checked against."""
 
 from __future__ import annotations
 
