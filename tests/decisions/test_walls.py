@@ -81,6 +81,12 @@ def test_the_contract_costs_pydantic_and_nothing_else() -> None:
     assert not loaded & {"msgspec", "fastapi", "torch", "transformers", "jwt"}
 
 
+def test_one_module_alone_finds_modules_of_a_model_by_their_path() -> None:
+    files = (ROOT / "runtime/graft_runtime").rglob("*.py")
+    finders = [file.name for file in files if "get_submodule(" in file.read_text()]
+    assert finders == ["modules.py"], "ask BaseModules instead"
+
+
 def test_the_page_draws_the_rooms_as_they_are() -> None:
     page = (ROOT / "docs/architecture.md").read_text()
     assert rooms.inserted(page) == page, "run `make generate`"

@@ -170,6 +170,19 @@ def test_what_overflows_or_is_lost_in_rounding_is_refused(tiny_base: Path, make_
     assert "rounding" in error.what
 
 
+def test_what_is_half_merged_can_t_be_served(tiny_base: Path, make_adapter: Any) -> None:
+    base = loaded(tiny_base)
+    large = changed(make_adapter("late"), **{"layers.1.self_attn.v_proj": lambda tensor: tensor * 1e30})
+    with pytest.raises(GraftError):
+        merge_into(base, [source(large)], max_rank=16)
+    assert {parameter.device.type for parameter in base.model.parameters()} == {"meta"}
+    base, bad = loaded(tiny_base), source(make_adapter("bad", r=32))
+    before = logits(base.model)
+    with pytest.raises(GraftError):
+        merge_into(base, [source(make_adapter("good")), bad], max_rank=16)
+    assert torch.equal(logits(base.model), before), "nothing was written yet"
+
+
 def test_a_bad_adapter_fails_the_base(tiny_base: Path, make_adapter: Any, in_process: Any) -> None:
     (event,) = in_process(tiny_base, merge=(source(make_adapter("good")), source(make_adapter("bad", r=32)))).started
     assert isinstance(event, BaseFailed)
