@@ -9,6 +9,7 @@ import pytest
 import torch
 from graft_runtime.adapters.deltas import CompiledAdapter, LowRank, ModuleDelta
 from graft_runtime.adapters.layout import LinearShape
+from graft_runtime.contract.facts import AdapterFacts
 from graft_runtime.model.bank import Bank
 from graft_runtime.model.rows import Row, RowAdapter, TokenAdapters
 
@@ -25,7 +26,8 @@ def low_rank(path: str, rank: int, value: float) -> ModuleDelta:
 
 def adapter(rank: int, value: float = 1.0, **vectors: torch.Tensor) -> CompiledAdapter:
     deltas = {path: low_rank(path, rank, value) for path in SHAPES} if rank else {"q": ModuleDelta(**vectors)}  # type: ignore[arg-type]
-    return CompiledAdapter("LORA", rank, deltas)
+    facts = AdapterFacts(method="LORA", rank=rank, module_count=len(deltas), deltas=frozenset())
+    return CompiledAdapter(facts, deltas)
 
 
 def row(*adapters: CompiledAdapter, weight: float = 1.0, start: int = 0) -> tuple[RowAdapter, ...]:
@@ -68,8 +70,7 @@ def test_the_width_follows_what_runs_and_its_columns_stay_where_they_are(make_ba
 def test_what_the_columns_reserve_is_what_the_ledger_counts(make_bank: Any) -> None:
     bank = make_bank(columns=128)
     assert bank.hold(row(adapter(2)))
-    sides = [side for module in bank.modules.values() for side in module.columns]
-    assert sum(side.nbytes for side in sides) == bank.bytes_at_most == 128 * (6 + 4 + 4 + 8) * 4
+    assert sum(module.bytes for module in bank.modules.values()) == bank.bytes_at_most == 128 * (6 + 4 + 4 + 8) * 4
 
 
 def test_columns_are_the_lowest_that_are_free_and_lie_together(make_bank: Any) -> None:

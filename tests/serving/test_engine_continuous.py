@@ -162,10 +162,10 @@ def test_columns_are_zeroed_when_they_are_released(engine: Any) -> None:
     engine.handle(ask("runs", SHORT, "a", tokens=3))
     engine.step()
     assert bank.width == 16
-    assert any(module.b.any() for module in bank.modules.values())
+    assert any(module.columns[1].any() for module in bank.modules.values())
     engine.collect([])
     assert bank.width == 0
-    assert not any(tensor.any() for module in bank.modules.values() for tensor in (module.a, module.b))
+    assert not any(tensor.any() for module in bank.modules.values() for tensor in module.columns)
 
 
 def test_a_step_of_the_base_alone_touches_no_adapter(engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:

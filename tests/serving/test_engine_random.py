@@ -143,7 +143,7 @@ class World:
         await self.finish(lambda: not self.store.digests)
         bank, mounts = self.engine.engine.serving.runner.bank, self.engine.engine.mounts
         assert (bank.active, mounts.digests, mounts.host.bytes) == (0, frozenset(), 0)
-        assert not any(tensor.any() for module in bank.modules.values() for tensor in (module.a, module.b))
+        assert not any(tensor.any() for module in bank.modules.values() for tensor in module.columns)
         for asked in self.asked.values():
             self.check(asked)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from graft_runtime.adapters.deltas import CompiledAdapter, LowRank, ModuleDelta
+from graft_runtime.contract.facts import AdapterFacts
 from graft_runtime.engine.mounts import Mounts
 from graft_runtime.errors import ErrorCode, GraftError
 from graft_runtime.messages import Dropped, Mounted, Unmounted
@@ -14,7 +15,8 @@ CPU = torch.device("cpu")
 
 def adapter() -> CompiledAdapter:
     """Of 8 bytes."""
-    return CompiledAdapter("LORA", 1, {"q": ModuleDelta(LowRank(torch.zeros(1, 1), torch.zeros(1, 1)))})
+    facts = AdapterFacts(method="LORA", rank=1, module_count=1, deltas=frozenset())
+    return CompiledAdapter(facts, {"q": ModuleDelta(LowRank(torch.zeros(1, 1), torch.zeros(1, 1)))})
 
 
 @pytest.fixture

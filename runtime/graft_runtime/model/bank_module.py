@@ -23,15 +23,20 @@ class Columns:
         with torch.inference_mode(mode=False):  # or it could be written to in inference mode only
             self._reserved = torch.empty(limit, features, dtype=dtype, device=device)
         self._zeroed = 0
-        self.now = self._reserved
-        """Columns beyond the width hold anything."""
+        self.now = self._reserved[:0]
+        """Those that a width has reached."""
+
+    @property
+    def bytes(self) -> int:
+        """Reserved."""
+        return self._reserved.nbytes
 
     def widen(self, width: int) -> None:
         """Make all columns up to this width usable; those that are new are zero."""
         if width <= self._reserved.shape[0]:
-            self.now = self._reserved
             self._reserved[self._zeroed : width].zero_()
             self._zeroed = max(self._zeroed, width)
+            self.now = self._reserved[: self._zeroed]
         elif self.now.shape[0] < width:
             wider = self._reserved.new_zeros(width, self._reserved.shape[1])
             wider[: self._zeroed] = self._reserved[: self._zeroed]
@@ -68,6 +73,11 @@ class BankModule:
     def columns(self) -> tuple[torch.Tensor, torch.Tensor] | None:
         """A, [columns, input features], and B, [columns, output features]; None while no adapter needed them."""
         return None if self._columns is None else (self._columns[0].now, self._columns[1].now)
+
+    @property
+    def bytes(self) -> int:
+        """Reserved for columns."""
+        return sum(side.bytes for side in self._columns or ())
 
     @property
     def low_rank_possible(self) -> bool:
