@@ -74,8 +74,7 @@ class DrivenEngine:
     @property
     def model(self) -> Any:
         """The base's PreTrainedModel."""
-        assert self.loader._base is not None
-        return self.loader._base.model
+        return self.engine.serving.base.model
 
     def mount(self, digest: str, directory: Path) -> Mounted:
         """Mount the adapter. Raises RuntimeError when it is refused."""

@@ -10,7 +10,7 @@ for every runner: what differs is only which tokens a step holds.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -25,7 +25,7 @@ from graft_runtime.model.bank import Bank
 from graft_runtime.model.bank_module import BankModule
 from graft_runtime.model.experts import Beside, experts_forward
 from graft_runtime.model.modules import BaseModules, Inputs
-from graft_runtime.model.rows import AdapterInputs, Row, TokenAdapters
+from graft_runtime.model.rows import AdapterInputs, TokenAdapters
 
 
 class AdapterModules:
@@ -47,13 +47,9 @@ class AdapterModules:
         self._hung: int | None = None
         """The version of the bank whose modules have hooks; None: no module has any."""
 
-    def inputs(self, rows: Sequence[Row], last: torch.Tensor) -> AdapterInputs | None:
-        """Return what the modules read of a pass; see `Bank.inputs`."""
-        return self.bank.inputs(rows, last)
-
     @contextmanager
     def active(self, inputs: AdapterInputs | None) -> Iterator[None]:
-        """Inside, a forward pass of the model serves the rows that these are of; None: those of the base."""
+        """Inside, a forward pass serves the rows that these are of, see `Bank.inputs`; None: rows of the base."""
         self._now.step = inputs
         self._hang(None if inputs is None else self.bank.version)
         try:

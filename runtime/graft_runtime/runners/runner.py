@@ -56,5 +56,5 @@ class Runner:
         """Inside, a forward pass serves rows of equally many tokens; `starts` are the positions of their first."""
         last = torch.arange(1, len(adapters) + 1, device=self.device) * tokens - 1
         rows = [Row(row, start, tokens) for row, start in zip(adapters, starts, strict=True)]
-        with self._modules.active(self._modules.inputs(rows, last)):
+        with self._modules.active(self.bank.inputs(rows, last)):
             yield

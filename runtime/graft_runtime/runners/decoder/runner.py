@@ -62,7 +62,7 @@ class DecoderRunner(Runner):
             self._buffers.fill("positions", positions)[None],
             last,
             arrangement,
-            self._modules.inputs([Row(row.adapters, row.piece.start, row.piece.tokens) for row in ordered], last),
+            self.bank.inputs([Row(row.adapters, row.piece.start, row.piece.tokens) for row in ordered], last),
             [index for index in arrangement.order if rows[index].answers],
         )
 
