@@ -26,7 +26,14 @@ from graft_runtime.durable import write_whole
 MAX_KEPT = 64
 """Files; the oldest go first."""
 MAX_BYTES = 64 << 20
-_CODE = ("adapters/layout.py", "model/layout.py", "base/files.py", "model/load.py", "model/tasks.py")
+_CODE = (
+    "adapters/layout.py",
+    "model/module_tree.py",
+    "model/modules.py",
+    "base/files.py",
+    "model/load.py",
+    "model/tasks.py",
+)
 """What decides how a layout looks, below this package."""
 
 
