@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from graft_runtime.messages import Generate, Generated, Mounted, Sampling, ServedAdapter
-from graft_runtime.runners import attention
+from graft_runtime.runners.decoder import over_extents
 from safetensors.torch import load_file, save_file
 from torch.nn import functional
 
@@ -97,7 +97,7 @@ def test_prompts_that_a_kernel_takes_whole(
         taken.append(q.shape[2])
         return True
 
-    monkeypatch.setattr(attention, "_flash_takes", take)
+    monkeypatch.setattr(over_extents, "_flash_takes", take)
     base = make_base(family)
     engine, oracle, adapter = in_process(base), make_oracle(base), make_adapter("plain", base=base)
     engine.mount("plain", adapter)
