@@ -14,8 +14,8 @@ from graft_runtime.contract.tasks import Task
 from graft_runtime.errors import ErrorCode, GraftError
 from graft_runtime.merge.files import weight_files
 from graft_runtime.merge.places import Place, StoredModule, find_place, read_spans
-from graft_runtime.model.layout import layout_of
 from graft_runtime.model.load import empty_model
+from graft_runtime.model.module_tree import layout_of
 from graft_runtime.model.modules import BaseModules
 
 
