@@ -278,6 +278,12 @@ def test_quantities(text: str, number: float) -> None:
     assert parse_quantity(text) == number
 
 
+@pytest.mark.parametrize("power", range(1, 7))
+def test_every_suffix_of_a_large_quantity(power: int) -> None:
+    assert parse_quantity(f"7{'kMGTPE'[power - 1]}") == 7 * 1000**power
+    assert parse_quantity(f"7{'KMGTPE'[power - 1]}i") == 7 * 1024**power
+
+
 @pytest.mark.parametrize("text", ["", "x", "1i", "1 Gi", "Gi"])
 def test_what_is_no_quantity_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="is not a quantity"):
