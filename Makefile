@@ -45,7 +45,7 @@ images: ## the images of operator and runtime
 	done
 
 test: setup ## every test
-	$(RUN) -m pytest
+	$(RUN) -m pytest --durations=20
 
 bench: setup ## how one operator carries 500 pools: seconds, memory, requests
 	$(RUN) bench/operator_scale.py --pools 500

@@ -11,6 +11,9 @@ import pytest
 if TYPE_CHECKING:  # imported late: most tests need none of it
     from graft_local.cluster import LocalCluster
 
+pytest.register_assert_rewrite("tests.support")
+pytest_plugins = ["tests.support.hub"]
+
 _numbers = itertools.count(1)
 
 

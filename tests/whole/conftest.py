@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import time
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -20,7 +19,12 @@ from graft_local.demo_client import wait_until_routed
 from graft_local.errors import LocalClusterError
 from graft_local.gemma import BASE_NAME, ensure_checkpoint
 from graft_local.progress import Progress
-from graft_process_node.lifeline import descendants
+
+from tests.serving.conftest import make_adapter, make_base, tiny_base
+from tests.support.processes import process_of
+from tests.support.waiting import wait_until
+
+__all__ = ["make_adapter", "make_base", "tiny_base"]
 
 NEAR_TIE = 1e-4
 
@@ -55,29 +59,11 @@ class Pool:
 
     def eventually(self, holds: Callable[[], bool], what: str, seconds: float = 120.0) -> None:
         """Wait until it holds; what can't be asked just now is asked again."""
-        deadline = time.monotonic() + seconds
-        while True:
-            try:
-                if holds():
-                    return
-            except LocalClusterError:
-                pass
-            assert time.monotonic() < deadline, f"after {seconds:.0f} s still not: {what}"
-            time.sleep(0.2)
+        wait_until(holds, what, seconds, retried=(LocalClusterError,))
 
     def kill(self, *words: str) -> None:
         """kill -9 the one process of this cluster whose command line holds all of `words`."""
-        found = [pid for pid in descendants(self.cluster.process("supervisor")) if _runs(pid, words)]
-        assert len(found) == 1, f"{len(found)} processes run {words}"
-        os.kill(found[0], signal.SIGKILL)
-
-
-def _runs(pid: int, words: tuple[str, ...]) -> bool:
-    try:
-        command = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
-    except OSError:  # it has ended meanwhile
-        return False
-    return all(any(word == argument.rpartition("/")[2] for argument in command) for word in words)
+        os.kill(process_of(self.cluster, *words), signal.SIGKILL)
 
 
 @pytest.fixture(scope="session")

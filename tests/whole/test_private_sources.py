@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import tarfile
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,9 @@ from cryptography.hazmat.primitives import serialization
 from graft_local import demo, helm
 from graft_local.cluster import LocalCluster
 from graft_local.demo_client import complete, wait_until_routed
+
+from tests.support.hub import Hub, Origin
+from tests.support.waiting import wait_until
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
 
@@ -56,10 +58,7 @@ class Stage:
         return demo.pods(self.cluster, NAMESPACE, POOL)
 
     def eventually(self, told: Callable[[], Any], expected: Any) -> None:
-        deadline = time.monotonic() + SECONDS
-        while (found := told()) != expected:
-            assert time.monotonic() < deadline, f"still {found}, expected {expected}: {self.status()}"
-            time.sleep(0.2)
+        wait_until(lambda: told() == expected, lambda: f"{expected}, but {told()}: {self.status()}", SECONDS)
 
 
 @pytest.fixture
@@ -72,7 +71,7 @@ def stage(tmp_path: Path) -> Iterator[Stage]:
 
 
 @pytest.fixture
-def private(hub: Any, web: Any, tiny_base: Path, make_adapter: Callable[..., Path]) -> None:
+def private(hub: Hub, web: Origin, tiny_base: Path, make_adapter: Callable[..., Path]) -> None:
     """A base model and an adapter on the Hub, an adapter in an archive; all of them want the token."""
     hub.put("acme/base", hub.commit, _files(tiny_base), "v1")
     hub.put("acme/tuned", hub.commit, _files(make_adapter("tuned"), "final/"), "v1")
@@ -88,7 +87,7 @@ def _files(directory: Path, below: str = "") -> dict[str, bytes]:
     return {below + path.name: path.read_bytes() for path in directory.iterdir() if path.is_file()}
 
 
-def _objects(hub: Any, web: Any, certificate: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+def _objects(hub: Hub, web: Origin, certificate: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """The pool, and before it the certificate that it needs to trust the archives' server."""
     trusted = x509.load_pem_x509_certificate(certificate.read_bytes()).public_bytes(serialization.Encoding.PEM)
     trust = {
@@ -126,7 +125,7 @@ def _objects(hub: Any, web: Any, certificate: Path) -> tuple[dict[str, Any], dic
 
 @pytest.mark.usefixtures("private")
 def test_from_a_forbidden_address_by_a_wrong_token_to_an_answer(
-    stage: Stage, hub: Any, web: Any, certificate: Path
+    stage: Stage, hub: Hub, web: Origin, certificate: Path
 ) -> None:
     stage.put_token(WRONG_TOKEN)
     stage.apply(*_objects(hub, web, certificate))

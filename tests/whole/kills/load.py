@@ -8,23 +8,12 @@ import json
 import select
 import threading
 import time
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from pathlib import Path
-from typing import TYPE_CHECKING
 
-import pytest
-
-if TYPE_CHECKING:
-    from tests.serving.cluster.conftest import Pool
-
-PROMPTS = ("hello", "1, 2, 3,")
 CLIENT_SECONDS = 60.0
 PAUSE_SECONDS = 0.2
-LEAD = 1e-4
-"""Of each token of the expected answers over the next best: what else is in a batch must not decide."""
 
 
 class Outcome(StrEnum):
@@ -223,62 +212,3 @@ class Load:
             self._faults.append(fault)
         finally:
             client.close()
-
-
-@pytest.fixture(scope="module")
-def expected(pool: Pool, checkpoints: dict[str, Path]) -> Callable[[str, str, int], str]:
-    """`expected(name, prompt, tokens)`: what Transformers and PEFT answer, greedily, in float32."""
-    import torch
-    from peft import PeftModel
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    base, *adapters = pool.names
-    tokenizer = AutoTokenizer.from_pretrained(checkpoints[base])
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        models = {name: AutoModelForCausalLM.from_pretrained(checkpoints[base]) for name in pool.names}
-        for name in adapters:
-            models[name] = PeftModel.from_pretrained(models[name], checkpoints[name])
-
-    def answer(name: str, prompt: str, tokens: int) -> str:
-        ids = tokenizer(prompt, return_tensors="pt").input_ids
-        length = ids.shape[1]
-        with torch.inference_mode():
-            while ids.shape[1] < length + tokens and int(ids[0, -1]) != tokenizer.eos_token_id:
-                best = models[name].eval()(input_ids=ids).logits[0, -1].topk(2)
-                assert best.values[0] - best.values[1] > LEAD, f"{name} may go on from {prompt!r} in two ways"
-                ids = torch.cat([ids, best.indices[None, :1]], dim=1)
-        return str(tokenizer.decode(ids[0, length:], skip_special_tokens=True))
-
-    return answer
-
-
-@pytest.fixture(scope="module")
-def load(pool: Pool, expected: Callable[[str, str, int], str]) -> Iterator[Load]:
-    """Running, and every name was answered."""
-    digests = pool.digests()
-
-    def asked(tokens: int, *, streamed: bool) -> list[Asked]:
-        found = [
-            Asked(name, prompt, tokens, streamed, expected(name, prompt, tokens), digests.get(name))
-            for prompt in PROMPTS
-            for name in pool.names
-        ]
-        assert len({one.text for one in found}) == len(found), "the answers must tell the names apart"
-        return found
-
-    kinds = {
-        "short": asked(12, streamed=False),
-        "kept connection": asked(24, streamed=False),
-        "stream": asked(24, streamed=True),
-        "long stream": asked(120, streamed=True),
-    }
-    load = Load(pool.address, kinds)
-    try:
-        began = time.monotonic()
-        while len(load.results(began)) < 4 * len(pool.names) * len(PROMPTS):
-            assert time.monotonic() < began + 60
-            time.sleep(0.05)
-        yield load
-    finally:
-        load.stop()

@@ -16,9 +16,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.support.waiting import wait_until
+
 if TYPE_CHECKING:
-    from tests.serving.cluster.conftest import Pool
-    from tests.serving.cluster.kills.conftest import Load, Result
+    from tests.whole.kills.load import Load, Result
+    from tests.whole.kills.pool import Pool
 
 logger = logging.getLogger(__name__)
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
@@ -130,9 +132,11 @@ def until_ready(pool: Pool, is_back: Callable[[], bool], deadline: float) -> Non
 def told(load: Load, since: float) -> Counter[str]:
     """How many requests ended in which way since then; none was wrong, and by now each name answers."""
     now = time.monotonic()
-    while {result.asked.name for result in load.results(now) if right_and_begun(result, now)} != load.names:
-        assert time.monotonic() < now + ROUND_SECONDS, "not every name answers"
-        time.sleep(0.05)
+
+    def every_name_answers() -> bool:
+        return {result.asked.name for result in load.results(now) if right_and_begun(result, now)} == load.names
+
+    wait_until(every_name_answers, "every name answers", ROUND_SECONDS)
     results = load.results(since)
     wrong = [describe(result, since) for result in results if result.outcome == "wrong"]
     assert not wrong, "\n".join(wrong)

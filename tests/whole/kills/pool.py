@@ -1,21 +1,18 @@
-"""A pool of two real pods with a tiny model and adapters, behind a Service, on a cluster of its own."""
+"""A pool of two real pods with a tiny model and adapters, behind a Service."""
 
 from __future__ import annotations
 
 import json
-import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import pytest
-from graft_local import demo, helm
 from graft_local.cluster import LocalCluster
-from graft_local.demo_client import wait_until_routed
 from graft_local.errors import LocalClusterError
-from graft_process_node.lifeline import descendants
+
+from tests.support.processes import process_of
+from tests.support.waiting import wait_until
 
 NAMESPACE, POOL, SYSTEM = "team-a", "tiny", "graft-system"
 BASE, ADAPTERS, EXTRA = "tiny", ("billing", "sql", "poems"), "extra"
@@ -72,37 +69,16 @@ class Pool:
         return {pod["metadata"]["uid"]: _restarts(pod["status"].get("containerStatuses", ())) for pod in pods}
 
     def process(self, *words: str, below: int | None = None) -> int:
-        """The one process of this cluster, or below one, whose command line holds all these words."""
-        root = self.cluster.process("supervisor") if below is None else below
-        found = [pid for pid in descendants(root) if _runs(pid, words)]
-        assert len(found) == 1, f"{len(found)} processes run {words}"
-        return found[0]
+        return process_of(self.cluster, *words, below=below)
 
     def eventually(self, holds: Callable[[], bool], what: str, deadline: float) -> None:
         """Wait until it holds, up to `deadline` of the monotonic clock; what can't be asked now is asked again."""
-        while not _looks(holds):
-            assert time.monotonic() < deadline, f"in time still not: {what}"
-            time.sleep(0.1)
-
-
-def _looks(holds: Callable[[], bool]) -> bool:
-    try:
-        return holds()
-    except LocalClusterError:
-        return False
+        wait_until(holds, what, deadline - time.monotonic(), retried=(LocalClusterError,))
 
 
 def _restarts(statuses: Sequence[Mapping[str, Any]]) -> int:
     ready = bool(statuses) and all(status["ready"] for status in statuses)
     return sum(status["restartCount"] for status in statuses) if ready else -1
-
-
-def _runs(pid: int, words: tuple[str, ...]) -> bool:
-    try:
-        command = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
-    except OSError:  # it has ended meanwhile
-        return False
-    return all(any(word == argument.rpartition("/")[2] for argument in command) for word in words)
 
 
 def _manifest(adapters: Sequence[str]) -> dict[str, Any]:
@@ -128,28 +104,3 @@ CLAIM = {
     "metadata": {"name": "shelf"},
     "spec": {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}},
 }
-
-
-@pytest.fixture(scope="module")
-def checkpoints(tiny_base: Path, make_adapter: Callable[..., Path]) -> dict[str, Path]:
-    """By name; the base's as well."""
-    return {BASE: tiny_base} | {name: make_adapter(name) for name in (*ADAPTERS, EXTRA)}
-
-
-@pytest.fixture(scope="module")
-def pool(tmp_path_factory: pytest.TempPathFactory, checkpoints: dict[str, Path]) -> Iterator[Pool]:
-    """Ready. Faults of its control plane hurt nobody else."""
-    with LocalCluster.start(tmp_path_factory.mktemp("kills")) as cluster:
-        helm.install(
-            cluster.kubeconfig, "graft", demo.CHART, namespace=SYSTEM, values=demo.CHART_VALUES, create_namespace=True
-        )
-        cluster.kubectl("create", "namespace", NAMESPACE)
-        shelf = cluster.claim_directory(NAMESPACE, "shelf")
-        for name, checkpoint in checkpoints.items():
-            shutil.copytree(checkpoint, shelf / ("base" if name == BASE else name))
-        Pool(cluster, "").kubectl("apply", "-f", "-", input=json.dumps(CLAIM))
-        Pool(cluster, "").apply(*ADAPTERS)
-        Pool(cluster, "").kubectl("wait", "--for=condition=Ready", f"ad/{POOL}", "--timeout=200s", timeout=210.0)
-        address = demo.service_address(cluster, NAMESPACE, POOL)
-        wait_until_routed(address)
-        yield Pool(cluster, address)
