@@ -19,6 +19,8 @@ from graft_local.network import ClusterNetwork
 from graft_local.supervisor import pid_file
 from graft_process_node.lifeline import descendants
 
+from tests.support.waiting import wait_until
+
 pytestmark = pytest.mark.cluster
 
 PARTS = ("etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler")
@@ -28,13 +30,6 @@ kind: ConfigMap
 metadata: {name: settings}
 data: {colour: green}
 """
-
-
-def eventually(holds: Callable[[], bool], what: str, seconds: float = 30.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < deadline, f"after {seconds:.0f} s still not: {what}"
-        time.sleep(0.05)
 
 
 def succeeds(work: Callable[[], object]) -> bool:
@@ -80,9 +75,9 @@ def test_the_api_server_answers_as_the_pinned_version_from_loopback_addresses(ba
 
 def test_controllers_work(bare_cluster: LocalCluster) -> None:
     bare_cluster.kubectl("create", "deployment", "idle", "--image=none", "--replicas=2")
-    eventually(lambda: len(bare_cluster.get("pods", "-l", "app=idle")["items"]) == 2, "two pods")
+    wait_until(lambda: len(bare_cluster.get("pods", "-l", "app=idle")["items"]) == 2, "two pods")
     bare_cluster.kubectl("delete", "deployment", "idle")
-    eventually(lambda: not bare_cluster.get("pods", "-l", "app=idle")["items"], "pods collected")
+    wait_until(lambda: not bare_cluster.get("pods", "-l", "app=idle")["items"], "pods collected")
 
 
 def test_a_fault_of_kubectl_is_told(bare_cluster: LocalCluster) -> None:
@@ -95,12 +90,12 @@ def test_a_killed_part_comes_back_with_what_was_stored(bare_cluster: LocalCluste
     bare_cluster.kubectl("apply", "-f", "-", input=SETTINGS)
     before = bare_cluster.process(part)
     os.kill(before, signal.SIGKILL)
-    eventually(lambda: recorded(bare_cluster, part) not in {None, before}, f"a new {part}")
-    eventually(lambda: succeeds(lambda: bare_cluster.kubectl("get", "--raw", "/readyz")), "ready again")
+    wait_until(lambda: recorded(bare_cluster, part) not in {None, before}, f"a new {part}")
+    wait_until(lambda: succeeds(lambda: bare_cluster.kubectl("get", "--raw", "/readyz")), "ready again")
     assert bare_cluster.get("configmap", "settings")["data"] == {"colour": "green"}
     # Writes and controllers work as well: a new namespace gets its service account.
     bare_cluster.kubectl("create", "namespace", f"after-{part}")
-    eventually(
+    wait_until(
         lambda: succeeds(lambda: bare_cluster.kubectl("get", "serviceaccount", "default", "-n", f"after-{part}")),
         "a service account in a new namespace",
     )
@@ -171,7 +166,7 @@ def test_a_killed_supervisor_leaves_no_process(tmp_path: Path, victim: str) -> N
         processes = all_processes(cluster) | {warden}
         assert len(processes) == len(PARTS) + 2
         os.kill(supervisor if victim == "supervisor" else warden, signal.SIGKILL)
-        eventually(lambda: not any(map(is_alive, processes)), "all processes ended", seconds=20)
+        wait_until(lambda: not any(map(is_alive, processes)), "all processes ended", seconds=20)
 
 
 def test_a_cluster_ends_with_the_process_that_started_it(tmp_path: Path) -> None:
@@ -190,7 +185,7 @@ time.sleep(600)
         processes = {supervisor, *descendants(supervisor)}
         assert len(processes) == len(PARTS) + 1
         owner.kill()
-    eventually(lambda: not any(map(is_alive, processes)), "all processes ended", seconds=20)
+    wait_until(lambda: not any(map(is_alive, processes)), "all processes ended", seconds=20)
 
 
 def test_killed_parts_of_a_whole_cluster_leave_no_process_of_a_pod(tmp_path: Path) -> None:
@@ -202,11 +197,11 @@ def test_killed_parts_of_a_whole_cluster_leave_no_process_of_a_pod(tmp_path: Pat
         family = {*descendants(node)}
         assert len(family) >= 3
         os.kill(node, signal.SIGKILL)
-        eventually(lambda: not any(map(is_alive, family)), "the pod's processes ended", seconds=20)
-        eventually(lambda: recorded(cluster, "node") not in {None, node}, "a new node agent")
+        wait_until(lambda: not any(map(is_alive, family)), "the pod's processes ended", seconds=20)
+        wait_until(lambda: recorded(cluster, "node") not in {None, node}, "a new node agent")
         everything = all_processes(cluster)
         os.kill(cluster.process("supervisor"), signal.SIGKILL)
-        eventually(lambda: not any(map(is_alive, everything)), "all processes ended", seconds=20)
+        wait_until(lambda: not any(map(is_alive, everything)), "all processes ended", seconds=20)
 
 
 def test_up_status_and_down_from_the_command_line(tmp_path: Path) -> None:

@@ -6,14 +6,15 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from graft_local.supervisor import LONGEST_BACK_OFF, SupervisorLock, back_off, log_file, pid_file
 from graft_process_node.lifeline import descendants
+
+from tests.support.waiting import wait_until
 
 PROGRAM = """
 import sys
@@ -29,19 +30,12 @@ sys.exit(run_under_warden(state, shell, lifeline=0))
 FAMILY = "sleep 600 & setsid sh -c 'sleep 601; true' & wait"
 
 
-def eventually(holds: Callable[[], bool], seconds: float = 10.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
-
-
 @contextmanager
 def supervised(state: Path, *scripts: str) -> Iterator[subprocess.Popen[bytes]]:
     """The warden; its standard input is its lifeline."""
     command = [sys.executable, "-c", PROGRAM, str(state), *scripts]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL) as warden:
-        eventually(lambda: all(pid_file(state, f"part-{number}").exists() for number in range(len(scripts))))
+        wait_until(lambda: all(pid_file(state, f"part-{number}").exists() for number in range(len(scripts))))
         try:
             yield warden
         finally:
@@ -78,17 +72,17 @@ def test_a_part_that_ends_is_started_again_and_leaves_nothing(tmp_path: Path) ->
     with supervised(tmp_path, FAMILY) as warden:
         first = recorded(tmp_path, "part-0")
         assert first is not None
-        eventually(lambda: len(descendants(first)) == 3)
+        wait_until(lambda: len(descendants(first)) == 3)
         family = {first, *descendants(first)}
         os.kill(first, signal.SIGKILL)
-        eventually(lambda: recorded(tmp_path, "part-0") not in {None, first})
+        wait_until(lambda: recorded(tmp_path, "part-0") not in {None, first})
         assert are_gone(family)
         assert warden.poll() is None
 
 
 def test_what_a_part_writes_is_in_its_log(tmp_path: Path) -> None:
     with supervised(tmp_path, "echo out; echo fault >&2; sleep 600"):
-        eventually(lambda: log_file(tmp_path, "part-0").read_text() == "out\nfault\n")
+        wait_until(lambda: log_file(tmp_path, "part-0").read_text() == "out\nfault\n")
 
 
 @pytest.mark.parametrize("victim", ["supervisor", "warden", "lifeline", "terminated"])
@@ -96,7 +90,7 @@ def test_nothing_outlives_the_supervisor(tmp_path: Path, victim: str) -> None:
     with supervised(tmp_path, FAMILY, "trap '' TERM; sleep 600") as warden:
         supervisor = recorded(tmp_path, "supervisor")
         assert supervisor is not None
-        eventually(lambda: len(descendants(supervisor)) == 6)
+        wait_until(lambda: len(descendants(supervisor)) == 6)
         everything = {supervisor, *descendants(supervisor)}
         if victim == "lifeline":
             assert warden.stdin is not None
@@ -105,7 +99,7 @@ def test_nothing_outlives_the_supervisor(tmp_path: Path, victim: str) -> None:
             warden.terminate()
         else:
             os.kill(supervisor if victim == "supervisor" else warden.pid, signal.SIGKILL)
-        eventually(lambda: are_gone(everything), seconds=20)
+        wait_until(lambda: are_gone(everything), seconds=20)
         warden.wait(10)
         assert not SupervisorLock(tmp_path).is_held()
 
@@ -114,7 +108,7 @@ def test_parts_stop_in_the_reverse_order(tmp_path: Path) -> None:
     order = tmp_path / "order"
     script = "trap 'echo {0} >>{1}; exit' TERM; echo up; while :; do sleep 0.01; done"
     with supervised(tmp_path, script.format("first", order), script.format("second", order)):
-        eventually(lambda: all(log_file(tmp_path, f"part-{n}").read_text() == "up\n" for n in range(2)))
+        wait_until(lambda: all(log_file(tmp_path, f"part-{n}").read_text() == "up\n" for n in range(2)))
     assert order.read_text().split() == ["second", "first"]
 
 

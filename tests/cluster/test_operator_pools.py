@@ -25,6 +25,8 @@ from graft_operator import objects
 from graft_operator.resource.crd import CRD_FILE
 from graft_runtime.contract.adapter_set import AdapterSet
 
+from tests.support.waiting import wait_until
+
 pytestmark = pytest.mark.cluster
 
 ROOT = Path(__file__).parents[2]
@@ -144,19 +146,12 @@ class Stage:
         return bool(ready.get("status") == "True" and ready["observedGeneration"] == found["metadata"]["generation"])
 
     def until(self, holds: Callable[[], bool], what: str, seconds: float = SECONDS) -> None:
-        end = time.monotonic() + seconds
-        while not self.looks(holds):
-            if time.monotonic() > end:
-                text = yaml.safe_dump(self.status())
-                pytest.fail(f"waited {seconds:.0f} s for {what}\n{text}\n{self.log[-3000:]}")
-            time.sleep(0.1)
+        """Wait until it holds; what can't be asked now is asked again."""
 
-    @staticmethod
-    def looks(holds: Callable[[], bool]) -> bool:
-        try:
-            return holds()
-        except (LocalClusterError, StopIteration, KeyError):
-            return False
+        def how_it_stands() -> str:
+            return f"{what}\n{yaml.safe_dump(self.status())}\n{self.log[-3000:]}"
+
+        wait_until(holds, how_it_stands, seconds, retried=(LocalClusterError, StopIteration, KeyError))
 
     def reasons(self) -> list[str]:
         """Of the events about the pool."""

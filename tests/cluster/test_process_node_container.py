@@ -6,23 +6,16 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from graft_process_node.container_process import MARKER, ContainerProcess, StartError, run_to_end, start
 from graft_process_node.sweep import sweep
 
+from tests.support.waiting import wait_until
+
 ENVIRONMENT = {"PATH": os.environ["PATH"]}
 DEEP = "sleep 432 & setsid sh -c 'setsid sleep 432 & sleep 432' & "
-
-
-def eventually(holds: Callable[[], bool], what: str, seconds: float = 10.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < deadline, f"after {seconds:.0f} s still not: {what}"
-        time.sleep(0.02)
 
 
 def marked(marker: str) -> int:
@@ -70,10 +63,10 @@ async def test_what_the_first_process_leaves_behind_ends_with_it(tmp_path: Path)
 async def test_only_the_first_process_gets_the_signal_and_everything_the_kill(tmp_path: Path) -> None:
     script = f"trap 'touch {tmp_path}/told' TERM; {DEEP} touch {tmp_path}/set; while true; do sleep 0.05; done"
     process = await shell(script, tmp_path)
-    eventually(lambda: os.path.exists(f"{tmp_path}/set") and marked(str(tmp_path)) >= 5, "it runs")
+    wait_until(lambda: os.path.exists(f"{tmp_path}/set") and marked(str(tmp_path)) >= 5, "it runs")
 
     process.send(signal.SIGTERM)
-    eventually(lambda: os.path.exists(f"{tmp_path}/told"), "it was told")
+    wait_until(lambda: os.path.exists(f"{tmp_path}/told"), "it was told")
     assert marked(str(tmp_path)) >= 5, "the others were not"
     ending = await process.end()
 
@@ -112,7 +105,7 @@ async def test_a_command_that_takes_too_long_is_killed(tmp_path: Path) -> None:
 
 async def test_processes_can_be_found_by_their_marker_alone(tmp_path: Path) -> None:
     process = await shell("sleep 432", tmp_path)
-    eventually(lambda: marked(str(tmp_path)) >= 1, "it runs")
+    wait_until(lambda: marked(str(tmp_path)) >= 1, "it runs")
 
     assert sweep(MARKER, str(tmp_path)) >= 1
 
@@ -135,8 +128,8 @@ def test_no_process_outlives_a_killed_agent(tmp_path: Path) -> None:
     with subprocess.Popen(command, stdout=subprocess.PIPE) as agent:
         assert agent.stdout is not None
         assert agent.stdout.readline() == b"started\n"
-        eventually(lambda: marked(str(tmp_path)) >= 5, "it runs")
+        wait_until(lambda: marked(str(tmp_path)) >= 5, "it runs")
 
         agent.kill()
 
-        eventually(lambda: marked(str(tmp_path)) == 0, "everything is gone", seconds=5)
+        wait_until(lambda: marked(str(tmp_path)) == 0, "everything is gone", seconds=5)

@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +14,12 @@ from graft_local.cluster import LocalCluster
 from graft_local.errors import LocalClusterError
 from graft_process_node.container_process import MARKER
 
+from tests.support.waiting import wait_until
+
 pytestmark = pytest.mark.cluster
 
 # A grandchild in a session of its own, as deep as a stray can hide.
 DEEP = "sleep 321 & setsid sh -c 'setsid sleep 321 & sleep 321' & while true; do sleep 0.1; done"
-
-
-def eventually(holds: Callable[[], bool], what: str, seconds: float = 30.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < deadline, f"after {seconds:.0f} s still not: {what}"
-        time.sleep(0.05)
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +42,7 @@ def deep(cluster: LocalCluster, request: pytest.FixtureRequest) -> Iterator[str]
     }
     cluster.kubectl("apply", "-f", "-", input=json.dumps(pod))
     cluster.kubectl("wait", f"pod/{name}", "--for=condition=Ready", "--timeout=20s")
-    eventually(lambda: len(processes_of(cluster, name)) >= 5, "all its processes run")
+    wait_until(lambda: len(processes_of(cluster, name)) >= 5, "all its processes run")
     yield name
     cluster.kubectl("delete", "pod", name, "--ignore-not-found")
 
@@ -97,8 +91,8 @@ def test_a_killed_agent_leaves_no_process_and_its_successor_starts_the_pods_agai
 
     os.kill(agent, signal.SIGKILL)
 
-    eventually(lambda: not any(map(is_alive, before)), "every process of the pod is gone", seconds=5)
-    eventually(lambda: restarts(cluster, deep) == 1 and is_ready(cluster, deep), "the pod runs again")
+    wait_until(lambda: not any(map(is_alive, before)), "every process of the pod is gone", seconds=5)
+    wait_until(lambda: restarts(cluster, deep) == 1 and is_ready(cluster, deep), "the pod runs again")
     found = status(cluster, deep)
     assert found["podIP"] == address
     assert found["containerStatuses"][0]["lastState"]["terminated"]["exitCode"] == 137
@@ -112,8 +106,8 @@ def test_a_killed_shim_takes_its_container_along_and_it_restarts(cluster: LocalC
 
     os.kill(shim, signal.SIGKILL)
 
-    eventually(lambda: not any(map(is_alive, before)), "every process of the container is gone", seconds=5)
-    eventually(lambda: restarts(cluster, deep) == 1 and is_ready(cluster, deep), "the container runs again")
+    wait_until(lambda: not any(map(is_alive, before)), "every process of the container is gone", seconds=5)
+    wait_until(lambda: restarts(cluster, deep) == 1 and is_ready(cluster, deep), "the container runs again")
 
 
 def test_pods_run_on_while_the_api_server_is_away(cluster: LocalCluster, deep: str) -> None:
@@ -123,7 +117,7 @@ def test_pods_run_on_while_the_api_server_is_away(cluster: LocalCluster, deep: s
     os.kill(server, signal.SIGKILL)
     os.kill(main, signal.SIGKILL)
 
-    eventually(lambda: restarts(cluster, deep) == 1, "what happened meanwhile is told")
+    wait_until(lambda: restarts(cluster, deep) == 1, "what happened meanwhile is told")
     found = status(cluster, deep)["containerStatuses"][0]
     assert found["lastState"]["terminated"]["signal"] == 9
     assert is_ready(cluster, deep)
@@ -138,4 +132,4 @@ def test_when_the_cluster_stops_nothing_is_left(tmp_path: Path) -> None:
         found = processes_of(brief, "deep")
 
     assert found
-    eventually(lambda: not any(map(is_alive, found)), "every process is gone", seconds=5)
+    wait_until(lambda: not any(map(is_alive, found)), "every process is gone", seconds=5)

@@ -7,7 +7,6 @@ import http.client
 import json
 import ssl
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,19 +15,13 @@ from graft_local.cluster import LocalCluster
 from graft_local.errors import LocalClusterError
 from graft_process_node.container_process import MARKER
 
+from tests.support.waiting import wait_until
+
 pytestmark = pytest.mark.cluster
 T = TypeVar("T")
 
 POD_IP = {"name": "POD_IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}}
 WAIT_FOR_EVER = ["sh", "-c", "while true; do sleep 0.1; done"]
-
-
-def eventually(found: Callable[[], T], what: str, seconds: float = 20.0) -> T:
-    deadline = time.monotonic() + seconds
-    while not (value := found()):
-        assert time.monotonic() < deadline, f"after {seconds:.0f} s still not: {what}"
-        time.sleep(0.05)
-    return value
 
 
 class Namespace:
@@ -211,7 +204,7 @@ def test_readiness_comes_and_goes_and_a_failed_liveness_probe_restarts(space: Na
     assert space.container("moody")["restartCount"] == 0
 
     (data / "alive").unlink()
-    eventually(lambda: space.container("moody").get("restartCount") == 1, "a restart")
+    wait_until(lambda: space.container("moody").get("restartCount") == 1, "a restart")
     space.wait("moody", "condition=Ready")
     assert space.container("moody")["lastState"]["terminated"]["signal"] == 15
     assert any("failed liveness probe" in message for message in space.events("moody", "Killing"))
@@ -234,7 +227,7 @@ def test_a_config_map_that_changes_changes_its_files(space: Namespace) -> None:
 
     space.apply(config_map("settings", b="2"), config_map("later", c="3"))
     changed = time.monotonic()
-    eventually(lambda: (place / "settings" / "b").exists() and (place / "later" / "c").exists(), "the new files")
+    wait_until(lambda: (place / "settings" / "b").exists() and (place / "later" / "c").exists(), "the new files")
 
     assert time.monotonic() - changed < 2.0
     assert (place / "settings" / "b").read_text() == "2"
@@ -264,7 +257,7 @@ def test_a_pod_waits_for_a_config_map_that_is_not_there_yet(space: Namespace) ->
     mount = {"name": "settings", "mountPath": "/settings"}
     volume = {"name": "settings", "configMap": {"name": "late"}}
     space.apply(pod("early", *WAIT_FOR_EVER, volumeMounts=[mount], spec={"volumes": [volume]}))
-    eventually(lambda: space.events("early", "FailedMount"), "an event")
+    wait_until(lambda: space.events("early", "FailedMount"), "an event")
     assert space.container("early")["state"] == {"waiting": {"reason": "ContainerCreating"}}
     assert f"ConfigMap {space.name}/late not found" in space.events("early", "FailedMount")[0]
 
@@ -276,7 +269,7 @@ def test_a_pod_waits_for_a_config_map_that_is_not_there_yet(space: Namespace) ->
 def test_a_container_waits_for_what_its_environment_needs(space: Namespace) -> None:
     source = {"configMapKeyRef": {"name": "late", "key": "a"}}
     space.apply(pod("early", *WAIT_FOR_EVER, env=[{"name": "A", "valueFrom": source}]))
-    waiting = eventually(
+    waiting = wait_until(
         lambda: space.container("early").get("state", {}).get("waiting", {}).get("message"), "a reason"
     )
     assert waiting == f"ConfigMap {space.name}/late not found"
@@ -293,7 +286,7 @@ def test_what_is_not_supported_is_refused_by_name(space: Namespace) -> None:
     status = space.pod("strange")["status"]
     assert status["reason"] == "Unsupported"
     assert "spec.hostNetwork: not supported by this node" in status["message"]
-    eventually(lambda: len(space.events("strange", "Unsupported")) == 2, "two events")
+    wait_until(lambda: len(space.events("strange", "Unsupported")) == 2, "two events")
     messages = space.events("strange", "Unsupported")
     assert "spec.containers[0].tty: not supported by this node" in messages
 
@@ -311,7 +304,7 @@ def test_what_is_not_enforced_is_told_once(space: Namespace) -> None:
 
     space.wait("limited", "condition=Ready")
 
-    (message,) = eventually(lambda: space.events("limited", "Unenforced"), "an event")
+    (message,) = wait_until(lambda: space.events("limited", "Unenforced"), "an event")
     for part in ("[0].image", "[0].securityContext", "[0].resources.limits", "NetworkPolicy closed"):
         assert part in message
 
@@ -323,7 +316,7 @@ def test_a_container_that_crashes_backs_off(space: Namespace) -> None:
         found = space.container("crash")
         return found if found.get("state", {}).get("waiting", {}).get("reason") == "CrashLoopBackOff" else None
 
-    found = eventually(backs_off, "CrashLoopBackOff")
+    found = wait_until(backs_off, "CrashLoopBackOff")
 
     assert found["restartCount"] == 1
     ended = found["lastState"]["terminated"]
@@ -377,7 +370,7 @@ def test_a_deleted_pod_gets_its_hook_and_its_time_and_leaves_nothing(space: Name
     assert 1.5 < took < 15
     assert (tmp_path / "told").read_text().split() == ["hook", "told"]
     assert marked_processes(uid) == []
-    eventually(lambda: not (space.cluster.state / "pods" / uid).exists(), "the pod's directory is removed")
+    wait_until(lambda: not (space.cluster.state / "pods" / uid).exists(), "the pod's directory is removed")
 
 
 def test_a_pod_that_is_forced_away_is_killed_at_once(space: Namespace) -> None:
@@ -388,7 +381,7 @@ def test_a_pod_that_is_forced_away_is_killed_at_once(space: Namespace) -> None:
 
     space.delete_pod("stubborn", "--force", "--grace-period=0")
 
-    eventually(lambda: marked_processes(uid) == [], "its processes are gone", seconds=5)
+    wait_until(lambda: marked_processes(uid) == [], "its processes are gone", seconds=5)
 
 
 def test_a_claim_is_a_directory(space: Namespace) -> None:
@@ -424,7 +417,7 @@ def test_a_claim_is_a_directory(space: Namespace) -> None:
     def is_gone() -> bool:
         return not space.cluster.kubectl("get", "persistentvolume", volume, "--ignore-not-found")
 
-    eventually(is_gone, "the volume is removed")
+    wait_until(is_gone, "the volume is removed")
     assert (directory / "after").exists()
 
 
@@ -442,7 +435,7 @@ def test_a_pod_speaks_to_the_api_as_its_service_account(space: Namespace) -> Non
 def test_logs_can_be_followed(space: Namespace) -> None:
     count = "for i in 1 2 3 4 5; do echo $i; sleep 0.2; done"
     space.apply(once("counter", "sh", "-c", count))
-    eventually(lambda: space.container("counter").get("state", {}).get("running"), "it runs")
+    wait_until(lambda: space.container("counter").get("state", {}).get("running"), "it runs")
 
     assert space.logs("counter", "--follow") == "1\n2\n3\n4\n5\n"
     assert space.logs("counter", "--tail=2") == "4\n5\n"
@@ -453,7 +446,7 @@ def test_logs_can_be_followed(space: Namespace) -> None:
 def test_logs_of_a_container_that_waits_say_why(space: Namespace) -> None:
     volume = {"name": "v", "configMap": {"name": "never"}}
     space.apply(pod("waits", "true", spec={"volumes": [volume]}))
-    eventually(lambda: space.events("waits", "FailedMount"), "an event")
+    wait_until(lambda: space.events("waits", "FailedMount"), "an event")
 
     with pytest.raises(LocalClusterError, match="waiting to start: ContainerCreating"):
         space.logs("waits")
@@ -482,12 +475,12 @@ def test_a_deleted_pod_that_someone_keeps_is_ended_and_left_alone(space: Namespa
 
     space.delete_pod("kept", "--wait=false")
 
-    eventually(lambda: space.pod("kept")["status"]["phase"] == "Failed", "it is told as ended")
-    eventually(lambda: not (space.cluster.state / "pods" / uid).exists(), "the pod's directory is removed")
+    wait_until(lambda: space.pod("kept")["status"]["phase"] == "Failed", "it is told as ended")
+    wait_until(lambda: not (space.cluster.state / "pods" / uid).exists(), "the pod's directory is removed")
     space.cluster.kubectl("label", "-n", space.name, "pod", "kept", "seen=yes")  # a change starts nothing again
     assert marked_processes(uid) == []
     space.cluster.kubectl("patch", "-n", space.name, "pod", "kept", "-p", '{"metadata":{"finalizers":null}}')
-    eventually(lambda: not space.get("pods")["items"], "it is gone")
+    wait_until(lambda: not space.get("pods")["items"], "it is gone")
 
 
 def test_a_shell_in_a_pod_is_refused_in_words(space: Namespace) -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import socket
-import time
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 from graft_local.cluster import LocalCluster
+
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.cluster
 
@@ -22,13 +23,6 @@ class Handler(socketserver.StreamRequestHandler):
             self.wfile.write(os.environ["POD"].encode() + b"\\n")
 socketserver.ThreadingTCPServer((os.environ["IP"], 7000), Handler).serve_forever()
 """
-
-
-def eventually(holds: Callable[[], bool], what: str, seconds: float = 20.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < deadline, f"after {seconds:.0f} s still not: {what}"
-        time.sleep(0.05)
 
 
 def manifests(service: dict[str, Any]) -> str:
@@ -91,10 +85,10 @@ def test_a_service_follows_its_pods(local_cluster: LocalCluster, namespace: str)
     spec = {"selector": {"app": "echo"}, "ports": [{"port": 70, "targetPort": "echo"}]}
     kubectl("apply", "-f", "-", input=manifests(spec))
     address = (local_cluster.get("-n", namespace, "service", "echo")["spec"]["clusterIP"], 70)
-    eventually(lambda: ask(address) == "ConnectionResetError", "without a ready pod the connection is reset", 2)
+    wait_until(lambda: ask(address) == "ConnectionResetError", "without a ready pod the connection is reset", 2)
     kubectl("rollout", "status", "deployment/echo", "--timeout=20s")
     pods = {one["metadata"]["name"]: one for one in local_cluster.get("-n", namespace, "pods")["items"]}
-    eventually(answers(address, set(pods)), "both pods answer in turn")
+    wait_until(answers(address, set(pods)), "both pods answer in turn")
 
     # One pod turns unready: no new connection reaches it, the one it has goes on.
     with socket.create_connection(address, timeout=5) as connection:
@@ -102,15 +96,15 @@ def test_a_service_follows_its_pods(local_cluster: LocalCluster, namespace: str)
         (other,) = pods.keys() - {held}
         data = local_cluster.state / "pods" / pods[held]["metadata"]["uid"] / "volumes" / "data"
         (data / "unready").touch()
-        eventually(answers(address, {other}), "only the ready pod answers")
+        wait_until(answers(address, {other}), "only the ready pod answers")
         assert say(connection) == held
     (data / "unready").unlink()
-    eventually(answers(address, set(pods)), "both answer again")
+    wait_until(answers(address, set(pods)), "both answer again")
 
     kubectl("scale", "deployment/echo", "--replicas=0")
-    eventually(lambda: ask(address) == "ConnectionResetError", "none answers")
+    wait_until(lambda: ask(address) == "ConnectionResetError", "none answers")
     kubectl("delete", "service", "echo")
-    eventually(lambda: ask(address) == "ConnectionRefusedError", "nothing listens")
+    wait_until(lambda: ask(address) == "ConnectionRefusedError", "nothing listens")
 
 
 @pytest.mark.parametrize(
@@ -130,4 +124,4 @@ def test_what_a_service_asks_for_in_vain_is_told(
         found = local_cluster.get("-n", namespace, "events", "--field-selector", "involvedObject.name=vain")
         return any(told in event["message"] for event in found["items"])
 
-    eventually(is_told, "an event")
+    wait_until(is_told, "an event")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from typing import cast
 
 import pytest
@@ -25,6 +25,8 @@ from graft_runtime.contract.control import Accepted, Resolution, ResolveRequest
 from graft_runtime.contract.status import AdapterReport, AdapterState, BaseReport, BaseState, RuntimeStatus
 from graft_runtime.contract.wire import Fault
 from graft_runtime.errors import ErrorCode, GraftError
+
+from tests.support.waiting import until
 
 KEY = PoolKey("team", "support")
 POD = PodAddress("uid", "10.0.0.1")
@@ -112,12 +114,6 @@ async def follower(pod: Pod) -> AsyncIterator[PodFollower]:
     found = PodFollower(cast(RuntimeClient, pod), POD, lambda: None, HURRIED)
     yield found
     await asyncio.gather(*found.stop(), return_exceptions=True)
-
-
-async def until(holds: Callable[[], bool]) -> None:
-    async with asyncio.timeout(2):
-        while not holds():  # noqa: ASYNC110 - the condition is in plain attributes
-            await asyncio.sleep(0.001)
 
 
 def a_set(generation: int) -> AdapterSet:

@@ -22,6 +22,8 @@ from graft_operator.loop.store import Store
 from graft_operator.settings import Settings
 from graft_runtime.contract.checkpoints import Source
 
+from tests.support.waiting import until
+
 KEY = PoolKey("team", "support")
 POOL = ObjectKey("AdapterDeployment", "team", "support")
 SETTINGS = Settings(namespace="graft-system", runtime_image="runtime:1", allowed_schemes=("pvc",))
@@ -394,9 +396,3 @@ async def test_a_pass_that_failed_is_run_again_later_and_later() -> None:
 def wake(operator: Operator) -> None:
     """Have the queue look at the clock: another pool, which is not there, wants a pass at once."""
     operator.queue.mark(PoolKey("team", "other"), 0)
-
-
-async def until(holds: Callable[[], bool]) -> None:
-    async with asyncio.timeout(5):
-        while not holds():  # noqa: ASYNC110 - the condition is in plain attributes
-            await asyncio.sleep(0.001)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, cast
 
 import pytest
@@ -15,6 +15,8 @@ from graft_operator.kinds import watched_kinds
 from graft_operator.loop.store import Store
 from graft_operator.loop.sync import Sync, SyncLimits
 from graft_operator.settings import Settings
+
+from tests.support.waiting import until
 
 SETTINGS = Settings(namespace="graft-system", runtime_image="runtime", watch_namespaces=("team",))
 KEY = PoolKey("team", "support")
@@ -128,12 +130,6 @@ async def test_an_event_shows_an_object_until_one_says_that_it_is_deleted(store:
     assert store.pool(KEY) is not None
     found.take(*pool_event("DELETED"))
     assert store.pool(KEY) is None
-
-
-async def until(holds: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
-        while not holds():  # noqa: ASYNC110 - the condition is in plain attributes
-            await asyncio.sleep(0.001)
 
 
 async def test_the_first_operator_makes_the_key_and_the_next_one_reads_it() -> None:

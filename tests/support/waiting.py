@@ -15,7 +15,7 @@ T = TypeVar("T")
 def wait_until(
     holds: Callable[[], T],
     what: str | Callable[[], Any] = "what was waited for",
-    seconds: float = 30.0,
+    seconds: float = 60.0,
     *,
     retried: tuple[type[Exception], ...] = (),
 ) -> T:

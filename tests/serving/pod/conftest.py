@@ -27,6 +27,8 @@ from graft_runtime.contract.status import RuntimeStatus
 from graft_runtime.store.cache import Cache
 from graft_runtime.store.sources import Sources
 
+from tests.support.waiting import wait_until
+
 KEY_ID = "0123456789abcdef"
 POD_UID = "pod-uid"
 START_SECONDS = 90.0
@@ -58,18 +60,6 @@ def call(
         answer = connection.getresponse()
         found = {name.lower(): value for name, value in answer.getheaders()}
         return Reply(answer.status, found, answer.read())
-
-
-WaitUntil = Callable[..., Any]
-
-
-def _wait_until(true: Callable[[], Any], seconds: float = 60.0) -> Any:
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if found := true():
-            return found
-        time.sleep(0.05)
-    raise AssertionError("the condition did not come true in time")
 
 
 class PodProcess:
@@ -153,7 +143,7 @@ class PodProcess:
             assert self.process.poll() is None, self.log
             return self.probe("/readyz") == 200
 
-        _wait_until(ready, seconds)
+        wait_until(ready, lambda: f"the pod is ready:\n{self.log}", seconds)
 
     def probe(self, path: str) -> int:
         """The status of a probe; 0 when nobody listens."""
@@ -260,9 +250,3 @@ def make_pod(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Itera
     for pod in made:
         if pod.process is not None and pod.process.poll() is None:
             pod.kill()
-
-
-@pytest.fixture
-def wait_until() -> WaitUntil:
-    """`wait_until(condition, seconds=60)`: what the condition gives once it holds. Fails past the deadline."""
-    return _wait_until

@@ -22,6 +22,8 @@ from graft_runtime.contract.checkpoints import Source
 from graft_runtime.contract.config import BaseModelConfig, EngineConfig
 from graft_runtime.contract.status import BaseState
 
+from tests.support.waiting import wait_until
+
 logger = logging.getLogger(__name__)
 
 LONG = {"model": "tiny", "prompt": "hello", "temperature": 0, "max_tokens": 200, "stream": True}
@@ -52,9 +54,7 @@ def metric(pod: Any, name: str) -> float:
     return sum(float(line.split()[-1]) for line in lines if line.startswith(name))
 
 
-def test_both_ports_are_open_before_the_base_is_there(
-    make_pod: Callable[..., Any], tiny_base: Path, wait_until: Callable[..., Any]
-) -> None:
+def test_both_ports_are_open_before_the_base_is_there(make_pod: Callable[..., Any], tiny_base: Path) -> None:
     base = BaseModelConfig(name="tiny", source=Source(uri="pvc://shelf/later"), dtype="float32")
     pod = make_pod(base_model=base, adapter_startup_seconds=0)
     pod.start()
@@ -72,7 +72,7 @@ def test_both_ports_are_open_before_the_base_is_there(
     assert pod.text("tiny")
 
 
-def test_a_base_that_is_none_fails_with_a_reason(make_pod: Callable[..., Any], wait_until: Callable[..., Any]) -> None:
+def test_a_base_that_is_none_fails_with_a_reason(make_pod: Callable[..., Any]) -> None:
     base = BaseModelConfig(name="tiny", source=Source(uri="pvc://shelf/broken"), dtype="float32")
     pod = make_pod(base_model=base)
     broken = pod.shelf / "broken"
@@ -158,7 +158,7 @@ def test_when_the_engine_dies_whoever_is_no_generation_yet_is_told_as_well(
     assert [(status, body["error"]["code"]) for status, body in answers] == [(503, "ShuttingDown")] * 3
 
 
-def test_when_the_pod_dies_the_engine_ends(doomed_pod: Any, wait_until: Callable[..., Any]) -> None:
+def test_when_the_pod_dies_the_engine_ends(doomed_pod: Any) -> None:
     engine = doomed_pod.engine_pid
     doomed_pod.kill()
     wait_until(lambda: not Path(f"/proc/{engine}").exists() or _is_zombie(engine))
@@ -171,7 +171,7 @@ def _is_zombie(pid: int) -> bool:
 
 
 @pytest.mark.parametrize("streamed", [True, False])
-def test_a_client_that_goes_away_frees_its_place(pod: Any, streamed: bool, wait_until: Callable[..., Any]) -> None:
+def test_a_client_that_goes_away_frees_its_place(pod: Any, streamed: bool) -> None:
     """The engine is stopped meanwhile, so that no answer can end by itself."""
     gone, generated = (
         'graft_requests_total{adapter="tiny",route="completions",status="499"}',
@@ -214,9 +214,7 @@ BUSY_MACHINE = 5
 
 
 @pytest.mark.parametrize("streamed", [True, False])
-def test_a_client_that_goes_away_frees_its_keys_and_values_within_a_second(
-    patient_pod: Any, streamed: bool, wait_until: Callable[..., Any]
-) -> None:
+def test_a_client_that_goes_away_frees_its_keys_and_values_within_a_second(patient_pod: Any, streamed: bool) -> None:
     pod = patient_pod
     connection = http.client.HTTPConnection(pod.address, 8000, timeout=60)
     body = json.dumps(LONG | {"stream": streamed, "max_tokens": ENDLESS, "prompt": ["hello"] * 4})
@@ -228,13 +226,13 @@ def test_a_client_that_goes_away_frees_its_keys_and_values_within_a_second(
         wait_until(lambda: metric(pod, "graft_running_sequences") == 4)
         assert metric(pod, "graft_reserved_tokens") >= 4 * len("hello")
     gone = time.monotonic()
-    wait_until(lambda: metric(pod, "graft_reserved_tokens") == 0, FREED_SECONDS * BUSY_MACHINE)
+    wait_until(lambda: metric(pod, "graft_reserved_tokens") == 0, seconds=FREED_SECONDS * BUSY_MACHINE)
     logger.info("free after %.3f s", time.monotonic() - gone)
     assert metric(pod, "graft_running_sequences") == 0
     assert metric(pod, "graft_generated_tokens_total") < 4 * ENDLESS, "it did not end by itself"
 
 
-def test_too_many_requests_are_turned_away(pod: Any, wait_until: Callable[..., Any]) -> None:
+def test_too_many_requests_are_turned_away(pod: Any) -> None:
     """Two places, and eight may wait for each: 18 of 30 are taken, the rest is told at once."""
     refused = 'graft_requests_total{adapter="tiny",route="completions",status="503"}'
     before = metric(pod, refused)
@@ -253,9 +251,7 @@ def test_too_many_requests_are_turned_away(pod: Any, wait_until: Callable[..., A
     assert all("retry-after" in reply.headers for reply in away)
 
 
-def test_sigterm_lets_running_answers_end_and_takes_new_ones_for_five_seconds(
-    doomed_pod: Any, wait_until: Callable[..., Any]
-) -> None:
+def test_sigterm_lets_running_answers_end_and_takes_new_ones_for_five_seconds(doomed_pod: Any) -> None:
     with doomed_pod.stream("tiny") as response:
         response.readline()
         os.kill(doomed_pod.engine_pid, signal.SIGSTOP)
@@ -272,9 +268,7 @@ def test_sigterm_lets_running_answers_end_and_takes_new_ones_for_five_seconds(
     assert doomed_pod.process.wait(20) == 0
 
 
-def test_a_pod_that_leaves_sends_its_clients_away_one_answer_at_a_time(
-    doomed_pod: Any, wait_until: Callable[..., Any]
-) -> None:
+def test_a_pod_that_leaves_sends_its_clients_away_one_answer_at_a_time(doomed_pod: Any) -> None:
     used, idle = (http.client.HTTPConnection(doomed_pod.address, 8000, timeout=60) for _ in range(2))
     with contextlib.closing(used), contextlib.closing(idle), doomed_pod.stream("tiny") as response:
         response.readline()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ from graft_runtime.contract.checkpoints import Digest, Source
 from graft_runtime.contract.config import Merge, MergePart
 from graft_runtime.contract.status import AdapterState, BaseState, RuntimeStatus
 from graft_runtime.errors import ErrorCode
+
+from tests.support.waiting import wait_until
 
 OTHER_DIGEST: Digest = "sha256:" + "0" * 64
 
@@ -27,6 +30,10 @@ def status(pod: Any) -> RuntimeStatus:
     found = pod.status()
     assert found is not None
     return found  # type: ignore[no-any-return]
+
+
+def has_started(pod: Any) -> bool:
+    return bool(pod.probe("/startupz") == 200)
 
 
 @pytest.fixture(scope="module")
@@ -96,9 +103,7 @@ def test_another_version_in_a_later_set_is_reported_and_not_served(merged: Any, 
     assert merged.probe("/readyz") == 200
 
 
-def test_the_base_waits_for_the_digests(
-    make_pod: Callable[..., Any], adapters: dict[str, Path], wait_until: Any
-) -> None:
+def test_the_base_waits_for_the_digests(make_pod: Callable[..., Any], adapters: dict[str, Path]) -> None:
     adapter = adapters["billing"]
     pod = make_pod(merge=merge_of(part("billing", adapter)))
     pod.start()
@@ -130,9 +135,7 @@ def not_found() -> Any:
     return Fault(code=ErrorCode.NOT_FOUND, message="the shelf is empty")
 
 
-def test_a_bad_adapter_fails_the_base_for_good(
-    make_pod: Callable[..., Any], make_adapter: Any, make_base: Any, wait_until: Any
-) -> None:
+def test_a_bad_adapter_fails_the_base_for_good(make_pod: Callable[..., Any], make_adapter: Any, make_base: Any) -> None:
     """One that the files show, and one that only the base shows."""
     for adapter, code in (
         (make_adapter("huge", r=32), ErrorCode.RANK_TOO_HIGH),
@@ -141,7 +144,7 @@ def test_a_bad_adapter_fails_the_base_for_good(
         pod = make_pod(merge=merge_of(part("bad", adapter)))
         pod.mount_set(pod.set_of(1, pod.entry("bad", adapter)))
         pod.start()
-        wait_until(lambda pod=pod: pod.probe("/startupz") == 200)
+        wait_until(partial(has_started, pod))
         found = status(pod)
         assert found.base.fault is not None
         assert (found.base.state, found.base.fault.code) == (BaseState.FAILED, code)

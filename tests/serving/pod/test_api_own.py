@@ -15,6 +15,8 @@ from graft_runtime.contract.adapter_set import AdapterEntry
 from graft_runtime.contract.config import EngineConfig
 from graft_runtime.contract.control import InspectRequest
 
+from tests.support.waiting import wait_until
+
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")  # peft's
 
 CHAT = [{"role": "user", "content": "a<|tool|>b"}]
@@ -217,9 +219,7 @@ def test_an_activated_adapter_answers_from_its_invocation_on(pod: Any) -> None:
     assert summed(pod, {"activated": 1, "plain": 0}, prompt="xabc").json["choices"][0]["text"] == texts["xabc"][1]
 
 
-def test_a_sum_ends_when_the_time_of_one_of_its_adapters_is_over(
-    pod: Any, wait_until: Callable[..., Any], entries: list[AdapterEntry]
-) -> None:
+def test_a_sum_ends_when_the_time_of_one_of_its_adapters_is_over(pod: Any, entries: list[AdapterEntry]) -> None:
     parts = [{"name": "plain", "weight": 0.5}, {"name": "other", "weight": 0.5}]
     whole = pod.status().adapter_set.generation
     with pod.stream("tiny", adapters=parts) as response:

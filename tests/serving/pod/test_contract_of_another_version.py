@@ -15,6 +15,8 @@ from graft_runtime.contract.control import ResolveRequest
 from graft_runtime.contract.wire import Fault
 from graft_runtime.errors import ErrorCode
 
+from tests.support.waiting import wait_until
+
 VERSION_2 = "import graft_runtime.contract.wire as w; w.CONTRACT_VERSION = 2; from graft_runtime.__main__ import main"
 PROGRAMS = {1: ("-m", "graft_runtime"), 2: ("-c", f"{VERSION_2}; main()")}
 
@@ -26,7 +28,7 @@ def config_of(pod: Any, version: int) -> None:
 
 @pytest.mark.parametrize(("runtime", "operator"), [(2, 1), (1, 2)])
 async def test_operator_and_pod_of_different_versions_refuse_each_other(
-    make_pod: Callable[..., Any], wait_until: Any, monkeypatch: pytest.MonkeyPatch, runtime: int, operator: int
+    make_pod: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, runtime: int, operator: int
 ) -> None:
     pod = make_pod()
     config_of(pod, runtime)
@@ -68,7 +70,7 @@ def test_a_pod_refuses_a_config_of_another_version_and_says_so(
     assert "UnsupportedContractVersion" in pod.log
 
 
-def test_a_pod_does_not_take_a_mounted_set_of_another_version(make_pod: Callable[..., Any], wait_until: Any) -> None:
+def test_a_pod_does_not_take_a_mounted_set_of_another_version(make_pod: Callable[..., Any]) -> None:
     pod = make_pod()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(wire, "CONTRACT_VERSION", 2)

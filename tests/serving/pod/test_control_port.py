@@ -19,6 +19,8 @@ from graft_runtime.contract.control import AdapterInspection, Check, InspectRequ
 from graft_runtime.contract.wire import Fault
 from safetensors.torch import load_file, save_file
 
+from tests.support.waiting import wait_until
+
 
 @pytest.fixture(scope="module")
 def adapters(make_adapter: Callable[..., Path]) -> dict[str, Path]:
@@ -90,7 +92,7 @@ def test_older_and_foreign_sets_are_refused(pod: Any, adapters: dict[str, Path])
     assert pod.control("PUT", "/adapter-set", b'{"generation": "x"}').status == 400
 
 
-def test_adapters_come_and_go_while_others_serve(pod: Any, adapters: dict[str, Path], wait_until: Any) -> None:
+def test_adapters_come_and_go_while_others_serve(pod: Any, adapters: dict[str, Path]) -> None:
     a, b = (pod.entry(name, adapters[name]) for name in ("a", "b"))
     next_set(pod, a)
     before = pod.text("a")
@@ -103,7 +105,7 @@ def test_adapters_come_and_go_while_others_serve(pod: Any, adapters: dict[str, P
     wait_until(lambda: pod.report("b") is None)
 
 
-def test_more_adapters_than_places_take_turns(pod: Any, adapters: dict[str, Path], wait_until: Any) -> None:
+def test_more_adapters_than_places_take_turns(pod: Any, adapters: dict[str, Path]) -> None:
     entries = [pod.entry(name, path) for name, path in adapters.items()]
     next_set(pod, *entries)
     wait_until(lambda: all(pod.report(name).ready for name in adapters))
@@ -116,7 +118,7 @@ def test_more_adapters_than_places_take_turns(pod: Any, adapters: dict[str, Path
     assert states.count("Mounted") <= 2
 
 
-def test_pinned_adapters_are_never_displaced(pod: Any, adapters: dict[str, Path], wait_until: Any) -> None:
+def test_pinned_adapters_are_never_displaced(pod: Any, adapters: dict[str, Path]) -> None:
     entries = [pod.entry(name, path, pinned=name == "a") for name, path in adapters.items()]
     next_set(pod, *entries)
     wait_until(lambda: all(pod.report(name).ready for name in adapters))
@@ -125,7 +127,7 @@ def test_pinned_adapters_are_never_displaced(pod: Any, adapters: dict[str, Path]
         assert pod.report("a").state == "Mounted"
 
 
-def test_when_pinned_adapters_fill_every_place_the_rest_is_told(pod: Any, adapters: Any, wait_until: Any) -> None:
+def test_when_pinned_adapters_fill_every_place_the_rest_is_told(pod: Any, adapters: Any) -> None:
     entries = [pod.entry(name, path, pinned=name != "c") for name, path in adapters.items()]
     next_set(pod)
     next_set(pod, *entries)
@@ -144,7 +146,7 @@ def test_a_scale_is_a_matter_of_the_next_request(pod: Any, adapters: dict[str, P
     assert pod.text("a") != pod.text("tiny")
 
 
-def test_a_name_moves_to_new_bytes_without_a_gap(pod: Any, adapters: dict[str, Path], wait_until: Any) -> None:
+def test_a_name_moves_to_new_bytes_without_a_gap(pod: Any, adapters: dict[str, Path]) -> None:
     old, new = pod.entry("a", adapters["a"]), pod.entry("a", adapters["b"])
     next_set(pod, old)
     texts, statuses, moved = {old.digest: pod.text("a")}, set(), threading.Event()
@@ -168,7 +170,7 @@ def test_a_name_moves_to_new_bytes_without_a_gap(pod: Any, adapters: dict[str, P
     assert seen <= set(texts.items()), "each answer is of exactly one version"
 
 
-def test_a_bad_new_version_leaves_the_old_one_serving(pod: Any, adapters: dict[str, Path], wait_until: Any) -> None:
+def test_a_bad_new_version_leaves_the_old_one_serving(pod: Any, adapters: dict[str, Path]) -> None:
     good = pod.entry("a", adapters["a"])
     next_set(pod, good)
     wait_until(lambda: pod.complete("a").headers["x-graft-adapter-digest"] == good.digest)
@@ -180,7 +182,7 @@ def test_a_bad_new_version_leaves_the_old_one_serving(pod: Any, adapters: dict[s
     assert pod.probe("/readyz") == 200
 
 
-def test_files_that_come_late_are_found(pod: Any, adapters: dict[str, Path], wait_until: Any) -> None:
+def test_files_that_come_late_are_found(pod: Any, adapters: dict[str, Path]) -> None:
     source = Source(uri="pvc://shelf/late")
     there = pod.entry("a", adapters["c"])
     next_set(pod, there.model_copy(update={"name": "late", "source": source, "digest": there.digest}))
@@ -216,12 +218,12 @@ def test_resolving_gives_a_digest_or_a_fault(pod: Any, adapters: dict[str, Path]
         assert resolution.fault.code == code, uri
 
 
-def test_a_dry_run_tells_what_a_mount_would(
-    pod: Any, adapters: dict[str, Path], make_adapter: Any, drift: Any, wait_until: Any
-) -> None:
+def test_a_dry_run_tells_what_a_mount_would(pod: Any, adapters: dict[str, Path], make_adapter: Any, drift: Any) -> None:
     def inspect(uri: str) -> Any:
         body = InspectRequest(source=Source(uri=uri)).canonical_json()
-        reply = wait_until(lambda: (asked := pod.control("POST", "/inspect", body)).status != 503 and asked, 100)
+        reply = wait_until(
+            lambda: (asked := pod.control("POST", "/inspect", body)).status != 503 and asked, seconds=100
+        )
         assert reply.status == 200, reply.content
         return AdapterInspection.read(reply.content)
 
@@ -252,7 +254,7 @@ def test_a_dry_run_tells_what_a_mount_would(
     )
 
 
-def test_the_long_poll_brings_changes_only(pod: Any, adapters: dict[str, Path], wait_until: Any) -> None:
+def test_the_long_poll_brings_changes_only(pod: Any, adapters: dict[str, Path]) -> None:
     a, b = (pod.entry(name, adapters[name]) for name in ("a", "b"))
     next_set(pod, a)
     wait_until(lambda: pod.report("a").ready)
@@ -274,7 +276,7 @@ def test_the_long_poll_brings_changes_only(pod: Any, adapters: dict[str, Path], 
     assert [report.name for report in pod.status("another-boot", 10**9, 20).adapters] == ["a"]
 
 
-def test_running_answers_end_on_an_adapter_that_was_removed(pod: Any, adapters: Any, wait_until: Any) -> None:
+def test_running_answers_end_on_an_adapter_that_was_removed(pod: Any, adapters: Any) -> None:
     next_set(pod, pod.entry("a", adapters["a"]))
     with pod.stream("a") as response:
         response.readline()
@@ -305,7 +307,7 @@ def test_past_its_time_an_answer_on_a_removed_adapter_is_cut_off(pod: Any, adapt
 
 
 def test_readiness_waits_for_the_set_and_for_each_inline_adapter(
-    make_pod: Callable[..., Any], adapters: dict[str, Path], wait_until: Any
+    make_pod: Callable[..., Any], adapters: dict[str, Path]
 ) -> None:
     """No adapter set at all; then one without a digest; then one whose source can't be resolved."""
     fresh = make_pod()

@@ -17,6 +17,8 @@ from graft_runtime.contract.status import AdapterReport, AdapterState
 from graft_runtime.errors import ErrorCode
 from graft_runtime.store.checkpoints import FileRecord, digest_of
 
+from tests.support.waiting import wait_until
+
 CACHE_BYTES = 2 << 20
 WEIGHTS = "adapter_model.safetensors"
 
@@ -24,8 +26,8 @@ WEIGHTS = "adapter_model.safetensors"
 class Shop:
     """A pod, and a Hub that its adapters come from."""
 
-    def __init__(self, pod: Any, hub: Any, wait_until: Callable[..., Any]) -> None:
-        self.pod, self.hub, self._wait_until = pod, hub, wait_until
+    def __init__(self, pod: Any, hub: Any) -> None:
+        self.pod, self.hub = pod, hub
         self._entries: dict[str, AdapterEntry] = {}
         self._generation = 1
 
@@ -50,10 +52,10 @@ class Shop:
         self.pod.push(self.pod.set_of(self._generation, *self._entries.values()))
 
     def fault(self, name: str) -> Any:
-        return self._wait_until(lambda: (found := self.pod.report(name)) and found.fault)
+        return wait_until(lambda: (found := self.pod.report(name)) and found.fault)
 
     def ready(self, name: str) -> AdapterReport:
-        found: AdapterReport = self._wait_until(lambda: (found := self.pod.report(name)) and found.ready and found)
+        found: AdapterReport = wait_until(lambda: (found := self.pod.report(name)) and found.ready and found)
         return found
 
     def cached(self) -> set[str]:
@@ -76,7 +78,7 @@ def _sha256(content: bytes) -> str:
 
 
 @pytest.fixture
-def shop(hub: Any, secret: Path, make_pod: Callable[..., Any], wait_until: Callable[..., Any]) -> Iterator[Shop]:
+def shop(hub: Any, secret: Path, make_pod: Callable[..., Any]) -> Iterator[Shop]:
     pod = make_pod(
         sources=(
             SourceMount(name="shelf", kind="claim"),
@@ -87,7 +89,7 @@ def shop(hub: Any, secret: Path, make_pod: Callable[..., Any], wait_until: Calla
     pod.mount_set(pod.set_of(1))
     pod.start("--source-mount", "acme", str(secret), "--allowed-network", "127.0.0.0/8")
     pod.wait_ready()
-    yield Shop(pod, hub, wait_until)
+    yield Shop(pod, hub)
     pod.kill()
 
 

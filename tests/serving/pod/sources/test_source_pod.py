@@ -13,6 +13,8 @@ from graft_runtime.contract.config import BaseModelConfig, SourceMount
 from graft_runtime.contract.control import Resolution, ResolveRequest
 from graft_runtime.contract.status import AdapterState, BaseState
 
+from tests.support.waiting import wait_until
+
 TUNED = Source(uri="hf://acme/tuned/final", revision="v1")
 
 
@@ -28,9 +30,7 @@ def full_hub(hub: Any, tiny_base: Path, make_adapter: Callable[..., Path]) -> An
     return hub
 
 
-def test_from_a_private_hub_to_an_answer(
-    full_hub: Any, secret: Path, make_pod: Callable[..., Any], wait_until: Callable[..., Any]
-) -> None:
+def test_from_a_private_hub_to_an_answer(full_hub: Any, secret: Path, make_pod: Callable[..., Any]) -> None:
     hub = full_hub
     hub.token = "hf_new"
     pod = make_pod(
@@ -52,7 +52,7 @@ def test_from_a_private_hub_to_an_answer(
     assert (found.fault, found.revision) == (None, hub.commit)
     entry = AdapterEntry(name="tuned", source=TUNED, digest=found.digest, revision=found.revision)
     assert pod.push(pod.set_of(2, entry)).status == 200
-    report = wait_until(lambda: (found := pod.report("tuned")) and found.state is AdapterState.MOUNTED and found)
+    report: Any = wait_until(lambda: (found := pod.report("tuned")) and found.state is AdapterState.MOUNTED and found)
     assert (report.revision, report.digest) == (hub.commit, found.digest)
     assert pod.text("tuned", seed=1) != pod.text("base", seed=1)
     assert "hf_new" not in pod.log
