@@ -8,17 +8,15 @@ from typing import Any
 import pytest
 from graft_operator.decisions.adapter_sets import AdapterPlan
 from graft_operator.decisions.conditions import ConditionType, Reason, Verdict, dated, timestamp
-from graft_operator.decisions.observed import Child, Failure, Observed, PodReport, PodView, PoolView, Rollout
+from graft_operator.decisions.observed import Child, Failure, Observed, PodReport, PodView, Rollout
 from graft_operator.decisions.pool_status import make_status
 from graft_operator.decisions.transitions import transitions
 from graft_operator.decisions.verdicts import READY
 from graft_operator.decisions.wanted_adapters import inline_adapters
-from graft_operator.objects import Pool
-from graft_operator.resource import AdapterDeploymentStatus, Condition, MergedAdapterStatus, MergeStatus, parse_spec
+from graft_operator.resource import AdapterDeploymentStatus, Condition, MergedAdapterStatus, MergeStatus
 from graft_runtime.contract.adapter_set import AdapterEntry, AdapterSet, AdapterSetVersion
 from graft_runtime.contract.checkpoints import Source
 from graft_runtime.contract.config import Merge, MergePart
-from graft_runtime.contract.facts import AdapterFacts
 from graft_runtime.contract.status import (
     AdapterReport,
     AdapterState,
@@ -28,6 +26,8 @@ from graft_runtime.contract.status import (
 )
 from graft_runtime.contract.wire import Fault
 from graft_runtime.errors import ErrorCode
+
+from tests.support.pools import BILLING, UID, pool_of, runtime_status, spec_of, view_of
 
 NOW = 1_800_000_000.0
 
@@ -56,15 +56,10 @@ def test_timestamps_are_rfc_3339() -> None:
 
 # The status as a whole: one world, and what differs from it
 
-SPEC: dict[str, Any] = {
-    "replicas": 2,
-    "baseModel": {"name": "base", "uri": "pvc://shelf/base"},
-    "sources": [{"name": "shelf", "claimName": "shelf"}],
-    "adapters": [{"name": "billing", "uri": "pvc://shelf/billing"}],
-}
+SPEC = spec_of(BILLING)
 DIGEST = "sha256:" + "a" * 64
 ENTRY = AdapterEntry(name="billing", source=Source(uri="pvc://shelf/billing"), digest=DIGEST)
-SET = AdapterSet(pool_uid="uid", config_hash="current", generation=3, adapters=(ENTRY,))
+SET = AdapterSet(pool_uid=UID, config_hash="current", generation=3, adapters=(ENTRY,))
 ROLLOUT = Rollout(
     generation=2,
     observed_generation=2,
@@ -75,17 +70,7 @@ ROLLOUT = Rollout(
     template_hash="wanted",
     pod_template_hash="template",
 )
-FACTS = AdapterFacts(method="LORA", rank=8, module_count=14, deltas=["LowRank"])
-REPORT = RuntimeStatus(
-    boot_id="boot",
-    sequence=1,
-    pool_uid="uid",
-    config_hash="current",
-    ready=True,
-    base=BaseReport(name="base", state=BaseState.SERVING),
-    adapter_set=AdapterSetVersion(generation=3, hash=SET.content_hash()),
-    adapters=(AdapterReport(name="billing", digest=DIGEST, state=AdapterState.MOUNTED, facts=FACTS),),
-)
+REPORT = runtime_status(SET)
 NOT_A_MODEL = Fault(code=ErrorCode.NOT_A_MODEL, message="no model there")
 OTHER_VERSION = Fault(
     code=ErrorCode.UNSUPPORTED_CONTRACT_VERSION, message="of version 2, expected version 1\n\nhint: use one release"
@@ -124,7 +109,7 @@ class World:
     """Why nothing can be read of the pods without a report."""
 
     def status(self) -> AdapterDeploymentStatus:
-        deployment = Child("Deployment", "support", "d", "1", "uid", "f", rollout=self.rollout)
+        deployment = Child("Deployment", "support", "d", "1", UID, "f", rollout=self.rollout)
         pods = tuple(
             PodView(f"pod-{number}", f"u{number}", "10.0.0.1", "current", ready, template, trouble=self.trouble)
             for number, (ready, template) in enumerate(zip(self.ready, self.templates, strict=False))
@@ -139,12 +124,12 @@ class World:
             for number, report in enumerate(self.reports)
         }
         observed = Observed(
-            pool=PoolView("team", "support", "uid", 2, SPEC, AdapterDeploymentStatus()),
+            pool=view_of(SPEC, 2),
             children=() if self.rollout is None else (deployment,),
             pods=pods,
             reports=reports,
         )
-        pool = Pool("team", "support", "uid", 2, parse_spec({**SPEC, **self.spec}))
+        pool = pool_of(view_of({**SPEC, **self.spec}, 2))
         return make_status(
             pool,
             observed,
@@ -464,12 +449,12 @@ def test_the_trouble_of_a_pod_is_quoted() -> None:
 
 
 def test_modules_that_moved_are_told() -> None:
+    (billing,) = REPORT.adapters
+    assert billing.facts is not None
     moved = REPORT.model_copy(
         update={
             "adapters": (
-                REPORT.adapters[0].model_copy(
-                    update={"facts": FACTS.model_copy(update={"remapped": "nothing → model"})}
-                ),
+                billing.model_copy(update={"facts": billing.facts.model_copy(update={"remapped": "nothing → model"})}),
             )
         }
     )

@@ -8,24 +8,14 @@ from typing import Any
 import pytest
 import yaml
 from graft_operator import objects
-from graft_operator.objects import Pool
-from graft_operator.resource import parse_spec
 from graft_operator.settings import Settings
 from graft_runtime.contract.adapter_set import AdapterEntry, AdapterSet
 from graft_runtime.contract.checkpoints import Source
 from graft_runtime.contract.config import RuntimeConfig
 
+from tests.support.pools import make_pool
+
 SETTINGS = Settings(namespace="graft-system", runtime_image="graft-runtime:0.1.0")
-
-
-def pool(**fields: Any) -> Pool:
-    spec = {
-        "baseModel": {"uri": "pvc://models/gemma"},
-        "sources": [{"name": "models", "claimName": "models"}],
-        "adapters": [{"name": "billing", "uri": "pvc://models/billing"}],
-        **fields,
-    }
-    return Pool(namespace="team-a", name="support", uid="11-22", generation=3, spec=parse_spec(spec))
 
 
 SET = AdapterSet(
@@ -35,13 +25,13 @@ SET = AdapterSet(
     adapters=(AdapterEntry(name="billing", source=Source(uri="pvc://models/billing")),),
 )
 BUILT = [
-    objects.build_deployment(pool(), "abc", SETTINGS),
-    objects.build_service(pool()),
-    objects.build_config_map(pool(), objects.build_runtime_config(pool())),
-    objects.build_adapter_set_config_map(pool(), SET),
-    objects.build_keys_config_map(pool(), {"0123": "PEM"}),
-    objects.build_disruption_budget(pool()),
-    objects.build_network_policy(pool(), SETTINGS),
+    objects.build_deployment(make_pool(), "abc", SETTINGS),
+    objects.build_service(make_pool()),
+    objects.build_config_map(make_pool(), objects.build_runtime_config(make_pool())),
+    objects.build_adapter_set_config_map(make_pool(), SET),
+    objects.build_keys_config_map(make_pool(), {"0123": "PEM"}),
+    objects.build_disruption_budget(make_pool()),
+    objects.build_network_policy(make_pool(), SETTINGS),
 ]
 
 
@@ -64,15 +54,15 @@ def test_every_object_is_owned_labelled_and_in_the_pool_s_namespace(built: dict[
 
 
 def test_the_service_routes_to_the_api_port_alone() -> None:
-    assert yaml.safe_dump(objects.build_service(pool())["spec"]) == (
+    assert yaml.safe_dump(objects.build_service(make_pool())["spec"]) == (
         "ports:\n- appProtocol: http\n  name: http\n  port: 8000\n  protocol: TCP\n  targetPort: http\n"
         "selector:\n  graft.dev/deployment: support\ntype: ClusterIP\n"
     )
-    assert objects.url_of(pool()) == "http://support.team-a.svc:8000/v1"
+    assert objects.url_of(make_pool()) == "http://support.team-a.svc:8000/v1"
 
 
 def test_the_network_policy_opens_the_control_port_to_the_operator_alone() -> None:
-    anyone, operator = objects.build_network_policy(pool(), SETTINGS)["spec"]["ingress"]
+    anyone, operator = objects.build_network_policy(make_pool(), SETTINGS)["spec"]["ingress"]
     assert anyone == {"ports": [{"port": 8000, "protocol": "TCP"}]}
     assert operator["ports"] == [{"port": 8001, "protocol": "TCP"}]
     assert operator["from"] == [
@@ -84,15 +74,15 @@ def test_the_network_policy_opens_the_control_port_to_the_operator_alone() -> No
 
 
 def test_a_pool_of_no_pods_has_no_disruption_budget() -> None:
-    assert objects.build_disruption_budget(pool(replicas=0)) is None
-    budget = objects.build_disruption_budget(pool(replicas=1))
+    assert objects.build_disruption_budget(make_pool(replicas=0)) is None
+    budget = objects.build_disruption_budget(make_pool(replicas=1))
     assert budget is not None
     assert budget["spec"] == {"maxUnavailable": 1, "selector": {"matchLabels": {"graft.dev/deployment": "support"}}}
 
 
 def test_the_runtime_config_says_what_the_spec_says() -> None:
     config = objects.build_runtime_config(
-        pool(
+        make_pool(
             baseModel={"uri": "pvc://models/gemma", "name": "chat", "dtype": "float32", "task": "SEQ_CLS"},
             sources=[{"name": "shelf", "mountPath": "/mnt/shelf"}, {"name": "models", "claimName": "models"}],
             engine={"maxRank": 8},
@@ -114,7 +104,7 @@ def test_the_runtime_config_says_what_the_spec_says() -> None:
 
 
 def config_hash(**fields: Any) -> str:
-    return objects.build_runtime_config(pool(**fields)).config_hash()
+    return objects.build_runtime_config(make_pool(**fields)).config_hash()
 
 
 @pytest.mark.parametrize(
@@ -150,24 +140,24 @@ def test_what_pods_are_born_with_changes_the_config_hash(fields: dict[str, Any])
 
 def test_the_order_of_sources_rolls_nothing() -> None:
     sources = [{"name": "models", "claimName": "models"}, {"name": "shelf", "claimName": "shelf"}]
-    forward, backward = pool(sources=sources), pool(sources=sources[::-1])
+    forward, backward = make_pool(sources=sources), make_pool(sources=sources[::-1])
     assert objects.build_runtime_config(forward).config_hash() == objects.build_runtime_config(backward).config_hash()
     assert objects.build_deployment(forward, "abc", SETTINGS) == objects.build_deployment(backward, "abc", SETTINGS)
 
 
 def test_the_config_map_holds_the_config_and_bears_its_hash() -> None:
-    built = objects.build_config_map(pool(), objects.build_runtime_config(pool()))
+    built = objects.build_config_map(make_pool(), objects.build_runtime_config(make_pool()))
     config = RuntimeConfig.read(built["data"]["runtime-config.json"])
-    assert config == objects.build_runtime_config(pool())
+    assert config == objects.build_runtime_config(make_pool())
     assert built["metadata"]["name"] == f"support-config-{config.config_hash()}"
     assert built["metadata"]["labels"]["graft.dev/config-hash"] == config.config_hash()
 
 
 def test_the_adapter_set_is_read_back_as_it_was_written() -> None:
-    built = objects.build_adapter_set_config_map(pool(), SET)
+    built = objects.build_adapter_set_config_map(make_pool(), SET)
     assert built["metadata"]["name"] == "support-set-abc"
     assert objects.read_adapter_set(built) == SET
-    assert objects.build_adapter_set_config_map(pool(), SET) == built
+    assert objects.build_adapter_set_config_map(make_pool(), SET) == built
 
 
 @pytest.mark.parametrize(
@@ -186,6 +176,6 @@ def test_a_config_map_without_a_readable_set_holds_none(config_map: dict[str, An
 
 
 def test_the_public_keys_are_files_named_by_their_id() -> None:
-    built = objects.build_keys_config_map(pool(), {"ffff": "second", "0000": "first"})
+    built = objects.build_keys_config_map(make_pool(), {"ffff": "second", "0000": "first"})
     assert built["metadata"]["name"] == "support-keys"
     assert list(built["data"].items()) == [("0000.pem", "first"), ("ffff.pem", "second")]

@@ -7,20 +7,17 @@ from typing import Any
 import pytest
 import yaml
 from graft_operator.objects import KubernetesObject, Pool, build_deployment, build_runtime_config, overlay
-from graft_operator.resource import parse_spec
 from graft_operator.settings import Settings
 from graft_runtime.errors import ErrorCode, GraftError
+
+from tests.support.pools import make_pool
 
 SETTINGS = Settings(namespace="graft-system", runtime_image="graft-runtime:0.1.0")
 
 
 def pool(**fields: Any) -> Pool:
-    spec = {
-        "baseModel": {"uri": "pvc://models/gemma"},
-        "sources": [{"name": "models", "claimName": "claim"}, {"name": "shelf", "mountPath": "/mnt/shelf"}],
-        **fields,
-    }
-    return Pool(namespace="team-a", name="support", uid="11-22", generation=3, spec=parse_spec(spec))
+    sources = [{"name": "models", "claimName": "claim"}, {"name": "shelf", "mountPath": "/mnt/shelf"}]
+    return make_pool(**{"sources": sources, "adapters": [], **fields})
 
 
 def build(pool: Pool, settings: Settings) -> KubernetesObject:

@@ -22,6 +22,7 @@ from graft_operator.loop.store import Store
 from graft_operator.settings import Settings
 from graft_runtime.contract.checkpoints import Source
 
+from tests.support.pools import BILLING, spec_of
 from tests.support.waiting import until
 
 KEY = PoolKey("team", "support")
@@ -156,12 +157,7 @@ class Operator:
         body = {
             **ADAPTER_DEPLOYMENT.type_meta,
             "metadata": {"namespace": "team", "name": "support"},
-            "spec": {
-                "baseModel": {"name": "base", "uri": "pvc://shelf/base"},
-                "sources": [{"name": "shelf", "claimName": "shelf"}],
-                "adapters": [{"name": "billing", "uri": "pvc://shelf/billing"}],
-                **spec,
-            },
+            "spec": spec_of(BILLING, **{"replicas": 1, **spec}),
         }
         self.store.put("AdapterDeployment", self.api.put(body, generation=1))
 

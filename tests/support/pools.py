@@ -60,6 +60,16 @@ def view_of(spec: dict[str, Any], generation: int = 1, status: AdapterDeployment
     return PoolView("team", "support", UID, generation, spec, status or AdapterDeploymentStatus())
 
 
+def make_pool(**spec: Any) -> Pool:
+    """Make the pool `support` of the model `gemma` with the adapter `billing`; `spec` says what differs."""
+    usual = {
+        "baseModel": {"uri": "pvc://models/gemma"},
+        "sources": [{"name": "models", "claimName": "models"}],
+        "adapters": [{"name": "billing", "uri": "pvc://models/billing"}],
+    }
+    return Pool(namespace="team-a", name="support", uid="11-22", generation=3, spec=parse_spec({**usual, **spec}))
+
+
 def pool_of(view: PoolView) -> Pool:
     return Pool(view.namespace, view.name, view.uid, view.generation, parse_spec(view.spec))
 
