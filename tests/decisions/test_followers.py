@@ -26,6 +26,7 @@ from graft_runtime.contract.status import AdapterReport, AdapterState, BaseRepor
 from graft_runtime.contract.wire import Fault
 from graft_runtime.errors import ErrorCode, GraftError
 
+from tests.support.adapter_sets import set_of
 from tests.support.waiting import until
 
 KEY = PoolKey("team", "support")
@@ -114,10 +115,6 @@ async def follower(pod: Pod) -> AsyncIterator[PodFollower]:
     found = PodFollower(cast(RuntimeClient, pod), POD, lambda: None, HURRIED)
     yield found
     await asyncio.gather(*found.stop(), return_exceptions=True)
-
-
-def a_set(generation: int) -> AdapterSet:
-    return AdapterSet(pool_uid="pool", config_hash="hash", generation=generation)
 
 
 async def test_a_pod_that_is_not_ready_any_more_is_asked_at_once_and_forgotten_unless_it_answers(
@@ -212,11 +209,11 @@ async def test_one_push_in_flight_and_the_latest_wins(pod: Pod, follower: PodFol
     pod.answers.put_nowait(status())
     await until(lambda: follower.report.status is not None)
     pod.gate.clear()
-    follower.push(a_set(2))
+    follower.push(set_of(2))
     await until(lambda: pod.pushed == [2])
-    follower.push(a_set(3))
-    follower.push(a_set(4))
-    follower.push(a_set(4))
+    follower.push(set_of(3))
+    follower.push(set_of(4))
+    follower.push(set_of(4))
     pod.gate.set()
     await until(lambda: follower.report.status is not None and follower.report.status.adapter_set.generation == 4)
     assert pod.pushed == [2, 4]
@@ -224,7 +221,7 @@ async def test_one_push_in_flight_and_the_latest_wins(pod: Pod, follower: PodFol
 
 async def test_a_push_that_did_not_arrive_is_tried_again(pod: Pod, follower: PodFollower) -> None:
     pod.refuse = [RuntimeUnreachableError("too slow"), RuntimeUnreachableError("too slow")]
-    follower.push(a_set(2))
+    follower.push(set_of(2))
     await until(lambda: pod.pushed == [2, 2, 2])
 
 
@@ -232,7 +229,7 @@ async def test_a_push_that_was_refused_is_left_to_the_next_pass(pod: Pod) -> Non
     marks: list[None] = []
     found = PodFollower(cast(RuntimeClient, pod), POD, lambda: marks.append(None), HURRIED)
     pod.refuse = [RuntimeRefusedError(409, "a newer one is in force")]
-    found.push(a_set(2))
+    found.push(set_of(2))
     await until(lambda: bool(marks))
     await asyncio.sleep(0.01)
     assert pod.pushed == [2]

@@ -6,16 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from graft_runtime.contract.adapter_set import ADAPTER_SET_FILE, AdapterEntry, AdapterSet
-from graft_runtime.contract.checkpoints import Source
+from graft_runtime.contract.adapter_set import ADAPTER_SET_FILE, AdapterSet
 from graft_runtime.errors import GraftError
 from graft_runtime.pod.sets import AdapterSets
 
+from tests.support.adapter_sets import entry_of, set_of
+
 
 def adapter_set(generation: int, *names: str, **fields: Any) -> AdapterSet:
-    entries = tuple(AdapterEntry(name=name, source=Source(uri=f"pvc://shelf/{name}")) for name in names)
-    options = {"pool_uid": "pool", "config_hash": "hash"} | fields
-    return AdapterSet(generation=generation, adapters=entries, **options)
+    return set_of(generation, *map(entry_of, names), **fields)
 
 
 @pytest.fixture

@@ -20,8 +20,10 @@ from graft_runtime.contract.control import Accepted, Resolution, ResolveRequest
 from graft_runtime.contract.wire import Fault
 from graft_runtime.errors import ErrorCode
 
+from tests.support.adapter_sets import set_of
+
 POD = PodAddress("pod-uid", "127.0.0.1")
-SET = AdapterSet(pool_uid="pool", config_hash="hash", generation=3)
+SET = set_of(3)
 Handler = Callable[[web.Request], Awaitable[web.Response]]
 
 
