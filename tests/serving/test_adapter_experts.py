@@ -14,15 +14,10 @@ import torch
 from graft_runtime.messages import Generate, Mounted, MountFailed, Sampling, ServedAdapter
 from safetensors.torch import load_file, save_file
 
+from tests.support.methods import STACKED
+
 PROMPTS = ([3, 1, 2, 5, 9, 11, 4], [7, 8, 300, 6], [1, 2, 5])
 WEIGHTS = "adapter_model.safetensors"
-BOTH = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
-OPTIONS: dict[str, dict[str, Any]] = {
-    "both": {"target_parameters": BOTH, "target_modules": ["q_proj"]},
-    "down": {"target_parameters": BOTH[1:], "target_modules": ["v_proj"], "r": 2},
-    "gate": {"target_parameters": BOTH[:1], "target_modules": ["q_proj"], "use_rslora": True},
-    "bare": {"target_parameters": ["gate_up_proj", "down_proj", "v_proj.weight"], "target_modules": ["q_proj"]},
-}
 NAMES = {"mixtral": ("w1", "w3", "w2"), "qwen3_moe": ("gate_proj", "up_proj", "down_proj")}
 
 
@@ -70,7 +65,7 @@ def check(engine: Any, models: dict[str | None, Any]) -> None:
 @pytest.mark.parametrize("family", ["mixtral", "qwen3_moe", "gpt_oss"])
 def test_stacked_parameters(family: str, make_base: Callable[..., Path], make_adapter: Any, in_process: Any) -> None:
     base = make_base(family)
-    adapters = {name: make_adapter(name, base=base, **options) for name, options in OPTIONS.items()}
+    adapters = {name: make_adapter(name, base=base, **options) for name, options in STACKED.items()}
     engine = in_process(base)
     for name, adapter in adapters.items():
         assert isinstance(engine.mount(name, adapter), Mounted), name
@@ -124,7 +119,7 @@ def test_files_with_an_adapter_for_each_expert(
     base = make_base(family)
     plain = old_files(base, tmp_path / "plain", family, rank_stabilized=False)
     stabilized = old_files(base, tmp_path / "stabilized", family, rank_stabilized=True)
-    stacked = make_adapter("stacked", base=base, **OPTIONS["both"])
+    stacked = make_adapter("stacked", base=base, **STACKED["both"])
     engine = in_process(base)
     for name, adapter in {"plain": plain, "stabilized": stabilized, "stacked": stacked}.items():
         assert isinstance(engine.mount(name, adapter), Mounted), name
@@ -145,7 +140,7 @@ def test_what_does_not_fit(make_base: Callable[..., Path], make_adapter: Any, in
         "fewer": lambda tensor: tensor[: tensor.shape[0] // 2].contiguous(),
     }
     for key, change in changes.items():
-        adapter = make_adapter(key, base=base, **OPTIONS["both"])
+        adapter = make_adapter(key, base=base, **STACKED["both"])
         tensors = load_file(adapter / WEIGHTS)
         name = next(name for name in tensors if "experts.lora_A" in name)
         save_file(tensors | {name: change(tensors[name])}, adapter / WEIGHTS)

@@ -27,40 +27,10 @@ from graft_runtime.model.load import load_base
 from graft_runtime.model.modules import BaseModules
 from safetensors.torch import load_file, save_file
 
-from tests.serving.test_adapter_variants import PROMPTS, Mixed, peft_logits, same
+from tests.support.methods import EVERY, METHODS, save_method
+from tests.support.mixed import PROMPTS, Mixed, peft_logits, same
 
 BaseFactory = Callable[..., Path]
-EVERY = "all-linear"
-"""Every linear module."""
-METHODS: dict[str, tuple[str, dict[str, Any]]] = {
-    "adalora": ("AdaLoraConfig", {"init_r": 6, "lora_alpha": 20, "total_step": 10, "target_modules": EVERY}),
-    "ia3": ("IA3Config", {"target_modules": ["q_proj", "down_proj"], "feedforward_modules": ["down_proj"]}),
-    "loha": ("LoHaConfig", {"r": 3, "alpha": 5, "target_modules": EVERY, "rank_pattern": {"q_proj": 2}}),
-    "lokr": ("LoKrConfig", {"r": 2, "alpha": 3, "target_modules": EVERY, "alpha_pattern": {"v_proj": 8}}),
-    "best vblora": (
-        "VBLoRAConfig",
-        {"r": 2, "num_vectors": 9, "vector_length": 8, "save_only_topk_weights": True, "target_modules": ["q_proj"]},
-    ),
-    "lokr of two": ("LoKrConfig", {"r": 1, "decompose_both": True, "target_modules": ["o_proj", "up_proj"]}),
-    "vera": ("VeraConfig", {"r": 5, "target_modules": EVERY, "save_projection": True}),
-    "vera again": ("VeraConfig", {"r": 5, "target_modules": EVERY, "save_projection": False, "projection_prng_key": 9}),
-    "norms": ("LNTuningConfig", {"target_modules": ["input_layernorm", "norm"]}),
-    "tokens": ("TrainableTokensConfig", {"token_indices": [5, 300, 2]}),
-    "beft": ("BeftConfig", {"target_modules": ["q_proj", "up_proj"]}),
-    "miss": ("MissConfig", {"r": 5, "target_modules": EVERY}),
-    "small miss": (
-        "MissConfig",
-        {"r": 4, "mini_r": 8, "init_weights": "mini", "target_modules": EVERY},
-    ),
-    "hra": ("HRAConfig", {"r": 4, "target_modules": EVERY, "init_weights": False}),
-    "orthogonal hra": ("HRAConfig", {"r": 3, "target_modules": EVERY, "init_weights": False, "apply_GS": True}),
-    "delora": ("DeloraConfig", {"r": 4, "target_modules": EVERY, "rank_pattern": {"q_proj": 2}}),
-    "gralora": ("GraloraConfig", {"r": 4, "alpha": 6, "gralora_k": 2, "target_modules": EVERY}),
-    "hybrid gralora": ("GraloraConfig", {"r": 4, "gralora_k": 4, "hybrid_r": 3, "target_modules": ["q_proj"]}),
-    "vblora": ("VBLoRAConfig", {"r": 3, "num_vectors": 12, "vector_length": 16, "topk": 3, "target_modules": EVERY}),
-    "unilora": ("UniLoraConfig", {"r": 3, "theta_d_length": 99, "save_indices": True, "target_modules": EVERY}),
-    "saved": ("IA3Config", {"target_modules": ["v_proj"], "feedforward_modules": [], "modules_to_save": ["lm_head"]}),
-}
 GPT2: dict[str, tuple[str, dict[str, Any]]] = {
     "adalora": METHODS["adalora"],
     "biased adalora": ("AdaLoraConfig", {"total_step": 10, "target_modules": ["c_attn"], "bias": "all"}),
@@ -90,25 +60,6 @@ def source_of(adapter: Path, name: str = "merged", weight: float = 1.0) -> Merge
     )
 
 
-def build(base: Path, directory: Path, config: str, options: dict[str, Any], *, seed: int, rows: int = 320) -> Path:
-    """Saves an adapter of random values with peft itself; in training the vocabulary had this many rows."""
-    import peft
-    from transformers import AutoModelForCausalLM
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        model = AutoModelForCausalLM.from_pretrained(base)
-        if rows != 320:
-            model.resize_token_embeddings(rows)
-        model = peft.get_peft_model(model, getattr(peft, config)(task_type="CAUSAL_LM", **options))
-        generator = torch.Generator().manual_seed(seed)
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.data += 0.3 * torch.randn(parameter.shape, generator=generator)
-        model.save_pretrained(directory)
-    return directory
-
-
 @dataclass(frozen=True)
 class Built:
     """A base, adapters on it, and what PEFT answers with each."""
@@ -128,7 +79,7 @@ def built(make_base: BaseFactory, tmp_path_factory: pytest.TempPathFactory) -> C
         if family not in made:
             base, directory = make_base(family), tmp_path_factory.mktemp(family)
             adapters = {
-                name: build(base, directory / name, config, options, seed=seed)
+                name: save_method(base, directory / name, config, options, seed=seed)
                 for seed, (name, (config, options)) in enumerate(FAMILIES[family].items())
             }
             expected = {name: peft_logits(base, adapter, PROMPTS) for name, adapter in adapters.items()}
@@ -370,7 +321,7 @@ def test_unilora_saved_again_with_its_indices(built: Callable[[str], Built], tmp
 
     config, options = METHODS["unilora"]
     base = built("llama").base
-    directory = build(base, tmp_path / "bare", config, options | {"save_indices": False}, seed=5)
+    directory = save_method(base, tmp_path / "bare", config, options | {"save_indices": False}, seed=5)
     with pytest.raises(GraftError) as caught:
         read_adapter_files(directory, name="sql", max_rank=64)
     assert caught.value.code is ErrorCode.UNSUPPORTED_METHOD

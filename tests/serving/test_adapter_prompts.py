@@ -15,23 +15,10 @@ from graft_runtime.errors import ErrorCode, GraftError
 from graft_runtime.messages import Generate, Mounted, MountFailed, Sampling, ServedAdapter
 from safetensors.torch import load_file, save_file
 
+from tests.support.methods import save_prompt
+
 PROMPTS = ([3, 1, 2, 5, 9, 11, 4], [7, 8, 300, 6], [1, 2, 5])
 WEIGHTS = "adapter_model.safetensors"
-
-
-def saved(base: Path, directory: Path, method: str, tokens: int = 5) -> Path:
-    import peft
-    from transformers import AutoModelForCausalLM
-
-    config = {"prompt": peft.PromptTuningConfig, "p": peft.PromptEncoderConfig, "prefix": peft.PrefixTuningConfig}
-    options: dict[str, Any] = {"encoder_hidden_size": 16} if method == "p" else {}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        model = AutoModelForCausalLM.from_pretrained(base)
-        torch.manual_seed(tokens)
-        task = config[method](task_type="CAUSAL_LM", num_virtual_tokens=tokens, **options)
-        peft.get_peft_model(model, task).save_pretrained(directory)
-    return directory
 
 
 @torch.inference_mode()
@@ -59,8 +46,8 @@ def test_mixed_with_others(
     family: str, make_base: Callable[..., Path], make_adapter: Any, in_process: Any, tmp_path: Path
 ) -> None:
     base = make_base(family)
-    adapters: dict[str, Path] = {name: saved(base, tmp_path / name, name) for name in ("prompt", "p", "prefix")}
-    adapters["long"] = saved(base, tmp_path / "long", "prefix", tokens=12)
+    adapters: dict[str, Path] = {name: save_prompt(base, tmp_path / name, name) for name in ("prompt", "p", "prefix")}
+    adapters["long"] = save_prompt(base, tmp_path / "long", "prefix", tokens=12)
     adapters["lora"] = make_adapter("lora", base=base)
     engine = in_process(base)
     for name, directory in adapters.items():
@@ -90,14 +77,14 @@ def test_mixed_with_others(
 def test_what_does_not_fit(make_base: Any, in_process: Any, tmp_path: Path) -> None:
     engine = in_process(make_base("llama"))
     for method in ("prompt", "prefix"):
-        directory = saved(make_base("llama"), tmp_path / method, method)
+        directory = save_prompt(make_base("llama"), tmp_path / method, method)
         tensors = load_file(directory / WEIGHTS)
         save_file({name: tensor[:, :-1].contiguous() for name, tensor in tensors.items()}, directory / WEIGHTS)
         failed = engine.mount(method, directory)
         assert isinstance(failed, MountFailed)
         assert failed.fault.code in (ErrorCode.SHAPE_MISMATCH, ErrorCode.BASE_MISMATCH)
     engine = in_process(make_base("mamba"))
-    failed = engine.mount("state", saved(make_base("llama"), tmp_path / "state", "prefix"))
+    failed = engine.mount("state", save_prompt(make_base("llama"), tmp_path / "state", "prefix"))
     assert isinstance(failed, MountFailed)
 
 
@@ -112,7 +99,7 @@ def test_what_does_not_fit(make_base: Any, in_process: Any, tmp_path: Path) -> N
     ],
 )
 def test_configs_that_are_refused(tiny_base: Path, tmp_path: Path, changes: dict[str, Any], code: ErrorCode) -> None:
-    directory = saved(tiny_base, tmp_path / "sql", "prompt")
+    directory = save_prompt(tiny_base, tmp_path / "sql", "prompt")
     config = json.loads((directory / "adapter_config.json").read_text())
     (directory / "adapter_config.json").write_text(json.dumps(config | changes))
     with pytest.raises(GraftError) as caught:

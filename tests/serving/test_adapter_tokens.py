@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from tests.serving.test_adapter_methods import build
-from tests.serving.test_adapter_variants import Mixed, peft_logits
+from tests.support.methods import save_method
+from tests.support.mixed import Mixed, peft_logits
 
 
 @pytest.mark.parametrize("family", ["llama", "tied"])
@@ -22,7 +22,7 @@ def test_trained_tokens_that_the_base_does_not_have(
     if config == "LoraConfig":
         own = {"trainable_token_indices": [325, 5], "target_modules": ["q_proj"], "init_lora_weights": False}
     base = make_base(family)
-    adapter = build(base, tmp_path / "grown", config, own, seed=3, rows=330)
+    adapter = save_method(base, tmp_path / "grown", config, own, seed=3, rows=330)
     prompts = [[1, 325, 5, 9], [1, 327, 3], [4, 5, 6]]
     mixed = Mixed(base, {"grown": adapter})
     made = mixed.logits(prompts, ["grown", "grown", None])

@@ -15,98 +15,11 @@ from graft_runtime.contract.tasks import Task
 from graft_runtime.messages import BaseLoaded, Generate, Mounted, Sampling, ServedAdapter
 from safetensors.torch import load_file, save_file
 
-from tests.serving.conftest import save_tokenizer, torch_on_one_thread
+from tests.support.wrapped import IMAGE, build_wrapped
 
-IMAGE = 310
-"""Stands for an image in a prompt; without one it is a token like others."""
 PROMPTS = ([3, 1, 2, 5, 9, 11, 4], [7, 8, 300, 6], [1, 2, 5, IMAGE, 8])
-TEXT: dict[str, Any] = {
-    "vocab_size": 320,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 256,
-    "bos_token_id": 256,
-    "eos_token_id": 257,
-    "pad_token_id": 258,
-    "tie_word_embeddings": False,
-}
-TOWER: dict[str, Any] = {
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "image_size": 28,
-    "patch_size": 14,
-}
-UNSLOTH = (
-    r"(?:.*?(?:language|text).*?(?:self_attn|attention|attn|mlp|feed_forward|ffn|dense).*?"
-    r"(?:k_proj|v_proj|q_proj|out_proj|o_proj|gate_proj|up_proj|down_proj).*?)|(?:\bmodel\.layers\.[\d]{1,}\."
-    r"(?:self_attn|attention|attn|mlp|feed_forward|ffn|dense)\.(?:(?:k_proj|v_proj|q_proj|out_proj|o_proj)))"
-)
-"""What Unsloth writes into target_modules."""
 OLDER = {"earlier": "language_model.model.layers", "text model": "model.layers"}
 """How Transformers 4 called the layers, and how the language model by itself does."""
-
-
-def _qwen(**text: Any) -> dict[str, Any]:
-    vision: dict[str, Any] = {
-        "depth": 2,
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "num_heads": 4,
-        "out_hidden_size": 32,
-    }
-    tokens: dict[str, Any] = {"image_token_id": IMAGE, "video_token_id": 311, "vision_start_token_id": 312}
-    return tokens | {"text_config": TEXT | text, "vision_config": vision, "tie_word_embeddings": False}
-
-
-def _model(family: str) -> Any:
-    import transformers as hf
-
-    if family == "gemma3":
-        layers = ["sliding_attention", "full_attention"]
-        text: Any = hf.Gemma3TextConfig(**TEXT, head_dim=8, sliding_window=8, layer_types=layers)
-        images = {"mm_tokens_per_image": 4, "image_token_index": IMAGE}
-        config: Any = hf.Gemma3Config(text_config=text, vision_config=hf.SiglipVisionConfig(**TOWER), **images)
-        return hf.Gemma3ForConditionalGeneration(config)
-    if family == "mistral3":
-        tower, text = hf.PixtralVisionConfig(**TOWER), hf.MistralConfig(**TEXT, head_dim=8)
-        config = hf.Mistral3Config(text_config=text, vision_config=tower, image_token_index=IMAGE)
-        return hf.Mistral3ForConditionalGeneration(config)
-    if family == "llava":
-        tower, text = hf.CLIPVisionConfig(**TOWER), hf.LlamaConfig(**TEXT)
-        config = hf.LlavaConfig(text_config=text, vision_config=tower, image_token_index=IMAGE)
-        return hf.LlavaForConditionalGeneration(config)
-    if family == "qwen2_5_vl":
-        turned: dict[str, Any] = {"type": "mrope", "mrope_section": [1, 1, 2]}
-        return hf.Qwen2_5_VLForConditionalGeneration(hf.Qwen2_5_VLConfig(**_qwen(rope_scaling=turned)))
-    rope: dict[str, Any] = {"rope_type": "default", "mrope_section": [1, 1, 2], "mrope_interleaved": True}
-    config = hf.Qwen3VLConfig(**_qwen(head_dim=8, rope_scaling=rope))
-    config.vision_config.deepstack_visual_indexes = [0]
-    return hf.Qwen3VLForConditionalGeneration(config)
-
-
-def built(family: str, directory: Path) -> tuple[Path, Path]:
-    """A base, and an adapter for it that PEFT saved."""
-    from peft import LoraConfig, get_peft_model
-
-    torch_on_one_thread()
-    torch.manual_seed(0)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        model = _model(family)
-        with torch.no_grad():
-            for parameter in model.parameters():
-                if parameter.dim() > 1:
-                    parameter.normal_(0.0, 0.3)
-        model.save_pretrained(directory / "base")
-        save_tokenizer(directory / "base")
-        lora = LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=UNSLOTH, init_lora_weights=False)
-        get_peft_model(model, lora).save_pretrained(directory / "adapter")
-    return directory / "base", directory / "adapter"
 
 
 def renamed(adapter: Path, directory: Path, layers: str) -> Path:
@@ -137,7 +50,7 @@ def test_text_in_and_out(family: str, in_process: Any, tmp_path: Path) -> None:
     from peft import PeftModel
     from transformers import AutoModelForImageTextToText
 
-    base, adapter = built(family, tmp_path)
+    base, adapter = build_wrapped(family, tmp_path)
     engine = in_process(base)
     (loaded,) = engine.started
     assert isinstance(loaded, BaseLoaded)

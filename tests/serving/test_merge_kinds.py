@@ -19,7 +19,7 @@ from graft_runtime.model.load import load_base
 from safetensors.torch import load_file, save_file
 
 from tests.serving.conftest import auto_class, load_for
-from tests.serving.test_kinds_wrapped import built
+from tests.support.wrapped import build_wrapped
 
 PROMPT = [3, 1, 2, 5, 9, 11, 4]
 WEIGHTS = "adapter_model.safetensors"
@@ -149,7 +149,7 @@ def test_a_checkpoint_with_the_names_of_earlier_versions_is_merged_into(family: 
     from peft import PeftModel
     from transformers import AutoModelForImageTextToText
 
-    base, adapter = built(family, tmp_path)
+    base, adapter = build_wrapped(family, tmp_path)
     model = AutoModelForImageTextToText.from_pretrained(base)
     assert not any(".language_model.layers" in name for name in load_file(base / "model.safetensors"))
     with warnings.catch_warnings():

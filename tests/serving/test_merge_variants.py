@@ -18,7 +18,7 @@ from graft_runtime.messages import MergeSource
 from graft_runtime.model.load import load_base
 from safetensors.torch import load_file, save_file
 
-from tests.serving.test_adapter_variants import peft_logits
+from tests.support.mixed import peft_logits
 
 PROMPT = torch.tensor([[3, 1, 2, 5, 9, 11, 4]])
 WEIGHTS = "adapter_model.safetensors"

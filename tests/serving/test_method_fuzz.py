@@ -21,10 +21,7 @@ from graft_runtime.model.load import load_base
 from graft_runtime.model.modules import BaseModules
 from hypothesis import given, settings
 
-from tests.serving import test_adapter_experts as experts
-from tests.serving import test_adapter_methods as methods
-from tests.serving import test_adapter_prompts as prompts
-from tests.serving.test_adapter_fuzz import (
+from tests.support.fuzz import (
     COMPILED,
     FIELDS,
     METHOD_CASES,
@@ -40,6 +37,8 @@ from tests.serving.test_adapter_fuzz import (
     thorough,
     write,
 )
+from tests.support.methods import METHODS as METHOD_OPTIONS
+from tests.support.methods import STACKED, save_method, save_prompt
 
 MAX_RANK = 64
 PLAIN: list[Any] = [None, True, False, 0, -1, 1, 2, 3, 5, 17, 0.5, 1e308, 1 << 70, "", [], {}]
@@ -68,12 +67,12 @@ def starts(
     directory = tmp_path_factory.mktemp("starts")
     tiny, mixture = make_base("llama"), make_base("gpt_oss")
     built = [
-        methods.build(tiny, directory / name, config, options, seed=seed)
-        for seed, (name, (config, options)) in enumerate(methods.METHODS.items())
+        save_method(tiny, directory / name, config, options, seed=seed)
+        for seed, (name, (config, options)) in enumerate(METHOD_OPTIONS.items())
     ]
-    built += [prompts.saved(tiny, directory / name, name) for name in ("prompt", "p", "prefix")]
+    built += [save_prompt(tiny, directory / name, name) for name in ("prompt", "p", "prefix")]
     built += [make_adapter(name, **options) for name, options in LORA.items()]
-    stacked = [make_adapter(name, base=mixture, **experts.OPTIONS[name]) for name in ("both", "bare")]
+    stacked = [make_adapter(name, base=mixture, **STACKED[name]) for name in ("both", "bare")]
     found = []
     for path, adapters in ((tiny, built), (mixture, stacked)):
         base = load_base(path, name="tiny", dtype="float32", max_sequence_length=256)
