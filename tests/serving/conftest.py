@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
+
+if TYPE_CHECKING:
+    from tests.support.oracle import Oracle
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -386,89 +388,9 @@ def make_engine() -> Callable[..., InProcessEngine]:
     return InProcessEngine
 
 
-NEAR_TIE = 1e-4
-"""An answer may differ from the oracle's only where its best two logits are closer than this."""
-
-
-class Oracle:
-    """Transformers and PEFT, one request at a time, greedy."""
-
-    def __init__(self, base: Path) -> None:
-        import torch
-        from transformers import AutoModelForCausalLM
-
-        self._model: Any = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval()
-        self._names: set[str] = set()
-        self._known: dict[tuple[tuple[int, ...], str | None, float, int], tuple[list[int], list[float]]] = {}
-
-    def load(self, adapter: Path, name: str | None = None) -> None:
-        """Adds an adapter, by default under the name of its directory."""
-        from peft import PeftModel
-
-        name = name or adapter.name
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            if self._names:
-                self._model.load_adapter(adapter, adapter_name=name)
-            else:
-                self._model = PeftModel.from_pretrained(self._model, adapter, adapter_name=name).eval()
-        self._names.add(name)
-
-    def replace(self, adapter: Path, name: str) -> None:
-        """Gives an adapter that is loaded the weights of another of its shape: cheaper than to load that one."""
-        from peft import set_peft_model_state_dict
-        from safetensors.torch import load_file
-
-        found = set_peft_model_state_dict(self._model, load_file(adapter / "adapter_model.safetensors"), name)
-        assert not found.unexpected_keys
-        self._known.clear()
-
-    def answer(
-        self, prompt: Sequence[int], adapter: str | None, *, scale: float = 1.0, tokens: int = 24
-    ) -> tuple[list[int], list[float]]:
-        """The tokens, and how far the best logit lies above the second at each."""
-        key = (tuple(prompt), adapter, scale, tokens)
-        if key not in self._known:
-            self._known[key] = self._generate(prompt, adapter, scale, tokens)
-        return self._known[key]
-
-    def check(self, answer: Sequence[int], prompt: Sequence[int], adapter: str | None, **how: Any) -> None:
-        """That an answer, or the start of one, is right. After a near tie that went the other way all may differ."""
-        expected, margins = self.answer(prompt, adapter, **how)
-        assert len(answer) <= len(expected)
-        for mine, theirs, margin in zip(answer, expected, margins, strict=False):
-            if mine != theirs:
-                assert margin < NEAR_TIE, (adapter, how, answer, expected)
-                return
-
-    def _generate(
-        self, prompt: Sequence[int], adapter: str | None, scale: float, tokens: int
-    ) -> tuple[list[int], list[float]]:
-        import torch
-        from peft.helpers import rescale_adapter_scale
-
-        how: Any = contextlib.nullcontext()
-        if adapter is not None:
-            self._model.set_adapter(adapter)
-            how = rescale_adapter_scale(self._model, scale)
-        elif self._names:
-            how = self._model.disable_adapter()
-        with torch.no_grad(), how:
-            made = self._model.generate(
-                input_ids=torch.tensor([prompt]),
-                attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
-                max_new_tokens=tokens,
-                do_sample=False,
-                eos_token_id=None,
-                pad_token_id=0,
-                return_dict_in_generate=True,
-                output_logits=True,
-            )
-        best = torch.stack([logits[0].topk(2).values for logits in made.logits])
-        return made.sequences[0, len(prompt) :].tolist(), (best[:, 0] - best[:, 1]).tolist()
-
-
 @pytest.fixture
 def make_oracle() -> Callable[..., Oracle]:
     """`make_oracle(base)`: what an answer must be, by Transformers and PEFT."""
+    from tests.support.oracle import Oracle
+
     return Oracle

@@ -60,7 +60,7 @@ def test_greedy_equals_peft(family: str, make_base: Any, make_adapter: Any, in_p
         oracle.load(adapter)
     names: list[str | None] = [None, *options]
     rows = [(prompt, name) for name in names for prompt in PROMPTS]
-    assert len({tuple(oracle.answer(PROMPTS[1], name)[0]) for name in names}) == 4, "each must show"
+    assert len({tuple(oracle.answer(PROMPTS[1], name).tokens) for name in names}) == 4, "each must show"
 
     def submit(request: str, prompt: list[int], name: str | None) -> Generate:
         adapters = (ServedAdapter(name, 1.0),) if name else ()

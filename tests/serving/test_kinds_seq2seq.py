@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import random
-import warnings
 from collections.abc import Sequence
-from contextlib import nullcontext
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +12,8 @@ from graft_runtime.contract.tasks import Task
 from graft_runtime.messages import BaseLoaded, Generate, Mounted, Sampling, ServedAdapter
 from graft_runtime.model.rows import RowAdapter
 from safetensors.torch import load_file, save_file
+
+from tests.support.oracle import Answer, Oracle
 
 TASK = "SEQ_2_SEQ_LM"
 TOLERANCE = 1e-4
@@ -28,58 +27,20 @@ FAMILIES: dict[str, dict[str, list[str] | str]] = {
 ADAPTERS = [None, "attention", "everything", "cross"]
 
 
-class Reference:
-    """Transformers and PEFT, one request at a time."""
-
-    def __init__(self, base: Path) -> None:
-        from transformers import AutoModelForSeq2SeqLM
-
-        self.model = AutoModelForSeq2SeqLM.from_pretrained(base, dtype=torch.float32).eval()
-        self.loaded = False
-
-    def load(self, adapter: Path) -> None:
-        from peft import PeftModel
-
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            if self.loaded:
-                self.model.load_adapter(adapter, adapter_name=adapter.name)
-            else:
-                self.model = PeftModel.from_pretrained(self.model, adapter, adapter_name=adapter.name).eval()
-        self.loaded = True
-
-    @torch.no_grad()
-    def answer(self, prompt: Sequence[int], adapter: str | None) -> tuple[list[int], torch.Tensor]:
-        """The tokens, and the logits [tokens, vocabulary] that each was chosen from."""
-        if adapter is not None:
-            self.model.set_adapter(adapter)
-        with nullcontext() if adapter is not None or not self.loaded else self.model.disable_adapter():
-            made = self.model.generate(
-                input_ids=torch.tensor([prompt]),
-                attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
-                max_new_tokens=NEW_TOKENS,
-                do_sample=False,
-                eos_token_id=None,
-                return_dict_in_generate=True,
-                output_logits=True,
-            )
-        return made.sequences[0, 1:].tolist(), torch.cat(made.logits)
-
-
-Setting = tuple[Any, dict[tuple[int, str | None], tuple[list[int], torch.Tensor]]]
+Setting = tuple[Any, dict[tuple[int, str | None], Answer]]
 
 
 @pytest.fixture(scope="module", params=list(FAMILIES))
 def setting(request: Any, make_base: Any, make_adapter: Any, make_engine: Any) -> Setting:
     """An engine with three adapters, and what each prompt is answered by each."""
     base = make_base(request.param, TASK)
-    engine, reference = make_engine(base), Reference(base)
+    engine, oracle = make_engine(base), Oracle(base, TASK)
     for name, modules in FAMILIES[request.param].items():
         adapter = make_adapter(name, base=base, task=TASK, target_modules=modules)
-        reference.load(adapter)
+        oracle.load(adapter)
         assert isinstance(engine.mount(name, adapter), Mounted)
     rows = [(index, name) for index in range(len(PROMPTS)) for name in ADAPTERS]
-    return engine, {(index, name): reference.answer(PROMPTS[index], name) for index, name in rows}
+    return engine, {(index, name): oracle.answer(PROMPTS[index], name, tokens=NEW_TOKENS) for index, name in rows}
 
 
 def submit(request: str, prompt: Sequence[int], name: str | None, tokens: int = NEW_TOKENS) -> Generate:
@@ -87,12 +48,10 @@ def submit(request: str, prompt: Sequence[int], name: str | None, tokens: int = 
     return Generate(request, list(prompt), tokens, adapters, Sampling(temperature=0))
 
 
-def assert_same(answer: list[int], expected: tuple[list[int], torch.Tensor]) -> None:
-    tokens, logits = expected
-    for mine, theirs, scores in zip(answer, tokens, logits, strict=True):
+def assert_same(answer: list[int], expected: Answer) -> None:
+    for mine, theirs, margin in zip(answer, expected.tokens, expected.margins, strict=True):
         if mine != theirs:
-            best, second = scores.topk(2).values.tolist()
-            assert best - second < TOLERANCE, (answer, tokens)
+            assert margin < TOLERANCE, (answer, expected.tokens)
             return  # a near tie went the other way: what follows may differ
 
 
@@ -121,8 +80,8 @@ class Rows:
         """Each row's next logits are the reference's."""
         logits = self.runner.logits(self.batch).cpu()
         for row, name in enumerate(self.names):
-            assert (logits[row] - self.expected[name][1][self.done[row]]).abs().max() <= TOLERANCE, name
-        self.batch.extend([self.expected[name][0][done] for name, done in zip(self.names, self.done, strict=True)])
+            assert (logits[row] - self.expected[name].logits[self.done[row]]).abs().max() <= TOLERANCE, name
+        self.batch.extend([self.expected[name].tokens[done] for name, done in zip(self.names, self.done, strict=True)])
         self.done = [done + 1 for done in self.done]
 
     def take_in(self, other: Rows) -> None:
@@ -158,7 +117,7 @@ def test_every_logit_equals_peft(setting: Setting) -> None:
 def test_adapters_show(setting: Setting) -> None:
     _, expected = setting
     for name in ADAPTERS[1:]:
-        assert (expected[1, name][1][0] - expected[1, None][1][0]).abs().max() > 0.1
+        assert (expected[1, name].logits[0] - expected[1, None].logits[0]).abs().max() > 0.1
 
 
 def test_alone_mixed_and_joined_equal_peft(setting: Setting) -> None:
@@ -187,9 +146,9 @@ def test_trained_tokens_reach_the_encoder_and_the_decoder(make_base: Any, make_a
     (rows,) = (name for name in tensors if name.endswith("trainable_tokens_delta"))
     tensors[rows] = torch.randn(tensors[rows].shape, generator=torch.Generator().manual_seed(5))
     save_file(tensors, adapter / "adapter_model.safetensors")
-    engine, reference = in_process(base), Reference(base)
+    engine, oracle = in_process(base), Oracle(base, TASK)
     assert isinstance(engine.mount("tokens", adapter), Mounted)
-    reference.load(adapter)
+    oracle.load(adapter)
     for prompt in ([9, 4, 9, 300, 2], [4, 5]):
         (answer,) = engine.answers([submit("x", prompt, "tokens")]).values()
-        assert_same(answer, reference.answer(prompt, "tokens"))
+        assert_same(answer, oracle.answer(prompt, "tokens", tokens=NEW_TOKENS))

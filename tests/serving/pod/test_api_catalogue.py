@@ -110,10 +110,13 @@ def right(tiny_base: Path, catalogue: Catalogue, make_oracle: Any) -> Callable[[
         for name, of_name in groupby(sorted(answers, key=lambda answer: answer.name), lambda answer: answer.name):
             oracle.replace(catalogue.directories[name], "any")
             for answer in of_name:
-                tokens, margins = oracle.answer(tokenizer(answer.prompt)["input_ids"], "any", tokens=TOKENS)
-                end = tokens.index(tokenizer.eos_token_id) if tokenizer.eos_token_id in tokens else TOKENS
+                expected = oracle.answer(tokenizer(answer.prompt)["input_ids"], "any", tokens=TOKENS)
+                end = [*expected.tokens, tokenizer.eos_token_id].index(tokenizer.eos_token_id)
                 text = answer.reply.json["choices"][0]["text"]
-                assert text == tokenizer.decode(tokens[:end], skip_special_tokens=True) or min(margins) < NEAR_TIE
+                assert (
+                    text == tokenizer.decode(expected.tokens[:end], skip_special_tokens=True)
+                    or min(expected.margins) < NEAR_TIE
+                )
                 assert answer.reply.headers["x-graft-adapter-digest"] == catalogue.entries[name].digest
 
     return check

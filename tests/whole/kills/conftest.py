@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -51,27 +50,21 @@ def pool(tmp_path_factory: pytest.TempPathFactory, checkpoints: dict[str, Path])
 @pytest.fixture(scope="module")
 def expected(pool: Pool, checkpoints: dict[str, Path]) -> Callable[[str, str, int], str]:
     """`expected(name, prompt, tokens)`: what Transformers and PEFT answer, greedily, in float32."""
-    import torch
-    from peft import PeftModel
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoTokenizer
+
+    from tests.support.oracle import Oracle
 
     base, *adapters = pool.names
     tokenizer = AutoTokenizer.from_pretrained(checkpoints[base])
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        models = {name: AutoModelForCausalLM.from_pretrained(checkpoints[base]) for name in pool.names}
-        for name in adapters:
-            models[name] = PeftModel.from_pretrained(models[name], checkpoints[name])
+    oracle = Oracle(checkpoints[base])
+    for name in adapters:
+        oracle.load(checkpoints[name], name)
 
     def answer(name: str, prompt: str, tokens: int) -> str:
-        ids = tokenizer(prompt, return_tensors="pt").input_ids
-        length = ids.shape[1]
-        with torch.inference_mode():
-            while ids.shape[1] < length + tokens and int(ids[0, -1]) != tokenizer.eos_token_id:
-                best = models[name].eval()(input_ids=ids).logits[0, -1].topk(2)
-                assert best.values[0] - best.values[1] > LEAD, f"{name} may go on from {prompt!r} in two ways"
-                ids = torch.cat([ids, best.indices[None, :1]], dim=1)
-        return str(tokenizer.decode(ids[0, length:], skip_special_tokens=True))
+        made = oracle.answer(tokenizer(prompt).input_ids, None if name == base else name, tokens=tokens)
+        ended = [*made.tokens, tokenizer.eos_token_id].index(tokenizer.eos_token_id) + 1
+        assert min(made.margins[:ended]) > LEAD, f"{name} may go on from {prompt!r} in two ways"
+        return str(tokenizer.decode(made.tokens[:ended], skip_special_tokens=True))
 
     return answer
 

@@ -1,0 +1,106 @@
+"""What an answer must be, by Transformers and PEFT: one request at a time, greedily, in float32."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel, set_peft_model_state_dict
+from peft.helpers import rescale_adapter_scale
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
+
+NEAR_TIE = 1e-4
+"""An answer may differ from the oracle's only where its best two logits are closer than this."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a model generates."""
+
+    tokens: list[int]
+    logits: torch.Tensor
+    """float32 [tokens, vocabulary]: what each token was chosen from."""
+
+    @property
+    def margins(self) -> list[float]:
+        """How far the best logit lies above the second at each token."""
+        best = self.logits.topk(2, dim=-1).values
+        return (best[:, 0] - best[:, 1]).tolist()
+
+
+class Oracle:
+    """A base and adapters on it.
+
+    Args:
+        base: directory of the checkpoint.
+        task: the task of PEFT's that the base is loaded for, one that generates.
+    """
+
+    def __init__(self, base: Path, task: str = "CAUSAL_LM") -> None:
+        auto: Any = {"CAUSAL_LM": AutoModelForCausalLM, "SEQ_2_SEQ_LM": AutoModelForSeq2SeqLM}[task]
+        self._model: Any = auto.from_pretrained(base, dtype=torch.float32).eval()
+        self._follows = task == "CAUSAL_LM"
+        """Whether an answer follows its prompt in one sequence; else one start token comes before it."""
+        self._names: set[str] = set()
+        self._known: dict[tuple[tuple[int, ...], str | None, float, int], Answer] = {}
+
+    def load(self, adapter: Path, name: str | None = None) -> None:
+        """Add an adapter, by default under the name of its directory."""
+        name = name or adapter.name
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            if self._names:
+                self._model.load_adapter(adapter, adapter_name=name)
+            else:
+                self._model = PeftModel.from_pretrained(self._model, adapter, adapter_name=name).eval()
+        self._names.add(name)
+
+    def replace(self, adapter: Path, name: str) -> None:
+        """Give an adapter that is loaded the weights of another of its shape: cheaper than to load that one."""
+        found = set_peft_model_state_dict(self._model, load_file(adapter / "adapter_model.safetensors"), name)
+        assert not found.unexpected_keys
+        self._known.clear()
+
+    def answer(self, prompt: Sequence[int], adapter: str | None, *, scale: float = 1.0, tokens: int = 24) -> Answer:
+        """Generate this many tokens; the end token is one like others."""
+        key = (tuple(prompt), adapter, scale, tokens)
+        if key not in self._known:
+            self._known[key] = self._generate(prompt, adapter, scale, tokens)
+        return self._known[key]
+
+    def check(self, answer: Sequence[int], prompt: Sequence[int], adapter: str | None, **how: Any) -> None:
+        """Check that an answer, or the start of one, is right; what follows a near tie may differ."""
+        expected = self.answer(prompt, adapter, **how)
+        assert len(answer) <= len(expected.tokens)
+        for mine, theirs, margin in zip(answer, expected.tokens, expected.margins, strict=False):
+            if mine != theirs:
+                assert margin < NEAR_TIE, (adapter, how, answer, expected.tokens)
+                return
+
+    @torch.no_grad()
+    def _generate(self, prompt: Sequence[int], adapter: str | None, scale: float, tokens: int) -> Answer:
+        how: Any = contextlib.nullcontext()
+        if adapter is not None:
+            self._model.set_adapter(adapter)
+            how = rescale_adapter_scale(self._model, scale)
+        elif self._names:
+            how = self._model.disable_adapter()
+        with how:
+            made = self._model.generate(
+                input_ids=torch.tensor([prompt]),
+                attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
+                max_new_tokens=tokens,
+                do_sample=False,
+                eos_token_id=None,
+                pad_token_id=0,
+                return_dict_in_generate=True,
+                output_logits=True,
+            )
+        start = len(prompt) if self._follows else 1
+        return Answer(made.sequences[0, start:].tolist(), torch.cat(made.logits))
