@@ -23,6 +23,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from graft_runtime.contract.adapter_set import ADAPTER_SET_FILE, AdapterEntry, AdapterSet
 from graft_runtime.contract.checkpoints import Source
 from graft_runtime.contract.config import RUNTIME_CONFIG_FILE, BaseModelConfig, EngineConfig, RuntimeConfig, SourceMount
+from graft_runtime.contract.control import AdapterInspection, InspectRequest
 from graft_runtime.contract.status import RuntimeStatus
 from graft_runtime.store.cache import Cache
 from graft_runtime.store.sources import Sources
@@ -221,11 +222,22 @@ class PodProcess:
         assert reply.status in {200, 204}, reply.content
         return RuntimeStatus.read(reply.content) if reply.status == 200 else None
 
+    def inspect(self, source: Source) -> AdapterInspection:
+        """Return what a dry run tells, which is asked for until it is there."""
+        body = InspectRequest(source=source).canonical_json()
+        reply: Reply = wait_until(lambda: _unless_busy(self.control("POST", "/inspect", body)), seconds=100)
+        assert reply.status == 200, reply.content
+        return AdapterInspection.read(reply.content)
+
     def report(self, name: str) -> Any:
         """What the status says of an adapter now; None when nothing."""
         status = self.status()
         assert status is not None
         return next((report for report in status.adapters if report.name == name), None)
+
+
+def _unless_busy(reply: Reply) -> Any:
+    return reply if reply.status != 503 else None
 
 
 def _command_line(pid: int) -> bytes:

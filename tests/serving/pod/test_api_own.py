@@ -13,7 +13,6 @@ import openai
 import pytest
 from graft_runtime.contract.adapter_set import AdapterEntry
 from graft_runtime.contract.config import EngineConfig
-from graft_runtime.contract.control import InspectRequest
 
 from tests.support.waiting import wait_until
 
@@ -168,12 +167,12 @@ def test_what_can_t_be_served_as_it_is_says_so(pod: Any, name: str, code: str, s
 
 def test_a_dry_run_tells_of_the_tokenizer_too(pod: Any, entries: list[AdapterEntry]) -> None:
     def fault(name: str) -> Any:
-        source = next(entry.source for entry in entries if entry.name == name)
-        return pod.control("POST", "/inspect", InspectRequest(source=source).canonical_json()).json["fault"]
+        found = pod.inspect(next(entry.source for entry in entries if entry.name == name)).fault
+        return found and found.code.value
 
     assert fault("marked") is None
-    assert fault("broken")["code"] == "Corrupt"
-    assert fault("beyond")["code"] == "TokenizerMismatch"
+    assert fault("broken") == "Corrupt"
+    assert fault("beyond") == "TokenizerMismatch"
     assert fault("grown") is None
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from graft_runtime.contract.checkpoints import Source
 from graft_runtime.contract.config import EngineConfig
-from graft_runtime.contract.control import AdapterInspection, Check, InspectRequest, Resolution, ResolveRequest
+from graft_runtime.contract.control import Check, Resolution, ResolveRequest
 from graft_runtime.contract.wire import Fault
 from safetensors.torch import load_file, save_file
 
@@ -220,12 +220,7 @@ def test_resolving_gives_a_digest_or_a_fault(pod: Any, adapters: dict[str, Path]
 
 def test_a_dry_run_tells_what_a_mount_would(pod: Any, adapters: dict[str, Path], make_adapter: Any, drift: Any) -> None:
     def inspect(uri: str) -> Any:
-        body = InspectRequest(source=Source(uri=uri)).canonical_json()
-        reply = wait_until(
-            lambda: (asked := pod.control("POST", "/inspect", body)).status != 503 and asked, seconds=100
-        )
-        assert reply.status == 200, reply.content
-        return AdapterInspection.read(reply.content)
+        return pod.inspect(Source(uri=uri))
 
     entry = pod.entry("a", adapters["a"])
     found = inspect(entry.source.uri)
