@@ -12,7 +12,7 @@ if TYPE_CHECKING:  # imported late: most tests need none of it
     from graft_local.cluster import LocalCluster
 
 pytest.register_assert_rewrite("tests.support")
-pytest_plugins = ["tests.support.hub"]
+pytest_plugins = ["tests.support.adapters", "tests.support.bases", "tests.support.engine", "tests.support.hub"]
 
 _numbers = itertools.count(1)
 

@@ -7,10 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.serving.conftest import in_process, make_adapter, make_base, make_oracle, tiny_base
-
-__all__ = ["in_process", "make_adapter", "make_base", "make_oracle", "tiny_base"]
-
 HERE = Path(__file__).parent
 
 

@@ -31,7 +31,7 @@ import sys, torch
 from pathlib import Path
 from graft_runtime.engine.engine import EngineBrokenError
 from graft_runtime.messages import Generate, Sampling
-from tests.serving.conftest import InProcessEngine
+from tests.support.engine import InProcessEngine
 
 engine = InProcessEngine(Path(sys.argv[1]))
 model = engine.engine.serving.base.model

@@ -66,7 +66,7 @@ class Setting:
     """A base with adapters on its runner, and Transformers and PEFT beside."""
 
     def __init__(self, engine: Any, base: Path, task: str) -> None:
-        from tests.serving.conftest import auto_class
+        from tests.support.bases import auto_class
 
         self.engine, self.base, self.auto_class = engine, base, auto_class(task)
         self.runner = engine.engine.serving.runner
@@ -238,7 +238,7 @@ def test_adapters_with_heads_of_their_own(family: str, make_base: Any, make_adap
     """Saved with the adapter by PEFT, with as many labels as the base or other ones; cut per row."""
     from peft import PeftModel
 
-    from tests.serving.conftest import load_for
+    from tests.support.bases import load_for
 
     base = make_base(family, "SEQ_CLS")
     setting = Setting(in_process(base), base, "SEQ_CLS")
@@ -293,7 +293,7 @@ def test_virtual_tokens_are_refused(method: str, make_base: Any, in_process: Any
     config = getattr(peft, method)(task_type="FEATURE_EXTRACTION", num_virtual_tokens=4)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        from tests.serving.conftest import load_for
+        from tests.support.bases import load_for
 
         peft.get_peft_model(load_for("FEATURE_EXTRACTION", base), config).save_pretrained(tmp_path / "virtual")
     failed = in_process(base).mount("virtual", tmp_path / "virtual")

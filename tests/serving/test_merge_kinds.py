@@ -18,7 +18,7 @@ from graft_runtime.messages import BaseLoaded, MergeSource
 from graft_runtime.model.load import load_base
 from safetensors.torch import load_file, save_file
 
-from tests.serving.conftest import auto_class, load_for
+from tests.support.bases import auto_class, load_for
 from tests.support.wrapped import build_wrapped
 
 PROMPT = [3, 1, 2, 5, 9, 11, 4]

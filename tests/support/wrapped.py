@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from tests.serving.conftest import save_tokenizer, torch_on_one_thread
+from tests.support.bases import save_tokenizer, torch_on_one_thread
 
 IMAGE = 310
 """Stands for an image in a prompt; without one it is a token like others."""

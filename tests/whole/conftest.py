@@ -20,11 +20,8 @@ from graft_local.errors import LocalClusterError
 from graft_local.gemma import BASE_NAME, ensure_checkpoint
 from graft_local.progress import Progress
 
-from tests.serving.conftest import make_adapter, make_base, tiny_base
 from tests.support.processes import process_of
 from tests.support.waiting import wait_until
-
-__all__ = ["make_adapter", "make_base", "tiny_base"]
 
 NEAR_TIE = 1e-4
 
