@@ -109,3 +109,8 @@ def test_an_arrow_is_drawn_only_where_no_longer_way_leads() -> None:
 def test_no_module_shadows_the_standard_library() -> None:
     stray = [path for root in ("operator", "runtime", "local") for path in (ROOT / root).glob("*.py")]
     assert stray == []
+
+
+def test_no_file_of_tests_imports_another() -> None:
+    another = re.compile(r"^\s*(from|import) tests\.\S*\btest_\w+|^\s*from tests\S* import test_", re.M)
+    assert [path.name for path in (ROOT / "tests").rglob("*.py") if another.search(path.read_text())] == []

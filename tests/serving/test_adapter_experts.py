@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +15,11 @@ from graft_runtime.messages import Generate, Mounted, MountFailed, Sampling, Ser
 from safetensors.torch import load_file, save_file
 
 from tests.support.methods import STACKED
+from tests.support.oracle import greedy
 
 PROMPTS = ([3, 1, 2, 5, 9, 11, 4], [7, 8, 300, 6], [1, 2, 5])
 WEIGHTS = "adapter_model.safetensors"
 NAMES = {"mixtral": ("w1", "w3", "w2"), "qwen3_moe": ("gate_proj", "up_proj", "down_proj")}
-
-
-@torch.inference_mode()
-def greedy(model: Any, prompt: Sequence[int], count: int = 6) -> list[int]:
-    ids = list(prompt)
-    for _ in range(count):
-        ids.append(int(model(input_ids=torch.tensor([ids])).logits[0, -1].argmax()))
-    return ids[len(prompt) :]
 
 
 def loaded(base: Path, adapter: Path | None = None) -> Any:

@@ -18,15 +18,13 @@ from graft_runtime.adapters.files import read_adapter_files
 from graft_runtime.adapters.fit import fit, fitted
 from graft_runtime.adapters.layout import EmbeddingShape, LinearShape
 from graft_runtime.adapters.methods.registry import SUPPORT
-from graft_runtime.contract.checkpoints import Source
-from graft_runtime.contract.config import MergePart
 from graft_runtime.errors import ErrorCode, GraftError
 from graft_runtime.merge.memory import merge_into
-from graft_runtime.messages import MergeSource
 from graft_runtime.model.load import load_base
 from graft_runtime.model.modules import BaseModules
 from safetensors.torch import load_file, save_file
 
+from tests.support.merges import merge_source
 from tests.support.methods import EVERY, METHODS, save_method
 from tests.support.mixed import PROMPTS, Mixed, peft_logits, same
 
@@ -52,12 +50,6 @@ FAMILIES: dict[str, dict[str, tuple[str, dict[str, Any]]]] = {
         "ia3": ("IA3Config", {"target_modules": ["dense_4h_to_h"], "feedforward_modules": ["dense_4h_to_h"]}),
     },
 }
-
-
-def source_of(adapter: Path, name: str = "merged", weight: float = 1.0) -> MergeSource:
-    return MergeSource(
-        MergePart(name=name.replace(" ", "-"), source=Source(uri="file:///adapter"), weight=weight), str(adapter)
-    )
 
 
 @dataclass(frozen=True)
@@ -119,10 +111,10 @@ def test_every_method_merged(built: Callable[[str], Built]) -> None:
     for name, adapter in those.adapters.items():
         if name == "beft":
             with pytest.raises(GraftError, match="where the base has none"):
-                merge_into(loaded(those.base), [source_of(adapter, name)], max_rank=64)
+                merge_into(loaded(those.base), [merge_source(adapter, name)], max_rank=64)
             continue
         base = loaded(those.base)
-        merge_into(base, [source_of(adapter, name)], max_rank=64)
+        merge_into(base, [merge_source(adapter, name)], max_rank=64)
         for prompt, theirs in zip(PROMPTS, those.expected[name], strict=True):
             made = base.model.cpu()(input_ids=torch.tensor([prompt])).logits[0, -1]
             torch.testing.assert_close(made, theirs, atol=1e-4, rtol=1e-4)

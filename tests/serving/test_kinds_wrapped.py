@@ -5,16 +5,15 @@ from __future__ import annotations
 import json
 import re
 import warnings
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from graft_runtime.contract.tasks import Task
 from graft_runtime.messages import BaseLoaded, Generate, Mounted, Sampling, ServedAdapter
 from safetensors.torch import load_file, save_file
 
+from tests.support.oracle import greedy
 from tests.support.wrapped import IMAGE, build_wrapped
 
 PROMPTS = ([3, 1, 2, 5, 9, 11, 4], [7, 8, 300, 6], [1, 2, 5, IMAGE, 8])
@@ -35,14 +34,6 @@ def renamed(adapter: Path, directory: Path, layers: str) -> Path:
     names = sorted({name.split(".")[-3] for name in tensors})
     (directory / "adapter_config.json").write_text(json.dumps(config | {"target_modules": names}))
     return directory
-
-
-@torch.inference_mode()
-def greedy(model: Any, prompt: Sequence[int], count: int = 6) -> list[int]:
-    ids = list(prompt)
-    for _ in range(count):
-        ids.append(int(model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1].argmax()))
-    return ids[len(prompt) :]
 
 
 @pytest.mark.parametrize("family", ["gemma3", "mistral3", "llava", "qwen2_5_vl", "qwen3_vl"])

@@ -8,17 +8,16 @@ from typing import Any
 
 import pytest
 import torch
-from graft_runtime.contract.checkpoints import Source
-from graft_runtime.contract.config import MergePart
 from graft_runtime.contract.tasks import Task
 from graft_runtime.errors import ErrorCode, GraftError
 from graft_runtime.merge.files import AdapterPath, merge_files
 from graft_runtime.merge.memory import merge_into
-from graft_runtime.messages import BaseLoaded, MergeSource
+from graft_runtime.messages import BaseLoaded
 from graft_runtime.model.load import load_base
 from safetensors.torch import load_file, save_file
 
 from tests.support.bases import auto_class, load_for
+from tests.support.merges import merge_source
 from tests.support.wrapped import build_wrapped
 
 PROMPT = [3, 1, 2, 5, 9, 11, 4]
@@ -38,12 +37,6 @@ KINDS: list[tuple[str, str, dict[str, Any]]] = [
     ("t5", "SEQ_2_SEQ_LM", {"target_modules": ["q"], "trainable_token_indices": [3, 11]}),
     ("bart", "SEQ_2_SEQ_LM", {"target_modules": ["q_proj", "fc1"], "bias": "all"}),
 ]
-
-
-def source_of(adapter: Path, name: str = "merged", weight: float = 1.0) -> MergeSource:
-    return MergeSource(
-        MergePart(name=name.replace(" ", "-"), source=Source(uri="file:///adapter"), weight=weight), str(adapter)
-    )
 
 
 def trained(adapter: Path) -> Path:
@@ -82,7 +75,7 @@ def test_both_ways_of_merging_are_peft_s(
     assert loaded.task is Task(task)
     changed = different(loaded.model, expected)
     assert changed
-    merge_into(loaded, [source_of(adapter)], max_rank=16)
+    merge_into(loaded, [merge_source(adapter)], max_rank=16)
     assert different(loaded.model, expected) == []
     merge_files(base, [AdapterPath(adapter)], tmp_path / "output")
     written, report = auto_class(task).from_pretrained(tmp_path / "output", output_loading_info=True)
@@ -95,7 +88,7 @@ def test_a_merged_classifier_is_served(make_base: Any, make_adapter: Any, in_pro
 
     base = make_base("bert", "SEQ_CLS")
     adapter = trained(make_adapter("served", base=base, task="SEQ_CLS", target_modules=["query"]))
-    engine = in_process(base, merge=(source_of(adapter, "served"),))
+    engine = in_process(base, merge=(merge_source(adapter, "served"),))
     (started,) = engine.started
     assert isinstance(started, BaseLoaded)
     assert (started.runner, started.task) == ("encoder", Task.SEQ_CLS)
@@ -112,7 +105,7 @@ def test_an_adapter_with_labels_of_its_own_is_refused(make_base: Any, make_adapt
     adapter = make_adapter("five", base=base, task="SEQ_CLS", labels=5, target_modules=["query"])
     loaded = load_base(base, name="tiny", dtype="float32", max_sequence_length=256)
     for merge in (
-        lambda: merge_into(loaded, [source_of(adapter, "five")], max_rank=16),
+        lambda: merge_into(loaded, [merge_source(adapter, "five")], max_rank=16),
         lambda: merge_files(base, [AdapterPath(adapter)], tmp_path / "output"),
     ):
         with pytest.raises(GraftError) as caught:
@@ -157,7 +150,7 @@ def test_a_checkpoint_with_the_names_of_earlier_versions_is_merged_into(family: 
         expected = PeftModel.from_pretrained(model, adapter).merge_and_unload()
     loaded = load_base(base, name="tiny", dtype="float32", max_sequence_length=256)
     assert different(loaded.model, expected)
-    merge_into(loaded, [source_of(adapter)], max_rank=16)
+    merge_into(loaded, [merge_source(adapter)], max_rank=16)
     assert different(loaded.model, expected) == []
     merge_files(base, [AdapterPath(adapter)], tmp_path / "output")
     written, report = AutoModelForImageTextToText.from_pretrained(tmp_path / "output", output_loading_info=True)

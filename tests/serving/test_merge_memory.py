@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 import torch
-from graft_runtime.contract.checkpoints import Source
-from graft_runtime.contract.config import MergePart
 from graft_runtime.errors import ErrorCode, GraftError
 from graft_runtime.merge.memory import merge_into
 from graft_runtime.messages import BaseFailed, BaseLoaded, Generate, MergeSource, Sampling
 from graft_runtime.model.load import BaseModel, load_base
 from safetensors.torch import load_file, save_file
+
+from tests.support.merges import merge_source
 
 PROMPT = [256, *b"select * from users"]
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -31,7 +31,7 @@ def loaded(base: Path, dtype: str = "float32") -> BaseModel:
 
 
 def source(adapter: Path, weight: float = 1.0) -> MergeSource:
-    return MergeSource(MergePart(name=adapter.name, source=Source(uri="file:///adapter"), weight=weight), str(adapter))
+    return merge_source(adapter, adapter.name, weight)
 
 
 def merged_by_peft(base: Path, adapters: Sequence[tuple[Path, float]], dtype: torch.dtype = torch.float32) -> Any:

@@ -9,15 +9,13 @@ from typing import Any
 
 import pytest
 import torch
-from graft_runtime.contract.checkpoints import Source
-from graft_runtime.contract.config import MergePart
 from graft_runtime.errors import ErrorCode, GraftError
 from graft_runtime.merge.files import AdapterPath, merge_files
 from graft_runtime.merge.memory import merge_into
-from graft_runtime.messages import MergeSource
 from graft_runtime.model.load import load_base
 from safetensors.torch import load_file, save_file
 
+from tests.support.merges import merge_source
 from tests.support.mixed import peft_logits
 
 PROMPT = torch.tensor([[3, 1, 2, 5, 9, 11, 4]])
@@ -34,12 +32,6 @@ MERGED: dict[str, tuple[str, dict[str, Any]]] = {
     "embedding": ("llama", {"target_modules": ["embed_tokens", "q_proj"]}),
     "biases": ("opt", {"bias": "all"}),
 }
-
-
-def source_of(adapter: Path, name: str = "merged", weight: float = 1.0) -> MergeSource:
-    return MergeSource(
-        MergePart(name=name.replace(" ", "-"), source=Source(uri="file:///adapter"), weight=weight), str(adapter)
-    )
 
 
 def trained(directory: Path, *, with_factors: bool) -> Path:
@@ -78,7 +70,7 @@ def test_both_ways_of_merging_are_peft_s(
     loaded = load_base(base, name="tiny", dtype="float32", max_sequence_length=256)
     before = loaded.model(input_ids=PROMPT.to(loaded.device)).logits.cpu()
     assert not torch.allclose(before, expected, atol=1e-2)
-    merge_into(loaded, [source_of(adapter, case)], max_rank=16)
+    merge_into(loaded, [merge_source(adapter, case)], max_rank=16)
     torch.testing.assert_close(loaded.model.cpu()(input_ids=PROMPT).logits, expected, atol=1e-4, rtol=1e-4)
     merge_files(base, [AdapterPath(adapter)], tmp_path / "output")
     written = AutoModelForCausalLM.from_pretrained(tmp_path / "output")
@@ -109,7 +101,7 @@ def test_a_tied_head_gets_a_weight_of_its_own(
     (expected,) = peft_logits(base, adapter, [PROMPT[0].tolist()])
     loaded = load_base(base, name="tiny", dtype="float32", max_sequence_length=256)
     embedding = loaded.model.get_input_embeddings().weight.clone()
-    merge_into(loaded, [source_of(adapter, case)], max_rank=16)
+    merge_into(loaded, [merge_source(adapter, case)], max_rank=16)
     torch.testing.assert_close(loaded.model.cpu()(input_ids=PROMPT).logits[0, -1], expected, atol=1e-4, rtol=1e-4)
     if "head" in case:
         assert torch.equal(loaded.model.get_input_embeddings().weight, embedding.cpu())

@@ -104,3 +104,12 @@ class Oracle:
             )
         start = len(prompt) if self._follows else 1
         return Answer(made.sequences[0, start:].tolist(), torch.cat(made.logits))
+
+
+@torch.inference_mode()
+def greedy(model: Any, prompt: Sequence[int], count: int = 6) -> list[int]:
+    """Return the next tokens by whole forward passes: the model's own cache is not what is compared."""
+    ids = list(prompt)
+    for _ in range(count):
+        ids.append(int(model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1].argmax()))
+    return ids[len(prompt) :]
