@@ -263,7 +263,7 @@ def test_drift_is_repaired_and_foreign_objects_are_refused(stage: Stage) -> None
     stage.kubectl("scale", "deployment/support", "--replicas=3")
     stage.until(lambda: stage.get("deployment", "support")["spec"]["replicas"] == 1, "the replicas to be repaired")
     stage.until(lambda: "DriftRepaired" in stage.reasons(), "the Event about the repair")
-    assert "DriftRepaired: Deployment support: spec.replicas: 3 instead of 1\n" in stage.log
+    assert 'DriftRepaired: Deployment support: spec.replicas: 3 instead of 1"' in stage.log
     stage.kubectl("delete", "service", "support")
     stage.until(lambda: bool(stage.get("service", "support")), "the Service to come back")
     stage.kubectl("delete", "configmap", "--selector", "graft.dev/config-hash")
