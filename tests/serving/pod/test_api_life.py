@@ -336,7 +336,7 @@ async def ask(address):
 
 serve = server.serve
 async def serve_and_ask(*arguments):
-    asking = asyncio.create_task(ask(arguments[-1]))
+    asking = asyncio.create_task(ask(arguments[3]))
     return await asyncio.gather(serve(*arguments), asking)
 
 import graft_runtime.commands.serve as program
