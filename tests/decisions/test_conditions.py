@@ -75,7 +75,13 @@ NOT_A_MODEL = Fault(code=ErrorCode.NOT_A_MODEL, message="no model there")
 OTHER_VERSION = Fault(
     code=ErrorCode.UNSUPPORTED_CONTRACT_VERSION, message="of version 2, expected version 1\n\nhint: use one release"
 )
-BROKEN = REPORT.model_copy(update={"base": BaseReport(name="base", state=BaseState.FAILED, fault=NOT_A_MODEL)})
+BROKEN = REPORT.model_copy(
+    update={
+        "base": BaseReport(name="base", state=BaseState.FAILED, fault=NOT_A_MODEL),
+        "adapters": tuple(adapter.model_copy(update={"state": AdapterState.CHECKING}) for adapter in REPORT.adapters),
+    }
+)
+"""Without a base no adapter gets further than that."""
 BILLING_PART = MergePart(name="billing", source=Source(uri="pvc://shelf/billing"), digest=DIGEST, weight=0.5)
 SUM = Merge(name="both", adapters=(BILLING_PART,))
 MERGED = REPORT.model_copy(

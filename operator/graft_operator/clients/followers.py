@@ -160,7 +160,8 @@ class PodFollower:
         self._set_report(PodReport(status=status, asked=True))
 
     def _missed(self, why: str, *, forget: bool) -> None:
-        self._set_report(PodReport(status=None if forget else self.report.status, asked=True, unreachable=why))
+        kept = PodReport() if forget else self.report
+        self._set_report(replace(kept, asked=True, unreachable=why))
 
     def _not_understood(self, error: OtherVersionError) -> None:
         if self.report.fault != error.fault:

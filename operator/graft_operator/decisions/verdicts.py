@@ -78,7 +78,7 @@ READY: tuple[Obstacle, ...] = (
     Obstacle(pods_are_unreachable, Ends.OPEN),
     Obstacle(set_is_pending, Ends.BY_ITSELF, unless=_NO_PODS_TO_COME),
     Obstacle(adapters_failed, Ends.BY_A_PERSON),
-    Obstacle(adapters_are_loading, Ends.BY_ITSELF, unless=_NO_PODS_TO_COME),
+    Obstacle(adapters_are_loading, Ends.BY_ITSELF, unless=(*_NO_PODS_TO_COME, base_failed)),
 )
 
 AVAILABLE: tuple[Check, ...] = (
