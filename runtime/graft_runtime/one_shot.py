@@ -72,7 +72,9 @@ async def run_once(
 
 def _bound(pid: int, memory_bytes: int) -> None:
     """Limit the memory of a process, and have the kernel kill it before all others where the container has none."""
-    with contextlib.suppress(ProcessLookupError):
-        resource.prlimit(pid, resource.RLIMIT_DATA, (memory_bytes, memory_bytes))
+    with contextlib.suppress(OSError):
+        _, highest = resource.prlimit(pid, resource.RLIMIT_DATA)
+        limit = memory_bytes if highest == resource.RLIM_INFINITY else min(memory_bytes, highest)
+        resource.prlimit(pid, resource.RLIMIT_DATA, (limit, limit))
     with contextlib.suppress(OSError):
         Path(f"/proc/{pid}/oom_score_adj").write_text("1000")

@@ -90,7 +90,14 @@ class Played:
         self.engine: Engine = engine
         self.adapters = MergedAdapters(MERGE, fetches, 8, lambda _: None)
         self.base = BaseLife(
-            CONFIG, fetches, engine, self.adapters, text_formats, tokenizers=Path("/none"), changed=lambda: None
+            CONFIG,
+            fetches,
+            engine,
+            self.adapters,
+            text_formats,
+            tokenizers=Path("/none"),
+            changed=lambda: None,
+            retry_seconds=0,
         )
 
     async def started(self) -> asyncio.Task[None]:
@@ -134,3 +141,28 @@ async def test_a_base_that_failed_in_the_middle_of_a_merge_is_never_served() -> 
     assert report is not None
     assert report.fault is not None
     assert (report.state, report.fault.code) == (AdapterState.FAILED, ErrorCode.CORRUPT)
+
+
+async def test_without_room_for_the_base_the_process_begins_anew() -> None:
+    played = Played()
+    loading = await played.started()
+    played.base.on_event(BaseFailed(EngineFault(ErrorCode.NO_CAPACITY.value, "needs 2 GiB, has 1 GiB")))
+    with pytest.raises(GraftError, match="needs 2 GiB"):
+        await loading
+    status = played.base.report()
+    assert status.fault is not None
+    assert (status.state, status.fault.code) == (BaseState.FAILED, ErrorCode.NO_CAPACITY), "told before"
+    with pytest.raises(GraftError, match="not loaded yet") as caught:
+        played.base.serving()
+    assert caught.value.code is ErrorCode.NOT_READY
+
+
+async def test_a_request_is_told_what_is_wrong_with_a_base_that_failed_for_good() -> None:
+    played = Played()
+    loading = await played.started()
+    played.base.on_event(BaseFailed(EngineFault(ErrorCode.NOT_A_MODEL.value, "no model", hint="name another")))
+    await loading
+    with pytest.raises(GraftError, match="no model") as caught:
+        played.base.serving()
+    assert (caught.value.code, caught.value.hint) == (ErrorCode.NOT_A_MODEL, "name another")
+    assert "yet" not in caught.value.message

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 from pathlib import Path
@@ -15,7 +16,9 @@ from graft_runtime.engine.loader import BaseReady, Loader
 from graft_runtime.engine.memory import free_memory
 from graft_runtime.errors import ErrorCode, GraftError
 from graft_runtime.messages import BaseFailed, Start
+from graft_runtime.model.load import weight_bytes
 from graft_runtime.runners.decoder.attention import LayerShape
+from transformers import AutoModelForCausalLM
 
 MEBIBYTE = 1 << 20
 
@@ -109,3 +112,14 @@ def test_host_memory_has_room_for_adapters_that_leave_the_device(
     with caplog.at_level(logging.INFO):
         assert room_in_host(torch.device(device)) == room * MEBIBYTE
     assert f"800 MiB free; adapters that are not mounted up to {room} MiB" in caplog.text
+
+
+def test_weights_without_a_declared_dtype_take_what_their_files_take(tiny_base: Path, tmp_path: Path) -> None:
+    half = tmp_path / "half"
+    AutoModelForCausalLM.from_pretrained(tiny_base, dtype=torch.float16).save_pretrained(half)
+    declared = weight_bytes(half, name="base", dtype="auto")
+    config = json.loads((half / "config.json").read_text())
+    (half / "config.json").write_text(json.dumps({k: v for k, v in config.items() if "dtype" not in k}))
+    undeclared = weight_bytes(half, name="base", dtype="auto")
+    assert declared <= undeclared < 1.1 * declared, "files have a header besides"
+    assert weight_bytes(half, name="base", dtype="float32") == 2 * declared

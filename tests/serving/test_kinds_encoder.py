@@ -173,6 +173,13 @@ def test_a_pair_of_texts_has_types(classifier: Setting) -> None:
     assert not same(mine, classifier.expected(prompt, "one"))
 
 
+def test_types_that_the_base_does_not_have_are_refused(classifier: Setting) -> None:
+    classifier.engine.handle(Encode("strange", [1, 2, 3], (), [0, 1, 2]))
+    (event,) = (event for event in classifier.engine.step() if isinstance(event, Encoded))
+    assert event.fault is not None
+    assert event.fault.code == "InvalidRequest"
+
+
 def test_more_texts_than_run_at_once_wait(classifier: Setting) -> None:
     rows = [(PROMPTS[number % 3], ("one", None, "two")[number % 3]) for number in range(5)]
     messages = [

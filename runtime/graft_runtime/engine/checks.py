@@ -21,12 +21,23 @@ def check_generate(message: Generate, task: Task, context_length: int) -> None:
         raise GraftError(ErrorCode.INVALID_REQUEST, "an empty prompt, or a value that has no meaning")
 
 
-def check_encode(message: Encode, task: Task) -> None:
-    """Raises GraftError: InvalidRequest."""
+def check_encode(message: Encode, task: Task, types: int) -> None:
+    """Check a text for one pass.
+
+    Args:
+        message: from the API process.
+        task: of the base.
+        types: how many kinds of tokens the base tells apart; 0 for a base that tells none.
+
+    Raises:
+        GraftError: InvalidRequest.
+    """
     if task.generates:
         raise GraftError(ErrorCode.INVALID_REQUEST, f"the base model is loaded for {task}, which makes text alone")
-    types_fit = message.types is None or len(message.types) == len(message.ids)
-    if not (message.ids and types_fit and min(message.types or [0]) >= 0 and _finite(message.adapters)):
+    types_fit = not message.types or (
+        len(message.types) == len(message.ids) and all(0 <= each < types for each in message.types)
+    )
+    if not (message.ids and types_fit and _finite(message.adapters)):
         raise GraftError(ErrorCode.INVALID_REQUEST, "an empty text, or a value that has no meaning")
 
 

@@ -38,7 +38,8 @@ class Intake:
             if isinstance(message, Generate):
                 check_generate(message, self._serving.base.task, self._serving.runner.context_length)
                 return self._generation(message, self._hold(message.adapters, message.prompt, held))
-            check_encode(message, self._serving.base.task)
+            types = int(getattr(self._serving.base.model.config, "type_vocab_size", 0) or 0)
+            check_encode(message, self._serving.base.task, types)
             return self._encoding(message, self._hold(message.adapters, message.ids, held))
         except GraftError:
             for digest in held:

@@ -121,7 +121,17 @@ def weight_bytes(directory: Path, *, name: str, dtype: str, task: Task | None = 
     """
     loaded = DTYPES.get(dtype)
     parameters = empty_model(directory, name=name, task=task).parameters()
-    return sum(each.numel() * (loaded.itemsize if loaded else each.element_size()) for each in parameters)
+    needed: int = sum(each.numel() * (loaded.itemsize if loaded else each.element_size()) for each in parameters)
+    config = _config_of(directory, name)
+    if loaded or config.get("dtype") or config.get("torch_dtype"):
+        return needed
+    stored = sum(file.stat().st_size for file in directory.glob("*.safetensors"))
+    return min(needed, stored)  # Transformers takes the dtype of the files then
+
+
+def _config_of(directory: Path, name: str) -> dict[str, Any]:
+    """Return what config.json says. Raises GraftError: NotAModel."""
+    return parse_object(read_config(directory, name), f"config.json of base model `{name}`", ErrorCode.NOT_A_MODEL)
 
 
 def empty_model(directory: Path, *, name: str, task: Task | None = None) -> Any:
@@ -156,8 +166,7 @@ def check_directory(directory: Path, name: str) -> None:
     Raises:
         GraftError: NotAModel, UnsafeFile.
     """
-    text = read_config(directory, name)
-    config = parse_object(text, f"config.json of base model `{name}`", ErrorCode.NOT_A_MODEL)
+    config = _config_of(directory, name)
     model_type = config.get("model_type")
     if model_type not in CONFIG_MAPPING:
         _refuse_unknown_type(config, model_type, name)

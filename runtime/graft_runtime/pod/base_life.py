@@ -25,6 +25,8 @@ from graft_runtime.tokenizing.text_formats import BaseTextFormat, TextFormat, Te
 
 logger = logging.getLogger(__name__)
 
+RETRY_LOAD_SECONDS = 30.0
+"""From a load for which there was no room to the end of the process, which starts again."""
 RETRY_CONVERSION_SECONDS = 30.0
 
 
@@ -60,7 +62,9 @@ class BaseLife:
         *,
         tokenizers: Path,
         changed: Callable[[], None],
+        retry_seconds: float = RETRY_LOAD_SECONDS,
     ) -> None:
+        self._retry_seconds = retry_seconds
         self._config, self._fetches, self._engine, self._adapters = config, fetches, engine, adapters
         self._text_formats, self._tokenizers, self._changed = text_formats, tokenizers, changed
         self._revision = config.base_model.source.revision
@@ -74,7 +78,11 @@ class BaseLife:
         """Seconds of the event loop's clock; None before it serves."""
 
     async def load(self) -> None:
-        """Fetch the base, wait for what is to be merged into it, and have the engine load it."""
+        """Fetch the base, wait for what is to be merged into it, and have the engine load it.
+
+        Raises:
+            GraftError: why it can't be loaded now, some time after the status said so; this process has to begin anew.
+        """
         base = self._config.base_model
         cached = await self._fetches.fetch_until_there(base.source, "model", base.digest, base.name, self._not_yet)
         if cached is None:
@@ -91,6 +99,9 @@ class BaseLife:
             logger.critical("%s", error)
             self._become(BaseState.FAILED, error)
             self._adapters.base_failed(error)
+            if error.code.passes:  # the engine loads once: another process may find the memory that this one did not
+                await asyncio.sleep(self._retry_seconds)
+                raise
             return
         self._serving = LoadedBase(cached.directory, loaded, text_format.text_format)
         self._text_formats.base_loaded(text_format)
@@ -110,8 +121,10 @@ class BaseLife:
             self._answered.set_exception(event.fault.error())
 
     def serving(self) -> LoadedBase:
-        """Return the base that serves. Raises GraftError: NotReady."""
+        """Return the base that serves. Raises GraftError: NotReady, or why it never will."""
         if self._serving is None:
+            if self._state is BaseState.FAILED and self._fault is not None and not self._fault.code.passes:
+                raise GraftError(self._fault.code, self._fault.what, hint=self._fault.hint)
             why = f": {self._fault.what}" if self._fault is not None else ""
             raise GraftError(ErrorCode.NOT_READY, f"the base model is not loaded yet{why}", hint="try again")
         return self._serving

@@ -110,7 +110,7 @@ class EncoderRunner(Runner):
         mask = padding_mask(texts, left=left, device=self.device)
         types = padded([row.types or [0] * len(row.ids) for row in rows], 0, left=left, device=self.device)
         offered = {"attention_mask": mask, "use_cache": False}
-        if self._has_types or any(row.types for row in rows):
+        if self._has_types:
             offered["token_type_ids"] = types
         inputs = {name: value for name, value in offered.items() if name in self._parameters}
         starts = [len(row.ids) - longest if left else 0 for row in rows]

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Collection
 from pathlib import Path
 
-from graft_runtime.durable import put_in_place
+from graft_runtime.durable import sync
 from graft_runtime.errors import ErrorCode, GraftError
 
 logger = logging.getLogger(__name__)
@@ -52,11 +52,13 @@ class Contents:
         """Put a directory that has arrived under its digest, unless it is there already; return where that is."""
         name = digest.removeprefix("sha256:")
         target = self._directory / name
+        sync(partial)  # outside of the lock, which the event loop takes as well
         with self.lock:
             if name not in self._sizes:
-                put_in_place(partial, target)
+                partial.replace(target)
                 target.chmod(0o555)
                 self._sizes[name] = size
+        sync(self._directory)
         return target
 
     def take_room(self, size: int, uri: str) -> None:

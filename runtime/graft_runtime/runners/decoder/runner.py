@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from graft_runtime.errors import ErrorCode, GraftError
 from graft_runtime.model.buffers import Buffers
 from graft_runtime.model.hooks import AdapterModules
 from graft_runtime.model.load import BaseModel
@@ -81,7 +82,8 @@ class DecoderRunner(Runner):
         rows = []
         for prompt, row_adapters in zip(prompts, adapters, strict=True):
             place = kv.reserve(len(prompt))
-            assert place is not None
+            if place is None:
+                raise GraftError(ErrorCode.NO_CAPACITY, "the device has no memory left for keys and values of a trial")
             done = self.begin(place, row_adapters)
             rows.append(PackedRow(Piece(place, done, len(prompt) - done), prompt[done:], row_adapters, answers=True))
         step = self.pack(rows)
