@@ -35,7 +35,7 @@ class Kind:
 
     @property
     def type_meta(self) -> dict[str, Any]:
-        """The first two fields of a body."""
+        """Return the first two fields of a body."""
         return {"apiVersion": self.api_version, "kind": self.name}
 
     def path(self, namespace: str | None, name: str | None = None) -> str:

@@ -20,7 +20,7 @@ COMMANDS = {
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The console script. Ends the process."""
+    """Run the console script, and end the process."""
     words = sys.argv[1:] if arguments is None else arguments
     parser = argparse.ArgumentParser(prog="graft-runtime")
     commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")

@@ -43,12 +43,12 @@ class ErrorCode(StrEnum):
 
     @property
     def passes(self) -> bool:
-        """Whether nobody needs to act."""
+        """Tell whether nobody needs to act."""
         return self.recovery is Recovery.BY_ITSELF
 
     @property
     def retried(self) -> bool:
-        """Whether trying the same again may end otherwise."""
+        """Tell whether trying the same again may end otherwise."""
         return self.recovery is not Recovery.BY_A_PERSON
 
     # sources
@@ -171,7 +171,7 @@ class GraftError(Exception):
 
     @property
     def message(self) -> str:
-        """The whole text without the code: what, the details, the hint."""
+        """Return the whole text without the code: what, the details, the hint."""
         lines = [self.what, *(f"  {detail}" for detail in self.details)]
         if self.hint:
             lines += ["", f"hint: {self.hint}"]
@@ -182,7 +182,7 @@ class GraftError(Exception):
 
 
 def shown(faults: Sequence[str], limit: int = 5) -> tuple[str, ...]:
-    """The first `limit` faults, and how many more there are."""
+    """Return the first `limit` faults, and how many more there are."""
     if len(faults) <= limit:
         return tuple(faults)
     return (*faults[:limit], f"… and {len(faults) - limit} more")

@@ -47,7 +47,7 @@ class StoredBase:
 def inspect_adapter(
     directory: Path, *, name: str, max_rank: int = HIGHEST_RANK, base: StoredBase | None = None
 ) -> AdapterInspection:
-    """Reads config and header, and no weight but for the digest.
+    """Read an adapter's config and header, and no weight but for the digest.
 
     Args:
         directory: of the adapter.
@@ -64,7 +64,7 @@ def inspect_adapter(
 
 
 def described(files: AdapterFiles, digest: str | None) -> AdapterInspection:
-    """The report of an adapter whose config and header are in order."""
+    """Return the report of an adapter whose config and header are in order."""
     return AdapterInspection(
         facts=files.facts,
         parameter_count=sum(math.prod(span.shape) for span in files.tensors.values()),
@@ -76,12 +76,12 @@ def described(files: AdapterFiles, digest: str | None) -> AdapterInspection:
 
 
 def passed(found: AdapterInspection, *checks: Check) -> AdapterInspection:
-    """The report after these checks as well."""
+    """Return the report after these checks as well."""
     return found.model_copy(update={"unchecked": tuple(check for check in found.unchecked if check not in checks)})
 
 
 def refused(found: AdapterInspection, error: GraftError) -> AdapterInspection:
-    """The report of an adapter that a check has refused."""
+    """Return the report of an adapter that a check has refused."""
     return found.model_copy(update={"fault": Fault.of(error)})
 
 
@@ -102,7 +102,7 @@ def _beside(base: StoredBase, files: AdapterFiles, found: AdapterInspection) -> 
 
 
 def local_digest(directory: Path, name: str) -> str:
-    """The digest that the adapter would have in a pool.
+    """Return the digest that the adapter would have in a pool.
 
     Raises:
         GraftError: NotAnAdapter, UnsafeFile.
@@ -116,7 +116,7 @@ def local_digest(directory: Path, name: str) -> str:
 
 
 def for_people(found: AdapterInspection, name: str) -> str:
-    """The report as lines of text."""
+    """Return the report as lines of text."""
     lines = [f"adapter     {name}"]
     if found.facts is not None:
         lines += [

@@ -164,7 +164,7 @@ class BaseLoaded(_Message, frozen=True, tag=True, array_like=True):
     """Of each adapter that was merged, in the order of the merge."""
 
     def room_after(self, prompt: int) -> int:
-        """Tokens that can follow a prompt of this many."""
+        """Return how many tokens can follow a prompt of this many."""
         return self.context_length - (prompt if self.task is Task.CAUSAL_LM else 1)
 
 
@@ -282,20 +282,20 @@ def _frame(body: bytes) -> bytes:
 
 
 def encode_command(command: Command) -> bytes:
-    """One frame, header included."""
+    """Encode a command as one frame, header included."""
     return _frame(_encoder.encode(command))
 
 
 def encode_events(events: list[Event]) -> bytes:
-    """One frame, header included."""
+    """Encode events as one frame, header included."""
     return _frame(_encoder.encode(events))
 
 
 def decode_command(body: bytes) -> Command:
-    """The body of a frame. Raises msgspec.ValidationError."""
+    """Decode the body of a frame. Raises msgspec.ValidationError."""
     return _command_decoder.decode(body)
 
 
 def decode_events(body: bytes) -> list[Event]:
-    """The body of a frame. Raises msgspec.ValidationError."""
+    """Decode the body of a frame. Raises msgspec.ValidationError."""
     return _event_decoder.decode(body)

@@ -56,7 +56,7 @@ ATTENTION = {
 }
 SIDES = {"xlnet": "left"}
 """Where its rows are padded: it looks at the last token for the whole."""
-UNLED = {
+BATCH_WIDE = {
     "deberta": "query_proj",  # the table of relative positions goes through it as well
     "xlnet": "layer_1",  # tokens lead, rows follow
 }
@@ -118,8 +118,8 @@ def test_alone_and_mixed_equal_peft(family: str, task: str, make_base: Any, make
     assert (loaded.runner, loaded.task) == ("encoder", Task(task))
     setting = Setting(engine, base, task)
     assert setting.runner.sharing.side == SIDES.get(family, "right")
-    unled = UNLED.get(family)
-    assert unled is None or any(path.endswith(unled) for path in setting.runner.sharing.unled)
+    batch_wide = BATCH_WIDE.get(family)
+    assert batch_wide is None or any(path.endswith(batch_wide) for path in setting.runner.sharing.batch_wide)
     options = {"attention": ATTENTION[family], "more": ATTENTION[family]}
     for name, modules in options.items():
         setting.mount(name, make_adapter(name, base=base, task=task, task_type=None, target_modules=modules))

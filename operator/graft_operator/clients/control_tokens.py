@@ -28,7 +28,7 @@ class SigningKey:
 
     @property
     def key_id(self) -> str:
-        """The first 16 hex digits of the sha256 of the public half's SubjectPublicKeyInfo."""
+        """Return the first 16 hex digits of the sha256 of the public half's SubjectPublicKeyInfo."""
         information = self.private_key.public_key().public_bytes(
             serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
         )
@@ -36,7 +36,7 @@ class SigningKey:
 
     @property
     def public_pem(self) -> str:
-        """The public half, SubjectPublicKeyInfo in PEM."""
+        """Return the public half, SubjectPublicKeyInfo in PEM."""
         return (
             self.private_key.public_key()
             .public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
@@ -45,7 +45,7 @@ class SigningKey:
 
     @property
     def private_pem(self) -> bytes:
-        """The private half, PKCS #8 in PEM."""
+        """Return the private half, PKCS #8 in PEM."""
         return self.private_key.private_bytes(
             serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
         )

@@ -61,7 +61,7 @@ class Rollout:
 
     @property
     def settled(self) -> bool:
-        """All pods are of the current template, and no others are left."""
+        """Tell whether all pods are of the current template, and no others are left."""
         return (
             self.observed_generation >= self.generation
             and self.updated == self.desired
@@ -106,7 +106,7 @@ class PodView:
 
     @property
     def counts(self) -> bool:
-        """It is one of the pods that the Deployment wants."""
+        """Tell whether this is one of the pods that the Deployment wants."""
         return not self.deleting and not self.ended
 
 
@@ -178,18 +178,18 @@ class Observed:
 
     @property
     def own_children(self) -> tuple[Child, ...]:
-        """The children whose controller is this very pool."""
+        """Return the children whose controller is this very pool."""
         return tuple(child for child in self.children if child.owner_uid == self.pool.uid)
 
     @property
     def rollout(self) -> Rollout | None:
-        """How far our Deployment is; None where there is none."""
+        """Return how far our Deployment is; None where there is no Deployment."""
         deployment = self.own(DEPLOYMENT.name, self.pool.name)
         return None if deployment is None else deployment.rollout
 
     @property
     def newest_pods(self) -> tuple[PodView, ...]:
-        """Those that the Deployment has made from its pod template as it is now; all where there is none of these."""
+        """Return the wanted pods of the Deployment's pod template as it is now; all wanted pods where none is of it."""
         wanted = tuple(pod for pod in self.pods if pod.counts)
         if self.rollout is None:
             return wanted

@@ -27,7 +27,7 @@ class WantedAdapter:
 
     @property
     def label(self) -> str:
-        """How messages name it."""
+        """Return how messages name the adapter."""
         of_owner = "" if self.owner.kind == ADAPTER_DEPLOYMENT.name else f" of {self.owner.kind} {self.owner.name}"
         return f"adapter `{self.name}`{of_owner}"
 

@@ -137,12 +137,12 @@ def _mounts(pool: Pool) -> list[dict[str, Any]]:
 
 
 def _sources(pool: Pool) -> list[SourceSpec]:
-    """By name, so that their order in the spec rolls nothing."""
+    """Return the pool's sources by name, so that their order in the spec rolls nothing."""
     return sorted(pool.spec.sources, key=lambda source: source.name)
 
 
 def _is_mounted(source: SourceSpec) -> bool:
-    """Whether Graft itself mounts something for it: a claim, or the Secret with its token."""
+    """Tell whether Graft itself mounts something for a source: a claim, or the Secret with the source's token."""
     return bool(source.claim_name or source.secret_name)
 
 

@@ -83,7 +83,7 @@ class BaseModelSpec(Ruled):
 
     @property
     def served_name(self) -> str:
-        """The base's name in requests."""
+        """Return the base's name in requests."""
         return self.name or self.uri.rpartition("/")[2]
 
 
@@ -139,14 +139,14 @@ class SourceSpec(Ruled):
 
     @property
     def prefixes(self) -> tuple[str, ...]:
-        """What the URIs of this source start with."""
+        """Return what the URIs of this source start with."""
         if self.uri_prefixes is not None:
             return self.uri_prefixes
         return (DIRECTORY.below(self.mount_path) if self.mount_path else CLAIM.below(self.name),)
 
     @property
     def kind(self) -> MountKind:
-        """How a pod reaches it."""
+        """Return how a pod reaches this source."""
         if self.claim_name is not None:
             return "claim"
         return "directory" if self.mount_path is not None else "remote"

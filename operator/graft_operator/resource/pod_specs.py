@@ -45,7 +45,7 @@ class CacheSpec(Ruled):
 
     @property
     def size_bytes(self) -> int | None:
-        """`size` in bytes."""
+        """Return `size` in bytes."""
         if self.size is None:
             return None
         digits = self.size.rstrip("kKMGTi")

@@ -24,12 +24,12 @@ def is_declared(sources: Iterable[SourceSpec], uri: str) -> bool:
 
 
 def mount_name(source: SourceSpec) -> str:
-    """The name of the pod's volume for a source that is a claim or has a Secret."""
+    """Return the name of the pod's volume for a source that is a claim or has a Secret."""
     return f"source-{source.name}"
 
 
 def source_not_declared(uri: str, field: str) -> GraftError:
-    """The fault of a URI that lies in no source; its hint says which entry to add."""
+    """Return the fault of a URI that lies in no source; the fault's hint says which entry to add."""
     scheme, (_, _, rest) = scheme_of(uri), uri.partition("://")
     if scheme is CLAIM:
         entry = f"{{name: {rest.partition('/')[0]}, claimName: <a PersistentVolumeClaim of this namespace>}}"

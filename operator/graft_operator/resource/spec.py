@@ -137,5 +137,5 @@ class AdapterDeploymentSpec(Ruled):
 
     @property
     def merged_names(self) -> frozenset[str]:
-        """The adapters in the merge; none in hot mode."""
+        """Return the adapters in the merge; none in hot mode."""
         return frozenset(part.name for part in self.merge.adapters) if self.merge is not None else frozenset()

@@ -32,12 +32,12 @@ _DIRECTORY = r"^(/[A-Za-z0-9._-]+)+$"
 
 
 def cel(pattern: str) -> str:
-    """A pattern as a text of CEL."""
+    """Return a pattern as a text of CEL."""
     return "'" + pattern.replace("\\", "\\\\") + "'"
 
 
 def matches(pattern: str, text: str) -> bool:
-    """Whether CEL's `matches` holds."""
+    """Tell whether CEL's `matches` holds."""
     # Python's $ also matches before a last line feed, that of CEL doesn't.
     return re.search(pattern.replace("$", r"\Z"), text) is not None
 

@@ -80,11 +80,11 @@ class Automaton:
         self._steps: dict[tuple[_States, str, str, tuple[bool, ...]], _Step] = {}
 
     def fullmatch(self, text: str) -> bool:
-        """Whether the whole text matches."""
+        """Tell whether the whole text matches."""
         return self.reaches(text, 0, len(text))
 
     def reaches(self, text: str, start: int, end: int | None) -> bool:
-        """Whether a match begins at `start` and ends at `end`; anywhere when that is None."""
+        """Tell whether a match begins at `start` and ends at `end`, or ends anywhere when `end` is None."""
         states = self._start
         for position in range(start, len(text) + 1):
             after = text[position : position + 1]
@@ -111,7 +111,7 @@ class Automaton:
         return step
 
     def _reachable(self, states: Iterable[int], before: str, after: str, looks: tuple[bool, ...]) -> set[int]:
-        """The states that these reach without taking a character."""
+        """Return the states that these states reach without taking a character."""
         found: set[int] = set()
         waiting = list(states)
         while waiting:
@@ -142,7 +142,7 @@ class Automaton:
         return then
 
     def _one(self, operator: Any, argument: Any, flags: int, then: int) -> int:
-        """The state that begins this part of a pattern and goes on to `then`."""
+        """Return the state that begins this part of a pattern and goes on to `then`."""
         if operator is _constants.SUBPATTERN:
             _, added, removed, inner = argument
             return self._sequence(inner, (flags | added) & ~removed, then)
@@ -180,7 +180,7 @@ class Automaton:
 
 
 def _place(operator: Any, argument: Any, flags: int) -> dict[str, Any]:
-    """What a state asks of the text: a character, or an anchor's place between two. Raises TooComplexError."""
+    """Return what a state asks of the text: a character, or an anchor's place between two. Raises TooComplexError."""
     if operator is _constants.LITERAL and not flags & re.IGNORECASE:
         return {"character": chr(argument).__eq__}
     if operator is _constants.FAILURE:

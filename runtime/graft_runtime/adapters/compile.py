@@ -25,7 +25,7 @@ BaseModules = Callable[[str], BaseModule]
 def compile_adapter(
     files: AdapterFiles, layout: BaseLayout, modules: BaseModules, *, dtype: torch.dtype, device: torch.device
 ) -> CompiledAdapter:
-    """Reads the weights of a checked adapter and fits them to the base.
+    """Read the weights of a checked adapter and fit the weights to the base.
 
     Scales are folded into B in float32, and only then A and B are cast to the model's dtype. PEFT keeps them in float32
     and casts the activations instead: the same in float32, and the same up to rounding in half precision, at half the
@@ -82,7 +82,7 @@ def compile_parts(
     device: torch.device,
     values: Values,
 ) -> Iterator[tuple[str, ModuleDelta]]:
-    """What each part does to a module, in float32, part by part: only one is in memory at a time.
+    """Yield what each part does to a module, in float32, part by part: only one part is in memory at a time.
 
     Args:
         files: checked config and header.
@@ -135,24 +135,30 @@ class Values:
         self._faults: list[str] = []
 
     def note(self, tensor_name: str, tensor: torch.Tensor) -> None:
-        """Takes a fault down when a tensor of the file is not finite."""
+        """Record a fault when a tensor of the file is not finite."""
         if not is_finite(tensor):
             self._faults.append(f"{tensor_name}: values that are not finite")
 
     def cast(self, path: str, delta: ModuleDelta, dtype: torch.dtype) -> ModuleDelta:
-        """The delta in the model's dtype; takes a fault down when that or its scale is too much for its values."""
+        """Return the delta in the model's dtype.
+
+        Records a fault when the dtype or the scale is too much for the delta's values.
+        """
         made = delta if dtype == torch.float32 else delta.map(lambda tensor: tensor.to(dtype))
         if not delta.largest <= torch.finfo(dtype).max:
             self.note_cast(path, made.tensors, dtype)
         return made
 
     def note_cast(self, what: str, tensors: Sequence[torch.Tensor], dtype: torch.dtype) -> None:
-        """Takes a fault down when tensors that are of the model's dtype now are not finite any more."""
+        """Record a fault when tensors that are of the model's dtype now are not finite any more."""
         if not self._faults and not all(is_finite(tensor) for tensor in tensors):
             self._faults.append(f"{what}: values too large for {dtype} once its scale is folded in")
 
     def check(self, changes: bool) -> None:
-        """Raises GraftError: Corrupt with the faults, NoEffect when nothing changes."""
+        """Check that no fault was recorded and that the adapter changes something.
+
+        Raises GraftError: Corrupt with the faults, NoEffect when nothing changes.
+        """
         if self._faults:
             raise GraftError(
                 ErrorCode.CORRUPT,

@@ -38,7 +38,10 @@ class Content(Protocol):
     """No value is beyond it, in either direction; NaN or infinity where one is, and where nobody looked."""
 
     def tensor(self, span: TensorSpan) -> torch.Tensor:
-        """In float32, on the device; it may lie in the memory of the whole. Raises GraftError: Corrupt."""
+        """Return the tensor in float32, on the device. Raises GraftError: Corrupt.
+
+        The tensor may lie in the memory of the whole content.
+        """
         ...
 
 
@@ -51,7 +54,7 @@ class InOnePiece:
         self.largest = largest(self._values)
 
     def tensor(self, span: TensorSpan) -> torch.Tensor:
-        """See `Content`."""
+        """Return the tensor as `Content.tensor` says."""
         offset = (span.begin - self._begin) // self._size
         return self._values.as_strided(span.shape, _strides(span.shape), offset).float()
 
@@ -65,13 +68,13 @@ class OneByOne:
         self._file, self._files, self._device = file, files, device
 
     def tensor(self, span: TensorSpan) -> torch.Tensor:
-        """See `Content`."""
+        """Return the tensor as `Content.tensor` says."""
         data = _read(self._file, self._files, span.begin, span.end).view(TORCH_DTYPES[span.dtype])
         return data.reshape(span.shape).to(self._device).to(torch.float32)  # half the bytes to copy, or fewer
 
 
 def read_content(file: BinaryIO, files: AdapterFiles, device: torch.device) -> Content:
-    """The tensors of an open file, for a caller who wants all of them.
+    """Read the tensors of an open file, for a caller who wants all of them.
 
     Args:
         file: the weights.
@@ -90,7 +93,10 @@ def read_content(file: BinaryIO, files: AdapterFiles, device: torch.device) -> C
 
 
 def largest(tensor: torch.Tensor) -> float:
-    """The size of the value that is furthest from zero; NaN where one is. Twenty times as fast as looking at each."""
+    """Return the size of the value that is furthest from zero; NaN where a value is NaN.
+
+    The search is twenty times as fast as a look at each value.
+    """
     if not tensor.numel():
         return 0.0
     least, most = torch.aminmax(tensor.T if tensor.dim() == 2 and not tensor.is_contiguous() else tensor)
@@ -98,12 +104,12 @@ def largest(tensor: torch.Tensor) -> float:
 
 
 def is_finite(tensor: torch.Tensor) -> bool:
-    """Whether every value is a number."""
+    """Tell whether every value is a finite number."""
     return math.isfinite(largest(tensor))
 
 
 def _strides(shape: tuple[int, ...]) -> list[int]:
-    """Of a contiguous tensor."""
+    """Return the strides of a contiguous tensor of this shape."""
     strides, step = [], 1
     for size in reversed(shape):
         strides.append(step)

@@ -36,7 +36,7 @@ class LowRank:
     largest: float = math.inf
 
     def map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> LowRank:
-        """With both tensors in another dtype or place."""
+        """Return the low rank with both tensors in another dtype or place."""
         return LowRank(change(self.a), change(self.b), self.largest)
 
 
@@ -58,7 +58,7 @@ class Rows:
     count: int
 
     def under(self, other: Rows) -> Rows:
-        """With the weights of another in the place of its own; biases stay, where there are any."""
+        """Return these rows with the weights of `other` in the place of their own; biases stay, where there are any."""
         has = self.index.new_zeros(other.count).bool()
         has[self.index], has[other.index] = True, True
         place = has.cumsum(0) - 1
@@ -113,12 +113,12 @@ class ModuleDelta:
 
     @property
     def additive(self) -> bool:
-        """Whether it is ΔW·x + Δc: it can be weighted, and added to others."""
+        """Tell whether the delta is ΔW·x + Δc: such a delta can be weighted, and added to others."""
         return self.kinds <= ADDITIVE
 
     @property
     def tensors(self) -> list[torch.Tensor]:
-        """All of them."""
+        """Return all tensors of the delta."""
         low_rank = [self.low_rank.a, self.low_rank.b] if self.low_rank else []
         rows = [self.rows.index, self.rows.weight, self.rows.bias] if self.rows else []
         vectors = [self.offset, self.gain, self.shift, self.input_gain, self.prompt, *self.parameters.values()]
@@ -127,14 +127,14 @@ class ModuleDelta:
 
     @property
     def largest(self) -> float:
-        """No value is beyond it, in either direction; infinity when nobody looked."""
+        """Return a number that no value is beyond, in either direction; infinity when nobody looked."""
         if self.low_rank is None or self.offset is not None or self.experts or not self.additive:
             return math.inf
         return self.low_rank.largest
 
     @property
     def changes(self) -> bool:
-        """Whether any of it is more than zeros and ones."""
+        """Tell whether any of the delta is more than zeros and ones."""
         low_ranks = [*self.experts.values(), *([self.low_rank] if self.low_rank else [])]
         low_rank = any(bool(low.a.any() and low.b.any()) for low in low_ranks)
         gains = any(bool((gain != 1).any()) for gain in (self.gain, self.input_gain) if gain is not None)
@@ -142,7 +142,7 @@ class ModuleDelta:
         return low_rank or gains or sums or self.rows is not None or bool(self.parameters) or self.prompt is not None
 
     def map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> ModuleDelta:
-        """With every tensor of floating point in another dtype or place, and `Rows.index` as it is."""
+        """Return the delta with every tensor of floating point in another dtype or place, and `Rows.index` as it is."""
 
         def changed(value: torch.Tensor | None) -> torch.Tensor | None:
             return None if value is None else change(value)
@@ -161,7 +161,10 @@ class ModuleDelta:
         )
 
     def __or__(self, other: ModuleDelta) -> ModuleDelta:
-        """Both on one module: shifts add up, the other's rows stand over these. Raises ValueError for other parts."""
+        """Combine both deltas on one module: shifts add up, the other's rows stand over these.
+
+        Raises ValueError for other parts that both deltas have.
+        """
         parts: dict[str, Any] = {}
         for part in fields(self):
             mine, theirs = getattr(self, part.name), getattr(other, part.name)
@@ -192,11 +195,11 @@ class Prefix:
 
     @property
     def tokens(self) -> int:
-        """Virtual ones."""
+        """Return the number of virtual tokens."""
         return self.keys.shape[2]
 
     def map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Prefix:
-        """With both tensors changed."""
+        """Return the prefix with both tensors changed."""
         return Prefix(change(self.keys), change(self.values))
 
 
@@ -213,11 +216,11 @@ class CompiledAdapter:
 
     @property
     def bytes(self) -> int:
-        """In the memory of the device."""
+        """Return the bytes in the memory of the device."""
         return sum(tensor.nbytes for tensor in self._tensors())
 
     def to(self, device: torch.device) -> CompiledAdapter:
-        """In the memory of this device; itself when it is there."""
+        """Return the adapter in the memory of this device; tensors that are there already are not copied."""
         moved = {path: _moved(delta, device) for path, delta in self.modules.items()}
         prefix = self.prefix and self.prefix.map(lambda tensor: tensor.to(device))
         return replace(self, modules=moved, prefix=prefix)

@@ -34,7 +34,7 @@ class Pattern:
 
 
 def first_match(patterns: Iterable[Pattern], path: str, default: float) -> float:
-    """The value of the first pattern that matches the path, in the order of the config."""
+    """Return the value of the first pattern that matches the path, in the order of the config."""
     return next((pattern.value for pattern in patterns if pattern.expression.matches(path)), default)
 
 
@@ -68,7 +68,7 @@ class Targets:
 
 
 def names(modules: Expression | frozenset[str], path: str) -> bool:
-    """Whether a pattern, or one of these names, means the module: the whole path, or its end after a dot."""
+    """Tell whether a pattern, or one of these names, means the module: the whole path, or its end after a dot."""
     if isinstance(modules, Expression):
         return modules.matches(path)
     dot = path.rfind(".")
@@ -80,7 +80,7 @@ def names(modules: Expression | frozenset[str], path: str) -> bool:
 
 
 def refuse_options(config: Mapping[str, Any], read: frozenset[str], refused: Mapping[str, str]) -> list[str]:
-    """The options of a config that are set and that nobody reads.
+    """Return the options of a config that are set and that nobody reads.
 
     Args:
         config: all of it.
@@ -108,7 +108,7 @@ class FieldReader:
         return 1
 
     def natural(self, field: str, default: int) -> int:
-        """A whole number of at least 0."""
+        """Read a whole number of at least 0."""
         value = self.config.get(field, default)
         if type(value) is int and 0 <= value < 1 << 63:
             return value
@@ -148,12 +148,15 @@ class FieldReader:
         return [(key, expression, item) for key, expression, item in compiled if expression is not None]
 
     def rank_patterns(self) -> tuple[Pattern, ...]:
-        """rank_pattern."""
+        """Read rank_pattern."""
         patterns = self.patterns("rank_pattern")
         return tuple(Pattern(made, self.rank(f"rank_pattern.{key}", value)) for key, made, value in patterns)
 
     def kept_ranks(self, field: str, ending: str) -> dict[str, int]:
-        """How many of a module's singular values are left: path + ending → a list of truths (AdaLoRA)."""
+        """Return how many of each module's singular values are left (AdaLoRA), by the module's path.
+
+        The config's field holds path + ending → a list of truths.
+        """
         value = self.config.get(field) or {}
         lists = value.values() if isinstance(value, dict) else ()
         if not isinstance(value, dict) or not all(
@@ -164,7 +167,7 @@ class FieldReader:
         return {key.removesuffix(ending): sum(kept) for key, kept in value.items()}
 
     def alpha_patterns(self) -> tuple[Pattern, ...]:
-        """alpha_pattern."""
+        """Read alpha_pattern."""
         patterns = self.patterns("alpha_pattern")
         return tuple(Pattern(made, self.number(f"alpha_pattern.{key}", value)) for key, made, value in patterns)
 
@@ -208,13 +211,13 @@ class FieldReader:
         return tuple(expression for expression in compiled if expression is not None)
 
     def targets(self) -> Targets:
-        """target_modules and the options beside it."""
+        """Read target_modules and the options beside it."""
         return Targets(
             self.modules("target_modules"), self.modules("exclude_modules"), self.layers(), self.layer_patterns()
         )
 
     def names(self, field: str) -> tuple[str, ...]:
-        """A list of names."""
+        """Read a list of names."""
         value = self.config.get(field)
         if value in NEUTRAL:
             return ()
@@ -228,7 +231,7 @@ class FieldReader:
         return ()
 
     def tokens(self, field: str, value: Any) -> tuple[int, ...]:
-        """A list of token ids."""
+        """Read a list of token ids."""
         natural = isinstance(value, list) and all(type(item) is int and 0 <= item < 1 << 31 for item in value)
         if natural and 0 < len(value) <= MAX_NAMES:
             return tuple(value)
@@ -236,7 +239,7 @@ class FieldReader:
         return ()
 
     def choice(self, field: str, choices: tuple[Any, ...]) -> Any:
-        """One of these values; the first where the field is missing or null."""
+        """Read one of these values; return the first value where the field is missing or null."""
         value = self.config.get(field)
         if value is None:
             return choices[0]
@@ -246,12 +249,12 @@ class FieldReader:
         return value
 
     def base_model(self) -> str | None:
-        """What the adapter says that it was trained for; only told, never opened."""
+        """Return the base model that the adapter says that it was trained for; the name is only told, never opened."""
         value = self.config.get("base_model_name_or_path")
         return value if isinstance(value, str) else None
 
     def check(self, name: str) -> None:
-        """Raises GraftError: InvalidConfig with every fault that was noted."""
+        """Check that no fault was noted. Raises GraftError: InvalidConfig with every fault that was noted."""
         if self.faults:
             raise GraftError(
                 ErrorCode.INVALID_CONFIG,
@@ -269,6 +272,6 @@ class FieldReader:
 
 
 def shortened(value: Any) -> str:
-    """A value of a stranger's config, for an error."""
+    """Return a value of a stranger's config as short text, for an error."""
     text = repr(value)
     return text if len(text) <= 80 else text[:77] + "..."

@@ -64,7 +64,7 @@ def facts_of(recipe: Recipe, parts: Sequence[Part], remapped: str | None) -> Ada
 
 
 def read_adapter_files(directory: Path, *, name: str, max_rank: int) -> AdapterFiles:
-    """Checks config and header; one error lists every fault of its kind.
+    """Check config and header; one error lists every fault of its kind.
 
     Args:
         directory: holds the adapter as PEFT saves it.
@@ -109,7 +109,7 @@ def _rank_too_high(files: AdapterFiles, max_rank: int) -> GraftError:
 
 
 def open_weights(directory: Path, name: str, *, version: tuple[int, ...] | None = None) -> BinaryIO:
-    """The safetensors file, opened as a regular file and through no link.
+    """Open the safetensors file as a regular file and through no link.
 
     Args:
         directory: of the adapter.
@@ -127,7 +127,7 @@ def open_weights(directory: Path, name: str, *, version: tuple[int, ...] | None 
 
 
 def _version(file: BinaryIO) -> tuple[int, ...]:
-    """Which file it is, and since when it is as it is."""
+    """Return which file is open, and since when the file is as it is."""
     found = os.fstat(file.fileno())
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 

@@ -18,7 +18,7 @@ from graft_runtime.errors import ErrorCode, GraftError, shown
 
 
 def fitted(files: AdapterFiles, layout: BaseLayout) -> tuple[AdapterFiles, BaseLayout]:
-    """An adapter on a base: its parts at the modules that they change, and the base as the adapter knows it.
+    """Put an adapter on a base: its parts at the modules that they change, and the base as the adapter knows it.
 
     Returns:
         The adapter, its modules found again where they moved (`remap`); the layout as `fit` returns it.
@@ -55,9 +55,10 @@ _LAYER = re.compile(r"((?:[^.]+\.)*?)(\d{1,9})\.(.*)")
 
 
 def _check_depth(files: AdapterFiles, names: Mapping[str, str], layout: BaseLayout) -> None:
-    """That no layer goes without what the config gives it: then the adapter was trained on a model with fewer layers.
+    """Check that no layer goes without what the config gives it.
 
-    PEFT would make such modules anew, which do nothing, and only warn.
+    Where a layer does, the adapter was trained on a model with fewer layers. PEFT would make the missing modules anew,
+    which do nothing, and only warn.
 
     Raises:
         GraftError: BaseMismatch.
@@ -88,7 +89,9 @@ def _check_depth(files: AdapterFiles, names: Mapping[str, str], layout: BaseLayo
 
 
 def _check_heads(files: AdapterFiles, layout: BaseLayout) -> None:
-    """That a head that the config names is not left out of the file, unless the base's own has no name that PEFT knows.
+    """Check that a head that the config names is not left out of the file.
+
+    A head may be left out where the base's own head has no name that PEFT knows.
 
     Raises:
         GraftError: Corrupt.
@@ -104,7 +107,7 @@ UNNAMED_HEAD = "classification_head.out_proj"
 
 
 def fit(parts: Sequence[Part], layout: BaseLayout, *, name: str, base_model: str | None) -> BaseLayout:
-    """Checks an adapter against a base.
+    """Check an adapter against a base.
 
     Args:
         parts: of the adapter.

@@ -43,7 +43,7 @@ class Keys:
 
 
 def by_module(tensors: Mapping[str, TensorSpan], roles: Mapping[str, str]) -> Keys:
-    """Sorts the tensors of a file.
+    """Sort the tensors of a file by module and role.
 
     Args:
         tensors: of the file.
@@ -71,7 +71,7 @@ def _ending(name: str, roles: Iterable[str]) -> str | None:
 def whole_weights(
     rest: Mapping[str, TensorSpan], saved: Collection[str], *, biases: bool
 ) -> tuple[list[Part], list[str]]:
-    """The parts of whole weights and biases among the tensors that have no role in the method.
+    """Find the parts of whole weights and biases among the tensors that have no role in the method.
 
     Args:
         rest: tensors.
@@ -103,12 +103,12 @@ def whole_weights(
 
 
 def is_embedding(path: str) -> bool:
-    """Whether a module is called as input embeddings and heads are."""
+    """Tell whether a module is called as input embeddings and heads are."""
     return path.rpartition(".")[2] in EMBEDDINGS
 
 
 def is_saved(path: str, saved: Collection[str]) -> bool:
-    """Whether modules_to_save names this module or one that it is in."""
+    """Tell whether modules_to_save names this module or one that it is in."""
     if not saved:
         return False
     steps = path.split(".")
@@ -116,7 +116,7 @@ def is_saved(path: str, saved: Collection[str]) -> bool:
 
 
 def absent(saved: Collection[str], parts: Iterable[Part]) -> list[str]:
-    """What is wrong when modules_to_save is set; a base has not every head that it may name.
+    """Return what is wrong when modules_to_save is set; a base has not every head that modules_to_save may name.
 
     PEFT adds the names of `CLASSIFIERS` itself, whether the base has one of these or not: that is checked beside it.
     """
@@ -126,12 +126,12 @@ def absent(saved: Collection[str], parts: Iterable[Part]) -> list[str]:
 
 
 def incomplete(parts: Sequence[Part]) -> list[str]:
-    """What is wrong with parts by themselves; a file without any is."""
+    """Return what is wrong with parts by themselves; a file without any part is wrong."""
     if not parts:
         return ["it holds no tensor"]
     return [fault for part in parts for fault in part.faults()]
 
 
 def highest_rank(parts: Iterable[Part]) -> int:
-    """Columns of the bank that an adapter of these parts takes."""
+    """Return the number of columns of the bank that an adapter of these parts takes."""
     return max((part.rank for part in parts), default=0)

@@ -20,7 +20,7 @@ class LinearShape:
 
     @property
     def weight(self) -> tuple[int, int]:
-        """The shape of its weight in a file."""
+        """Return the shape of the module's weight in a file."""
         shape = (self.output_features, self.input_features)
         return shape[::-1] if self.transposed else shape
 
@@ -97,11 +97,11 @@ class BaseLayout:
 
     @property
     def paths(self) -> Iterator[str]:
-        """Of every module."""
+        """Return the paths of all modules."""
         return chain(self.linear, self.embeddings, self.norms, self.other)
 
     def resized(self, rows: Mapping[str, int]) -> BaseLayout:
-        """With other numbers of rows, by the paths of linear modules and embeddings."""
+        """Return the layout with other numbers of rows, by the paths of linear modules and embeddings."""
         if not rows:
             return self
         linear = {path: replace(self.linear[path], output_features=rows[path]) for path in rows.keys() & self.linear}
@@ -109,7 +109,7 @@ class BaseLayout:
         return replace(self, linear={**self.linear, **linear}, embeddings={**self.embeddings, **embeddings})
 
     def kind(self, path: str) -> str | None:
-        """What a module is, for people; None when there is none."""
+        """Return what a module is, for people; None when there is no such module."""
         if path in (INPUT_EMBEDDING, ATTENTION):
             there = self.input_embedding if path == INPUT_EMBEDDING else self.attention
             return None if there is None else path

@@ -38,12 +38,14 @@ class Expression:
     """It has few ways through; others cost milliseconds a module at worst."""
 
     def matches(self, path: str) -> bool:
-        """Whether the whole path matches, as `re.fullmatch` says."""
+        """Tell whether the whole path matches, as `re.fullmatch` says."""
         return bool(self.engine.fullmatch(path))
 
 
 def compile_pattern(text: str, wrapped: str = "{}") -> Expression:
-    """A regular expression in the syntax of `re`, without references back, atomic groups and characters beyond ASCII.
+    """Compile a regular expression in the syntax of `re`.
+
+    References back, atomic groups and characters beyond ASCII are left out.
 
     Args:
         text: the pattern.
@@ -67,10 +69,10 @@ def compile_pattern(text: str, wrapped: str = "{}") -> Expression:
 
 
 def layer_of(path: str, patterns: Collection[Expression]) -> int | None:
-    """The layer that PEFT's `layers_pattern` sees in a path: the number after the first place where one matches.
+    """Return the layer that PEFT's `layers_pattern` sees in a path.
 
-    As `(?:^|.*?\\.){pattern}\\.(\\d+)\\.` does in PEFT (tuners_utils.py, check_target_module_exists); without a pattern
-    any name does that has another before it.
+    The layer is the number after the first place where a pattern matches, as `(?:^|.*?\\.){pattern}\\.(\\d+)\\.` does
+    in PEFT (tuners_utils.py, check_target_module_exists). Without a pattern, any name does that has another before it.
     """
     if not patterns:
         found = _ANY_LAYER.match(path)
@@ -86,7 +88,7 @@ def layer_of(path: str, patterns: Collection[Expression]) -> int | None:
 
 
 def _check_characters(parsed: Any) -> None:
-    """That no set reaches beyond ASCII: `re` walks through each, and module paths hold nothing else.
+    """Check that no set reaches beyond ASCII: `re` walks through each set, and module paths hold nothing but ASCII.
 
     Raises UnsafePatternError.
     """
@@ -102,7 +104,10 @@ def _check_characters(parsed: Any) -> None:
 
 
 def _ways(parsed: Any) -> int:
-    """An upper bound of the ways that `re` may try before it gives up on a path; MAX_WAYS + 1 for more than that."""
+    """Return an upper bound of the ways that `re` may try before it gives up on a path.
+
+    The bound is MAX_WAYS + 1 for more ways than MAX_WAYS.
+    """
     ways = 1
     for operator, argument in parsed:
         ways *= _ways_of(operator, argument)

@@ -40,7 +40,7 @@ class Remap:
 
 
 def plain_names(tensors: Mapping[str, TensorSpan]) -> tuple[dict[str, TensorSpan], str | None]:
-    """The tensors under the names that `save_pretrained` would have given them, and what had to be done for that.
+    """Return the tensors under the names that `save_pretrained` would have given them, and what was done for that.
 
     Taken out are the prefixes of wrappers of torch and the adapter's own name; put in front is `base_model.model.`:
     where that holds for the whole file, and where no two tensors end up under one name.
@@ -62,7 +62,7 @@ def plain_names(tensors: Mapping[str, TensorSpan]) -> tuple[dict[str, TensorSpan
 
 
 def remap(paths: Collection[str], layout: BaseLayout, fits: Callable[[Mapping[str, str]], bool]) -> Remap | None:
-    """Where the modules that a file names are in this base, when they are not where it says.
+    """Find where the modules that a file names are in this base, when they are not where the file says.
 
     Args:
         paths: of the modules, as the file names them.
@@ -91,7 +91,7 @@ def _ways(paths: Collection[str], layout: BaseLayout) -> Iterator[tuple[str, dic
 
 
 def _current(path: str, former: Mapping[str, str]) -> str:
-    """The path with the longest beginning that has another name by now replaced."""
+    """Replace the longest beginning of the path that has another name by now."""
     steps = path.split(".")
     for end in range(len(steps), 0, -1):
         if (renamed := former.get(".".join(steps[:end]))) is not None:
@@ -100,7 +100,7 @@ def _current(path: str, former: Mapping[str, str]) -> str:
 
 
 def _prefixes(paths: Iterable[str], layout: BaseLayout) -> list[tuple[str, str]]:
-    """The beginnings that could be swapped so that the first path that leads nowhere leads somewhere."""
+    """Find the beginnings that could be swapped so that the first path that leads nowhere leads somewhere."""
     lost = next((path for path in paths if not layout.kind(path)), None)
     if lost is None:
         return []
@@ -120,7 +120,7 @@ def _prefixes(paths: Iterable[str], layout: BaseLayout) -> list[tuple[str, str]]
 
 
 def _swapped(path: str, old: str, new: str, layout: BaseLayout) -> str:
-    """The path with its beginning swapped, if that leads somewhere; else as it is."""
+    """Return the path with its beginning swapped, if that path leads somewhere; else the path as it is."""
     if old and not path.startswith(old + "."):
         return path
     rest = path.removeprefix(old + ".") if old else path

@@ -12,7 +12,7 @@ CONTAINERS = (dict, list)
 
 
 def parse_object(text: bytes, what: str, code: ErrorCode) -> dict[str, Any]:
-    """The JSON object in `text`.
+    """Parse the JSON object in `text`.
 
     Args:
         text: UTF-8; the caller has bounded its length.

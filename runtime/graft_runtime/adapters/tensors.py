@@ -35,7 +35,7 @@ class TensorSpan(NamedTuple):
 
 
 def read_header(file: BinaryIO, what: str) -> dict[str, TensorSpan]:
-    """The tensors of an open safetensors file, by name.
+    """Return the spans of the tensors of an open safetensors file, by name.
 
     The spans follow each other without a gap and cover the file exactly, and each is as long as its shape and dtype
     say; so no read can leave the file, and no byte of it is unaccounted for.
@@ -74,7 +74,7 @@ def read_header(file: BinaryIO, what: str) -> dict[str, TensorSpan]:
 
 
 def _span(entry: Any, start: int) -> TensorSpan | str:
-    """The span that this entry of the header describes, or what is wrong with it."""
+    """Return the span that this entry of the header describes, or what is wrong with the entry."""
     if not isinstance(entry, dict) or entry.keys() != FIELDS:
         return "expected exactly dtype, shape and data_offsets"
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]

@@ -7,7 +7,7 @@ from graft_runtime.errors import ErrorCode, GraftError
 
 
 def own_rows(own: BaseLayout, layout: BaseLayout) -> int | None:
-    """The rows of the adapter's own input embedding, unless it has the base's.
+    """Return the number of rows of the adapter's own input embedding; None when that is the base's number of rows.
 
     Args:
         own: the layout with the sizes that the adapter has, as `fit` returns it.
@@ -20,7 +20,7 @@ def own_rows(own: BaseLayout, layout: BaseLayout) -> int | None:
 
 
 def vocabulary_fault(name: str, highest: int | None, own: int | None, base: int) -> GraftError | None:
-    """That the adapter's own tokenizer makes ids that no row of an embedding stands for.
+    """Return an error when the adapter's own tokenizer makes ids that no row of an embedding stands for; else None.
 
     Args:
         name: of the adapter.

@@ -18,15 +18,18 @@ class Prompts(Protocol):
 
     @property
     def field(self) -> str:
-        """The request's field that holds them."""
+        """Return the request's field that holds the prompts."""
 
     @property
     def default_tokens(self) -> int | None:
-        """Tokens of an answer where neither request nor checkpoint limits them; None: as many as there is room for."""
+        """Return the tokens of an answer where neither request nor checkpoint limits them.
+
+        None: as many as there is room for.
+        """
 
     @property
     def count(self) -> int:
-        """How many there are."""
+        """Return how many prompts there are."""
 
     def encode(self, text_format: TextFormat, model: str) -> list[list[int]]:
         """Return the token ids of each. Blocking. Raises GraftError: InvalidRequest, NoChatTemplate, Corrupt."""

@@ -28,7 +28,7 @@ class Target:
 
     @property
     def digest(self) -> str | None:
-        """Of the adapters, in the order of the request; None: the base model."""
+        """Return the digests of the adapters, in the order of the request; None: the base model."""
         return ", ".join(lease.digest for lease in self.leases) or None
 
 

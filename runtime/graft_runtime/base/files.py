@@ -16,7 +16,7 @@ PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
 
 
 def read_config(directory: Path, name: str) -> bytes:
-    """The text of its config.json.
+    """Return the text of the config.json of a base model.
 
     Args:
         directory: of the checkpoint.

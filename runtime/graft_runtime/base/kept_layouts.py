@@ -44,7 +44,7 @@ class _Kept(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def layout_of_checkpoint(directory: Path, task: Task | None, make: Callable[[], BaseLayout]) -> BaseLayout:
-    """What a base model offers to adapters: the layout that is kept, or else a new one, which is kept then.
+    """Return what a base model offers to adapters: the layout that is kept, or else a new one, which is kept then.
 
     Args:
         directory: of the checkpoint; its name is how errors call the base model.
@@ -68,7 +68,7 @@ def layout_of_checkpoint(directory: Path, task: Task | None, make: Callable[[], 
 
 
 def _kept_in() -> Path | None:
-    """By the XDG Base Directory Specification; None where there is no home."""
+    """Return the directory of kept layouts by the XDG Base Directory Specification; None where there is no home."""
     named = os.environ.get("XDG_CACHE_HOME", "")
     try:
         cache = Path(named) if os.path.isabs(named) else Path.home() / ".cache"
@@ -93,7 +93,7 @@ def _version(package: str) -> str:
 
 
 def _read(path: Path) -> BaseLayout | None:
-    """None for what is not exactly what `_write` wrote, as this user."""
+    """Read the layout that is kept at `path`; None for what is not exactly what `_write` wrote, as this user."""
     try:
         with open(path, "rb", opener=_through_no_link) as file:
             found = os.fstat(file.fileno())
@@ -115,7 +115,7 @@ def _through_no_link(path: str, flags: int) -> int:
 
 
 def _write(path: Path, layout: BaseLayout) -> None:
-    """At once or not at all, for this user alone. Raises OSError."""
+    """Write the layout at once or not at all, for this user alone. Raises OSError."""
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     text = msgspec.json.encode(replace(layout, name=""))
     kept = msgspec.json.encode(_Kept(hashlib.sha256(text).hexdigest(), msgspec.Raw(text)))

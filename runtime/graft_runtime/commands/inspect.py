@@ -18,7 +18,7 @@ EXIT_REFUSED = 1
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Describes the command line."""
+    """Describe the command line."""
     parser.add_argument("directory", type=Path, metavar="DIR", help="an adapter as PEFT saves it")
     parser.add_argument("--base", type=Path, metavar="DIR", help="a checkpoint that it ought to fit")
     parser.add_argument(
@@ -45,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Returns the exit status."""
+    """Run the command, and return the exit status."""
     directory = options.directory.resolve()
     name = options.name or directory.name
     base = _stored(options) if options.base is not None else None

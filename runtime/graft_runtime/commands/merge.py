@@ -13,7 +13,7 @@ EXIT_REFUSED = 2
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Describes the command line."""
+    """Describe the command line."""
     parser.add_argument("--base", type=Path, required=True, metavar="DIR", help="a checkpoint in safetensors")
     parser.add_argument(
         "--adapter",
@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Returns the exit status."""
+    """Run the command, and return the exit status."""
     from graft_runtime.merge.files import AdapterPath, merge_files  # noqa: PLC0415 - torch, which help can do without
 
     def tell(line: str) -> None:

@@ -27,7 +27,7 @@ _OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Describes the command line."""
+    """Describe the command line."""
     for name, text in (
         ("config", "the pod's RuntimeConfig"),
         ("adapter-set", "the adapter set, where there is one"),

@@ -31,7 +31,7 @@ class AdapterEntry(Wire):
 
     @property
     def exact_source(self) -> Source:
-        """Where every pod finds the same bytes, also after a branch has moved on."""
+        """Return the source where every pod finds the same bytes, also after a branch has moved on."""
         return self.source.model_copy(update={"revision": self.revision}) if self.revision else self.source
 
 
@@ -44,16 +44,21 @@ class AdapterSet(Message):
     adapters: tuple[AdapterEntry, ...] = Field(default=(), max_length=20_000)
 
     def entries_hash(self) -> str:
-        """The content hash of everything but the generation: what decides whether a new generation is needed."""
+        """Return the content hash of everything but the generation: what decides whether a new generation is needed."""
         return self.model_copy(update={"generation": 1}).content_hash()
 
     def to_gzip(self) -> bytes:
-        """The canonical JSON, gzipped, the same bytes for the same set."""
+        """Return the canonical JSON, gzipped, the same bytes for the same set."""
         return gzip.compress(self.canonical_json(), mtime=0)
 
     @classmethod
     def from_gzip(cls, content: bytes) -> AdapterSet:
-        """Raises GraftError: UnsupportedContractVersion; ValueError, EOFError and OSError for what is no set."""
+        """Read a set from gzipped JSON.
+
+        Raises:
+            GraftError: UnsupportedContractVersion.
+            ValueError, EOFError, OSError: what is no set.
+        """
         return cls.read(gzip.decompress(content))
 
 

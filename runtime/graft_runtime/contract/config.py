@@ -30,7 +30,7 @@ class SourceMount(Wire):
 
     @property
     def prefixes(self) -> tuple[str, ...]:
-        """What its URIs start with."""
+        """Return what the URIs of the source start with."""
         return (CLAIM.below(self.name),) if self.kind == "claim" else self.uri_prefixes
 
 
@@ -96,9 +96,9 @@ class RuntimeConfig(Message):
 
     @property
     def served_name(self) -> str:
-        """What requests call the model itself: the merge, or else the base."""
+        """Return what requests call the model itself: the merge, or else the base."""
         return (self.merge or self.base_model).name
 
     def config_hash(self) -> str:
-        """The first ten hex digits of the content hash: part of the names of a pool's ConfigMaps."""
+        """Return the first ten hex digits of the content hash: part of the names of a pool's ConfigMaps."""
         return self.content_hash().removeprefix("sha256:")[:10]

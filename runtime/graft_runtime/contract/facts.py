@@ -54,10 +54,10 @@ class AdapterFacts(Wire):
 
     @property
     def additive(self) -> bool:
-        """Whether it only adds to what the base's weights give, so that several make a weighted sum."""
+        """Tell whether the adapter only adds to what the base's weights give, so that several make a weighted sum."""
         return self.deltas <= ADDITIVE
 
     @property
     def scalable(self) -> bool:
-        """Whether a weight other than 1 means something: it scales ΔW, which nothing else multiplies."""
+        """Tell whether a weight other than 1 means something: a weight scales ΔW, which nothing else multiplies."""
         return bool(self.deltas & _WEIGHTED) and DeltaKind.GAIN not in self.deltas

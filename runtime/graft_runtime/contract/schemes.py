@@ -51,12 +51,12 @@ class Scheme:
 
     @property
     def start(self) -> str:
-        """What its URIs start with."""
+        """Return what the URIs of the scheme start with."""
         return f"{self.name}://"
 
     @property
     def written(self) -> tuple[str, ...]:
-        """The shapes, scheme included."""
+        """Return the shapes, scheme included."""
         return tuple(self.start + shape for shape in self.shapes)
 
     def below(self, place: str) -> str:

@@ -17,5 +17,5 @@ class Task(StrEnum):
 
     @property
     def generates(self) -> bool:
-        """Whether such a model answers with text."""
+        """Tell whether such a model answers with text."""
         return self in (Task.CAUSAL_LM, Task.SEQ_2_SEQ_LM)

@@ -32,7 +32,7 @@ class Wire(BaseModel):
         return json.dumps(self._wire_fields(), sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
 
     def content_hash(self) -> str:
-        """`sha256:` and the hex digest of the canonical JSON."""
+        """Return `sha256:` and the hex digest of the canonical JSON."""
         return "sha256:" + hashlib.sha256(self.canonical_json()).hexdigest()
 
     def _wire_fields(self) -> dict[str, Any]:

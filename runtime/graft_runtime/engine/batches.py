@@ -25,19 +25,19 @@ class BatchState(Protocol):
 
     @property
     def length(self) -> int:
-        """Tokens of the longest row."""
+        """Return how many tokens the longest row has."""
         ...
 
     def keep(self, rows: Sequence[int]) -> None:
-        """Drops every row but these."""
+        """Drop every row but these."""
         ...
 
     def join(self, other: Any) -> None:
-        """Takes in the rows of another state of the same runner, after its own; the other is spent."""
+        """Take in the rows of another state of the same runner, after the state's own; the other state is spent."""
         ...
 
     def extend(self, tokens: Sequence[int]) -> None:
-        """The next input: one token for each row."""
+        """Take the next input: one token for each row."""
         ...
 
 
@@ -60,11 +60,11 @@ class BatchRunner(Protocol):
         answers: Sequence[Sequence[int]],
         adapters: Sequence[tuple[RowAdapter, ...]],
     ) -> Any:
-        """A BatchState of these rows; `answers` is what they have been answered already."""
+        """Return a BatchState of these rows; `answers` is what the rows have been answered already."""
         ...
 
     def run(self, batch: Any) -> torch.Tensor:
-        """The logits after each row's last token, [rows, vocabulary]."""
+        """Return the logits after each row's last token, [rows, vocabulary]."""
         ...
 
 
@@ -78,7 +78,7 @@ class Batch:
         self.state: BatchState | None = None
 
     def run(self) -> list[Result]:
-        """Every request gets its next token."""
+        """Give every request its next token."""
         if self.state is None:
             prompts = [request.ids(0, request.length - len(request.tokens)) for request in self.requests]
             answers = [request.tokens for request in self.requests]
@@ -88,20 +88,20 @@ class Batch:
         return next_tokens(self.requests, self._flow.runner.run(self.state))
 
     def settle(self, ended: Sequence[Generation]) -> None:
-        """The others have their token; these leave."""
+        """Let the ended requests leave; the new tokens of the others are the next input."""
         for request in ended:
             self._flow.leave(request)
         if self.requests and self.state is not None:
             self.state.extend([request.tokens[-1] for request in self.requests])
 
     def take_in(self, other: Batch) -> None:
-        """Takes in the other's rows, with the next step."""
+        """Take in the other batch's rows, with the next step."""
         assert other.state is not None
         self._joining.append(other.state)
         self.requests = self.requests + other.requests
 
     def drop(self, request: Generation) -> None:
-        """This row leaves."""
+        """Take out the row of this request."""
         rows = [row for row, other in enumerate(self.requests) if other is not request]
         self.requests = [self.requests[row] for row in rows]
         if self.state is not None and rows and not self._joining:
@@ -109,16 +109,16 @@ class Batch:
 
     @property
     def reserved(self) -> int:
-        """Tokens in the cache, padding included."""
+        """Return how many tokens the cache holds, padding included."""
         return 0 if self.state is None else len(self.requests) * self.state.length
 
     @property
     def fits_others(self) -> bool:
-        """Whether it runs already and none of its rows must be alone, or is about to take in another."""
+        """Tell whether the batch runs already, is not about to take in another, and has no row that must be alone."""
         return self.state is not None and not self._joining and not any(request.alone for request in self.requests)
 
     def cheap_with(self, other: Batch) -> bool:
-        """Whether taking the other in does not cost too much padding."""
+        """Tell whether taking the other batch in does not cost too much padding."""
         assert self.state is not None
         assert other.state is not None
         lengths, rows = (self.state.length, other.state.length), (len(self.requests), len(other.requests))
@@ -171,7 +171,7 @@ class BatchFlow:
         return self.runner.bank.hold(request.adapters)
 
     def _join(self) -> None:
-        """Batches that had better run as one become one, two at a time."""
+        """Join the batches that had better run as one, two at a time."""
         for first in list(self.batches):
             for second in list(self.batches):
                 both = first in self.batches and first is not second and first.fits_others and second.fits_others
@@ -180,7 +180,10 @@ class BatchFlow:
                     first.take_in(second)
 
     def _next(self, waiting: Sequence[Generation], room: int) -> list[Generation]:
-        """The requests of the next batch; the bank holds the first of those that wait, and the others then."""
+        """Return the requests of the next batch.
+
+        The bank holds the adapters of the first of `waiting` before the call, and of the whole batch after the call.
+        """
         first, *others = waiting
         if first.alone:
             return [first]

@@ -13,7 +13,11 @@ from graft_runtime.model.rows import RowAdapter
 
 
 def check_generate(message: Generate, task: Task, context_length: int) -> None:
-    """Raises GraftError: NotGenerative, ContextTooLong, InvalidRequest."""
+    """Check that the base makes text, that the prompt fits into the context, and that every value has a meaning.
+
+    Raises:
+        GraftError: NotGenerative, ContextTooLong, InvalidRequest.
+    """
     if not task.generates:
         raise GraftError(ErrorCode.NOT_GENERATIVE, f"the base model is loaded for {task} and makes no text")
     check_length(len(message.prompt), context_length)
@@ -42,14 +46,18 @@ def check_encode(message: Encode, task: Task, types: int) -> None:
 
 
 def check_length(tokens: int, context_length: int) -> None:
-    """Of a prompt, with the virtual tokens of its adapter. Raises GraftError: ContextTooLong."""
+    """Check that a prompt, with the virtual tokens of its adapter, is shorter than the context.
+
+    Raises:
+        GraftError: ContextTooLong.
+    """
     if tokens >= context_length:
         what = f"the prompt has {tokens} tokens, expected less than the context of {context_length}"
         raise GraftError(ErrorCode.CONTEXT_TOO_LONG, what)
 
 
 def check_tokens(ids: Sequence[int], vocabulary: int) -> None:
-    """Raises GraftError: InvalidRequest."""
+    """Check that every token id of a prompt lies in the vocabulary. Raises GraftError: InvalidRequest."""
     strange = [token for token in ids if not 0 <= token < vocabulary]
     if strange:
         what = f"the prompt holds token {strange[0]}, expected 0 … {vocabulary - 1}"
@@ -57,7 +65,12 @@ def check_tokens(ids: Sequence[int], vocabulary: int) -> None:
 
 
 def check_adapters(adapters: Sequence[RowAdapter], bank: Bank) -> None:
-    """Raises GraftError: NotComposable, also when the bank could not hold them even for this request alone."""
+    """Check that the adapters of one request can run together, and with the weights asked for.
+
+    Raises:
+        GraftError: NotScalable; NotComposable, also when the bank could not hold the adapters even for this request
+            alone.
+    """
     if len(adapters) > 1 and not all(part.adapter.facts.additive for part in adapters):
         raise GraftError(ErrorCode.NOT_COMPOSABLE, "an adapter of the request does more than add to the base")
     if any(part.weight != 1 and not part.adapter.facts.scalable for part in adapters):

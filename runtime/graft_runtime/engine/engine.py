@@ -64,12 +64,12 @@ class Engine:
 
     @property
     def busy(self) -> bool:
-        """Whether a step would do something."""
+        """Tell whether a step would do something."""
         return bool(self._events) or (self._scheduler is not None and self._scheduler.busy)
 
     @property
     def serving(self) -> Serving:
-        """The base. Raises GraftError: NotReady."""
+        """Return the base that serves. Raises GraftError: NotReady."""
         if self._serving is None:
             raise GraftError(ErrorCode.NOT_READY, "the base model is not loaded")
         return self._serving
@@ -80,7 +80,7 @@ class Engine:
 
     @torch.inference_mode()
     def step(self) -> list[Event]:
-        """Admits what fits, takes all that run through the model once, and tells what came of it.
+        """Admit the requests that fit, take all that run through the model once, and tell what came of the step.
 
         Raises:
             EngineBrokenError: after an accelerator's error, or three failed steps in a row.
@@ -98,7 +98,7 @@ class Engine:
         return events
 
     def handle(self, message: Command | Outcome) -> None:
-        """Takes a command of the API process or an outcome of the loader; the next step tells what came of it."""
+        """Take a command of the API process or an outcome of the loader; the next step tells what came of either."""
         match message:
             case Generate() | Encode():
                 self._take(message)
@@ -151,7 +151,7 @@ class Engine:
         self._tell(self._serving.loaded)
 
     def _publish_adapter(self, ready: AdapterReady) -> None:
-        """Requests may name it once a trial on the model has passed."""
+        """Try a loaded adapter on the model; once the trial has passed, requests may name the adapter."""
         digest, adapter = ready.digest, ready.adapter
         try:
             with torch.inference_mode():
@@ -209,7 +209,7 @@ class Engine:
     # steps
 
     def _advance(self, scheduler: Scheduler, turn: Turn) -> bool:
-        """One pass through the model. False when it failed."""
+        """Take a turn through the model once; return False when the pass failed."""
         try:
             results = turn.run()
             for result in results:
@@ -227,7 +227,11 @@ class Engine:
         self._ended(request)
 
     def _failed(self, scheduler: Scheduler, turn: Turn, error: Exception) -> None:
-        """One row: it fails. Several: each runs again by itself, from where it was, and only the culprit fails."""
+        """Handle a turn that failed.
+
+        The request of a single row fails. Of several requests each runs again by itself, from where it was, and only
+        the culprit fails.
+        """
         logger.error("a step of %d rows failed", len(turn.requests), exc_info=error)
         if _is_fatal(error):
             raise EngineBrokenError("the accelerator failed") from error
@@ -253,5 +257,5 @@ class Engine:
 
 
 def _is_fatal(error: Exception) -> bool:
-    """Whether the accelerator is in a state that only a new process leaves."""
+    """Tell whether the accelerator is in a state that only a new process leaves."""
     return isinstance(error, torch.AcceleratorError) or "CUDA error" in str(error)

@@ -28,11 +28,15 @@ class HostMemory:
 
     @property
     def adapters(self) -> Mapping[str, CompiledAdapter]:
-        """By digest, the first to come first."""
+        """Return the adapters by digest, the first to come first."""
         return self._packs
 
     def put(self, digest: str, adapter: CompiledAdapter) -> list[str]:
-        """Keeps an adapter. Returns the digests that had to go for it: its own alone where it could never fit."""
+        """Keep an adapter.
+
+        Returns:
+            The digests that had to go for the adapter: its own alone where the adapter could never fit.
+        """
         if adapter.bytes > self.room:
             return [digest]
         gone = []
@@ -44,7 +48,7 @@ class HostMemory:
         return gone
 
     def take(self, digest: str) -> CompiledAdapter | None:
-        """The adapter, which is here no longer."""
+        """Take out the adapter and return it; None when there is none."""
         adapter = self._packs.pop(digest, None)
         if adapter is not None:
             self.bytes -= adapter.bytes

@@ -76,6 +76,6 @@ class Intake:
         return Encoding(message=message, adapters=adapters)
 
     def _vocabulary(self, adapters: Sequence[RowAdapter]) -> int:
-        """Token ids that mean something to the adapters of a request, or to the base."""
+        """Return how many token ids mean something to the adapters of a request, or to the base."""
         own = adapters[0].adapter.facts.vocabulary_size if adapters else None
         return own if own is not None else self._serving.base.vocabulary_size

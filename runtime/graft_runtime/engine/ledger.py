@@ -41,7 +41,11 @@ class Ledger:
     """That fit into `keys_and_values`."""
 
     def longest(self, context_length: int) -> int:
-        """Tokens of the longest sequence that can run: the context, or what fits. Raises GraftError: NoCapacity."""
+        """Return the tokens of the longest sequence that can run: the context, or what fits.
+
+        Raises:
+            GraftError: NoCapacity.
+        """
         longest = min(context_length, self.tokens // MOVING)
         if longest < 2:
             raise GraftError(
@@ -83,7 +87,7 @@ def _mebibytes(size: int) -> int:
 
 
 def open_ledger(layers: Sequence[LayerShape], *, bank: int, dtype: torch.dtype, device: torch.device) -> Ledger:
-    """Shares out what is free once the base model is loaded, and says so in the log.
+    """Share out the memory that is free once the base model is loaded, and log the shares.
 
     Args:
         layers: what attention keeps of a token.
@@ -112,7 +116,7 @@ def open_ledger(layers: Sequence[LayerShape], *, bank: int, dtype: torch.dtype, 
 
 
 def room_in_host(device: torch.device) -> int:
-    """Bytes of host memory for adapters that leave the device, compiled as they are; says so in the log."""
+    """Return, and log, the bytes of host memory for adapters that leave the device, compiled as they are."""
     free = free_memory()
     room = free // (HOST_SHARE if device.type == "cpu" else HOST_SHARE_BESIDE_ACCELERATOR)
     logger.info(

@@ -67,7 +67,7 @@ class Loader:
         self._max_rank = max_rank
 
     def do(self, job: Job) -> Outcome:
-        """Does the job. Raises nothing."""
+        """Do the job. Raises nothing."""
         if isinstance(job, Start):
             return self._load_base(job)
         return self._load_adapter(job)
@@ -119,7 +119,7 @@ class LoaderThread:
         threading.Thread(target=self._run, name="loader", daemon=True).start()
 
     def submit(self, job: Job) -> None:
-        """Returns at once; the outcome is delivered from the loader's thread."""
+        """Put a job in the loader's queue and return at once; the outcome is delivered from the loader's thread."""
         self._jobs.put(job)
 
     def _run(self) -> None:
@@ -133,7 +133,7 @@ def _tell_remapped(name: str, remapped: str | None) -> None:
 
 
 def fault_of(error: Exception, what: str) -> EngineFault:
-    """What to tell of an error that stopped `what` from being loaded."""
+    """Return what to tell of an error that stopped `what` from being loaded."""
     if isinstance(error, GraftError):
         return EngineFault.of(error)
     logger.error("%s can't be loaded", what, exc_info=error)

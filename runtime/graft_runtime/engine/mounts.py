@@ -36,22 +36,22 @@ class Mounts:
 
     @property
     def digests(self) -> frozenset[str]:
-        """Of the adapters that are mounted, or on their way."""
+        """Return the digests of the adapters that are mounted, or on their way."""
         return frozenset(self._mounts)
 
     def open_host(self, room: int, device: torch.device) -> None:
-        """Adapters that leave `device` are kept in so many bytes of host memory from now on."""
+        """Keep adapters that leave `device` in `room` bytes of host memory from now on."""
         self.host, self.device = HostMemory(room), device
 
     def begin(self, digest: str) -> Mounted | None:
-        """Mounts an adapter that is there or in host memory; makes room for any other.
+        """Mount an adapter that is on the device or in host memory; make room for any other.
 
         Returns:
             None when it has to be loaded.
 
         Raises:
             GraftError: NoCapacity.
-            torch.OutOfMemoryError: it stays in host memory then.
+            torch.OutOfMemoryError: the adapter stays in host memory then.
         """
         mount = self._mounts.get(digest)
         if mount is not None:
@@ -76,21 +76,21 @@ class Mounts:
         return _mounted(digest, adapter, "host")
 
     def loading(self, digest: str) -> bool:
-        """Whether this adapter is on its way."""
+        """Tell whether this adapter is on its way."""
         return digest in self._mounts and self._mounts[digest].adapter is None
 
     def publish(self, digest: str, adapter: CompiledAdapter) -> list[Mounted | Unmounted | Dropped]:
-        """Requests may name it from now on, unless it was unmounted while it was loaded."""
+        """Let requests name the adapter from now on, unless it was unmounted while it was loaded."""
         mount = self._mounts[digest]
         mount.adapter = adapter
         return [*self._leave(digest, mount)] or [_mounted(digest, adapter, "disk")]
 
     def abandon(self, digest: str) -> None:
-        """Loading it failed."""
+        """Forget an adapter whose loading failed."""
         self._mounts.pop(digest, None)
 
     def hold(self, digest: str) -> CompiledAdapter:
-        """For one request, until it is released. Raises GraftError: NotReady."""
+        """Hold an adapter for one request, until the adapter is released. Raises GraftError: NotReady."""
         mount = self._mounts.get(digest)
         if mount is None or mount.adapter is None or mount.leaving:
             raise GraftError(ErrorCode.NOT_READY, f"adapter {digest} is not mounted", hint="try again")
@@ -98,13 +98,13 @@ class Mounts:
         return mount.adapter
 
     def release(self, digest: str) -> list[Unmounted | Dropped]:
-        """One request less, which may be what an unmounted adapter waited for."""
+        """Release one request's hold, which may be what an unmounted adapter waited for."""
         mount = self._mounts[digest]
         mount.holds -= 1
         return self._leave(digest, mount)
 
     def unmount(self, digest: str, *, keep: bool) -> list[Unmounted | Dropped]:
-        """Takes no new request; goes now, or when nobody holds it any longer.
+        """Take no new request for the adapter, which goes now, or when nobody holds it any longer.
 
         Args:
             digest: of an adapter, mounted or not.

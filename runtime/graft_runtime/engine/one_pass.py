@@ -28,7 +28,7 @@ class OnePass:
         return [_result(request, output) for request, output in zip(self.requests, outputs, strict=True)]
 
     def settle(self, ended: Sequence[Encoding]) -> None:
-        """All of them are ended."""
+        """Let the ended requests leave: all of the turn's requests are ended after one pass."""
         for request in ended:
             self._flow.leave(request)
 

@@ -120,7 +120,7 @@ class PackedFlow:
         self.runner.bank.release(request.adapters)
 
     def share(self, running: Sequence[_Running]) -> dict[_Running, int]:
-        """How many tokens each takes through the model in one step.
+        """Return how many tokens each request takes through the model in one step.
 
         One each for those that decode. Prompts share what is left: half of it is the oldest's, so that a long prompt
         gets on; then the shortest go first, so that a short one need not wait for it.

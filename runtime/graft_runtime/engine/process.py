@@ -33,7 +33,7 @@ Inbox = queue.SimpleQueue[Command | Outcome]
 
 
 def main() -> NoReturn:
-    """Serves the API process at the other end of `--socket-fd` until it goes."""
+    """Serve the API process at the other end of `--socket-fd` until that process goes."""
     parser = argparse.ArgumentParser(prog="python -m graft_runtime.engine")
     parser.add_argument("--socket-fd", type=int, required=True, help="one end of a socket pair")
     arguments = parser.parse_args()
@@ -57,7 +57,7 @@ def main() -> NoReturn:
 
 
 def run(engine: Engine, inbox: Inbox, send: Callable[[bytes], None]) -> NoReturn:
-    """The step loop: everything that came, then a step; sleeps only while there is nothing to do."""
+    """Run the step loop: handle everything that came, then do a step; sleep only while there is nothing to do."""
     while True:
         if not engine.busy:
             engine.handle(inbox.get())
@@ -80,21 +80,24 @@ def _read(stream: BinaryIO, inbox: Inbox) -> None:
 
 
 def _end_with_parent() -> None:
-    """Dies with the parent's thread that spawned it, however that ends. The API process alone decides when to drain."""
+    """Let the engine process die with the parent's thread that spawned it, however that thread ends.
+
+    The API process alone decides when to drain.
+    """
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _use_granted_processors() -> None:
-    """As many threads as the container may use processors; torch counts those of the machine."""
+    """Use as many threads as the container may use processors; torch counts the processors of the machine."""
     if "OMP_NUM_THREADS" not in os.environ:
         granted = granted_processors(Path("/sys/fs/cgroup/cpu.max"), len(os.sched_getaffinity(0)))
         torch.set_num_threads(min(granted, torch.get_num_threads()))
 
 
 def granted_processors(quota_file: Path, affinity: int) -> int:
-    """The processors that a cgroup's quota and the affinity leave, at least one.
+    """Return how many processors a cgroup's quota and the affinity leave, at least one.
 
     Args:
         quota_file: `cpu.max` of cgroup v2: microseconds of processor time a period, or `max`, and the period.
@@ -108,7 +111,7 @@ def granted_processors(quota_file: Path, affinity: int) -> int:
 
 
 def _exit(status: int) -> NoReturn:
-    """At once: a step or a load may hold the other threads for minutes."""
+    """End the process at once: a step or a load may hold the other threads for minutes."""
     logging.shutdown()
     sys.stderr.flush()
     os._exit(status)

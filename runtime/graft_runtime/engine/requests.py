@@ -46,11 +46,11 @@ class Generation(Request):
 
     @property
     def length(self) -> int:
-        """Tokens of prompt and answer, and virtual ones."""
+        """Return the number of tokens of prompt and answer, and of virtual ones."""
         return self.virtual + len(self.message.prompt) + len(self.tokens)
 
     def ids(self, start: int, end: int) -> list[int]:
-        """Tokens of prompt and answer, `start` … `end`; any id stands for a virtual one."""
+        """Return the tokens of prompt and answer, `start` … `end`; any id stands for a virtual one."""
         virtual = [0] * (min(end, self.virtual) - start)
         start, end = max(0, start - self.virtual), max(0, end - self.virtual)
         prompt = len(self.message.prompt)
@@ -114,12 +114,12 @@ class Flow(Protocol):
 
     @property
     def requests(self) -> Sequence[Request]:
-        """Those that run, the oldest first."""
+        """Return the requests that run, the oldest first."""
         ...
 
     @property
     def reserved(self) -> int:
-        """Tokens for which there are keys and values, or room for them."""
+        """Return how many tokens there are keys and values for, or room for keys and values."""
         ...
 
     def make_room(self) -> Sequence[Request]:
@@ -140,10 +140,10 @@ class Flow(Protocol):
 
 
 def first_position(prompt: Sequence[int], invocation: Sequence[int]) -> int:
-    """Where an adapter begins to take part: the last place where the prompt says its invocation tokens.
+    """Return where an adapter begins to take part: the last place where the prompt says its invocation tokens.
 
-    https://arxiv.org/abs/2504.12397 (aLoRA). Without any it takes part from the first token on; a prompt that does not
-    say them is the base's.
+    https://arxiv.org/abs/2504.12397 (aLoRA). Without invocation tokens an adapter takes part from the first token on; a
+    prompt that does not say the adapter's invocation tokens is the base's.
 
     Args:
         prompt: token ids.

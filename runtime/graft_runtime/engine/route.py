@@ -25,8 +25,10 @@ logger = logging.getLogger(__name__)
 
 
 def choose_runner(base: BaseModel, *, max_rank: int, bank_columns: int = WIDEST) -> Runner:
-    """By the task; for a causal language model the decoder runner where the probe lets it, else the padded one, and the
-    log says why.
+    """Choose the runner by the task.
+
+    For a causal language model that is the decoder runner where the probe lets it, else the padded one, and the log
+    says why.
 
     Args:
         base: the model.

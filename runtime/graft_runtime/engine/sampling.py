@@ -28,7 +28,7 @@ class Draws:
             self._generator = torch.Generator().manual_seed(seed % (1 << SEED_BITS))
 
     def next(self) -> float:
-        """In [0, 1)."""
+        """Return the next random number, in [0, 1)."""
         return float(torch.rand((), generator=self._generator, dtype=torch.float64))
 
 
@@ -45,7 +45,7 @@ class _Rows:
 
 
 def limited(logits: torch.Tensor, vocabularies: Sequence[int]) -> torch.Tensor:
-    """With -inf for the tokens that a row does not know: another row's vocabulary is larger, or padded.
+    """Return the logits with -inf for tokens that a row does not know: another row's vocabulary is larger, or padded.
 
     Whatever the model did to its head's output, a softcap say, would have made numbers of an earlier -inf.
 
@@ -61,7 +61,7 @@ def limited(logits: torch.Tensor, vocabularies: Sequence[int]) -> torch.Tensor:
 
 
 def choose(logits: torch.Tensor, draws: Sequence[Draws]) -> list[int | None]:
-    """The next token of each row; None where the row's logits are not finite, which is that row's fault alone.
+    """Choose the next token of each row; None where the row's logits are not finite, which is that row's fault alone.
 
     Temperature first, then top-k, then top-p over what is left of it, as in Transformers.
 
@@ -105,7 +105,7 @@ def _sample(logits: torch.Tensor, draws: Sequence[Draws]) -> list[int]:
 
 
 def _draw(probabilities: torch.Tensor, rows: _Rows, candidates: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Draws each row's token among its `candidates` likeliest.
+    """Draw each row's token among the row's `candidates` likeliest.
 
     Returns:
         The tokens [rows], and whether the whole vocabulary would have given the same [rows].

@@ -64,5 +64,5 @@ class Scheduler:
         return request
 
     def _put_back(self, requests: Sequence[Request]) -> None:
-        """To the front of the queue, in this order."""
+        """Put requests back to the front of the queue, in this order."""
         self._waiting.extendleft(reversed(requests))

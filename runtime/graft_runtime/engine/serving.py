@@ -60,7 +60,7 @@ def _capabilities(task: Task) -> Capabilities:
 
 
 def _flow(runner: Runner, max_sequences: int, budgets: Budgets) -> Flow:
-    """How requests run on this runner."""
+    """Return the flow: how requests run on this runner."""
     match runner:
         case DecoderRunner():
             return PackedFlow(runner, max_sequences, budgets.prompt_tokens)

@@ -34,7 +34,7 @@ class Addend:
     def read(
         cls, directory: Path, *, name: str, weight: float, max_rank: int, layout: BaseLayout, shared: Collection[str]
     ) -> Addend:
-        """Checks an adapter against the base, its values included, as a mount does.
+        """Check an adapter against the base, its values included, as a mount does.
 
         Args:
             directory: holds the adapter as PEFT saves it.
@@ -61,11 +61,13 @@ class Addend:
 
     @property
     def additive(self) -> bool:
-        """Whether all that it does is ΔW, so that it can be weighted and added to others."""
+        """Tell whether all that the adapter does is ΔW, so that it can be weighted and added to others."""
         return all(part.additive for part in self.files.parts)
 
     def delta(self, path: str, module: BaseModule, device: torch.device) -> ModuleDelta:
-        """What this adapter does to a module, in float32; a low rank of an embedding as that of its weight's rows.
+        """Return what this adapter does to a module, in float32.
+
+        The low rank of an embedding is given as the low rank of the rows of the embedding's weight.
 
         Args:
             path: of the module.
@@ -84,9 +86,10 @@ class Addend:
         return total
 
     def product(self, path: str, device: torch.device) -> torch.Tensor | None:
-        """weight · s · B·A of a plain low rank, [output features, input features] in float32; None for other deltas.
+        """Return weight · s · B·A of a plain low rank; None for other deltas.
 
-        The scale is applied to the product and not to B, as PEFT's merge does: the same bits.
+        The result is [output features, input features] in float32. The scale is applied to the product
+        and not to B, as PEFT's merge does: the same bits.
         """
         part = self.parts[path][0]
         if len(self.parts[path]) > 1 or not isinstance(part, LinearLowRank) or not part.plain:
@@ -144,14 +147,14 @@ class Addend:
 
 
 def _paths(part: Part, layout: BaseLayout) -> tuple[str, ...]:
-    """The modules that a part changes."""
+    """Return the paths of the modules that a part changes."""
     if isinstance(part, TrainedTokens) and part.shared and part.path in layout.ties:
         return (part.path, layout.ties[part.path])
     return (part.path,)
 
 
 def _reaches_ties(part: Part, layout: BaseLayout) -> bool:
-    """Whether a part does the same to every module that shares the weight."""
+    """Tell whether a part does the same to every module that shares the weight."""
     return isinstance(part, TrainedTokens) and (part.copy or (part.shared and part.path in layout.ties))
 
 

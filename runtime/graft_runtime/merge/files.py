@@ -70,7 +70,10 @@ class _Head:
     def of(
         cls, path: str | None, layout: BaseLayout, files: Sequence[str], spans: Spans, modules: BaseModules
     ) -> _Head | None:
-        """None where the head stays tied, or the checkpoint holds its weight beside the embedding's."""
+        """Return the head.
+
+        Returns None where the head stays tied, or the checkpoint holds the head's weight beside the embedding's.
+        """
         if path is None or any(name in spans for name in stored_names(f"{path}.weight", layout)):
             return None
         (embedding,) = (embedding for embedding, head in layout.ties.items() if head == path)
@@ -81,14 +84,14 @@ class _Head:
         return cls(path, place, {file: file for file in files}, HEAD_FILE)
 
     def write(self, output: Path, merged: Sum) -> None:
-        """Its file."""
+        """Write the head's file."""
         module = StoredModule({"weight": self.embedding})
         made = merged.onto(self.path, module) if self.path in merged.paths else {}
         with replacing(output / self.file) as partial:
             save_head(partial, self.path, made.get("weight", module.weight))
 
     def index(self, spans: Spans) -> bytes:
-        """The index of the output."""
+        """Return the index of the output."""
         size = sum(span.end - span.begin for _, span in spans.values())
         own = self.embedding.span.end - self.embedding.span.begin
         weight_map = {name: self.named[file.name] for name, (file, _) in spans.items()}
@@ -98,7 +101,9 @@ class _Head:
 def merge_files(
     base: Path, adapters: Sequence[AdapterPath], output: Path, *, tell: Callable[[str], None] = lambda _: None
 ) -> None:
-    """Writes W' = W + Σ weight · B·A as a checkpoint of its own. Goes on where an interrupted run of the same stopped.
+    """Write W' = W + Σ weight · B·A as a checkpoint of its own.
+
+    The merge goes on where an interrupted run of the same merge stopped.
 
     Args:
         base: a checkpoint in safetensors, of a model for the task that its config.json says.
@@ -154,7 +159,7 @@ def merge_files(
 
 
 def weight_files(base: Path) -> list[str]:
-    """The safetensors files of the checkpoint, as Transformers picks them."""
+    """Return the safetensors files of the checkpoint, as Transformers picks them."""
     if (base / SINGLE_FILE).exists():
         return [SINGLE_FILE]
     text = (base / INDEX_FILE).read_bytes()[:MAX_INDEX_BYTES]
@@ -187,7 +192,7 @@ def _check_effect(merged: Sum, output: Path, files: Sequence[str]) -> None:
 
 
 def _record(base: Path, files: Sequence[str], adapters: Sequence[AdapterPath]) -> dict[str, Any]:
-    """What is merged: two runs with the same record write the same bytes."""
+    """Return a record of what is merged: two runs with the same record write the same bytes."""
     return {
         "method": "linear",
         "base": {
@@ -213,7 +218,7 @@ def _sha256(path: Path) -> str:
 
 
 def _begin(output: Path, record: Mapping[str, Any], files: Sequence[str]) -> set[str]:
-    """Makes the output directory, or goes on in it; the files that are finished."""
+    """Make the output directory, or go on in it; return the files that are finished."""
     output.mkdir(parents=True, exist_ok=True)
     present = {path.name for path in output.iterdir()}
     if present and not _is_of(output / RECORD_FILE, record):
@@ -237,7 +242,7 @@ def _is_of(path: Path, record: Mapping[str, Any]) -> bool:
 
 
 def _copy_small_files(base: Path, output: Path, *, indexed: bool) -> None:
-    """All but the weights and config.json, and the index unless the output has its own."""
+    """Copy all files but the weights and config.json; copy the index unless the output has its own."""
     patterns = [pattern for pattern in MODEL_FILE_PATTERNS if pattern not in ("config.json", "*.safetensors")]
     names = [path.name for path in base.iterdir() if any(fnmatchcase(path.name, pattern) for pattern in patterns)]
     single = (output / SINGLE_FILE).exists()  # an index beside it is of something else

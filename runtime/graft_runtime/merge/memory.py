@@ -82,7 +82,10 @@ def _write(base: BaseModel, merged: Sum, *, was_finite: bool) -> None:
 
 
 def _trial(base: BaseModel, merged: Sum) -> bool:
-    """One forward pass: whether what it gives is finite. Raises GraftError: NoEffect for modules that take no part."""
+    """Run one forward pass and tell whether its output is finite.
+
+    Raises GraftError: NoEffect for modules that take no part.
+    """
     called: set[str] = set()
     with base.modules.watched(merged.paths, lambda path, _: called.add(path)):
         output = _output(base)
@@ -92,7 +95,7 @@ def _trial(base: BaseModel, merged: Sum) -> bool:
 
 
 def _output(base: BaseModel) -> torch.Tensor:
-    """What the model gives for a prompt, whatever its task: logits, those of starts, or hidden states."""
+    """Return what the model gives for a prompt, whatever its task: logits, logits of starts, or hidden states."""
     prompt = trial_prompt(base)
     end = end_token(base.model.config)
     ids = torch.tensor([prompt if end is None else [*prompt, end]], device=base.device)

@@ -27,14 +27,14 @@ class Place:
     transposed: bool
 
     def read(self) -> torch.Tensor:
-        """Whichever way the file keeps a weight, [output features, input features]."""
+        """Read the parameter; a weight is [output features, input features], whichever way the file keeps it."""
         with self.file.open("rb") as file:
             data = bytearray(os.pread(file.fileno(), self.span.end - self.span.begin, self.span.begin))
         tensor = torch.frombuffer(data, dtype=TORCH_DTYPES[self.span.dtype]).reshape(self.span.shape)
         return tensor.T if self.transposed else tensor
 
     def write(self, file: BinaryIO, tensor: torch.Tensor) -> None:
-        """Over what the file holds there."""
+        """Write the tensor over what the file holds in this place."""
         kept = (tensor.T if self.transposed else tensor).contiguous()
         file.seek(self.span.begin)
         file.write(kept.view(torch.uint8).numpy().tobytes())
@@ -54,17 +54,17 @@ class StoredModule:
 
     @property
     def weight(self) -> torch.Tensor:
-        """[output features, input features], or [rows, features] of an embedding."""
+        """Return the weight: [output features, input features], or [rows, features] of an embedding."""
         return self.places["weight"].read()
 
     @property
     def bias(self) -> torch.Tensor | None:
-        """[output features]."""
+        """Return the bias: [output features], or None where there is no bias."""
         return self.places["bias"].read() if "bias" in self.places else None
 
 
 def read_spans(base: Path, files: Sequence[str]) -> Spans:
-    """Every tensor of these files of a checkpoint. Raises GraftError: Corrupt."""
+    """Find every tensor of these files of a checkpoint. Raises GraftError: Corrupt."""
     spans: dict[str, tuple[Path, TensorSpan]] = {}
     for name in files:
         with (base / name).open("rb") as file:
@@ -74,7 +74,7 @@ def read_spans(base: Path, files: Sequence[str]) -> Spans:
 
 
 def find_places(base: Path, spans: Spans, merged: Sum, modules: BaseModules, layout: BaseLayout) -> Places:
-    """Where everything lies that a merge changes.
+    """Find where everything lies that a merge changes.
 
     Args:
         base: the checkpoint.
@@ -106,7 +106,10 @@ def find_places(base: Path, spans: Spans, merged: Sum, modules: BaseModules, lay
 
 
 def find_place(path: str, parameter: str, spans: Spans, modules: BaseModules, layout: BaseLayout) -> Place | str | None:
-    """Where a parameter lies, what is wrong with it, or None for one that is tied to another and lies there."""
+    """Return where a parameter lies, or what is wrong with the parameter.
+
+    Returns None for a parameter that is tied to another and lies where the other does.
+    """
     module = modules(path)
     tensor = module.parameter(parameter)
     found = next((spans[name] for name in stored_names(f"{path}.{parameter}", layout) if name in spans), None)
@@ -119,7 +122,7 @@ def find_place(path: str, parameter: str, spans: Spans, modules: BaseModules, la
 
 
 def stored_names(name: str, layout: BaseLayout) -> Iterator[str]:
-    """What checkpoints call a parameter: as the model does, as the bare model does, as Transformers did earlier."""
+    """Yield the names of a parameter in checkpoints: the model's, the bare model's, those of earlier Transformers."""
     yield name
     yield name.removeprefix(layout.wrapper + ".")
     for old, new in layout.former.items():

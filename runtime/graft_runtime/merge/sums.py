@@ -28,7 +28,7 @@ class Sum:
 
     @property
     def names(self) -> str:
-        """The adapters, for people."""
+        """Return the adapters' names, for people."""
         return ", ".join(f"`{addend.files.name}`" for addend in self._addends)
 
     @property
@@ -37,18 +37,18 @@ class Sum:
 
     @property
     def paths(self) -> tuple[str, ...]:
-        """The modules that change."""
+        """Return the paths of the modules that change."""
         return tuple(dict.fromkeys(path for addend in self._addends for path in addend.parts))
 
     def parameters(self, path: str) -> tuple[str, ...]:
-        """Of a module: what a merge may change."""
+        """Return the names of the parameters of a module that a merge may change."""
         layout = self._addends[0].layout
         if path in layout.norms:
             return tuple(layout.norms[path])
         return ("weight", "bias") if path in layout.linear and layout.linear[path].bias else ("weight",)
 
     def onto(self, path: str, module: BaseModule) -> Mapping[str, torch.Tensor]:
-        """A module's new parameters.
+        """Compute a module's new parameters.
 
         Args:
             path: of the module.
@@ -65,7 +65,7 @@ class Sum:
         return {name: self._rounded(path, name, tensor, getattr(module, name)) for name, tensor in made.items()}
 
     def check_effect(self) -> None:
-        """That some weight has changed. Raises GraftError: NoEffect."""
+        """Check that some weight has changed. Raises GraftError: NoEffect."""
         if not self._changed:
             raise GraftError(
                 ErrorCode.NO_EFFECT,
@@ -109,7 +109,7 @@ class Sum:
 def with_delta(
     made: Mapping[str, torch.Tensor], module: BaseModule, delta: ModuleDelta, weight: float
 ) -> dict[str, torch.Tensor]:
-    """The parameters of a module that computes alone what the base and a delta compute together.
+    """Return the parameters of a module that computes alone what the base and a delta compute together.
 
     Args:
         made: what other deltas have made of them, by name.
@@ -153,5 +153,5 @@ def _bias(total: torch.Tensor, delta: ModuleDelta, weight: float) -> torch.Tenso
 
 
 def _exact(tensor: torch.Tensor) -> torch.Tensor:
-    """A copy in float32 or better."""
+    """Return a copy in float32 or better."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32), copy=True)

@@ -20,13 +20,19 @@ from graft_runtime.merge.sums import Sum
 
 
 def separable(layout: BaseLayout, shared: Collection[str]) -> frozenset[str]:
-    """The modules that can be given a weight of their own: an embedding and a head which share one with no other."""
+    """Return the modules that can be given a weight of their own.
+
+    These are an embedding and a head which share a weight with no other module.
+    """
     pair = frozenset(path for tie in layout.ties.items() for path in tie)
     return pair if len(pair) == 2 and pair == frozenset(shared) else frozenset()
 
 
 def separated_head(merged: Sum, layout: BaseLayout) -> str | None:
-    """The head that needs a weight of its own; None while both stay the same, as with tokens trained in both."""
+    """Return the head that needs a weight of its own.
+
+    Returns None while head and embedding stay the same, as with tokens trained in both.
+    """
     for embedding, head in layout.ties.items():
         for addend in merged.addends:
             parts = [part for path in (embedding, head) for part in addend.parts.get(path, ())]
@@ -36,7 +42,7 @@ def separated_head(merged: Sum, layout: BaseLayout) -> str | None:
 
 
 def untied_config(text: bytes) -> bytes:
-    """A config.json that says so."""
+    """Return the config.json with `tie_word_embeddings` false: the head has a weight of its own."""
     config = json.loads(text)
     for part in (config, config.get("text_config")):
         if isinstance(part, dict):
@@ -45,12 +51,12 @@ def untied_config(text: bytes) -> bytes:
 
 
 def save_head(path: Path, head: str, weight: torch.Tensor) -> None:
-    """A file of one tensor, [vocabulary, features]."""
+    """Write a file of one tensor, the head's weight: [vocabulary, features]."""
     save_file({f"{head}.weight": weight.contiguous()}, path, metadata={"format": "pt"})
 
 
 def index_with_head(weight_map: Mapping[str, str], total_size: int, head: str, file: str) -> bytes:
-    """A model.safetensors.index.json.
+    """Return the text of a model.safetensors.index.json that names the head.
 
     Args:
         weight_map: tensor → file, without the head.

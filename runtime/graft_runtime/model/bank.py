@@ -65,21 +65,21 @@ class Bank:
 
     @property
     def bytes_at_most(self) -> int:
-        """At its widest."""
+        """Return the bytes of the columns when the bank is at its widest."""
         features = sum(shape.input_features + shape.output_features for shape in self._shapes.values())
         return _bucket(self._limit) * features * self._dtype.itemsize
 
     @property
     def active(self) -> int:
-        """Adapters."""
+        """Return how many adapters are active."""
         return len(self._places)
 
     def can_ever_hold(self, adapters: Sequence[RowAdapter]) -> bool:
-        """Whether one request's adapters fit when nothing else runs."""
+        """Tell whether one request's adapters fit when nothing else runs."""
         return sum(adapter.facts.rank for adapter in {part.adapter for part in adapters}) <= self._limit
 
     def hold(self, adapters: Sequence[RowAdapter]) -> bool:
-        """Makes these adapters active for one request. False, and nothing has changed, when they don't fit."""
+        """Make these adapters active for one request. Return False, and change nothing, when the adapters don't fit."""
         held: list[CompiledAdapter] = []
         for adapter in dict.fromkeys(part.adapter for part in adapters):
             if adapter not in self._places and not self._has_room_for(adapter):
@@ -91,20 +91,20 @@ class Bank:
         return True
 
     def _has_room_for(self, adapter: CompiledAdapter) -> bool:
-        """Makes it active. False when there are no columns for it, or no memory for more of them."""
+        """Make an adapter active. Return False when there are no columns for it, or no memory for more columns."""
         try:
             return self._activate(adapter, self._limit)
         except torch.OutOfMemoryError:
             return False
 
     def hold_for_trial(self, adapter: CompiledAdapter) -> None:
-        """Makes it active even beyond the limit: a trial takes one step and waits for nobody."""
+        """Make an adapter active even beyond the limit: a trial takes one step and waits for nobody."""
         if adapter not in self._places:
             self._activate(adapter, None)
         self._places[adapter].holds += 1
 
     def release(self, adapters: Sequence[RowAdapter]) -> None:
-        """One request less holds these; the columns of those that nobody holds are zeroed."""
+        """Let go of these adapters for one request; zero the columns of the adapters that nobody holds any more."""
         for adapter in dict.fromkeys(part.adapter for part in adapters):
             self._let_go(adapter)
 
@@ -149,11 +149,11 @@ class Bank:
         )
 
     def slot(self, adapter: CompiledAdapter) -> int:
-        """Of an active adapter."""
+        """Return the slot of an active adapter."""
         return self._places[adapter].slot
 
     def _slot_weights(self, rows: Sequence[Row], *, partial: bool) -> torch.Tensor:
-        """[tokens, slots], in float32 on the host; slot 0 is nobody's."""
+        """Return how much each token takes of each slot, [tokens, slots], float32 on the host; slot 0 is nobody's."""
         slots = 1 + max(place.slot for place in self._places.values())
         weights = [[0.0] * slots for _ in rows]
         for taken, row in zip(weights, rows, strict=True):
@@ -170,18 +170,18 @@ class Bank:
         return repeated
 
     def _slot_of(self, row: Row) -> int:
-        """The slot of the adapter whose vectors the row takes. Only those that are alone in their row have any."""
+        """Return the slot whose vectors the row takes: that of its only adapter; 0 where there are none or several."""
         return self.slot(row.adapters[0].adapter) if len(row.adapters) == 1 else 0
 
     def _column_owner(self) -> torch.Tensor:
-        """[width]: the slot of the adapter that owns the column; 0: nobody."""
+        """Return the slot of the adapter that owns each column, [width]; 0: nobody owns the column."""
         owners = [0] * self.width
         for place in self._places.values():
             owners[place.start : place.start + place.columns] = [place.slot] * place.columns
         return self._buffers.fill("owners", owners)
 
     def _activate(self, adapter: CompiledAdapter, limit: int | None) -> bool:
-        """Copies the adapter into the lowest free columns that are contiguous, and into the lowest free slot."""
+        """Copy the adapter into the lowest free columns that are contiguous, and into the lowest free slot."""
         start = self._free(adapter.facts.rank)
         if limit is not None and start + adapter.facts.rank > limit:
             return False
@@ -225,7 +225,7 @@ class Bank:
         self._resize()
 
     def _resize(self) -> None:
-        """Sets the width, after an adapter came or went."""
+        """Set the width, after an adapter came or went."""
         self.version += 1
         highest = max((place.start + place.columns for place in self._places.values()), default=0)
         self.width = _bucket(highest) if highest else 0
@@ -234,7 +234,7 @@ class Bank:
 
 
 def _partial(rows: Sequence[Row]) -> bool:
-    """Whether an adapter takes part in some tokens of its row only."""
+    """Tell whether an adapter takes part in some tokens of its row only."""
     return any(part.start > row.start for row in rows for part in row.adapters if part.start)
 
 

@@ -28,7 +28,7 @@ class Columns:
 
     @property
     def bytes(self) -> int:
-        """Reserved."""
+        """Return the bytes that are reserved."""
         return self._reserved.nbytes
 
     def widen(self, width: int) -> None:
@@ -66,30 +66,30 @@ class BankModule:
 
     @property
     def used(self) -> bool:
-        """Whether an active adapter changes this module."""
+        """Tell whether an active adapter changes this module."""
         return any(self._users.values()) or bool(self.groups)
 
     @property
     def columns(self) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """A, [columns, input features], and B, [columns, output features]; None while no adapter needed them."""
+        """Return A, [columns, input features], and B, [columns, output features]; None while no adapter needed them."""
         return None if self._columns is None else (self._columns[0].now, self._columns[1].now)
 
     @property
     def bytes(self) -> int:
-        """Reserved for columns."""
+        """Return the bytes that are reserved for columns."""
         return sum(side.bytes for side in self._columns or ())
 
     @property
     def low_rank_possible(self) -> bool:
-        """Whether the module is linear."""
+        """Tell whether the module is linear."""
         return self._shape is not None
 
     def uses(self, part: str) -> bool:
-        """Whether an active adapter has this part here."""
+        """Tell whether an active adapter has this part here."""
         return bool(self._users.get(part))
 
     def put(self, adapter: CompiledAdapter, delta: ModuleDelta, slot: int, start: int, width: int) -> None:
-        """Copies an adapter's delta into its columns and its slot."""
+        """Copy an adapter's delta into the adapter's columns and slot."""
         if delta.low_rank is not None and self._fits(delta):
             a, b = self._made_columns(width)
             end = start + delta.low_rank.a.shape[0]
@@ -105,7 +105,7 @@ class BankModule:
                 self._users.setdefault(name, set()).add(adapter)
 
     def clear(self, adapter: CompiledAdapter, slot: int, start: int, columns: int) -> None:
-        """Zeroes what an adapter had here."""
+        """Zero the columns that an adapter had here, and set its vectors back to those of the base."""
         for side in self.columns or ():
             side[start : start + columns] = 0
         for name, vectors in self.vectors.items():
@@ -116,21 +116,24 @@ class BankModule:
         self.groups.pop(adapter, None)
 
     def widen(self, width: int) -> None:
-        """Makes this many columns usable, if there are any."""
+        """Make this many columns usable, if the module has any columns."""
         for side in self._columns or ():
             side.widen(width)
 
     def low_rank_in_columns(self, delta: ModuleDelta) -> bool:
-        """Whether its low rank is in the bank's columns, and not in a group."""
+        """Tell whether a delta's low rank is in the bank's columns, and not in a group."""
         return delta.low_rank is not None and self._fits(delta)
 
     def vector(self, name: str, slots: torch.Tensor) -> torch.Tensor:
-        """[tokens, features]: of the adapter in each token's slot."""
+        """Return the vector of the adapter in each token's slot: [tokens, features]."""
         vectors = self.vectors[name]
         return vectors[torch.where(slots < vectors.shape[0], slots, 0)]
 
     def _fits(self, delta: ModuleDelta) -> bool:
-        """Whether a low rank is of the base's size; that of an embedding is looked up, and a head may have grown."""
+        """Tell whether a low rank is of the base's size.
+
+        An embedding's low rank is looked up, and a head may have grown.
+        """
         assert delta.low_rank is not None
         return self._shape is not None and delta.low_rank.b.shape[1] == self._shape.output_features
 
@@ -144,7 +147,7 @@ class BankModule:
         return self._columns[0].now, self._columns[1].now
 
     def _vector(self, name: str, slot: int, features: int) -> torch.Tensor:
-        """The vectors of this name, with room for this slot."""
+        """Return the vectors of this name, with room for this slot."""
         vectors = self.vectors.get(name)
         if vectors is None:
             vectors = torch.full((1, features), VECTORS[name], dtype=self._dtype, device=self._device)

@@ -17,7 +17,7 @@ from graft_runtime.adapters.deltas import LowRank
 
 
 @dataclass(frozen=True)
-class Beside:
+class WeightedDeltas:
     """One adapter beside a module of experts.
 
     Attributes:
@@ -30,9 +30,9 @@ class Beside:
 
 
 def experts_forward(
-    module: Any, x: torch.Tensor, experts: torch.Tensor, weights: torch.Tensor, beside: Sequence[Beside]
+    module: Any, x: torch.Tensor, experts: torch.Tensor, weights: torch.Tensor, beside: Sequence[WeightedDeltas]
 ) -> torch.Tensor:
-    """What a module of experts computes with adapters.
+    """Compute what a module of experts gives with adapters.
 
     Args:
         module: of the experts interface, its weights stacked.
@@ -50,7 +50,7 @@ def experts_forward(
         if expert >= module.num_experts:  # stands for none
             continue
         tokens, place = (experts == expert).nonzero(as_tuple=True)
-        own = [Beside(adapter.deltas, adapter.weights[tokens]) for adapter in beside]
+        own = [WeightedDeltas(adapter.deltas, adapter.weights[tokens]) for adapter in beside]
         made = _projected(module, first, expert, x[tokens], own)
         made = module._apply_gate(made) if module.has_gate else module.act_fn(made)
         made = _projected(module, "down_proj", expert, made, own)
@@ -58,8 +58,8 @@ def experts_forward(
     return total
 
 
-def _projected(module: Any, name: str, expert: int, x: torch.Tensor, beside: Sequence[Beside]) -> torch.Tensor:
-    """[n, inputs] → [n, outputs] through one projection of one expert, with what the tokens' adapters add."""
+def _projected(module: Any, name: str, expert: int, x: torch.Tensor, beside: Sequence[WeightedDeltas]) -> torch.Tensor:
+    """Compute one projection of one expert, [n, inputs] → [n, outputs], with what the tokens' adapters add."""
     weight = getattr(module, name)[expert]
     y = x @ weight if module.is_transposed else functional.linear(x, weight)
     if module.has_bias:

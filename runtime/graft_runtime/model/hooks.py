@@ -23,7 +23,7 @@ from graft_runtime.adapters.deltas import CompiledAdapter, ModuleDelta, Rows
 from graft_runtime.errors import ErrorCode, GraftError
 from graft_runtime.model.bank import Bank
 from graft_runtime.model.bank_module import BankModule
-from graft_runtime.model.experts import Beside, experts_forward
+from graft_runtime.model.experts import WeightedDeltas, experts_forward
 from graft_runtime.model.modules import BaseModules, Inputs
 from graft_runtime.model.rows import AdapterInputs, TokenAdapters
 
@@ -49,7 +49,7 @@ class AdapterModules:
 
     @contextmanager
     def active(self, inputs: AdapterInputs | None) -> Iterator[None]:
-        """Inside, a forward pass serves the rows that these are of, see `Bank.inputs`; None: rows of the base."""
+        """Let a forward pass inside serve the rows that `inputs` are of, see `Bank.inputs`; None: rows of the base."""
         self._now.step = inputs
         self._hang(None if inputs is None else self.bank.version)
         try:
@@ -97,42 +97,42 @@ class _Hooked:
 
     @property
     def step(self) -> AdapterInputs:
-        """That runs."""
+        """Return the step that runs."""
         assert self.now.step is not None
         return self.now.step
 
     @property
     def changes_inputs(self) -> bool:
-        """Whether `changed_inputs` does anything."""
+        """Tell whether `changed_inputs` does anything."""
         return False
 
     def before(self, module: Any, inputs: Inputs) -> Inputs | None:
-        """The pre-hook."""
+        """Return the changed inputs, or None between steps: this is the pre-hook."""
         return None if self.now.step is None else self.changed_inputs(module, inputs)
 
     def after(self, module: Any, inputs: Inputs, output: torch.Tensor) -> torch.Tensor | None:
-        """The hook."""
+        """Return the changed output, or None between steps: this is the hook."""
         return None if self.now.step is None else self.changed(module, inputs, output)
 
     def changed_inputs(self, module: Any, inputs: Inputs) -> Inputs:
-        """The module's inputs."""
+        """Return the module's inputs as the adapters change them."""
         return inputs
 
     def changed(self, module: Any, inputs: Inputs, output: torch.Tensor) -> torch.Tensor:
-        """The module's output."""
+        """Return the module's output as the adapters change it."""
         raise NotImplementedError
 
     def taken(self, x: torch.Tensor, count: int) -> TokenAdapters:
-        """By the tokens of an input."""
+        """Return what the tokens of an input take."""
         return self.step.of(count, x.shape[0], head=self.head)
 
     def groups(self, taken: TokenAdapters) -> Iterator[tuple[CompiledAdapter, ModuleDelta, torch.Tensor]]:
-        """The adapters that are computed by themselves, and the tokens that are theirs alone."""
+        """Yield each adapter that is computed by itself, with its delta and the tokens that are the adapter's alone."""
         for adapter, delta in self.part.groups.items():
             yield adapter, delta, (taken.slots == self.bank.slot(adapter)).nonzero()[:, 0]
 
     def weights(self, taken: TokenAdapters, adapter: CompiledAdapter) -> torch.Tensor:
-        """[tokens, 1]: how much each token takes of an adapter."""
+        """Return how much each token takes of an adapter: [tokens, 1]."""
         slot = self.bank.slot(adapter)
         return taken.slot_weights[:, slot : slot + 1]
 
@@ -190,7 +190,7 @@ class _HookedLinear(_Hooked):
 
 
 def _with_rows(y: torch.Tensor, x: torch.Tensor, rows: Rows, tokens: torch.Tensor) -> torch.Tensor:
-    """With these tokens' outputs of the adapter's own rows. Outputs that a token's weight does not have are -inf."""
+    """Return the outputs with the adapter's own rows at these tokens; -inf for outputs that a token's weight lacks."""
     if rows.count > y.shape[1]:
         wider = y.new_full((y.shape[0], rows.count), float("-inf"))
         wider[:, : y.shape[1]] = y
@@ -262,7 +262,10 @@ class _HookedNorm(_Hooked):
         return y.view(x.shape)
 
     def _is_heads_first(self, module: Any, x: torch.Tensor) -> bool:
-        """A module hands its heads over in one order always; a pass of as many tokens as heads does not tell which."""
+        """Tell whether the module's heads come before the tokens.
+
+        A module hands its heads over in one order always; a pass of as many tokens as heads does not tell which order.
+        """
         if x.shape[1] != x.shape[2]:
             self._heads_first[id(module)] = x.shape[0] * x.shape[1] != self.step.all.slots.shape[0]
         return self._heads_first.get(id(module), False)
@@ -281,17 +284,18 @@ class _HookedExperts(_Hooked):
         x, experts, weights = inputs
         taken = self.taken(x, x.shape[0])
         beside = [
-            Beside(delta.experts, self.weights(taken, adapter)[:, 0]) for adapter, delta in self.part.groups.items()
+            WeightedDeltas(delta.experts, self.weights(taken, adapter)[:, 0])
+            for adapter, delta in self.part.groups.items()
         ]
         own = torch.stack([adapter.weights != 0 for adapter in beside]).any(dim=0).nonzero()[:, 0]
         if len(own):
-            mine = [Beside(adapter.deltas, adapter.weights[own]) for adapter in beside]
+            mine = [WeightedDeltas(adapter.deltas, adapter.weights[own]) for adapter in beside]
             output[own] = experts_forward(module, x[own], experts[own], weights[own], mine).to(output.dtype)
         return output
 
 
 def _with_parameters(module: Any, parameters: Mapping[str, torch.Tensor]) -> Any:
-    """The same module with other parameters in the place of some of its own, which stay as they are."""
+    """Return a copy of the module with other parameters in the place of some; those of the module stay as they are."""
     other = copy.copy(module)
     other._parameters = {**module._parameters, **parameters}
     return other

@@ -63,7 +63,7 @@ def device_of_base() -> torch.device:
 def load_base(
     directory: Path, *, name: str, dtype: str, max_sequence_length: int, task: Task | None = None
 ) -> BaseModel:
-    """Loads the model onto the accelerator, or the CPU where there is none.
+    """Load the model onto the accelerator, or the CPU where there is none.
 
     Args:
         directory: config.json and safetensors.
@@ -135,7 +135,7 @@ def _config_of(directory: Path, name: str) -> dict[str, Any]:
 
 
 def empty_model(directory: Path, *, name: str, task: Task | None = None) -> Any:
-    """The model without its weights (on the device `meta`): its modules, shapes and ties.
+    """Make the model without its weights (on the device `meta`): its modules, shapes and ties.
 
     Args:
         directory: config.json and safetensors.
@@ -161,7 +161,7 @@ def empty_model(directory: Path, *, name: str, task: Task | None = None) -> Any:
 
 
 def check_directory(directory: Path, name: str) -> None:
-    """That a directory holds what could be loaded, before Transformers looks at it.
+    """Check that a directory holds what could be loaded, before Transformers looks at it.
 
     Raises:
         GraftError: NotAModel, UnsafeFile.
@@ -204,8 +204,13 @@ def _class_for(task: Task, config: Any, name: str) -> Any:
 
 
 def _complete(model: Any, report: dict[str, Any], task: Task, name: str) -> None:
-    """Transformers fills what a checkpoint lacks with random numbers and only warns. A head that only adapters bring is
+    """Zero the weights that a checkpoint may lack, and check that every other weight is there in its shape.
+
+    Transformers fills what a checkpoint lacks with random numbers and only warns. A head that only adapters bring is
     zero in the base: the same on every pod.
+
+    Raises:
+        GraftError: NotAModel.
     """
     missing = set(report.get("missing_keys", ()))
     fresh = {key for key in missing if may_be_missing(key, task, model)}
@@ -233,7 +238,7 @@ def _context_length(config: Any, max_sequence_length: int) -> int:
 
 
 def _rope_limits(config: Any, own: int | None) -> list[int | None]:
-    """Past these lengths, positions are turned by the longest row of a batch: one request would change the others."""
+    """Return the lengths past which the longest row of a batch turns positions: one request would change the others."""
     parameters = getattr(config, "rope_parameters", None) or {}
     kinds = [parameters, *(value for value in parameters.values() if isinstance(value, dict))]
     declared = getattr(config, "original_max_position_embeddings", None)

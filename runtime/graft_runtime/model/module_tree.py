@@ -22,7 +22,7 @@ READ_WHOLE = frozenset({"rel_embeddings"})
 
 
 def layout_of(model: nn.Module, name: str) -> BaseLayout:
-    """Every module by its path; a module that is in the model twice counts once, under the first path."""
+    """Return every module by its path; a module that is in the model twice counts once, under the first path."""
     linear: dict[str, LinearShape] = {}
     embeddings: dict[str, EmbeddingShape] = {}
     norms: dict[str, dict[str, int]] = {}
@@ -61,7 +61,7 @@ def layout_of(model: nn.Module, name: str) -> BaseLayout:
 
 
 def former_names(model: Any) -> dict[str, str]:
-    """How earlier versions of Transformers called what is in this model now: the beginning of a path → today's.
+    """Return how earlier versions of Transformers called what is in this model: the beginning of a path → today's.
 
     From Transformers' own table of renamed weights, read backwards, as `save_pretrained` does to write the old names.
     """
@@ -80,7 +80,7 @@ def former_names(model: Any) -> dict[str, str]:
 
 
 def _without_common_end(one: str, other: str) -> tuple[str, str]:
-    """Both without the steps that they end with alike."""
+    """Return both paths without the steps that they end with alike."""
     ones, others = one.split("."), other.split(".")
     while ones and others and ones[-1] == others[-1]:
         ones.pop()
@@ -89,7 +89,7 @@ def _without_common_end(one: str, other: str) -> tuple[str, str]:
 
 
 def linear_shape(module: nn.Module) -> LinearShape | None:
-    """The size of a module that computes y = W·x + b, or None."""
+    """Return the size of a module that computes y = W·x + b; None for others."""
     if isinstance(module, Conv1D):
         return LinearShape(module.nx, module.nf, bias=True, transposed=True)
     if isinstance(module, nn.Linear):
@@ -98,12 +98,12 @@ def linear_shape(module: nn.Module) -> LinearShape | None:
 
 
 def _looks_up(module: nn.Embedding) -> bool:
-    """Whether it takes token ids and nothing else; positions are computed by some from a mask."""
+    """Tell whether an embedding takes token ids and nothing else; some embeddings compute positions from a mask."""
     return type(module).forward is nn.Embedding.forward or hasattr(module, "embed_scale")
 
 
 def _vectors(module: nn.Module) -> dict[str, int]:
-    """The sizes of a module's parameters when all of them are vectors and it has no modules of its own."""
+    """Return the sizes of a module's parameters when all of them are vectors and the module has no submodules."""
     parameters = dict(module.named_parameters())
     if any(True for _ in module.children()) or any(parameter.dim() != 1 for parameter in parameters.values()):
         return {}
@@ -131,7 +131,10 @@ def _twins(modules: BaseModules, embedding: str | None, embeddings: Iterable[str
 
 
 def _attention(model: Any) -> AttentionShape | None:
-    """By the config, as Transformers' caches are made: keys and values only, the same on every layer."""
+    """Return the shape that the config gives, as Transformers' caches are made.
+
+    A cache holds keys and values only, the same on every layer.
+    """
     config = getattr(model, "config", None)
     if config is None or _has_encoder(model) or getattr(model, "_is_stateful", False):
         return None
@@ -144,12 +147,12 @@ def _attention(model: Any) -> AttentionShape | None:
 
 
 def _has_encoder(model: Any) -> bool:
-    """Whether a decoder reads what an encoder made of the prompt."""
+    """Tell whether a decoder reads what an encoder made of the prompt."""
     return bool(getattr(getattr(model, "config", None), "is_encoder_decoder", False))
 
 
 def _experts(module: Any) -> ExpertsShape | None:
-    """The sizes of a module that Transformers' experts interface calls (integrations/moe.py); None for others."""
+    """Return the sizes of a module that Transformers' experts interface (integrations/moe.py) calls; else None."""
     if not hasattr(module, "_apply_gate") or not hasattr(module, "is_transposed") or module.has_post_expert_norm:
         return None
     parameters, count = {}, 0

@@ -27,13 +27,13 @@ class LoadedModule:
 
     @property
     def weight(self) -> torch.Tensor:
-        """[output features, input features], or [rows, features] of an embedding."""
+        """Return the weight: [output features, input features], or [rows, features] of an embedding."""
         weight: torch.Tensor = self.module.weight.detach()
         return weight.T if self.transposed("weight") else weight
 
     @property
     def bias(self) -> torch.Tensor | None:
-        """[output features]."""
+        """Return the bias: [output features]; None where the module has none."""
         bias = getattr(self.module, "bias", None)
         return bias.detach() if isinstance(bias, torch.Tensor) else None
 

@@ -40,7 +40,7 @@ class Row:
 
 
 def virtual_tokens(adapters: Sequence[RowAdapter]) -> int:
-    """Positions that these take before the first token of a row's prompt."""
+    """Count the positions that these adapters take before the first token of a row's prompt."""
     return sum(part.adapter.facts.virtual_tokens for part in adapters)
 
 
@@ -63,7 +63,7 @@ class TokenAdapters:
     positions: torch.Tensor
 
     def of(self, tokens: torch.Tensor) -> TokenAdapters:
-        """Those of these tokens, [n]."""
+        """Return what these tokens take; `tokens` is [n]."""
         return TokenAdapters(
             None if self.hidden is None else self.hidden[tokens],
             None if self.column_weights is None else self.column_weights[tokens],
@@ -73,7 +73,7 @@ class TokenAdapters:
         )
 
     def each(self, times: int) -> TokenAdapters:
-        """Every token as often in a row."""
+        """Repeat every token this many times in a row."""
         return self.of(torch.arange(self.slots.shape[0], device=self.slots.device).repeat_interleave(times))
 
 
@@ -96,7 +96,7 @@ class AdapterInputs:
         self._others: dict[int, TokenAdapters] = {}
 
     def of(self, count: int, leading: int, *, head: bool = False) -> TokenAdapters:
-        """What the tokens of a module's input take.
+        """Return what the tokens of a module's input take.
 
         Args:
             count: of its tokens.

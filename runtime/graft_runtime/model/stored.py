@@ -11,7 +11,7 @@ from graft_runtime.model.module_tree import layout_of
 
 
 def stored_layout(base: Path, *, name: str, task: Task | None = None) -> BaseLayout:
-    """What a checkpoint offers to adapters; see `base_layouts`, which keeps it.
+    """Return the layout that a checkpoint offers to adapters; see `base_layouts`, which keeps the layout.
 
     Args:
         base: a checkpoint; its config.json is read.

@@ -48,7 +48,9 @@ _TRAINED_HEADS = {Task.SEQ_CLS, Task.TOKEN_CLS, Task.QUESTION_ANS}
 
 
 def task_of(config: Any) -> Task:
-    """The task that a checkpoint was saved for, by its `architectures`; a causal language model where they say nothing.
+    """Return the task that a checkpoint was saved for, by its `architectures`.
+
+    Where the `architectures` say nothing, the task is that of a causal language model.
 
     Args:
         config: a PretrainedConfig.
@@ -64,7 +66,7 @@ def task_of(config: Any) -> Task:
 
 
 def auto_class(task: Task, config: Any) -> Any | None:
-    """The Auto class that makes this model for the task; None where Transformers has none."""
+    """Return the Auto class that makes this model for the task; None where Transformers has none."""
     if not _exists(task, config):
         return None
     if task is Task.FEATURE_EXTRACTION and config.is_encoder_decoder and config.model_type in _text_encoders():
@@ -75,7 +77,7 @@ def auto_class(task: Task, config: Any) -> Any | None:
 
 
 def may_be_missing(key: str, task: Task, model: Any) -> bool:
-    """Whether a checkpoint may lack this weight: a head that adapters bring along, or what no output depends on.
+    """Tell whether a checkpoint may lack this weight: a head that adapters bring along, or what no output depends on.
 
     Args:
         key: as Transformers reports it.
@@ -88,7 +90,9 @@ def may_be_missing(key: str, task: Task, model: Any) -> bool:
 
 
 def end_token(config: Any) -> int | None:
-    """What rows must end with, if anything: encoder-decoders that classify look at the state of the last end token.
+    """Return what rows must end with; None: nothing.
+
+    Encoder-decoders that classify look at the state of the last end token.
 
     Args:
         config: a PretrainedConfig.

@@ -20,11 +20,11 @@ class NamedAdapters(Protocol):
 
     @property
     def default_model(self) -> str | None:
-        """The model of requests that name none; None: they must name one."""
+        """Return the model of requests that name none; None: they must name one."""
 
     @property
     def merged_digest(self) -> str | None:
-        """The digests in the base's weights, in the order of the merge; None for an unchanged base."""
+        """Return the digests in the base's weights, in the order of the merge; None for an unchanged base."""
 
     def names(self) -> Iterator[str]:
         """Iterate over the names of the set that this pod reports on, in its order."""
@@ -48,7 +48,7 @@ class Adapters(NamedAdapters, Protocol):
 
     @property
     def digests(self) -> frozenset[str]:
-        """What the cache must keep. Read by other threads."""
+        """Return the digests that the cache must keep. Read by other threads."""
 
     def apply(self, adapter_set: AdapterSet) -> None:
         """Put an adapter set in force."""
@@ -64,7 +64,7 @@ class Adapters(NamedAdapters, Protocol):
 
     @property
     def merged(self) -> Merge | None:
-        """What the base serves with in its weights; None: nothing, or it does not serve yet."""
+        """Return what the base serves with in its weights; None: nothing, or the base does not serve yet."""
 
     async def merge_sources(self, failed: Callable[[GraftError], None]) -> tuple[MergeSource, ...]:
         """Return what is to go into the base before it serves, checked as far as files can be; wait for it.

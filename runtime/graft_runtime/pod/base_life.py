@@ -70,6 +70,8 @@ class BaseLife:
         self._revision = config.base_model.source.revision
         self._state = BaseState.FETCHING
         self._fault: GraftError | None = None
+        self._final: GraftError | None = None
+        """Why the base never serves in this process."""
         self._answered: asyncio.Future[BaseLoaded] = asyncio.get_running_loop().create_future()
         self._serving: LoadedBase | None = None
         self.digest: str | None = None
@@ -99,6 +101,7 @@ class BaseLife:
             logger.critical("%s", error)
             self._become(BaseState.FAILED, error)
             self._adapters.base_failed(error)
+            self._final = None if error.code.passes else error
             if error.code.passes:  # the engine loads once: another process may find the memory that this one did not
                 await asyncio.sleep(self._retry_seconds)
                 raise
@@ -123,8 +126,9 @@ class BaseLife:
     def serving(self) -> LoadedBase:
         """Return the base that serves. Raises GraftError: NotReady, or why it never will."""
         if self._serving is None:
-            if self._state is BaseState.FAILED and self._fault is not None and not self._fault.code.passes:
-                raise GraftError(self._fault.code, self._fault.what, hint=self._fault.hint)
+            fault = self._final or self._fault
+            if fault is not None and (fault is self._final or not fault.code.retried):
+                raise GraftError(fault.code, fault.what, hint=fault.hint)
             why = f": {self._fault.what}" if self._fault is not None else ""
             raise GraftError(ErrorCode.NOT_READY, f"the base model is not loaded yet{why}", hint="try again")
         return self._serving
@@ -139,7 +143,7 @@ class BaseLife:
 
     @property
     def ended(self) -> bool:
-        """Whether the base serves, or never will."""
+        """Tell whether the base serves, or never will."""
         return self._state in {BaseState.SERVING, BaseState.FAILED}
 
     def report(self) -> BaseReport:

@@ -93,7 +93,7 @@ class Artifact:
 
     @property
     def tier(self) -> Tier | None:
-        """The fastest one that it is in; None: in none yet."""
+        """Return the fastest tier that the artifact is in; None: in none yet."""
         if self.residence is Residence.MOUNTED:
             return "device"
         if self.in_host:

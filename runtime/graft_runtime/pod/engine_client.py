@@ -35,7 +35,7 @@ class Progress:
     """Seconds of the slowest step so far."""
 
     def stalled(self, now: float, *, pending: bool) -> bool:
-        """Whether work is pending and no step has ended for too long."""
+        """Tell whether work is pending and no step has ended for too long."""
         return pending and now - self.last_change > max(STALL_SECONDS, STALL_STEPS * self.slowest)
 
 
@@ -51,7 +51,7 @@ class Answer:
         self._news = asyncio.Event()
 
     async def next(self) -> tuple[list[int], str | None]:
-        """The tokens since the last call, and `stop` or `length` with the last of them.
+        """Return the tokens since the last call, and `stop` or `length` with the last of them.
 
         Raises:
             GraftError: the engine's fault, or that of `fail`.
@@ -75,13 +75,13 @@ class Answer:
         self._news.set()
 
     def fail(self, error: GraftError) -> None:
-        """Ends it: whoever waits gets this error, and the engine is told to stop."""
+        """End the answer: whoever waits gets this error, and the engine is told to stop."""
         self._fault = error
         self._news.set()
         self.cancel()
 
     def cancel(self) -> None:
-        """Frees its place; once or more often, also after its end."""
+        """Free the place of the request; once or more often, also after the answer's end."""
         self._client.cancel(self.request)
 
 
@@ -102,7 +102,7 @@ class EngineClient:
 
     @property
     def pending(self) -> int:
-        """Requests under way."""
+        """Return how many requests are under way."""
         return len(self._answers)
 
     @property
@@ -122,7 +122,7 @@ class EngineClient:
         self._engine.send(command)
 
     def submit(self, make: Callable[[str], Generate]) -> Answer:
-        """Starts a request; `make` gets its name."""
+        """Start a request; `make` gets the request's name."""
         name = str(next(self._numbers))
         if not self._answers:
             self.progress.last_change = time.monotonic()

@@ -61,7 +61,7 @@ class HotAdapters:
 
     @property
     def digests(self) -> frozenset[str]:
-        """What the cache must keep. Read by other threads."""
+        """Return the digests that the cache must keep. Read by other threads."""
         return self._mounting.digests
 
     def apply(self, adapter_set: AdapterSet) -> None:

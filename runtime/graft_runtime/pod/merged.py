@@ -88,12 +88,12 @@ class MergedAdapters:
 
     @property
     def default_model(self) -> str:
-        """The merge: the only model of this pod."""
+        """Return the merge's name: the only model of this pod."""
         return self._config.name
 
     @property
     def merged_digest(self) -> str:
-        """The digests in the base's weights, in the order of the merge."""
+        """Return the digests in the base's weights, in the order of the merge."""
         return ", ".join(self._used[name] for name in self._parts)
 
     def is_served(self, name: str) -> bool:
@@ -115,11 +115,11 @@ class MergedAdapters:
         raise self.unknown(names[0])
 
     def on_event(self, event: AdapterEvent) -> None:
-        """Ignore it: nothing is mounted."""
+        """Ignore the event: nothing is mounted."""
 
     @property
     def merged(self) -> Merge | None:
-        """What is in the base; None before it serves."""
+        """Return what is in the base; None before the base serves."""
         if not self._done:
             return None
         parts = [part.model_copy(update={"digest": self._used[part.name]}) for part in self._config.adapters]

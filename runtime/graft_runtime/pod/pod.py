@@ -118,12 +118,12 @@ class Pod:
 
     @property
     def leaving(self) -> bool:
-        """Whether this pod is about to end."""
+        """Tell whether this pod is about to end."""
         return self._readiness.leaving
 
     @property
     def ready(self) -> bool:
-        """Whether this pod takes requests."""
+        """Tell whether this pod takes requests."""
         return self._readiness.ready
 
     def _head(self) -> RuntimeStatus:

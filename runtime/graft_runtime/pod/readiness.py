@@ -26,7 +26,7 @@ class Readiness:
 
     @property
     def ready(self) -> bool:
-        """Whether this pod takes requests. Once it did, only its end takes that away."""
+        """Tell whether this pod takes requests. Once it did, only its end takes that away."""
         self._was_complete = self._was_complete or self._is_complete()
         return self._was_complete and not self.leaving
 

@@ -63,7 +63,7 @@ class AdapterSets:
 
     @property
     def version(self) -> AdapterSetVersion:
-        """Generation 0 when there is none."""
+        """Return the version of the set in force: generation 0 when there is none."""
         if self.current is None:
             return AdapterSetVersion(generation=0)
         return AdapterSetVersion(generation=self.current.generation, hash=self.current.content_hash())
@@ -120,7 +120,7 @@ class SetInForce:
 
     @property
     def version(self) -> AdapterSetVersion:
-        """Generation 0 when there is none."""
+        """Return the version of the set in force: generation 0 when there is none."""
         return self._kept.version
 
     async def boot(self) -> None:

@@ -22,12 +22,12 @@ from graft_runtime.adapters.deltas import Prefix
 
 
 def keeps_state(cache: DynamicCache) -> bool:
-    """Whether a layer keeps a state instead of keys and values: padding would enter it."""
+    """Tell whether a layer keeps a state instead of keys and values: padding would enter the state."""
     return any(isinstance(layer, LinearAttentionCacheLayerMixin) for layer in cache.layers)
 
 
 def prefill(cache: DynamicCache, prefixes: Sequence[Prefix | None]) -> torch.Tensor:
-    """Writes what each row has before its first token, to the right; zeros before that.
+    """Write what each row has before its first token, to the right; zeros before that.
 
     Returns:
         The mask, [rows, longest prefix].
@@ -46,12 +46,12 @@ def prefill(cache: DynamicCache, prefixes: Sequence[Prefix | None]) -> torch.Ten
 
 
 def can_join(cache: DynamicCache) -> bool:
-    """Whether `join` knows every kind of layer in this cache."""
+    """Tell whether `join` knows every kind of layer in this cache."""
     return all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer, DummyLayer) for layer in cache.layers)
 
 
 def join(cache: DynamicCache, other: DynamicCache) -> None:
-    """Adds the rows of the other cache, which is of the same model, after those of the first. Padded to the longer."""
+    """Add the rows of another cache of the same model after those of the first, padded on the left to the longer."""
     longest = max(cache.get_seq_length(), other.get_seq_length())
     pad_left(cache, longest - cache.get_seq_length())
     pad_left(other, longest - other.get_seq_length())
@@ -62,7 +62,7 @@ def join(cache: DynamicCache, other: DynamicCache) -> None:
 
 
 def join_right(cache: DynamicCache, other: DynamicCache) -> None:
-    """Adds the rows of the other cache, padded to the longer on the right."""
+    """Add the rows of the other cache, padded to the longer on the right."""
     for layer, added in zip(cache.layers, other.layers, strict=True):
         if _holds(layer):
             longest = max(layer.keys.shape[-2], added.keys.shape[-2])
@@ -71,7 +71,7 @@ def join_right(cache: DynamicCache, other: DynamicCache) -> None:
 
 
 def cut_right(cache: DynamicCache, length: int) -> None:
-    """Keeps the first `length` columns."""
+    """Keep the first `length` columns."""
     for layer in cache.layers:
         if _holds(layer):
             layer.keys, layer.values = layer.keys[:, :, :length], layer.values[:, :, :length]
@@ -82,7 +82,7 @@ def _padded_right(tensor: torch.Tensor, length: int) -> torch.Tensor:
 
 
 def pad_left(cache: DynamicCache, columns: int) -> None:
-    """As if each row had been this much longer, with padding before it."""
+    """Change the cache as if each row had been this much longer, with padding before the row."""
     for layer in cache.layers:
         if _holds(layer) and columns:
             missing = _seen(layer, columns) - layer.keys.shape[-2]
@@ -91,7 +91,7 @@ def pad_left(cache: DynamicCache, columns: int) -> None:
 
 
 def cut_left(cache: DynamicCache, columns: int) -> None:
-    """Takes away columns that are padding in every row."""
+    """Take away columns that are padding in every row."""
     for layer in cache.layers:
         if _holds(layer) and columns:
             surplus = layer.keys.shape[-2] - _seen(layer, -columns)
@@ -104,7 +104,7 @@ def _holds(layer: DynamicLayer | DummyLayer) -> bool:
 
 
 def _seen(layer: DynamicLayer, more: int) -> int:
-    """The columns that the layer keeps once it has seen this many more."""
+    """Return how many columns the layer keeps once the layer has seen this many more."""
     if isinstance(layer, DynamicSlidingWindowLayer):
         layer.cumulative_length += more
         return int(min(layer.cumulative_length, layer.sliding_window - 1))

@@ -56,7 +56,7 @@ class EncoderRunner(Runner):
             self.sharing = try_sharing(base, self._plain)
 
     def run(self, rows: Sequence[EncoderRow]) -> list[torch.Tensor]:
-        """What the model says of each row.
+        """Return what the model says of each row.
 
         Returns:
             By the base's task: sequence classification [labels], token classification [tokens, labels], question
@@ -91,8 +91,8 @@ class EncoderRunner(Runner):
         return torch.stack([output.abs().max()[None] for output in self.run(rows)])
 
     def _groups(self, rows: Sequence[EncoderRow]) -> list[list[int]]:
-        """The rows that may share a pass."""
-        apart = any(path in self.sharing.unled and module.used for path, module in self.bank.modules.items())
+        """Group the rows that may share a pass."""
+        apart = any(path in self.sharing.batch_wide and module.used for path, module in self.bank.modules.items())
         groups: dict[Hashable, list[int]] = {}
         for index, row in enumerate(rows):
             length = len(row.ids) if self.sharing.side is None else 0
@@ -103,7 +103,7 @@ class EncoderRunner(Runner):
         return self._computed([EncoderRow(ids) for ids in rows], side)
 
     def _computed(self, rows: Sequence[EncoderRow], side: str | None) -> list[torch.Tensor]:
-        """One pass of these rows, padded on this side; None: they are of one length."""
+        """Run these rows in one pass, padded on this side; None: the rows are of one length."""
         longest, left = max(len(row.ids) for row in rows), side == "left"
         texts = [row.ids for row in rows]
         ids = padded(texts, self._padding.token_for(rows), left=left, device=self.device)
@@ -120,7 +120,7 @@ class EncoderRunner(Runner):
         return [self._output(made, row, index, span) for index, (row, span) in enumerate(zip(rows, spans, strict=True))]
 
     def _labels(self, row: EncoderRow) -> int:
-        """Those of the row's adapter where it has a head of its own, else the base's."""
+        """Return how many labels the row's adapter has where it has a head of its own, else how many the base has."""
         own = [count for part in row.adapters if (count := _own_labels(part.adapter)) is not None]
         return own[0] if own else int(self._base.model.config.num_labels)
 
@@ -139,7 +139,7 @@ class EncoderRunner(Runner):
 
 
 def _own_labels(adapter: CompiledAdapter) -> int | None:
-    """How many labels an adapter's own head has."""
+    """Return how many labels an adapter's own head has."""
     return next((d.rows.count for path, d in adapter.modules.items() if path in HEADS and d.rows is not None), None)
 
 
@@ -152,7 +152,7 @@ class _Padding:
         self._declared = declared_padding(base)
 
     def token_for(self, rows: Sequence[EncoderRow]) -> int:
-        """The declared one; where there is none, one that none of the rows holds."""
+        """Return the declared token; where none is declared, a token that none of the rows holds."""
         if self._declared is not None:
             return self._declared
         used = {token for row in rows for token in row.ids}

@@ -42,11 +42,11 @@ class PaddedBatch:
 
     @property
     def length(self) -> int:
-        """Tokens of the longest row, the next input included."""
+        """Return how many tokens the longest row has, the next input included."""
         return self.mask.shape[1]
 
     def keep(self, rows: Sequence[int]) -> None:
-        """Drops every row but these; their memory is free."""
+        """Drop every row but these; the memory of the others is free."""
         index = torch.tensor(rows, device=self.ids.device)
         self.ids = self.ids[index]
         self.mask = self.mask[index]
@@ -58,7 +58,7 @@ class PaddedBatch:
             self.mask = self.mask[:, padding:]
 
     def join(self, other: PaddedBatch) -> None:
-        """Takes in the rows of another batch, after its own; both have been through the model. The other is spent."""
+        """Add another batch's rows after this one's; both batches have been through the model. The other is spent."""
         length = max(self.length, other.length)
         self.mask = torch.cat([functional.pad(batch.mask, (length - batch.length, 0)) for batch in (self, other)])
         self.ids = torch.cat([self.ids, other.ids])
@@ -66,7 +66,7 @@ class PaddedBatch:
         self.adapters += other.adapters
 
     def extend(self, tokens: Sequence[int]) -> None:
-        """The next input: one token for each row."""
+        """Set the next input: one token for each row."""
         self.ids = torch.tensor(tokens, device=self.ids.device)[:, None]
         self.mask = torch.cat([self.mask, self.mask.new_ones(len(tokens), 1)], dim=1)
 
@@ -96,7 +96,7 @@ class PaddedRunner(Runner):
         answers: Sequence[Sequence[int]],
         adapters: Sequence[tuple[RowAdapter, ...]],
     ) -> PaddedBatch:
-        """A new batch; computes nothing yet.
+        """Make a new batch, and compute nothing yet.
 
         Args:
             prompts: token ids of each row, any for virtual tokens.
@@ -114,7 +114,7 @@ class PaddedRunner(Runner):
         return PaddedBatch(ids, mask, adapters, cache)
 
     def run(self, batch: PaddedBatch) -> torch.Tensor:
-        """The logits after each row's last token, [rows, vocabulary]. `batch.cache` has grown by the input."""
+        """Return the logits after each row's last token, [rows, vocabulary]; `batch.cache` grows by the input."""
         tokens = batch.ids.shape[1]
         with self._active(batch.adapters, (batch.mask.sum(dim=1) - tokens).tolist(), tokens):
             return self._base.model(**self._inputs(batch)).logits[:, -1]  # type: ignore[no-any-return]

@@ -23,7 +23,7 @@ class Positions:
         self._padding: torch.Tensor | None = None
 
     def less(self, padding: torch.Tensor) -> Positions:
-        """Inside, positions count without the padding of each row, [rows]."""
+        """Make positions inside `with` count without the padding of each row, [rows]."""
         self._padding = padding if self._embedding is not None and bool(padding.any()) else None
         return self
 
@@ -39,7 +39,7 @@ class Positions:
             self._handle.remove()
 
     def _each(self, module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], output: torch.Tensor) -> Any:
-        """[rows, tokens, hidden] instead of [1, tokens, hidden] or [tokens, hidden]."""
+        """Return [rows, tokens, hidden] instead of [1, tokens, hidden] or [tokens, hidden]."""
         assert self._padding is not None
         positions = named.get("position_ids")
         if positions is None:

@@ -35,7 +35,7 @@ class Runner:
 
     @property
     def context_length(self) -> int:
-        """Tokens of the longest row that can run."""
+        """Return the length in tokens of the longest row that can run."""
         return self._base.context_length
 
     def trial(self, adapter: CompiledAdapter, name: str) -> None:
@@ -53,7 +53,7 @@ class Runner:
 
     @contextmanager
     def _active(self, adapters: Sequence[tuple[RowAdapter, ...]], starts: Sequence[int], tokens: int) -> Iterator[None]:
-        """Inside, a forward pass serves rows of equally many tokens; `starts` are the positions of their first."""
+        """Make a pass inside `with` serve rows of equally many tokens; `starts`: the position of each row's first."""
         last = torch.arange(1, len(adapters) + 1, device=self.device) * tokens - 1
         rows = [Row(row, start, tokens) for row, start in zip(adapters, starts, strict=True)]
         with self._modules.active(self.bank.inputs(rows, last)):

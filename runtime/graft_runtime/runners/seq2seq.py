@@ -69,7 +69,7 @@ class Seq2SeqRunner(Runner):
         answers: Sequence[Sequence[int]],
         adapters: Sequence[tuple[RowAdapter, ...]],
     ) -> Seq2SeqBatch:
-        """A new batch; computes nothing yet.
+        """Make a new batch, and compute nothing yet.
 
         Args:
             prompts: token ids of each row; of one length unless `pads`.
@@ -80,7 +80,7 @@ class Seq2SeqRunner(Runner):
         return Seq2SeqBatch(*self._padded(prompts, left=False), *self._padded(begun, left=True), adapters)
 
     def run(self, batch: Seq2SeqBatch) -> torch.Tensor:
-        """The logits after each row's last token, [rows, vocabulary]. `batch.cache` has grown by the input."""
+        """Return the logits after each row's last token, [rows, vocabulary]; `batch.cache` grows by the input."""
         logits = self.logits(batch)
         if self._forced_first is None:
             return logits
@@ -127,7 +127,7 @@ class Seq2SeqRunner(Runner):
     # what the family lets rows share
 
     def _try_sharing(self) -> tuple[bool, bool]:
-        """Whether padded rows get what they get alone, and whether they do so in batches that were joined."""
+        """Tell whether padded rows get what they get alone, and whether rows of joined batches do."""
         prompts = [[token % self._base.vocabulary_size for token in prompt] for prompt in PROMPTS]
         alone = [self._answer(prompt) for prompt in prompts]
         together = self.start(prompts, [[], []], [(), ()])
@@ -146,7 +146,7 @@ class Seq2SeqRunner(Runner):
         return self._decode(self.start([prompt], [[]], [()]), len(ANSWER))[:, 0]
 
     def _decode(self, batch: Seq2SeqBatch, steps: int) -> torch.Tensor:
-        """[steps, rows, vocabulary]"""
+        """Decode this many tokens of ANSWER. Returns the logits, [steps, rows, vocabulary]."""
         made = []
         for token in ANSWER[:steps]:
             made.append(self.logits(batch))
@@ -162,7 +162,7 @@ class Seq2SeqRunner(Runner):
 
 
 def _start_token(base: BaseModel) -> int:
-    """What the decoder's first input is, as Transformers picks it. Raises GraftError: NotAModel."""
+    """Return the decoder's first input, as Transformers picks it. Raises GraftError: NotAModel."""
     generation, config = base.model.generation_config, base.model.config.get_text_config(decoder=True)
     for field in ("decoder_start_token_id", "bos_token_id"):
         for declares in (generation, config):

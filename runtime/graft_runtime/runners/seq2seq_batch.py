@@ -42,16 +42,16 @@ class Seq2SeqBatch:
 
     @property
     def length(self) -> int:
-        """Tokens of the longest prompt and of the longest answer."""
+        """Return the sum of the tokens of the longest prompt and of the longest answer."""
         return self.prompt_mask.shape[1] + self.mask.shape[1]
 
     @property
     def padding(self) -> torch.Tensor:
-        """[rows]: of the answers."""
+        """Return how many tokens of padding each answer has, [rows]."""
         return (1 - self.mask).sum(dim=1)
 
     def keep(self, rows: Sequence[int]) -> None:
-        """Drops every row but these; their memory is free."""
+        """Drop every row but these; the memory of the others is free."""
         index = torch.tensor(rows, device=self.ids.device)
         self.ids, self.mask = self.ids[index], self.mask[index]
         self.adapters = [self.adapters[row] for row in rows]
@@ -69,7 +69,7 @@ class Seq2SeqBatch:
             self.mask = self.mask[:, padding:]
 
     def join(self, other: Seq2SeqBatch) -> None:
-        """Takes in the rows of another batch, after its own; both have been through the model. The other is spent."""
+        """Add another batch's rows after this one's; both batches have been through the model. The other is spent."""
         assert self.states is not None
         assert other.states is not None
         assert self.cache is not None
@@ -89,6 +89,6 @@ class Seq2SeqBatch:
         self.adapters += other.adapters
 
     def extend(self, tokens: Sequence[int]) -> None:
-        """The next input: one token for each row."""
+        """Set the next input: one token for each row."""
         self.ids = torch.tensor(tokens, device=self.ids.device)[:, None]
         self.mask = torch.cat([self.mask, self.mask.new_ones(len(tokens), 1)], dim=1)

@@ -34,22 +34,22 @@ class Sharing:
 
     Attributes:
         side: where shorter rows are padded; None: rows of a pass must be of one length.
-        unled: paths of the modules whose input is not the rows' tokens, row by row, as positions are that all rows
-            share: an adapter on these can't share a pass with others.
+        batch_wide: paths of the modules whose input is not one slice a row, as relative positions that all rows share.
+            Rows with an adapter on one of these can't share a pass with other adapters.
         end: the token that every row must end with, if any.
     """
 
     side: str | None
-    unled: frozenset[str] = frozenset()
+    batch_wide: frozenset[str] = frozenset()
     end: int | None = None
 
     def ended(self, ids: Sequence[int]) -> list[int]:
-        """With the end that the model looks for."""
+        """Return these ids with the end that the model looks for, if any."""
         return [*ids] if self.end is None else [*ids, self.end]
 
 
 def try_sharing(base: BaseModel, compute: Compute) -> Sharing:
-    """Takes rows through the model alone and together.
+    """Take rows through the model alone and together.
 
     Raises:
         GraftError: NotAModel when the model fails on them, or one row of a pass changes another.
@@ -70,7 +70,7 @@ def try_sharing(base: BaseModel, compute: Compute) -> Sharing:
 
 
 def _tried(base: BaseModel, compute: Compute, rows: Sequence[list[int]], side: str | None) -> frozenset[str] | None:
-    """The modules that are not led by rows; None where the rows don't get what they get alone."""
+    """Return the modules that are not led by rows; None where the rows don't get what they get alone."""
     expected, alone = [], []
     for row in rows:
         with _recorded(base) as calls:
@@ -117,7 +117,7 @@ def _attempt(base: BaseModel, compute: Callable[[], list[torch.Tensor]]) -> list
 def _is_of_row(
     together: torch.Tensor, alone: torch.Tensor, row: int, size: tuple[int, int], *, left: bool, dtype: torch.dtype
 ) -> bool:
-    """Whether a module's input of a pass holds, in the place of this row, what it was handed of the row alone.
+    """Tell whether a module's input of a pass holds, in the place of this row, the module's input of the row alone.
 
     Args:
         together: of all rows.
@@ -142,7 +142,7 @@ def _is_of_row(
 
 @contextmanager
 def _recorded(base: BaseModel) -> Iterator[Calls]:
-    """What the modules with weights of their own are handed meanwhile."""
+    """Record what the modules with weights of their own are handed inside `with`."""
     calls: dict[str, list[torch.Tensor]] = defaultdict(list)
 
     def record(path: str, inputs: tuple[Any, ...]) -> None:
@@ -157,7 +157,7 @@ def _recorded(base: BaseModel) -> Iterator[Calls]:
 
 
 def _row(base: BaseModel, length: int, index: int, end: int | None) -> list[int]:
-    """Any tokens that mean nothing special; `end` at the end."""
+    """Return any tokens that mean nothing special, with `end`, if there is one, at the end."""
     config = base.model.config.get_text_config()
     special = {getattr(config, f"{name}_token_id", None) for name in ("pad", "eos", "bos", "sep", "cls")}
     plain = [token for token in range(min(base.vocabulary_size, 256)) if token not in special]

@@ -133,7 +133,7 @@ class Trials:
         self._samples |= given
 
     def _largest_change(self, adapter: CompiledAdapter) -> torch.Tensor:
-        """Of what each module adds to what the model once gave it, and of the vectors beside that; NaN if one is.
+        """Return the largest value that a delta makes of its module's sample or holds in a vector; NaN if any is NaN.
 
         A module whose change can't be beyond LARGEST, whatever its values are, is not computed.
         """
@@ -148,7 +148,10 @@ class Trials:
 
 
 def _may_be_large(given: _Sample, low_rank: LowRank) -> bool:
-    """Whether x·aᵀ·b could be: |x·aᵀ·b| ≤ r · max|a| · Σ|x| · max|b|. An embedding is given no values to go by."""
+    """Tell whether x·aᵀ·b may be beyond LARGEST: |x·aᵀ·b| ≤ r · max|a| · Σ|x| · max|b|.
+
+    An embedding is given no values to go by.
+    """
     rank, features = low_rank.a.shape
     return given.values.shape[1] == features and not rank * low_rank.largest * low_rank.largest * given.sum < LARGEST
 

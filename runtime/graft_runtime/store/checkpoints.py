@@ -27,13 +27,13 @@ class FileRecord:
 
 
 def digest_of(files: Iterable[FileRecord]) -> str:
-    """The digest of a checkpoint: `sha256:` and the hash over the sorted lines `path size sha256`."""
+    """Return the digest of a checkpoint: `sha256:` and the hash over the sorted lines `path size sha256`."""
     lines = sorted(f"{file.path} {file.size} {file.sha256}\n" for file in files)
     return "sha256:" + hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def select_files(names: Sequence[str], kind: Kind, uri: str, folders: Sequence[str] = ()) -> list[str]:
-    """The files of a checkpoint among the names in its directory.
+    """Choose the files of a checkpoint among the names in its directory.
 
     Args:
         names: what the directory holds.
@@ -52,5 +52,5 @@ def select_files(names: Sequence[str], kind: Kind, uri: str, folders: Sequence[s
 
 
 def config_file(kind: Kind) -> str:
-    """The file that makes a directory a checkpoint."""
+    """Return the name of the file that makes a directory a checkpoint."""
     return adapter_files.CONFIG_FILE if kind == "adapter" else base_files.CONFIG_FILE

@@ -36,7 +36,7 @@ class Contents:
 
     @property
     def digests(self) -> set[str]:
-        """Of all that is here."""
+        """Return the digests of all checkpoints that are here."""
         return {f"sha256:{name}" for name in self._sizes}
 
     def find(self, digest: str) -> tuple[Path, int] | None:

@@ -57,13 +57,13 @@ class Download:
         self.close()
 
     def close(self) -> None:
-        """Gives up the connection."""
+        """Give up the connection."""
         if self._response is not None:
             self._response.close()
             self._response = None
 
     def read(self, _size: int = -1) -> bytes:
-        """The next piece, as it comes; empty at the end.
+        """Return the next piece, as it comes; empty at the end.
 
         Raises:
             GraftError: NotFound, Unauthorized, ForbiddenAddress, DigestMismatch, SourceUnavailable.
@@ -168,12 +168,12 @@ class Download:
 
 
 def describe(error: httpx2.HTTPError) -> str:
-    """What broke, without the URL, which may carry a signature."""
+    """Return what broke, without the URL, which may carry a signature."""
     return str(error).partition("\n")[0] or type(error).__name__
 
 
 def raise_for_status(response: httpx2.Response, shown: str) -> None:
-    """Raises GraftError for an answer that is a refusal: Unauthorized, NotFound."""
+    """Raise GraftError for an answer that is a refusal: Unauthorized, NotFound."""
     status = response.status_code
     if status in {401, 403}:
         raise GraftError(

@@ -24,7 +24,7 @@ SLOW_RETRIES = Backoff(first_seconds=4.0, longest_seconds=60.0)
 
 
 def retry_seconds(code: ErrorCode, attempt: int) -> float | None:
-    """How long to wait before another try, the first being attempt 0; None: it would end the same."""
+    """Return how long to wait before another try, the first being attempt 0; None: another try would end the same."""
     if not code.retried:
         return None
     return (RETRIES if code.passes else SLOW_RETRIES).seconds(attempt + 1)
@@ -52,7 +52,7 @@ class Fetches:
         self._running: dict[tuple[Source, Kind], asyncio.Task[Cached]] = {}
 
     async def resolve(self, source: Source, kind: Kind) -> Cached:
-        """Copies what the source holds now. A second caller joins the copy that is under way.
+        """Copy what the source holds now. A second caller joins the copy that is under way.
 
         Raises:
             GraftError: see Cache.copy.
@@ -66,7 +66,7 @@ class Fetches:
         return await asyncio.shield(task)
 
     async def fetch(self, source: Source, kind: Kind, digest: str | None, name: str) -> Cached:
-        """The checkpoint of this digest, from the cache or else from the source.
+        """Return the checkpoint of this digest, from the cache or else from the source.
 
         Raises:
             GraftError: DigestMismatch, and see Cache.copy.
@@ -85,7 +85,7 @@ class Fetches:
     async def fetch_until_there(
         self, source: Source, kind: Kind, digest: str | None, name: str, failed: Callable[[GraftError], None]
     ) -> Cached | None:
-        """Fetches again and again, with back-off; tells each failure. None: trying again is no use."""
+        """Fetch again and again, with back-off; tell `failed` each failure. Return None when trying again is no use."""
         attempt = 0
         while True:
             try:
@@ -100,7 +100,7 @@ class Fetches:
             await asyncio.sleep(wait)
 
     async def close(self) -> None:
-        """Waits for nothing: a copy that runs is left to end with the process."""
+        """Stop, and wait for nothing: a copy that runs is left to end with the process."""
         for task in list(self._running.values()):
             task.cancel()
         self._sources.close()

@@ -58,7 +58,7 @@ class AddressGuard:
         self._allowed = tuple(allowed)
 
     def addresses(self, host: str, port: int) -> list[Address]:
-        """The addresses of a host that we may connect to.
+        """Return the addresses of a host that we may connect to.
 
         Raises:
             GraftError: SourceUnavailable where its name has no address, ForbiddenAddress where it has only others.
@@ -81,16 +81,16 @@ class AddressGuard:
         return permitted
 
     def permits(self, address: Address) -> bool:
-        """Whether a source may have this address."""
+        """Tell whether a source may have this address."""
         return self.is_allowed(address) or all(_is_public(meant) for meant in _meanings(address))
 
     def is_allowed(self, address: Address) -> bool:
-        """Whether the administrator named a network that holds it."""
+        """Tell whether the administrator named a network that holds this address."""
         return all(any(meant in network for network in self._allowed) for meant in _meanings(address))
 
 
 def _meanings(address: Address) -> list[Address]:
-    """The address that is reached in the end, and the one that leads there where that is another host's."""
+    """Return the address reached in the end, and the address that leads there where the latter is another host's."""
     if isinstance(address, ipaddress.IPv4Address):
         return [address]
     if address.ipv4_mapped:
@@ -128,7 +128,12 @@ class GuardedTransport(httpx2.BaseTransport):
             ) from error
 
     def handle_request(self, request: httpx2.Request) -> httpx2.Response:
-        """Raises GraftError: ForbiddenAddress, SourceUnavailable; httpx2.TransportError."""
+        """Send a request to a checked address of its host.
+
+        Raises:
+            GraftError: ForbiddenAddress, SourceUnavailable.
+            httpx2.TransportError: the connection failed.
+        """
         url = request.url
         if url.scheme not in _DEFAULT_PORTS:
             _refuse(url, "has a scheme other than https")
@@ -152,7 +157,7 @@ class GuardedTransport(httpx2.BaseTransport):
 
 
 def make_client(guard: AddressGuard, pace: Pace) -> httpx2.Client:
-    """A client that follows redirects, each one checked, and leaves Authorization behind at another host.
+    """Make a client that follows redirects, each one checked, and leaves Authorization behind at another host.
 
     The environment's proxies, tokens and .netrc are not used.
     """
@@ -166,7 +171,7 @@ def make_client(guard: AddressGuard, pace: Pace) -> httpx2.Client:
 
 
 def parse_network(text: str) -> Network:
-    """A network in CIDR notation. Raises ValueError."""
+    """Parse a network in CIDR notation. Raises ValueError."""
     return ipaddress.ip_network(text)
 
 

@@ -102,7 +102,7 @@ class Pipeline:
 
     @cached_property
     def model(self) -> Model:
-        """Raises GraftError: Corrupt."""
+        """Return the model, decoded. Raises GraftError: Corrupt."""
         model: Model = self._decoded(bytes(self._model), Model)
         return model
 
@@ -112,7 +112,7 @@ class Pipeline:
 
     @cached_property
     def model_hash(self) -> str:
-        """Of what the model is, however it was written."""
+        """Return the hash of what the model is, however it was written."""
         model = self._decoded(bytes(self._model), dict[str, Any])
         merges = model.get("merges")
         if isinstance(merges, list):  # pairs since tokenizers 0.20, before that text with a space between

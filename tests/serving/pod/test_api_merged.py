@@ -150,5 +150,6 @@ def test_a_bad_adapter_fails_the_base_for_good(make_pod: Callable[..., Any], mak
         assert (found.base.state, found.base.fault.code) == (BaseState.FAILED, code)
         assert [(one.state, one.fault.code) for one in found.adapters if one.fault] == [(AdapterState.FAILED, code)]
         assert pod.probe("/readyz") == 503
-        assert pod.complete("both").status == 503
+        reply = pod.complete("both")
+        assert (reply.status, reply.json["error"]["code"]) == (400, code), "trying again would not help"
         pod.kill()

@@ -33,7 +33,7 @@ class Ia3(ModuleRecipe):
             yield f"{part.path}: ia3_l is a gain of {said}, feedforward_modules says otherwise"
 
     def _is_feedforward(self, path: str) -> bool:
-        """PEFT's rule: a pattern of the whole path, or any of these endings, dots or not."""
+        """Apply PEFT's rule: a pattern of the whole path, or any of the endings that the config names, dots or not."""
         if isinstance(self._feedforward, Expression):
             return self._feedforward.matches(path)
         return path.endswith(tuple(self._feedforward or ()))

@@ -49,11 +49,11 @@ class Lora:
         self.saved = self._config.saved
 
     def targeted(self, path: str) -> bool:
-        """Whether the config gives this module an adapter."""
+        """Tell whether the config gives this module an adapter."""
         return path in self._config.targets
 
     def parts(self, tensors: Mapping[str, TensorSpan]) -> list[Part]:
-        """See `Recipe`."""
+        """Make the parts of the tensors; see `Recipe`."""
         config = self._config
         keys = by_module(tensors, ROLES)
         if unserved := self._unserved(keys):
@@ -81,7 +81,7 @@ class Lora:
         return parts
 
     def _stacks(self, keys: Keys) -> dict[tuple[str, str], Roles]:
-        """The tensors of stacked parameters, by module and parameter.
+        """Return the tensors of stacked parameters, by module and parameter.
 
         PEFT wraps a module once a parameter, in the order in which the module has them. The names of those that lie
         further inside have `base_layer` in them; the name of the parameter is in none, so the order tells which it is.
@@ -99,7 +99,7 @@ class Lora:
         return found
 
     def _module(self, path: str, roles: Roles) -> Iterable[Part]:
-        """The parts that the tensors of one module make."""
+        """Return the parts that the tensors of one module make."""
         linear = {role: tensor for role, tensor in roles.items() if role in LINEAR}
         embedding = {role: tensor for role, tensor in roles.items() if role in EMBEDDING}
         if linear:
@@ -113,13 +113,13 @@ class Lora:
             yield TrainedTokens(path, delta, self._tokens_of(path), shared=self._config.shared_tokens)
 
     def _unserved(self, keys: Keys) -> list[str]:
-        """Modules that an option is not served on, though it is on others."""
+        """Return the modules that an option is not served on, though the option is served on others."""
         option = "DoRA" if self._config.dora else self._config.start
         embeddings = [path for path, roles in keys.modules.items() if "lora_embedding_A" in roles]
         return [f"{path}: {option} on an embedding" for path in embeddings] if option else []
 
     def _absent(self, parts: Iterable[Part], keys: Keys, stacks: Mapping[tuple[str, str], Roles]) -> list[str]:
-        """What the config speaks of and no tensor tells."""
+        """Return what the config speaks of and no tensor tells."""
         faults = absent(self._config.saved, parts)
         if self._config.tokens and not any("trainable_tokens_delta" in roles for roles in keys.modules.values()):
             faults.append("trainable_token_indices names tokens, trainable_tokens_delta is missing")
@@ -128,7 +128,7 @@ class Lora:
         return faults
 
     def _strangers(self, path: str, roles: Roles) -> Iterable[str]:
-        """Tensors that the config does not speak of, and the other way round."""
+        """Return a fault for each tensor that only the config speaks of, and for each that only the file holds."""
         if "lora_A" in roles and self._config.dora != ("lora_magnitude_vector" in roles):
             said = "says DoRA" if self._config.dora else "does not say DoRA"
             yield f"{path}: use_dora {said}, lora_magnitude_vector is {'missing' if self._config.dora else 'there'}"
@@ -138,7 +138,7 @@ class Lora:
             yield f"{path}: trainable_tokens_delta is there, trainable_token_indices does not name it"
 
     def _target(self, path: str) -> str:
-        """What the config's patterns see of a module: target_parameters may name the weight of any."""
+        """Return what the config's patterns see of a module: target_parameters may name the weight of any module."""
         parameter = f"{path}.weight"
         return parameter if self._config.parameters and self._config.names_parameter(parameter) else path
 
@@ -171,7 +171,7 @@ def _rank(a: Tensor | None) -> int:
 
 
 def _bare(path: str) -> str:
-    """Without what wraps it."""
+    """Return the path of a module without the names of what wraps the module."""
     while path.endswith(".base_layer"):
         path = path.removesuffix(".base_layer")
     return path

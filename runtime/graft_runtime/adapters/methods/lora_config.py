@@ -75,31 +75,31 @@ class LoraConfig:
 
     @property
     def shared_tokens(self) -> bool:
-        """Whether the trained rows of an embedding are those of the head that is tied to it as well.
+        """Tell whether the trained rows of an embedding are also those of the head that is tied to the embedding.
 
         PEFT keeps them apart where the config names other tokens for each (other.py, set_additional_trainable_modules).
         """
         return self.tied or len(set(self.tokens.values())) < 2
 
     def names_parameter(self, path: str) -> bool:
-        """Whether target_parameters means this parameter: its whole path, or the end of it after a dot."""
+        """Tell whether target_parameters means this parameter: its whole path, or the end of that path after a dot."""
         return any(path == end or path.endswith("." + end) for end in self.parameters)
 
     def rank_of(self, path: str) -> int:
-        """`r`, or what the first matching key of rank_pattern says."""
+        """Return `r`, or what the first matching key of rank_pattern says."""
         return int(first_match(self.rank_patterns, path, self.rank))
 
     def alpha_of(self, path: str) -> float:
-        """`lora_alpha`, or what the first matching key of alpha_pattern says."""
+        """Return `lora_alpha`, or what the first matching key of alpha_pattern says."""
         return first_match(self.alpha_patterns, path, self.alpha)
 
     def scale_of(self, path: str, rank: int) -> float:
-        """alpha/r, or alpha/√r for rsLoRA (https://arxiv.org/abs/2312.03732)."""
+        """Return alpha/r, or alpha/√r for rsLoRA (https://arxiv.org/abs/2312.03732)."""
         return self.alpha_of(path) / (math.sqrt(rank) if self.rank_stabilized else rank)
 
 
 def read_lora_config(config: Mapping[str, Any], name: str) -> LoraConfig:
-    """Checks every field.
+    """Read a config and check every field.
 
     Raises:
         GraftError: UnsupportedMethod with every option that Graft does not serve, else InvalidConfig with every value
@@ -144,7 +144,7 @@ def _refused(config: Mapping[str, Any]) -> list[str]:
 
 
 def _start(config: Mapping[str, Any]) -> Any:
-    """init_lora_weights; of some values PEFT takes any case (tuners/lora/layer.py, update_layer)."""
+    """Return init_lora_weights, in lower case where PEFT takes any case (tuners/lora/layer.py, update_layer)."""
     start = config.get("init_lora_weights", True)
     return start.lower() if isinstance(start, str) and start.lower() in ("gaussian", "mica", OLORA) else start
 
@@ -169,7 +169,7 @@ def _invocation(reader: FieldReader) -> tuple[int, ...]:
 
 
 def _check_together(read: LoraConfig, reader: FieldReader) -> None:
-    """Options that PEFT does not combine; what such a file would mean is anybody's guess."""
+    """Refuse options that PEFT does not combine; what such a file would mean is anybody's guess."""
     if read.dora and (read.biased or read.start or read.invocation):
         reader.faults.append("use_dora stands beside lora_bias, aLoRA or an init_lora_weights that changes the base")
     if read.parameters and (read.dora or read.biased or read.start):

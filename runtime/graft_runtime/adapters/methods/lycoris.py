@@ -24,11 +24,11 @@ class Lycoris(ModuleRecipe):
         self._rank_patterns, self._alpha_patterns = reader.rank_patterns(), reader.alpha_patterns()
 
     def rank_of(self, path: str) -> int:
-        """`r`, or what the first matching key of rank_pattern says."""
+        """Return `r`, or what the first matching key of rank_pattern says."""
         return int(first_match(self._rank_patterns, path, self._rank))
 
     def scale_of(self, path: str) -> float:
-        """alpha/r."""
+        """Return alpha/r."""
         return first_match(self._alpha_patterns, path, self._alpha) / self.rank_of(path)
 
     def contradictions(self, part: Part) -> Iterable[str]:

@@ -60,30 +60,30 @@ class ModuleRecipe:
         reader.check(name)
 
     def unserved(self, config: Mapping[str, Any]) -> Iterable[str]:
-        """Values of options that are refused by name."""
+        """Return the values of options that are refused by name."""
         return ()
 
     def configure(self, reader: FieldReader) -> None:
-        """Reads the options of the method."""
+        """Read the options of the method."""
 
     def part(self, path: str, roles: Roles) -> Part:
-        """The part that the tensors of one module make."""
+        """Return the part that the tensors of one module make."""
         raise NotImplementedError
 
     def contradictions(self, part: Part) -> Iterable[str]:
-        """What the config says otherwise than the tensors of a part, which are complete."""
+        """Return what the config says otherwise than the tensors of a part; none of its tensors is missing."""
         return ()
 
     def targeted(self, path: str) -> bool:
-        """Whether the config gives this module an adapter."""
+        """Tell whether the config gives this module an adapter."""
         return path in self._targets
 
     def absences(self, parts: list[Part]) -> Iterable[str]:
-        """What the config promises and the file does not hold."""
+        """Return what the config promises and the file does not hold."""
         return ()
 
     def parts(self, tensors: Mapping[str, TensorSpan]) -> list[Part]:
-        """See `Recipe`."""
+        """Make the parts of the tensors; see `Recipe`."""
         keys = by_module(tensors, self.roles)
         shared = {role: Tensor(name, keys.rest[name]) for name, role in self.shared.items() if name in keys.rest}
         rest = {name: span for name, span in keys.rest.items() if name not in self.shared}

@@ -53,7 +53,7 @@ class Prompts:
         reader.check(name)
 
     def parts(self, tensors: Mapping[str, TensorSpan]) -> list[Part]:
-        """See `Recipe`."""
+        """Make the part of the tensors; see `Recipe`."""
         if foreign := [tensor for tensor in tensors if tensor != ROLE]:
             raise foreign_tensors(self._name, self.method, foreign)
         if ROLE not in tensors:

@@ -22,21 +22,21 @@ class Recipe(Protocol):
 
     @property
     def method(self) -> str:
-        """PEFT's name of the method: `LORA`."""
+        """Return PEFT's name of the method: `LORA`."""
         ...
 
     @property
     def base_model(self) -> str | None:
-        """What the adapter says that it was trained for; only told, never opened."""
+        """Return the base that the adapter says it was trained for; the base's name is only told, never opened."""
         ...
 
     @property
     def invocation(self) -> tuple[int, ...]:
-        """See `CompiledAdapter.invocation`."""
+        """Return the tokens that `CompiledAdapter.invocation` describes."""
         ...
 
     def parts(self, tensors: Mapping[str, TensorSpan]) -> Sequence[Part]:
-        """Every tensor in exactly one part, the config checked against them. The base is not known yet.
+        """Put every tensor in exactly one part and check the config against the tensors. The base is not known yet.
 
         Raises:
             GraftError: UnsupportedMethod for tensors of other methods, Corrupt for an incomplete or misshapen set,
@@ -46,7 +46,7 @@ class Recipe(Protocol):
 
 
 def options_not_served(name: str, method: str, refused: Sequence[str]) -> GraftError:
-    """The error for options of a method that are refused by name."""
+    """Return the error for options of a method that are refused by name."""
     return GraftError(
         ErrorCode.UNSUPPORTED_METHOD,
         f"adapter `{name}` uses options of {method} that Graft does not serve",
@@ -57,7 +57,7 @@ def options_not_served(name: str, method: str, refused: Sequence[str]) -> GraftE
 
 
 def each_in_time(parts: Sequence[SomePart], check: Callable[[SomePart], Iterable[str]]) -> list[str]:
-    """The faults of all parts, by a check that matches patterns of strangers; one fault if it takes too long."""
+    """Return all parts' faults by a check that matches patterns of strangers; one fault if the check takes too long."""
     deadline, faults = time.monotonic() + MATCHING_SECONDS, list[str]()
     for part in parts:
         if time.monotonic() > deadline:
@@ -71,7 +71,7 @@ class Targeting(Protocol):
     """A recipe whose config says which modules of a base have an adapter, not only which tensors there are."""
 
     def targeted(self, path: str) -> bool:
-        """Whether this module has one."""
+        """Tell whether this module has an adapter."""
         ...
 
 
@@ -84,7 +84,7 @@ class Saving(Protocol):
 
 
 def foreign_tensors(name: str, method: str, tensors: Sequence[str]) -> GraftError:
-    """The error for tensors that the method has no role for."""
+    """Return the error for tensors that the method has no role for."""
     return GraftError(
         ErrorCode.UNSUPPORTED_METHOD,
         f"adapter `{name}` holds {len(tensors)} tensors that are no part of {method} as its config describes it",
@@ -95,7 +95,7 @@ def foreign_tensors(name: str, method: str, tensors: Sequence[str]) -> GraftErro
 
 
 def misshapen(name: str, faults: Sequence[str]) -> GraftError:
-    """The error for tensors that don't belong together."""
+    """Return the error for tensors that don't belong together."""
     return GraftError(
         ErrorCode.CORRUPT,
         f"adapter `{name}` is incomplete or misshapen",
@@ -105,7 +105,7 @@ def misshapen(name: str, faults: Sequence[str]) -> GraftError:
 
 
 def contradiction(name: str, faults: Sequence[str]) -> GraftError:
-    """The error for a config that says something else than its tensors."""
+    """Return the error for a config that says something else than its tensors."""
     return GraftError(
         ErrorCode.INVALID_CONFIG,
         f"adapter_config.json of adapter `{name}` contradicts its tensors",

@@ -14,7 +14,7 @@ BEGIN, END = "<!-- methods: generated -->\n", "<!-- methods: end -->\n"
 
 
 def with_table(text: str) -> str:
-    """A document with the table between its two marks. Raises ValueError when it has none."""
+    """Return a document with the table between its two marks. Raises ValueError when the document lacks a mark."""
     before, begin, rest = text.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end:
@@ -45,7 +45,7 @@ def _row(name: str, support: Support) -> str:
 
 
 def main(path: Path) -> None:
-    """Writes the table into this document."""
+    """Write the table into this document."""
     path.write_text(with_table(path.read_text(encoding="utf-8")), encoding="utf-8")
 
 

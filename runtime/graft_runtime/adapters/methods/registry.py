@@ -86,7 +86,7 @@ LORA_OPTIONS: Mapping[str, Support] = {
 
 
 def read_recipe(config: Mapping[str, Any], name: str) -> Recipe:
-    """The recipe of an adapter's config.
+    """Return the recipe of an adapter's config.
 
     Raises:
         GraftError: UnsupportedMethod, InvalidConfig.

@@ -29,5 +29,5 @@ class TrainableTokens(ModuleRecipe):
         return TrainedTokens(path, roles, self._tokens, copy=copy)
 
     def targeted(self, path: str) -> bool:
-        """PEFT saves a tied head beside the embedding that is named."""
+        """Tell whether this module has tokens: PEFT saves a tied head beside the embedding that is named."""
         return super().targeted(path) or (self._has_own and is_embedding(path))

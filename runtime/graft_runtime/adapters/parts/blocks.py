@@ -64,7 +64,7 @@ class Granular(ShapedPart):
 
     @property
     def file_rank(self) -> int:
-        """Of one row of blocks in the file."""
+        """Return the rank of one row of blocks in the file."""
         return self.sizes.get("r", 0)
 
     @property

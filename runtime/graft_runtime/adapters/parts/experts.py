@@ -40,7 +40,7 @@ class StackedLowRank(Part):
 
     @property
     def file_rank(self) -> int:
-        """Of one expert."""
+        """Return the rank of one expert."""
         return self.expert_rank
 
     @property
@@ -80,7 +80,10 @@ class StackedLowRank(Part):
 
 
 def _along_inputs(a: int, b: int, shape: ExpertsShape, parameter: str) -> bool:
-    """Whether A lies along the inputs. A square parameter tells nothing: then the module's own orientation does."""
+    """Tell whether A lies along the inputs.
+
+    A square parameter tells nothing: then the module's own orientation does.
+    """
     return (a, b) == shape.parameters[parameter]
 
 
@@ -117,7 +120,7 @@ class PerExpertLowRank(Part):
 
     @property
     def rank(self) -> int:
-        """Gate and gated outputs have an A each: they lie one after the other."""
+        """Return the highest rank, doubled for gate and gated outputs: they have an A each, one after the other."""
         highest = max(self.tensors[projection.a].shape[0] for projection in self.projections)
         return highest * (1 if self.projections[0].outputs == ALL else 2)
 
@@ -166,7 +169,7 @@ _OUTPUTS = {"w1": GATE, "gate_proj": GATE, "w3": GATED, "up_proj": GATED, "w2": 
 
 
 def stacked(parts: Sequence[Part], layout: BaseLayout) -> list[Part]:
-    """The parts with those of single experts gathered where the base stacks them; the others as they are."""
+    """Return the parts, those of single experts gathered where the base stacks experts, the others as they are."""
     rest: list[Part] = []
     found: dict[tuple[str, str], list[tuple[LinearLowRank, Projection]]] = {}
     for part in parts:

@@ -25,7 +25,7 @@ class Gathered(ShapedPart):
 
     @property
     def indices(self) -> frozenset[str]:
-        """The roles of those."""
+        """Return the roles of the tensors that are indices."""
         raise NotImplementedError
 
     def faults(self) -> Iterable[str]:
@@ -44,7 +44,7 @@ class Gathered(ShapedPart):
         return self.missing() or self.misshapen() or [*integers(self.path, floating), *wrong, *large]
 
     def picked(self, source: Source, role: str, values: torch.Tensor) -> torch.Tensor:
-        """The values at these indices. Raises GraftError: Corrupt for an index that is none."""
+        """Return the values at the indices of this role. Raises GraftError: Corrupt for an index outside the values."""
         index = source.tensor(role).long()
         if index.numel() and (int(index.min()) < 0 or int(index.max()) >= values.shape[0]):
             raise GraftError(
@@ -108,7 +108,7 @@ class MixedVectors(Gathered):
         return {self.path: ModuleDelta(low_rank=LowRank(a, b.contiguous()))}
 
     def _mixed(self, source: Source, which: str, bank: torch.Tensor) -> torch.Tensor:
-        """[pieces, pieces, vector length]."""
+        """Return A or B as mixed vectors: [pieces, pieces, vector length]."""
         import torch  # noqa: PLC0415 - the process that only checks adapters has none
 
         if which in self.tensors:

@@ -42,7 +42,7 @@ class LinearLowRank(Part):
 
     @property
     def file_rank(self) -> int:
-        """Of the tensors in the file."""
+        """Return the rank of the tensors in the file."""
         return self.tensors["lora_A"].shape[0]
 
     @property
@@ -53,7 +53,7 @@ class LinearLowRank(Part):
 
     @property
     def plain(self) -> bool:
-        """Whether it is s·B·A of its tensors and nothing else."""
+        """Tell whether the part is s·B·A of its tensors and nothing else."""
         return self.start is None and self.additive and not self.biased
 
     def faults(self) -> Iterable[str]:
@@ -85,14 +85,14 @@ class LinearLowRank(Part):
 
 
 def _scaled(b: torch.Tensor, scale: float) -> torch.Tensor:
-    """[out, r] → [r, out] with the scale in it, in the same memory: what the bank copies is turned there."""
+    """Scale B in its own memory and return a view of B, [out, r] → [r, out]: the bank turns what the bank copies."""
     return b.mul_(scale).T
 
 
 def _normed(delta: ModuleDelta, source: Source) -> ModuleDelta:
-    """DoRA: y = g ⊙ (W·x + s·B·A·x) + c with g = m / ‖W + s·B·A‖ of each output row. https://arxiv.org/abs/2402.09353
+    """Return g and c of DoRA: y = g ⊙ (W·x + s·B·A·x) + c with g = m / ‖W + s·B·A‖ of each output row.
 
-    The norm depends on nothing but the adapter and the base, so it is taken once.
+    https://arxiv.org/abs/2402.09353. The norm depends on nothing but the adapter and the base, so it is taken once.
     """
     assert delta.low_rank is not None
     base = source.base()
@@ -105,7 +105,9 @@ def _normed(delta: ModuleDelta, source: Source) -> ModuleDelta:
 def _without_start(
     a: torch.Tensor, b: torch.Tensor, weight: torch.Tensor, start: str, scale: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """ΔW = s·B·A - s·B₀·A₀ of twice the rank: what training took out of the base at its start is taken out here.
+    """Return A and B of ΔW = s·B·A - s·B₀·A₀, of twice the rank.
+
+    What training took out of the base at the start of training is taken out here.
 
     Args:
         a: [r, in].
@@ -148,7 +150,7 @@ class EmbeddingLowRank(Part):
 
     @property
     def file_rank(self) -> int:
-        """Of the tensors in the file."""
+        """Return the rank of the tensors in the file."""
         return self.rank
 
     def faults(self) -> Iterable[str]:

@@ -43,7 +43,7 @@ class Reflections(ShapedPart):
 
 
 def _orthogonal(vectors: torch.Tensor) -> torch.Tensor:
-    """Gram and Schmidt's, in the order of PEFT: [in, r], of unit length."""
+    """Return the vectors made orthogonal as Gram and Schmidt do, in the order of PEFT: [in, r], of unit length."""
     made: torch.Tensor = vectors / vectors.norm(dim=0)
     for column in range(1, made.shape[1]):
         vector = vectors[:, column]

@@ -21,14 +21,16 @@ class BaseModule(Protocol):
 
     @property
     def weight(self) -> torch.Tensor:
-        """[output features, input features] of a linear module, whichever way it lies; [rows, features] of an
-        embedding. In the model's dtype, on its device.
+        """Return the weight, in the model's dtype, on the model's device.
+
+        The weight is [output features, input features] of a linear module, whichever way the base keeps the weight;
+        [rows, features] of an embedding.
         """
         ...
 
     @property
     def bias(self) -> torch.Tensor | None:
-        """[output features]."""
+        """Return the bias: [output features]."""
         ...
 
 
@@ -37,20 +39,20 @@ class Source(Protocol):
 
     @property
     def layout(self) -> BaseLayout:
-        """Of the base."""
+        """Return the layout of the base."""
         ...
 
     @property
     def largest(self) -> float:
-        """No value of the file is beyond it, in either direction; infinity when nobody looked."""
+        """Return a bound that no value of the file is beyond, in either direction; infinity when nobody looked."""
         ...
 
     def tensor(self, role: str) -> torch.Tensor:
-        """This part's own tensor in this role, in float32, on the model's device."""
+        """Return this part's own tensor in this role, in float32, on the model's device."""
         ...
 
     def base(self) -> BaseModule:
-        """The module of the base that the part changes."""
+        """Return the module of the base that the part changes."""
         ...
 
 
@@ -86,44 +88,44 @@ class Part:
 
     @property
     def rank(self) -> int:
-        """Columns of the bank that it takes."""
+        """Return the number of columns of the bank that the part takes."""
         return 0
 
     @property
     def why_rank(self) -> str | None:
-        """Why that is more than the rank of its tensors, for people; None when it is not."""
+        """Return why the part's rank is more than the rank of its tensors, for people; None when the two are equal."""
         return None
 
     @property
     def deltas(self) -> frozenset[DeltaKind]:
-        """Kinds of deltas that it is compiled to, at most."""
+        """Return all kinds of deltas that the part may be compiled to."""
         return frozenset({DeltaKind.LOW_RANK})
 
     @property
     def additive(self) -> bool:
-        """Whether all that it does is ΔW, which can be weighted and added to others."""
+        """Tell whether all that the part does is ΔW, which can be weighted and added to others."""
         return self.deltas <= ADDITIVE
 
     @property
     def biased(self) -> bool:
-        """Whether it adds a bias, also where the base has none."""
+        """Tell whether the part adds a bias, also where the base has none."""
         return DeltaKind.OFFSET in self.deltas
 
     def faults(self) -> Iterable[str]:
-        """What is wrong with the tensors by themselves."""
+        """Return what is wrong with the tensors by themselves."""
         return integers(self.path, self.tensors)
 
     def misfits(self, layout: BaseLayout) -> Iterable[str]:
-        """What does not fit the module, which is there and of the right kind."""
+        """Return what does not fit the module, which is there and of the right kind."""
         raise NotImplementedError
 
     def compile(self, source: Source) -> Mapping[str, ModuleDelta]:
-        """The deltas by the path of the module, in float32. Most parts change their own module only."""
+        """Return the deltas by the path of the module, in float32. Most parts change their own module only."""
         raise NotImplementedError
 
 
 def integers(path: str, tensors: Roles) -> list[str]:
-    """The faults of tensors that hold no floating point numbers."""
+    """Return the faults of tensors that hold no floating point numbers."""
     return [
         f"{path}: {role} has dtype {tensor.span.dtype}, expected a floating point one"
         for role, tensor in tensors.items()
@@ -132,7 +134,7 @@ def integers(path: str, tensors: Roles) -> list[str]:
 
 
 def misfit(path: str, role: str, tensor: Tensor, expected: tuple[int, ...]) -> list[str]:
-    """One fault, unless the tensor has the shape that the model needs."""
+    """Return one fault, or none if the tensor has the shape that the model needs."""
     if tensor.shape == expected:
         return []
     return [f"{path}.{role}: adapter {tensor.shape}, model needs {expected}"]

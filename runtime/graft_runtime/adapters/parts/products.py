@@ -61,7 +61,7 @@ class Hadamard(ShapedPart):
 
     @property
     def file_rank(self) -> int:
-        """Of the tensors in the file."""
+        """Return the rank of the tensors in the file."""
         return self.sizes.get("r", 0)
 
     @property
@@ -104,7 +104,7 @@ class Kronecker(ShapedPart):
 
     @property
     def file_rank(self) -> int | None:
-        """Of the tensors in the file; None where both matrices are whole."""
+        """Return the rank of the tensors in the file; None where both matrices are whole."""
         return self.sizes.get("r")
 
     @property
@@ -140,7 +140,7 @@ class Kronecker(ShapedPart):
         return sizes.get("r", 0)
 
     def _factors(self, source: Source, which: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """[out, rank] and [rank, in] of one of the two matrices; one of a whole one's is the identity."""
+        """Return one of the two matrices as [out, rank] and [rank, in]; a whole matrix has the identity as a factor."""
         import torch  # noqa: PLC0415 - the process that only checks adapters has none
 
         role = f"lokr_w{which}"

@@ -33,7 +33,7 @@ class Projections:
         self._made: tuple[torch.Tensor, torch.Tensor] | None = None
 
     def of(self, source: Source, rank: int, *, saved: bool) -> tuple[torch.Tensor, torch.Tensor]:
-        """Both, in float32, on the model's device.
+        """Return A and B, in float32: on the model's device if the file holds A and B, else on the CPU.
 
         Args:
             source: of one of the parts.
@@ -46,7 +46,7 @@ class Projections:
         return self._made
 
     def _again(self, layout: BaseLayout, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """As PEFT makes them: A, then B, uniform and scaled by fan-in (Kaiming), from one generator on the CPU."""
+        """Make A, then B, as PEFT does: uniform and scaled by fan-in (Kaiming), from one generator on the CPU."""
         import torch  # noqa: PLC0415 - the process that only checks adapters has none
 
         if moved := [path for path in self.paths if path not in layout.linear]:

@@ -18,7 +18,7 @@ class ShapedPart(Part):
 
     @property
     def shapes(self) -> Mapping[str, Shape]:
-        """By role. `in` and `out` are the module's; a name has one size in all tensors of the part."""
+        """Return shapes by role. `in` and `out` are the module's; a name has one size in all tensors of the part."""
         raise NotImplementedError
 
     @property
@@ -27,7 +27,7 @@ class ShapedPart(Part):
 
     @property
     def sizes(self) -> Mapping[str, int]:
-        """Of the dimensions, as the tensors have them; the first counts where they differ."""
+        """Return the sizes of the dimensions, as the tensors have them; where tensors differ, the first counts."""
         found: dict[str, int] = {}
         for role, shape in self.shapes.items():
             tensor = self.tensors.get(role)
@@ -40,11 +40,11 @@ class ShapedPart(Part):
         return self.missing() or self.misshapen() or integers(self.path, self.tensors)
 
     def missing(self) -> list[str]:
-        """The roles that no tensor has."""
+        """Return a fault for each role that no tensor has."""
         return [f"{self.path}: {role} is missing" for role in self.shapes if role not in self.tensors]
 
     def misshapen(self) -> list[str]:
-        """The tensors that contradict each other, all of which are there."""
+        """Return the faults of tensors that contradict each other; every role has a tensor by then."""
         sizes = self.sizes
         faults = []
         for role, shape in self.shapes.items():
@@ -57,11 +57,11 @@ class ShapedPart(Part):
 
     @property
     def may_be_empty(self) -> bool:
-        """Whether a dimension of 0 means something."""
+        """Tell whether a dimension of 0 means something."""
         return False
 
     def of_module(self, shape: LinearShape) -> Mapping[str, int]:
-        """The sizes of the dimensions that the module decides."""
+        """Return the sizes of the dimensions that the module decides."""
         return {"in": shape.input_features, "out": shape.output_features}
 
     def misfits(self, layout: BaseLayout) -> Iterable[str]:

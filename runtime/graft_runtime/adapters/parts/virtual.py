@@ -73,7 +73,7 @@ class KeysAndValues(VirtualTokens):
         return {}
 
     def prefix(self, source: Source) -> Prefix:
-        """The keys and values, in float32."""
+        """Return the keys and values, in float32."""
         shape = source.layout.attention
         assert shape is not None
         saved = source.tensor(ROLE).view(self.shape[0], shape.layers, 2, shape.heads, shape.features)

@@ -23,7 +23,7 @@ class WholeModule(Part):
 
     @property
     def rows(self) -> int | None:
-        """Of the weight in the file; None where there is none."""
+        """Return the number of rows of the weight in the file; None where the file has no weight of two dimensions."""
         weight = self.tensors.get("weight")
         return weight.shape[0] if weight is not None and len(weight.shape) == 2 else None
 
@@ -63,7 +63,7 @@ def _parameters(layout: BaseLayout, path: str) -> dict[str, tuple[int, ...]]:
 
 
 def _differing(source: Source, weight: torch.Tensor, bias: torch.Tensor | None) -> Rows | None:
-    """The rows that are not the base's once they are of its dtype; None when there is none and the sizes agree."""
+    """Return the rows that differ from the base's in the base's dtype; None when no row differs and the sizes agree."""
     base = source.base()
     shared = min(weight.shape[0], base.weight.shape[0])
     differs = weight.new_ones(weight.shape[0]).bool()

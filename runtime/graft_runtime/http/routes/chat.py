@@ -57,12 +57,12 @@ class ChatBody(TextBody):
 
     @property
     def prompts(self) -> Conversation:
-        """The conversation so far."""
+        """Return the conversation so far."""
         return Conversation([message.rendered() for message in self.messages])
 
     @property
     def token_limit(self) -> int | None:
-        """`max_completion_tokens`, which `max_tokens` is the older name of."""
+        """Return `max_completion_tokens`, or else `max_tokens`, which is the older name of the same."""
         return self.max_completion_tokens if self.max_completion_tokens is not None else self.max_tokens
 
     def check(self) -> None:

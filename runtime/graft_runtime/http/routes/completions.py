@@ -34,7 +34,7 @@ class CompletionBody(TextBody):
 
     @property
     def prompts(self) -> Texts:
-        """None, where `prompt` is an empty list."""
+        """Return the prompts: none where `prompt` is an empty list."""
         if isinstance(self.prompt, str):
             return Texts([self.prompt])
         if self.prompt and isinstance(self.prompt[0], int):

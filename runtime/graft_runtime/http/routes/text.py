@@ -109,11 +109,11 @@ class TextBody(Body):
     @property
     @abstractmethod
     def prompts(self) -> Prompts:
-        """What is to be answered."""
+        """Return what is to be answered."""
 
     @property
     def token_limit(self) -> int | None:
-        """The most tokens of an answer, as the request has it."""
+        """Return the most tokens of an answer, as the request has it."""
         return self.max_tokens
 
     @property

@@ -25,7 +25,7 @@ _attend: ContextVar[Attend] = ContextVar("attend")
 def _attention(
     module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: Any, **options: Any
 ) -> tuple[torch.Tensor, None]:
-    """What Transformers' models call: [1, heads, tokens, features] each; returns [1, tokens, heads, features]."""
+    """Run attention for Transformers models: [1, heads, tokens, features] each, to [1, tokens, heads, features]."""
     return _attend.get()(module, query, key, value, mask, **options)[None], None
 
 
@@ -34,7 +34,11 @@ AttentionInterface.register(IMPLEMENTATION, _attention)
 
 @contextmanager
 def attending(attend: Attend) -> Iterator[None]:
-    """Inside, the layers of a model that is set to IMPLEMENTATION call this. It returns [tokens, heads, features]."""
+    """Make the layers of a model that is set to IMPLEMENTATION call `attend` inside `with`.
+
+    Args:
+        attend: returns [tokens, heads, features].
+    """
     token = _attend.set(attend)
     try:
         yield
@@ -52,7 +56,7 @@ class LayerShape:
 
     @property
     def features(self) -> int:
-        """Numbers a token."""
+        """Return how many numbers a token takes."""
         return self.heads * (self.key_features + self.value_features)
 
 
@@ -74,7 +78,7 @@ class Place(Protocol):
 
     @property
     def capacity(self) -> int:
-        """Tokens."""
+        """Return how many tokens the place has room for."""
         ...
 
 
@@ -89,7 +93,7 @@ class KeysAndValues(Protocol):
 
     @property
     def reserved(self) -> int:
-        """Tokens of all places that are reserved."""
+        """Return how many tokens all places that are reserved have room for."""
         ...
 
     def reserve(self, tokens: int) -> Any:
@@ -137,7 +141,7 @@ class Score:
 
     @property
     def plain(self) -> bool:
-        """Whether it is a softmax of scaled products and no more."""
+        """Tell whether the score is a softmax of scaled products and no more."""
         return self.softcap is None and self.sinks is None
 
 

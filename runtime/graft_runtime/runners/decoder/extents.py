@@ -28,7 +28,7 @@ class Extent:
 
     @property
     def capacity(self) -> int:
-        """Tokens."""
+        """Return how many tokens the extent has room for."""
         return self.slab.capacity
 
 
@@ -52,7 +52,7 @@ class Slab:
         return int(self.keys[0].shape[0])
 
     def resize(self, slots: int) -> None:
-        """Keeps the extents that are there. One layer at a time, so that no more than one is held twice.
+        """Change the number of slots and keep the extents, one layer at a time: no more than one layer is held twice.
 
         Raises:
             torch.OutOfMemoryError: the slab is as it was, as far as there is memory for that: what a part of it grew by
@@ -67,7 +67,7 @@ class Slab:
             raise
 
     def shrink(self, slots: int) -> None:
-        """Gives back what is free beyond so many slots, unless there is no memory to move the others."""
+        """Give back what is free beyond so many slots, unless there is no memory to move the others."""
         with suppress(torch.OutOfMemoryError):
             self.resize(slots)
 
@@ -81,7 +81,7 @@ class Slab:
                     tensors[layer] = new
 
     def take(self) -> Extent:
-        """A free slot, with zeros in it: what is masked is still multiplied, and 0 · NaN is NaN."""
+        """Take a free slot and fill it with zeros: what is masked is still multiplied, and 0 · NaN is NaN."""
         extent = Extent(self, len(self.extents))
         self.extents.append(extent)
         for tensor in (*self.keys, *self.values):
@@ -89,7 +89,7 @@ class Slab:
         return extent
 
     def free(self, extent: Extent) -> None:
-        """The last extent moves into the place of this one."""
+        """Free this extent, and move the last extent into the free place."""
         last = self.extents.pop()
         if last is not extent:
             for tensor in (*self.keys, *self.values):
@@ -122,21 +122,21 @@ class Extents:
 
     @property
     def held(self) -> int:
-        """Tokens of all slots, free ones included."""
+        """Return the tokens of all slots, free ones included."""
         return sum(slab.capacity * slab.slots for slab in self._slabs.values())
 
     @property
     def extents(self) -> int:
-        """How many are reserved."""
+        """Return how many extents are reserved."""
         return sum(len(slab.extents) for slab in self._slabs.values())
 
     @property
     def reserved(self) -> int:
-        """Tokens of all extents that are reserved."""
+        """Return the tokens of all extents that are reserved."""
         return sum(slab.capacity * len(slab.extents) for slab in self._slabs.values())
 
     def reserve(self, tokens: int) -> Extent | None:
-        """An extent for so many tokens or more, all zeros; None when there is no room."""
+        """Return an extent for so many tokens or more, all zeros; None when there is no room."""
         capacity = self._capacity(tokens)
         slab = self._slabs.get(capacity) or self._new_slab(capacity)
         if len(slab.extents) == slab.slots and not self._widen(slab):
@@ -145,7 +145,7 @@ class Extents:
         return slab.take()
 
     def grow(self, place: Extent, tokens: int, used: int) -> Extent | None:
-        """A larger extent with the first `used` tokens of this one, which is freed; None when there is no room."""
+        """Return a larger extent with the first `used` tokens of this one, which is freed; None without room."""
         larger = self.reserve(tokens)
         if larger is None:
             return None
@@ -156,7 +156,7 @@ class Extents:
         return larger
 
     def release(self, place: Extent) -> None:
-        """Frees its memory, or keeps it for the next of this size."""
+        """Free the memory of an extent, or keep it for the next extent of this size."""
         slab = place.slab
         slab.free(place)
         if not slab.extents:
@@ -165,13 +165,13 @@ class Extents:
             slab.shrink(len(slab.extents) * 2)
 
     def fill(self, place: Extent, prefix: Prefix) -> None:
-        """Writes the first positions of an extent."""
+        """Write the first positions of an extent."""
         for layer, (keys, values) in enumerate(zip(prefix.keys, prefix.values, strict=True)):
             place.slab.keys[layer][place.slot, :, : prefix.tokens] = keys
             place.slab.values[layer][place.slot, :, : prefix.tokens] = values
 
     def beside(self, lengths: Sequence[int]) -> Extents:
-        """Room for sequences of these lengths, beside what is here."""
+        """Return room for sequences of these lengths, beside what is here."""
         return room_for(lengths, self._layers, dtype=self._dtype, device=self._device)
 
     def _capacity(self, tokens: int) -> int:
@@ -189,7 +189,7 @@ class Extents:
         return Slab(capacity, keys, values)
 
     def _widen(self, slab: Slab) -> bool:
-        """Twice the slots, or as many as there is room for."""
+        """Make the slots twice as many, or add as many as there is room for."""
         room = (self.tokens - self.held) // slab.capacity
         if room < 1:
             self._trim()

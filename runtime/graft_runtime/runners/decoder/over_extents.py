@@ -47,7 +47,7 @@ class _Decoding:
         return self.first + len(self.positions)
 
     def attend(self, q: torch.Tensor, layer: int, window: int | None, score: Score) -> torch.Tensor:
-        """[rows, heads, features] of queries and of the result."""
+        """Compute attention: queries and result are [rows, heads, features]."""
         keys, values = self.slab.keys[layer], self.slab.values[layer]
         slots = len(self.slab.extents)
         reads = self._reads.get(window) or self._read(window)
@@ -60,7 +60,7 @@ class _Decoding:
         return _weighted(grouped, k, v, reads.mask, score).reshape(*q.shape[:2], v.shape[-1])
 
     def write(self, k: torch.Tensor, v: torch.Tensor, layer: int) -> None:
-        """[rows, heads, features] each."""
+        """Write keys and values, [rows, heads, features] each."""
         self.slab.keys[layer][self.slots, :, self.at] = k
         self.slab.values[layer][self.slots, :, self.at] = v
 
@@ -94,7 +94,7 @@ class _Span:
         return self.first + self.piece.tokens
 
     def attend(self, q: torch.Tensor, layer: int, window: int | None, score: Score) -> torch.Tensor:
-        """[tokens, heads, features] of queries and of the result."""
+        """Compute attention: queries and result are [tokens, heads, features]."""
         if self.piece.start == 0 and (window is None or window >= self.piece.tokens) and score.plain:
             k, v = self._stored(layer, 0)
             whole = q.transpose(0, 1)[None]
@@ -113,13 +113,13 @@ class _Span:
         return made.reshape(-1, tokens, v.shape[-1]).transpose(0, 1)  # `view` can't: some kernels put time first
 
     def _stored(self, layer: int, low: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keys and values from this token on, [1, heads, tokens, features] each."""
+        """Return keys and values from this token on, [1, heads, tokens, features] each."""
         slab, slot = self.extent.slab, self.extent.slot
         keys, values = slab.keys[layer], slab.values[layer]
         return keys[slot : slot + 1, :, low : self.piece.end], values[slot : slot + 1, :, low : self.piece.end]
 
     def write(self, k: torch.Tensor, v: torch.Tensor, layer: int) -> None:
-        """[tokens, heads, features] each."""
+        """Write keys and values, [tokens, heads, features] each."""
         slab, slot = self.extent.slab, self.extent.slot
         slab.keys[layer][slot, :, self.piece.start : self.piece.end] = k.transpose(0, 1)
         slab.values[layer][slot, :, self.piece.start : self.piece.end] = v.transpose(0, 1)
@@ -135,7 +135,7 @@ class _Span:
 
 
 def _flash_takes(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> bool:
-    """Whether a GPU's kernel is causal by itself and lets heads share keys: without a mask, in half the time."""
+    """Tell whether a GPU's kernel is causal by itself and lets heads share keys: without a mask, in half the time."""
     cuda = torch.backends.cuda
     return q.is_cuda and cuda.can_use_flash_attention(cuda.SDPAParams(q, k, v, None, 0.0, True, True))
 
@@ -143,7 +143,7 @@ def _flash_takes(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> bool:
 def _weighted(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None, score: Score, *, group: int = 1
 ) -> torch.Tensor:
-    """softmax(q·kᵀ)·v. [rows, key heads, queries, features]; `group` queries in a row are of one head."""
+    """Return softmax(q·kᵀ)·v of [rows, key heads, queries, features]; `group` queries in a row are of one head."""
     if score.plain:
         return functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=score.scale)
     scores = (q @ k.transpose(-1, -2)) * (score.scale if score.scale is not None else q.shape[-1] ** -0.5)
@@ -166,7 +166,7 @@ class ExtentArrangement:
         self._parts, self._windows = parts, windows
 
     def attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layer: int, score: Score) -> torch.Tensor:
-        """See `Arrangement`."""
+        """Compute attention as `Arrangement` says."""
         made = []
         for part in self._parts:
             rows = slice(part.first, part.last)
@@ -188,7 +188,7 @@ class ExtentAttention:
         self._windows, self._buffers, self._device = windows, buffers, device
 
     def arrange(self, pieces: Sequence[Piece]) -> ExtentArrangement:
-        """See `Attention`; every place is an `Extent`."""
+        """Return the arrangement as `Attention` says; every place is an `Extent`."""
         decoding = [index for index, piece in enumerate(pieces) if piece.tokens == 1]
         decoding.sort(key=lambda index: (pieces[index].place.capacity, pieces[index].place.slot))
         spans = [index for index, piece in enumerate(pieces) if piece.tokens > 1]

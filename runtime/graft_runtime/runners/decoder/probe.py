@@ -51,7 +51,7 @@ class _Call:
 
 
 def probe(base: BaseModel, modules: AdapterModules) -> Family:
-    """Sets the model to our attention, or leaves it as it was.
+    """Set the model to our attention, or leave the model as it was.
 
     Raises:
         RefusedError: with the reason.
@@ -83,7 +83,7 @@ def _text_config(base: BaseModel) -> Any:
 
 
 def _lengths(base: BaseModel) -> list[int]:
-    """Of the sequences that are compared: one of them leaves the window, where there is a small one."""
+    """Return the lengths of the sequences that are compared: one leaves the window, if there is a small window."""
     window = getattr(_text_config(base), "sliding_window", None)
     long = max(LONG, window + 8) if isinstance(window, int) and window <= WINDOW_TRIED else LONG
     return [min(length, base.context_length) for length in (SHORT, long)]
@@ -94,7 +94,7 @@ def _prompt(base: BaseModel, length: int) -> list[int]:
 
 
 def _answers(length: int) -> list[int]:
-    """The tokens of a sequence whose logits are compared: after a span, after another, and while it decodes."""
+    """Return the tokens of a sequence whose logits are compared: after a span, after another, and while it decodes."""
     return [at for at in (length * 2 // 3, length - 3, length - 2, length - 1) if at >= 0]
 
 
@@ -108,7 +108,7 @@ def _stock_logits(base: BaseModel, length: int) -> torch.Tensor:
 
 
 def _family(base: BaseModel) -> Family:
-    """Runs the model once and reads off what its layers ask of attention."""
+    """Run the model once and read off what the model's layers ask of attention."""
     calls: list[_Call] = []
 
     def record(module: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: Any, **options: Any) -> Any:
@@ -131,7 +131,7 @@ def _family(base: BaseModel) -> Family:
 
 
 def _window(call: _Call, config: Any, layer: int) -> int | None:
-    """How many tokens the layer sees. Refuses what our attention would not do."""
+    """Return how many tokens the layer sees. Refuses what our attention would not do."""
     given = {name for name, value in call.options.items() if value is not None and value is not False}
     unknown = given - HANDLED - NEUTRAL
     if unknown:
@@ -153,7 +153,7 @@ def _window(call: _Call, config: Any, layer: int) -> int | None:
 def _compare(
     base: BaseModel, modules: AdapterModules, family: Family, lengths: Sequence[int], expected: Sequence[torch.Tensor]
 ) -> None:
-    """Two sequences beside each other, in spans and token by token."""
+    """Check that two sequences beside each other, in spans and token by token, get the model's own logits."""
     kv = room_for(lengths, family.layers, dtype=base.dtype, device=base.device)
     attention = ExtentAttention(family.windows, Buffers(base.device), base.device)
     runner = DecoderRunner(base, modules, kv, attention)

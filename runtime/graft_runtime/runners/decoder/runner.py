@@ -41,7 +41,7 @@ class DecoderRunner(Runner):
 
     @property
     def context_length(self) -> int:
-        """Tokens of the longest sequence that can run."""
+        """Return the length in tokens of the longest sequence that can run."""
         return self.kv.longest
 
     def begin(self, place: Any, adapters: Sequence[RowAdapter]) -> int:

@@ -55,7 +55,7 @@ class Member:
         self._file.close()
 
     def read(self, size: int) -> bytes:
-        """Raises GraftError: Corrupt, UnsafeFile."""
+        """Read at most so many bytes of the file. Raises GraftError: Corrupt, UnsafeFile."""
         try:
             return self._file.read(min(size, _HEADER_BYTES))
         except _BROKEN as error:
@@ -75,26 +75,26 @@ class ArchiveDirectory:
         self._files = {path.partition("/")[2] if inside else path: opened for path, opened in files.items()}
 
     def names(self) -> list[str]:
-        """The files at its top, sorted."""
+        """Return the files at the directory's top, sorted."""
         return sorted(path for path in self._files if "/" not in path)
 
     def folders_with(self, file: str) -> list[str]:
-        """The folders in it that hold `file`."""
+        """Return the directory's folders that hold `file`."""
         return sorted(path.partition("/")[0] for path in self._files if path.partition("/")[2] == file)
 
     def open_file(self, name: str) -> Member:
-        """Raises GraftError: Corrupt."""
+        """Open a file of the directory. Raises GraftError: Corrupt."""
         try:
             return Member(self._files[name](), self.uri, name)
         except _BROKEN as error:
             _corrupt(self.uri, f"{name}: {error}", error)
 
     def check(self, record: FileRecord, copy: Path) -> None:
-        """The archive's own checksums are compared while it is read."""
+        """Do nothing: the archive's own checksums are compared while the archive is read."""
 
 
 def spool_archive(read: Callable[[], bytes], spool: Spool, uri: str, caps: Caps) -> None:
-    """Brings an archive into a file of the cache. Raises GraftError: UnsafeFile, NoCapacity."""
+    """Bring an archive into a file of the cache. Raises GraftError: UnsafeFile, NoCapacity."""
     size = 0
     while piece := read():
         size += len(piece)
@@ -105,7 +105,7 @@ def spool_archive(read: Callable[[], bytes], spool: Spool, uri: str, caps: Caps)
 
 
 def open_archive(uri: str, file: IO[bytes], caps: Caps) -> ArchiveDirectory:
-    """Looks at every entry of an archive.
+    """Look at every entry of an archive.
 
     Raises:
         GraftError: UnsafeFile, Corrupt.

@@ -50,7 +50,7 @@ class Sources:
         self._mounts = {prefix: mount for mount in mounts for prefix in mount.prefixes}
 
     def close(self) -> None:
-        """Break off what is read from remote ones."""
+        """Break off what is read from remote sources."""
         self._client.close()
 
     def open(

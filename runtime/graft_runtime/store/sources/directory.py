@@ -40,11 +40,14 @@ class Directory(Protocol):
 
     @property
     def revision(self) -> str | None:
-        """The exact one, where the source has revisions."""
+        """Return the exact revision, where the source has revisions."""
 
     @property
     def identity(self) -> str | None:
-        """The same text means the same bytes; None where nothing promises that."""
+        """Return a text that stands for the directory's bytes: the same text means the same bytes.
+
+        None where nothing promises that the same text means the same bytes.
+        """
 
     def names(self) -> list[str]: ...
 
@@ -62,7 +65,7 @@ class Spool(Protocol):
     file: IO[bytes]
 
     def write(self, piece: bytes, /) -> None:
-        """Raises GraftError: NoCapacity; OSError."""
+        """Write all of a piece. Raises GraftError: NoCapacity; OSError."""
 
 
 @dataclass(frozen=True)
@@ -81,12 +84,12 @@ class Place:
 
     @property
     def path(self) -> tuple[str, ...]:
-        """The segments below the prefix."""
+        """Return the segments below the prefix."""
         return path_below(self.prefix, self.uri)
 
     @property
     def endpoint(self) -> str:
-        """The server to ask, without a slash at its end; empty where the URI itself names the server."""
+        """Return the server to ask, without a slash at its end; empty where the URI itself names the server."""
         own = self.mount.endpoint if self.mount is not None else None
         return (own or self.scheme.endpoint or "").rstrip("/")
 

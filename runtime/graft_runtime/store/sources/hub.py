@@ -87,18 +87,18 @@ class HubDirectory:
         self._prefix = f"{address.folder}/" if address.folder else ""
 
     def names(self) -> list[str]:
-        """The files at the top of the folder, sorted."""
+        """Return the files at the top of the folder, sorted."""
         below = (path.removeprefix(self._prefix) for path in self._files if path.startswith(self._prefix))
         return sorted(name for name in below if name and "/" not in name and "\0" not in name)
 
     def folders_with(self, file: str) -> list[str]:
-        """The folders in it that hold `file`: what the URI may have meant."""
+        """Return the directory's folders that hold `file`: what the URI may have meant."""
         below = (path.removeprefix(self._prefix) for path in self._files if path.startswith(self._prefix))
         parts = (path.split("/") for path in below)
         return sorted(found[0] for found in parts if len(found) == 2 and found[1] == file)
 
     def open_file(self, name: str) -> Download:
-        """One of `names`, read from the Hub; see Download.read for what it raises."""
+        """Open one of `names` for reading from the Hub; see Download.read for what reading raises."""
         path = self._prefix + name
         sibling = self._files[path]
         size = sibling.lfs.size if sibling.lfs else sibling.size
@@ -108,7 +108,7 @@ class HubDirectory:
         )
 
     def check(self, record: FileRecord, copy: Path) -> None:
-        """Compares what was read with what the Hub lists. Raises GraftError: DigestMismatch."""
+        """Compare what was read with what the Hub lists. Raises GraftError: DigestMismatch."""
         listed = self._files[self._prefix + record.path]
         if listed.lfs is not None:
             found, expected = f"sha256 {record.sha256}", f"sha256 {listed.lfs.sha256}"
@@ -191,7 +191,7 @@ def _read_body(response: httpx2.Response, pace: Pace) -> bytes:
 
 
 def _refuse(address: HubAddress, revision: str, response: httpx2.Response) -> NoReturn:
-    """Raises GraftError for what stays as it is, httpx2.HTTPError for what is worth another try."""
+    """Raise GraftError for an answer that stays as it is, httpx2.HTTPError for an answer that is worth another try."""
     why = response.headers.get("x-error-code", "")
     if why == _GATED:
         raise GraftError(
@@ -212,7 +212,7 @@ def _refuse(address: HubAddress, revision: str, response: httpx2.Response) -> No
 
 
 def _blob_id(file: Path) -> str:
-    """As git names a file's content."""
+    """Return the id by which git names a file's content."""
     content = file.read_bytes()
     return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
 

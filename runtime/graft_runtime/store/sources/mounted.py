@@ -75,24 +75,28 @@ class MountedDirectory:
         self.identity = self._identity(settled_seconds)
 
     def names(self) -> list[str]:
-        """What is in it, sorted. Raises GraftError: SourceUnavailable."""
+        """Return the names of what is in the directory, sorted. Raises GraftError: SourceUnavailable."""
         try:
             return sorted(os.listdir(self._descriptor))
         except OSError as error:
             raise _unavailable(self.uri, f"it can't be listed: {error.strerror}") from error
 
     def check(self, record: FileRecord, copy: Path) -> None:
-        """A directory announces nothing, but no file that was read may have changed since. Raises GraftError."""
+        """Check that no file that was read has changed since: a directory announces nothing.
+
+        Raises:
+            GraftError: SourceUnavailable.
+        """
         for name, stamp in self._stamps.items():
             if self._stamp(name) != stamp or (name == record.path and record.size != stamp.size):
                 raise _unavailable(self.uri, f"{name} changed while it was read")
 
     def folders_with(self, file: str) -> list[str]:
-        """The folders in it that hold `file`: what the URI may have meant."""
+        """Return the directory's folders that hold `file`: what the URI may have meant."""
         return [name for name in self.names() if _is_file(self._descriptor, f"{name}/{file}")]
 
     def open_file(self, name: str) -> BinaryIO:
-        """Opens a regular file in it for reading.
+        """Open a regular file in the directory for reading.
 
         Raises:
             GraftError: UnsafeFile, SourceUnavailable.
@@ -117,7 +121,10 @@ class MountedDirectory:
             return None
 
     def _identity(self, settled_seconds: float) -> str | None:
-        """By the stamps of all that is in it, as git tells a changed file: none where the last change is too recent."""
+        """Return a text made of the stamps of all that is in the directory, as git tells a changed file.
+
+        The text is None where the last change is too recent.
+        """
         stamps = [(name, self._stamp(name)) for name in self.names()]
         newest = max((stamp.changed for _, stamp in stamps if stamp is not None), default=0)
         if time.time_ns() - newest < settled_seconds * 1_000_000_000:
