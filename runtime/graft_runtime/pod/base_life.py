@@ -70,8 +70,8 @@ class BaseLife:
         self._revision = config.base_model.source.revision
         self._state = BaseState.FETCHING
         self._fault: GraftError | None = None
-        self._final: GraftError | None = None
-        """Why the base never serves in this process."""
+        self._final = False
+        """Whether nothing but another process can mend the fault."""
         self._answered: asyncio.Future[BaseLoaded] = asyncio.get_running_loop().create_future()
         self._serving: LoadedBase | None = None
         self.digest: str | None = None
@@ -101,7 +101,7 @@ class BaseLife:
             logger.critical("%s", error)
             self._become(BaseState.FAILED, error)
             self._adapters.base_failed(error)
-            self._final = None if error.code.passes else error
+            self._final = not error.code.passes
             if error.code.passes:  # the engine loads once: another process may find the memory that this one did not
                 await asyncio.sleep(self._retry_seconds)
                 raise
@@ -126,10 +126,10 @@ class BaseLife:
     def serving(self) -> LoadedBase:
         """Return the base that serves. Raises GraftError: NotReady, or why it never will."""
         if self._serving is None:
-            fault = self._final or self._fault
-            if fault is not None and (fault is self._final or not fault.code.retried):
+            fault = self._fault
+            if fault is not None and (self._final or not fault.code.retried):
                 raise GraftError(fault.code, fault.what, hint=fault.hint)
-            why = f": {self._fault.what}" if self._fault is not None else ""
+            why = f": {fault.what}" if fault is not None else ""
             raise GraftError(ErrorCode.NOT_READY, f"the base model is not loaded yet{why}", hint="try again")
         return self._serving
 
