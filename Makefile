@@ -63,9 +63,9 @@ lint: setup ## format, lint, types, import walls
 	$(RUN) -m mypy
 	.venv/bin/lint-imports
 
-generate: setup ## write the CRD from the API models, the reference's table of methods, the picture of the rooms
+generate: setup ## write the CRD from the API models, the reference's tables, the picture of the rooms
 	$(RUN) -m graft_operator.resource.crd
-	$(RUN) -m graft_runtime.adapters.methods.reference docs/reference.md
+	$(RUN) docs/tables.py docs/reference.md
 	$(RUN) docs/rooms.py docs/architecture.md
 
 verify: generate lint test ## all that CI checks; then the tree must be clean

@@ -82,6 +82,13 @@ BROKEN = REPORT.model_copy(
     }
 )
 """Without a base no adapter gets further than that."""
+NO_ROOM = BROKEN.model_copy(
+    update={
+        "base": BaseReport(
+            name="base", state=BaseState.FAILED, fault=Fault(code=ErrorCode.NO_CAPACITY, message="needs 2 GiB")
+        )
+    }
+)
 BILLING_PART = MergePart(name="billing", source=Source(uri="pvc://shelf/billing"), digest=DIGEST, weight=0.5)
 SUM = Merge(name="both", adapters=(BILLING_PART,))
 MERGED = REPORT.model_copy(
@@ -210,6 +217,20 @@ CASES = {
         "-NotAModel",
         "-NotAModel",
         "-Settled",
+        "+NotAModel",
+    ),
+    "there-is-no-room-for-the-base-model-now": (
+        World(ready=(False, False), reports=(NO_ROOM, NO_ROOM)),
+        "-NoCapacity",
+        "-NoCapacity",
+        "+NoCapacity",
+        "-NoFault",
+    ),
+    "one-pod-waits-for-room-and-another-for-a-person": (
+        World(ready=(False, False), reports=(NO_ROOM, BROKEN)),
+        "-NotAModel",
+        "-NotAModel",
+        "+NoCapacity",
         "+NotAModel",
     ),
     "the-base-model-is-broken-on-new-pods": (

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tables
 import yaml
 from graft_operator.decisions.conditions import ConditionType, Reason
 from graft_operator.metrics import REGISTRY as OPERATOR_METRICS
-from graft_runtime.adapters.methods.reference import with_table
 from graft_runtime.errors import ErrorCode
 from graft_runtime.pod.metrics import Metrics
 
@@ -44,8 +44,8 @@ def test_the_reference_names_it(name: str) -> None:
     assert f"`{name}`" in REFERENCE
 
 
-def test_the_table_of_methods_is_the_registry_s() -> None:
-    assert with_table(REFERENCE) == REFERENCE, "run `make generate`"
+def test_the_tables_are_those_of_the_code() -> None:
+    assert tables.inserted(REFERENCE) == REFERENCE, "run `make generate`"
 
 
 def test_the_table_of_codes_is_that_of_the_code() -> None:

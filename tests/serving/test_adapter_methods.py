@@ -17,12 +17,12 @@ from graft_runtime.adapters.deltas import CompiledAdapter
 from graft_runtime.adapters.files import read_adapter_files
 from graft_runtime.adapters.fit import fit, fitted
 from graft_runtime.adapters.layout import EmbeddingShape, LinearShape
-from graft_runtime.adapters.methods.registry import SUPPORT
 from graft_runtime.errors import ErrorCode, GraftError
 from graft_runtime.merge.memory import merge_into
 from graft_runtime.model.load import load_base
 from graft_runtime.model.modules import BaseModules
 from safetensors.torch import load_file, save_file
+from tables import SUPPORT
 
 from tests.support.merges import merge_source
 from tests.support.methods import EVERY, METHODS, save_method
@@ -124,7 +124,7 @@ def loaded(base: Path) -> Any:
     return load_base(base, name="tiny", dtype="float32", max_sequence_length=256)
 
 
-def test_the_registry_tells_what_each_method_can(built: Callable[[str], Built]) -> None:
+def test_the_reference_tells_what_each_method_can(built: Callable[[str], Built]) -> None:
     those = built("llama")
     mixed = Mixed(those.base, those.adapters)
     for name, adapter in mixed.adapters.items():

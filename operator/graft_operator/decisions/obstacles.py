@@ -45,14 +45,13 @@ def is_scaled_to_zero(facts: Facts) -> Finding | None:
 
 
 def base_failed(facts: Facts) -> Finding | None:
-    """Find a pod of the current RuntimeConfig whose base model can't be served."""
-    for pod in sorted(facts.observed.newest_pods, key=lambda pod: pod.name):
-        status = facts.report(pod)
-        if status is not None and status.config_hash == facts.current and status.base.state is BaseState.FAILED:
-            unexplained = Fault(code=ErrorCode.INTERNAL, message="the base model failed without a reason")
-            fault = status.base.fault or unexplained
-            return Finding(fault.code.value, f"pod {pod.name}: {fault.message}")
-    return None
+    """Find a pod of the current RuntimeConfig whose base model can't be served before a person acts."""
+    return _base_fault(facts, passes=False)
+
+
+def base_is_tried_again(facts: Facts) -> Finding | None:
+    """Find a pod of the current RuntimeConfig whose base model can't be served now, for a reason that passes."""
+    return _base_fault(facts, passes=True)
 
 
 def speaks_another_version(facts: Facts) -> Finding | None:
@@ -146,6 +145,17 @@ def unreachable(facts: Facts) -> Finding:
 def counted(number: int, noun: str) -> str:
     """Return `1 pod`, `2 pods`."""
     return f"{number} {noun}" + ("" if number == 1 else "s")
+
+
+def _base_fault(facts: Facts, *, passes: bool) -> Finding | None:
+    for pod in sorted(facts.observed.newest_pods, key=lambda pod: pod.name):
+        status = facts.report(pod)
+        if status is None or status.config_hash != facts.current or status.base.state is not BaseState.FAILED:
+            continue
+        fault = status.base.fault or Fault(code=ErrorCode.INTERNAL, message="the base model failed without a reason")
+        if fault.code.passes == passes:
+            return Finding(fault.code.value, f"pod {pod.name}: {fault.message}")
+    return None
 
 
 def _state_of(facts: Facts, pod: PodView) -> str:

@@ -19,6 +19,7 @@ from graft_operator.decisions.obstacles import (
     adapters_are_loading,
     adapters_failed,
     base_failed,
+    base_is_tried_again,
     counted,
     deadline_exceeded,
     is_rolling_out,
@@ -71,6 +72,7 @@ READY: tuple[Obstacle, ...] = (
     Obstacle(pool_failed, Ends.BY_A_PERSON),
     Obstacle(is_scaled_to_zero, Ends.OPEN),
     Obstacle(base_failed, Ends.BY_A_PERSON),  # before the roll that it holds up
+    Obstacle(base_is_tried_again, Ends.BY_ITSELF),
     Obstacle(speaks_another_version, Ends.BY_A_PERSON),
     Obstacle(deadline_exceeded, Ends.BY_A_PERSON),
     Obstacle(is_rolling_out, Ends.BY_ITSELF, unless=(pool_failed,)),
@@ -85,6 +87,7 @@ AVAILABLE: tuple[Check, ...] = (
     is_scaled_to_zero,
     no_ready_pod_says_that_it_serves,
     base_failed,
+    base_is_tried_again,
     ready_pods_serve_another_mode,
     pods_are_not_ready,
 )

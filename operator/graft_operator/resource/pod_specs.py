@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
+from graft_runtime.contract.config import EngineConfig
 from pydantic import Field
 
 from graft_operator.resource.rules import Rule, Ruled
@@ -13,17 +14,8 @@ QUANTITY_UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 QUANTITY_UNITS |= {"Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
 
 
-class EngineSpec(Ruled):
+class EngineSpec(EngineConfig, Ruled):
     """Limits of a pod's engine."""
-
-    max_sequences: Int = Field(default=16, ge=1, le=1024)
-    """Sequences in one batch."""
-    max_sequence_length: Int = Field(default=4096, ge=16, le=1_048_576)
-    """Tokens of prompt and answer together; the model's own limit holds as well."""
-    max_mounted_adapters: Int = Field(default=32, ge=1, le=4096)
-    """Adapters whose weights are in the memory of the model's device at once; others wait on the pod's disk."""
-    max_rank: Int = Field(default=64, ge=1, le=1024)
-    """The highest rank that a module of an adapter may have."""
 
 
 class AcceleratorSpec(Ruled):

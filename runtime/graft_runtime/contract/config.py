@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from graft_runtime.contract.checkpoints import AdapterName, Digest, Source
 from graft_runtime.contract.schemes import CLAIM, MountKind
@@ -46,16 +46,18 @@ class BaseModelConfig(Wire):
 
 
 class EngineConfig(Wire):
-    """Limits of the engine; they reach it whole, in `Start`. A new one is declared here, and in `spec.engine`."""
+    """Limits of the engine; they reach it whole, in `Start`. A new one is declared here: `spec.engine` has the same."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True, strict=True)
 
     max_sequences: int = Field(default=16, ge=1, le=1024)
     """Sequences in one batch."""
     max_sequence_length: int = Field(default=4096, ge=16, le=1_048_576)
     """Tokens of prompt and answer together; the model's own limit holds as well."""
     max_mounted_adapters: int = Field(default=32, ge=1, le=4096)
-    """Adapters whose weights are held in the memory of the model's device at once."""
+    """Adapters whose weights are in the memory of the model's device at once; others wait on the pod's disk."""
     max_rank: int = Field(default=64, ge=1, le=1024)
-    """The highest rank of any module of an adapter."""
+    """The highest rank that a module of an adapter may have."""
 
 
 class MergePart(Wire):

@@ -1,9 +1,8 @@
-"""Which module reads which PEFT method, and what Graft does with each."""
+"""Which module reads which PEFT method."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from graft_runtime.adapters.methods.adalora import AdaLora
@@ -35,54 +34,6 @@ METHODS: Mapping[str, Callable[[Mapping[str, Any], str], Recipe]] = {
     )
 }
 """By `peft_type`. Each takes the config and how errors call the adapter."""
-
-
-@dataclass(frozen=True)
-class Support:
-    """What can be done with an adapter of a method, or with one that uses an option of LoRA.
-
-    Attributes:
-        served: beside others on one base.
-        mixed: with other adapters and the base in one batch.
-        merged: into the base's weights.
-        scaled: with a weight other than 1.
-        composed: with others on one request.
-    """
-
-    served: bool = True
-    mixed: bool = True
-    merged: bool = True
-    scaled: bool = True
-    composed: bool = True
-
-
-_REPLACES = Support(scaled=False, composed=False)
-_NOT = Support(*[False] * 5)
-SUPPORT: Mapping[str, Support] = {
-    **dict.fromkeys(METHODS, Support()),
-    **dict.fromkeys(("IA3", "LN_TUNING", "TRAINABLE_TOKENS"), _REPLACES),
-    **dict.fromkeys(
-        ("PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING"), Support(merged=False, scaled=False, composed=False)
-    ),
-    **dict.fromkeys(sorted(UNSERVED), _NOT),
-}
-"""By `peft_type`."""
-LORA_OPTIONS: Mapping[str, Support] = {
-    "`use_rslora`, `rank_pattern`, `alpha_pattern`, `exclude_modules`, `layers_to_transform`": Support(),
-    "`use_dora` (DoRA)": _REPLACES,
-    "`init_lora_weights`: `pissa`, `olora`": Support(),
-    "`lora_bias`": Support(),
-    "`bias`: `all`, `lora_only`": Support(composed=False),
-    "`target_modules` with embeddings or heads": Support(),
-    "`modules_to_save`": Support(composed=False),
-    "`trainable_token_indices`": Support(composed=False),
-    "a vocabulary of another size than the base's": Support(merged=False, composed=False),
-    "`alora_invocation_tokens` (aLoRA)": Support(merged=False),
-    "`target_parameters` of experts, and files with an adapter for each expert": Support(merged=False),
-    "`init_lora_weights`: `pissa_niter_*`, `corda`, `loftq`, `lora_ga`; `use_qalora`, `use_bdlora`, `arrow_config`, "
-    "`kasa_config`, `velora_config`, `monteclora_config`, `layer_replication`, `megatron_config`": _NOT,
-}
-"""By the option, for people."""
 
 
 def read_recipe(config: Mapping[str, Any], name: str) -> Recipe:
