@@ -268,7 +268,10 @@ def _typed(expected: type, value: object) -> object:
 
 _encoder = msgspec.msgpack.Encoder(enc_hook=_plain)
 _command_decoder: msgspec.msgpack.Decoder[Command] = msgspec.msgpack.Decoder(Command, dec_hook=_typed)
-_event_decoder = msgspec.msgpack.Decoder(list[Event], dec_hook=_typed)
+decode_command = _command_decoder.decode
+"""Decodes the body of a frame. Raises msgspec.ValidationError."""
+decode_events = msgspec.msgpack.Decoder(list[Event], dec_hook=_typed).decode
+"""Decodes the body of a frame. Raises msgspec.ValidationError."""
 
 FRAME_HEADER_BYTES = 4
 """Big-endian length of the MessagePack body that follows."""
@@ -289,13 +292,3 @@ def encode_command(command: Command) -> bytes:
 def encode_events(events: list[Event]) -> bytes:
     """Encode events as one frame, header included."""
     return _frame(_encoder.encode(events))
-
-
-def decode_command(body: bytes) -> Command:
-    """Decode the body of a frame. Raises msgspec.ValidationError."""
-    return _command_decoder.decode(body)
-
-
-def decode_events(body: bytes) -> list[Event]:
-    """Decode the body of a frame. Raises msgspec.ValidationError."""
-    return _event_decoder.decode(body)

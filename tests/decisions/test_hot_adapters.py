@@ -31,6 +31,8 @@ from graft_runtime.messages import (
 from graft_runtime.pod import lending
 from graft_runtime.pod.hot import HotAdapters
 from graft_runtime.pod.leases import Lease
+from graft_runtime.pod.mounting import Mounting
+from graft_runtime.pod.preparations import Preparations
 from graft_runtime.store.cache import Cached
 
 ENGINE = Capabilities(frozenset(DeltaKind), weights=True, adapters_per_request=4, tiers=("device", "host", "disk"))
@@ -66,15 +68,8 @@ class Played:
     def __init__(self, limit: int = 2) -> None:
         self.sent: list[Command] = []
         fetches: Any = Fetches()
-        self.residency = HotAdapters(
-            fetches,
-            self.sent.append,
-            self.highest_token,
-            limit=limit,
-            max_rank=8,
-            drain_seconds=0.05,
-            changed=lambda name: None,
-        )
+        mounting = Mounting(Preparations(fetches, self.highest_token, max_rank=8), self.sent.append, limit)
+        self.residency = HotAdapters(mounting, drain_seconds=0.05, changed=lambda name: None)
         self.residency.base_loaded(LOADED)
         self._generation = 0
         self.kept_in: Tier = "host"

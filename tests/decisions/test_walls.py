@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import subprocess
 import sys
@@ -114,3 +115,11 @@ def test_no_module_shadows_the_standard_library() -> None:
 def test_no_file_of_tests_imports_another() -> None:
     another = re.compile(r"^\s*(from|import) tests\.\S*\btest_\w+|^\s*from tests\S* import test_", re.M)
     assert [path.name for path in (ROOT / "tests").rglob("*.py") if another.search(path.read_text())] == []
+
+
+def test_a_module_of_more_than_300_lines_says_why() -> None:
+    files = [path for root in ("operator", "runtime", "local") for path in (ROOT / root).rglob("*.py")]
+    texts = {path: path.read_text() for path in files}
+    long = {path for path, text in texts.items() if len(text.splitlines()) > 300}
+    explained = {path for path in long if "300 lines" in (ast.get_docstring(ast.parse(texts[path])) or "")}
+    assert long - explained == set()

@@ -40,6 +40,8 @@ from graft_runtime.messages import (
 from graft_runtime.pod import catalogue as catalogue_module
 from graft_runtime.pod.hot import HotAdapters
 from graft_runtime.pod.leases import Lease
+from graft_runtime.pod.mounting import Mounting
+from graft_runtime.pod.preparations import Preparations
 from graft_runtime.store.cache import Cached
 
 TOKENS = 14
@@ -103,15 +105,8 @@ class World:
         self.jobs = engine.load_later = list[Any]()
         self.random = random.Random(seed)
         fetches: Any = Fetches(versions)
-        self.store = HotAdapters(
-            fetches,
-            engine.handle,
-            no_tokenizer,
-            limit=PLACES,
-            max_rank=16,
-            drain_seconds=1000,
-            changed=lambda name: None,
-        )
+        mounting = Mounting(Preparations(fetches, no_tokenizer, max_rank=16), engine.handle, PLACES)
+        self.store = HotAdapters(mounting, drain_seconds=1000, changed=lambda name: None)
         self.store.base_loaded(
             BaseLoaded(
                 "decoder",

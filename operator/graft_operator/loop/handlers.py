@@ -60,7 +60,6 @@ def _settings() -> kopf.OperatorSettings:
     settings.peering.standalone = True
     settings.scanning.disabled = True
     settings.persistence.diffbase_storage = _NoDiffBase()
-    settings.persistence.progress_storage = _NoProgress()
     settings.networking.request_timeout = REQUEST_TIMEOUT_SECONDS
     settings.networking.connect_timeout = CONNECT_TIMEOUT_SECONDS
     settings.networking.error_backoffs = ERROR_BACKOFFS
@@ -86,25 +85,6 @@ class _NoDiffBase(kopf.DiffBaseStorage):
 
     def store(self, *, body: kopf.Body, patch: kopf.Patch, essence: kopf.BodyEssence) -> None:
         return None
-
-
-class _NoProgress(kopf.ProgressStorage):
-    """Keeps nothing: our handlers have no progress."""
-
-    def fetch(self, *, key: str, body: kopf.Body) -> None:
-        return None
-
-    def store(self, *, key: str, record: kopf.ProgressRecord, body: kopf.Body, patch: kopf.Patch) -> None:
-        return None
-
-    def purge(self, *, key: str, body: kopf.Body, patch: kopf.Patch) -> None:
-        return None
-
-    def touch(self, *, body: kopf.Body, patch: kopf.Patch, value: str | None) -> None:
-        return None
-
-    def clear(self, *, essence: kopf.BodyEssence) -> kopf.BodyEssence:
-        return essence
 
 
 def make_registry(access: Callable[[], Awaitable[Access]], on_event: OnEvent) -> kopf.OperatorRegistry:

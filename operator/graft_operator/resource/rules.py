@@ -7,10 +7,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, GetJsonSchemaHandler, model_validator
+from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, GetJsonSchemaHandler, model_validator
 from pydantic.alias_generators import to_camel
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, PydanticCustomError
+from pydantic_core.core_schema import no_info_after_validator_function
 
 
 @dataclass(frozen=True)
@@ -43,18 +44,24 @@ def broken(rules: Sequence[Rule], value: object) -> list[str]:
     return [rule.message_for(value) for rule in rules if not rule.holds(value)]
 
 
-def check(rules: Sequence[Rule]) -> AfterValidator:
-    """Return the Python side of rules on a single value."""
+@dataclass(frozen=True)
+class Obeys:
+    """Annotates the type of a single value with its rules: enforced in both places."""
 
-    def obey(value: Any) -> Any:
-        _refuse(broken(rules, value))
+    rules: tuple[Rule, ...]
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return no_info_after_validator_function(self._obey, handler(source))
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        return {**handler(schema), **_validations(self.rules)}
+
+    def _obey(self, value: Any) -> Any:
+        _refuse(broken(self.rules, value))
         return value
 
-    return AfterValidator(obey)
 
-
-def validations(rules: Sequence[Rule]) -> dict[str, Any]:
-    """Return the schema side of rules on a single value."""
+def _validations(rules: Sequence[Rule]) -> dict[str, Any]:
     return {"x-kubernetes-validations": [rule.to_schema() for rule in rules]}
 
 
@@ -97,5 +104,5 @@ class Ruled(BaseModel):
     def __get_pydantic_json_schema__(cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
         schema = handler(core_schema)
         if cls.rules:
-            handler.resolve_ref_schema(schema).update(validations(cls.rules))
+            handler.resolve_ref_schema(schema).update(_validations(cls.rules))
         return schema

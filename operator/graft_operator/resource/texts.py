@@ -19,7 +19,7 @@ from graft_runtime.contract.schemes import (
 )
 from pydantic import Field, Strict
 
-from graft_operator.resource.rules import Rule, check, validations
+from graft_operator.resource.rules import Obeys, Rule
 
 # The API server tells 1 from "1" and true from "yes"; so do we.
 Int = Annotated[int, Strict()]
@@ -132,27 +132,14 @@ LABEL_RULES = (
 
 ServedName = Annotated[str, Field(pattern=ADAPTER_NAME_PATTERN, min_length=1, max_length=63)]
 DigestText = Annotated[str, Field(pattern=DIGEST_PATTERN, max_length=71)]
-Uri = Annotated[str, Field(min_length=1, max_length=1024, json_schema_extra=validations(URI_RULES)), check(URI_RULES)]
+Uri = Annotated[str, Field(min_length=1, max_length=1024), Obeys(URI_RULES)]
 ResourceName = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$", min_length=1, max_length=253)]
 Revision = Annotated[str, Field(pattern=_REVISION, min_length=1, max_length=255)]
-UriPrefix = Annotated[
-    str, Field(min_length=1, max_length=512, json_schema_extra=validations(PREFIX_RULES)), check(PREFIX_RULES)
-]
-Endpoint = Annotated[
-    str, Field(min_length=1, max_length=512, json_schema_extra=validations(ENDPOINT_RULES)), check(ENDPOINT_RULES)
-]
-MountPath = Annotated[
-    str,
-    Field(min_length=2, max_length=512, json_schema_extra=validations(MOUNT_PATH_RULES)),
-    check(MOUNT_PATH_RULES),
-]
-Labels = Annotated[
-    dict[Annotated[str, Field(max_length=317)], Annotated[str, Field(max_length=63)]],
-    Field(max_length=64, json_schema_extra=validations(LABEL_RULES)),
-    check(LABEL_RULES),
-]
+UriPrefix = Annotated[str, Field(min_length=1, max_length=512), Obeys(PREFIX_RULES)]
+Endpoint = Annotated[str, Field(min_length=1, max_length=512), Obeys(ENDPOINT_RULES)]
+MountPath = Annotated[str, Field(min_length=2, max_length=512), Obeys(MOUNT_PATH_RULES)]
+_LabelKey = Annotated[str, Field(max_length=317)]
+Labels = Annotated[dict[_LabelKey, Annotated[str, Field(max_length=63)]], Field(max_length=64), Obeys(LABEL_RULES)]
 Annotations = Annotated[
-    dict[Annotated[str, Field(max_length=317)], Annotated[str, Field(max_length=4096)]],
-    Field(max_length=64, json_schema_extra=validations(LABEL_RULES)),
-    check(LABEL_RULES),
+    dict[_LabelKey, Annotated[str, Field(max_length=4096)]], Field(max_length=64), Obeys(LABEL_RULES)
 ]

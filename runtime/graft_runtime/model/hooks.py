@@ -252,10 +252,9 @@ class _HookedNorm(_Hooked):
         return self._normed(module, x, output)
 
     def _normed(self, module: Any, x: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
-        if x.dim() == 4:
-            taken = self.taken(x, x.shape[:2].numel()).each(x.shape[2])
-        else:
-            taken = self.taken(x, x.shape[:-1].numel())
+        by_heads = x.dim() == 4
+        taken = self.taken(x, x.shape[: 2 if by_heads else -1].numel())
+        taken = taken.each(x.shape[2]) if by_heads else taken
         rows, y = x.reshape(-1, x.shape[-1]), output.reshape(-1, x.shape[-1])
         for _, delta, tokens in self.groups(taken):
             y[tokens] = _with_parameters(module, delta.parameters).forward(rows[tokens]).to(y.dtype)

@@ -10,14 +10,12 @@ from graft_runtime.contract.adapter_set import AdapterSet
 from graft_runtime.contract.config import Merge
 from graft_runtime.contract.status import AdapterReport
 from graft_runtime.errors import ErrorCode, GraftError
-from graft_runtime.messages import BaseLoaded, Command, MergeSource, Tier
+from graft_runtime.messages import BaseLoaded, MergeSource, Tier
 from graft_runtime.pod.adapters import AdapterEvent
 from graft_runtime.pod.catalogue import Alias, Artifact, report, scale_fault
 from graft_runtime.pod.leases import Lease, unknown_model
 from graft_runtime.pod.lending import Lending
 from graft_runtime.pod.mounting import Mounting
-from graft_runtime.pod.preparations import HighestToken
-from graft_runtime.store.fetches import Fetches
 
 logger = logging.getLogger(__name__)
 
@@ -26,11 +24,7 @@ class HotAdapters:
     """The adapters of one pod: see `Adapters`.
 
     Args:
-        fetches: bring them into the cache.
-        send: hands a command to the engine.
-        highest_token: reads their tokenizers.
-        limit: how many the engine can hold.
-        max_rank: of the pool.
+        mounting: of their versions.
         drain_seconds: how long requests may go on under a name that was removed.
         changed: called with a name whenever its report may differ.
     """
@@ -39,20 +33,10 @@ class HotAdapters:
     merged_digest: str | None = None
     merged: Merge | None = None
 
-    def __init__(
-        self,
-        fetches: Fetches,
-        send: Callable[[Command], None],
-        highest_token: HighestToken,
-        *,
-        limit: int,
-        max_rank: int,
-        drain_seconds: float,
-        changed: Callable[[str], None],
-    ) -> None:
-        self._mounting = Mounting(fetches, send, highest_token, limit=limit, max_rank=max_rank, touched=self._touched)
-        self._lending = Lending(self._find, self._mounting, self._returned)
-        self._drain_seconds, self._changed = drain_seconds, changed
+    def __init__(self, mounting: Mounting, drain_seconds: float, changed: Callable[[str], None]) -> None:
+        self._mounting, self._drain_seconds, self._changed = mounting, drain_seconds, changed
+        mounting.touched = self._touched
+        self._lending = Lending(self._find, mounting, self._returned)
         self._aliases: dict[str, Alias] = {}
         self._draining: dict[str, Alias] = {}
         self._names: dict[str, list[str]] = {}

@@ -12,8 +12,7 @@ from graft_runtime.messages import BaseLoaded, Command, Dropped, Mount, Mounted,
 from graft_runtime.pod.adapters import AdapterEvent
 from graft_runtime.pod.capabilities import adapter_fault
 from graft_runtime.pod.catalogue import Artifact, Residence, Step, check_places, no_place, plan_mounts
-from graft_runtime.pod.preparations import HighestToken, Preparations
-from graft_runtime.store.fetches import Fetches
+from graft_runtime.pod.preparations import Preparations
 
 logger = logging.getLogger(__name__)
 
@@ -24,26 +23,15 @@ class Mounting:
     """The versions of one pod, by digest.
 
     Args:
-        fetches: bring them into the cache.
+        preparations: bring them to where they can be mounted.
         send: hands a command to the engine.
-        highest_token: reads their tokenizers.
         limit: how many the engine can hold.
-        max_rank: of the pool.
-        touched: called with a version whenever something about it has changed, or it is gone.
     """
 
-    def __init__(
-        self,
-        fetches: Fetches,
-        send: Callable[[Command], None],
-        highest_token: HighestToken,
-        *,
-        limit: int,
-        max_rank: int,
-        touched: Callable[[Artifact], None],
-    ) -> None:
-        self._preparations = Preparations(fetches, highest_token, max_rank=max_rank, prepared=self._prepared)
-        self._send, self._limit, self._touched = send, limit, touched
+    def __init__(self, preparations: Preparations, send: Callable[[Command], None], limit: int) -> None:
+        self._preparations, self._send, self._limit = preparations, send, limit
+        self.touched: Callable[[Artifact], None] = lambda artifact: None
+        """Called with a version whenever something about it has changed, or it is gone."""
         self._artifacts: dict[str, Artifact] = {}
         self._turns = 0
         self._base: BaseLoaded | None = None
@@ -63,7 +51,7 @@ class Mounting:
         self._base = loaded
         for artifact in self._artifacts.values():
             self._check(artifact)
-            self._touched(artifact)
+            self.touched(artifact)
         self.advance()
 
     def _check(self, artifact: Artifact) -> None:
@@ -80,7 +68,7 @@ class Mounting:
             artifact = self._artifacts.get(digest)
             if artifact is None or (artifact.cached is None and artifact.source not in sources):
                 artifact = self._artifacts.setdefault(digest, Artifact(digest, sources[0], entries[0].name))
-                self._preparations.start(artifact, sources[0])
+                self._preparations.start(artifact, sources[0], self._prepared)
             artifact.wanted = True
             artifact.pinned = any(entry.pinned and digest == entry.digest for entry in entries)
         for artifact in [artifact for digest, artifact in self._artifacts.items() if digest not in wanted]:
@@ -149,11 +137,11 @@ class Mounting:
             if artifact.in_host:
                 self._send(Unmount(artifact.digest))
             self._preparations.stop(artifact.digest)
-            self._touched(artifact)
+            self.touched(artifact)
 
     def _prepared(self, artifact: Artifact) -> None:
         self._check(artifact)
-        self._touched(artifact)
+        self.touched(artifact)
         self.advance()
 
     def _mount_next(self) -> None:
@@ -163,7 +151,7 @@ class Mounting:
         for step in plan.steps:
             artifact = self._artifacts[step.digest]
             self._take(step, artifact)
-            self._touched(artifact)
+            self.touched(artifact)
 
     def _take(self, step: Step, artifact: Artifact) -> None:
         match step.action:

@@ -21,6 +21,8 @@ from graft_runtime.pod.engine_port import EnginePort
 from graft_runtime.pod.hot import HotAdapters
 from graft_runtime.pod.merged import MergedAdapters
 from graft_runtime.pod.metrics import Metrics
+from graft_runtime.pod.mounting import Mounting
+from graft_runtime.pod.preparations import Preparations
 from graft_runtime.pod.readiness import Readiness
 from graft_runtime.pod.sets import AdapterSets, SetInForce
 from graft_runtime.pod.status_board import StatusBoard
@@ -86,15 +88,9 @@ class Pod:
         config, engine = self.config, self.config.engine
         if config.merge:
             return MergedAdapters(config.merge, self.fetches, engine.max_rank, self.board.changed)
-        return HotAdapters(
-            self.fetches,
-            self.engine.send,
-            self._highest_token,
-            limit=engine.max_mounted_adapters,
-            max_rank=engine.max_rank,
-            drain_seconds=config.drain_seconds,
-            changed=self.board.changed,
-        )
+        preparations = Preparations(self.fetches, self._highest_token, engine.max_rank)
+        mounting = Mounting(preparations, self.engine.send, engine.max_mounted_adapters)
+        return HotAdapters(mounting, config.drain_seconds, self.board.changed)
 
     async def run(self) -> None:
         """Boot, and follow the mounted set from then on. Raises what is a fault of ours."""

@@ -26,31 +26,31 @@ class Preparations:
         fetches: bring adapters into the cache.
         highest_token: reads their tokenizers.
         max_rank: of the pool.
-        prepared: called with an artifact that is prepared, or has a fault instead.
     """
 
-    def __init__(
-        self, fetches: Fetches, highest_token: HighestToken, *, max_rank: int, prepared: Callable[[Artifact], None]
-    ) -> None:
-        self._fetches, self._highest_token = fetches, highest_token
-        self._max_rank, self._prepared = max_rank, prepared
+    def __init__(self, fetches: Fetches, highest_token: HighestToken, max_rank: int) -> None:
+        self._fetches, self._highest_token, self._max_rank = fetches, highest_token, max_rank
         self._tasks: dict[str, asyncio.Task[None]] = {}
 
-    def start(self, artifact: Artifact, source: Source) -> None:
-        """Prepare a version from this source, instead of any that it was being fetched from."""
+    def start(self, artifact: Artifact, source: Source, prepared: Callable[[Artifact], None]) -> None:
+        """Prepare a version from this source, instead of any that it was being fetched from.
+
+        Args:
+            prepared: called once the artifact is prepared, and whenever it has a fault instead.
+        """
         self.stop(artifact.digest)
         artifact.source, artifact.fault = source, None
-        self._tasks[artifact.digest] = asyncio.create_task(self._prepare(artifact))
+        self._tasks[artifact.digest] = asyncio.create_task(self._prepare(artifact, prepared))
 
     def stop(self, digest: str) -> None:
         """Stop preparing a version, if that is under way."""
         if (task := self._tasks.pop(digest, None)) is not None:
             task.cancel()
 
-    async def _prepare(self, artifact: Artifact) -> None:
+    async def _prepare(self, artifact: Artifact, prepared: Callable[[Artifact], None]) -> None:
         def failed(error: GraftError) -> None:
             artifact.fault = error
-            self._prepared(artifact)
+            prepared(artifact)
 
         name = artifact.name
         try:
@@ -70,4 +70,4 @@ class Preparations:
             )
         else:
             artifact.facts = files.facts
-            self._prepared(artifact)
+            prepared(artifact)
