@@ -140,7 +140,8 @@ def _models(base: type[Wire]) -> list[type[Wire]]:
         for model in waiting.pop().__subclasses__():
             waiting.append(model)
             found.add(model)
-    return sorted(found - {Message}, key=lambda model: model.__name__)
+    sent = {model for model in found if model.__module__.startswith("graft_runtime.contract.")}  # not the CRD's models
+    return sorted(sent - {Message}, key=lambda model: model.__name__)
 
 
 def _defaults() -> dict[str, dict[str, Any]]:
