@@ -142,8 +142,14 @@ class ErrorCode(StrEnum):
     """A fault of Graft itself."""
 
 
+MAX_CHARACTERS = 4000
+"""Of one part of an error. What it quotes may be a stranger's, and it is kept in every status, log and answer."""
+MAX_DETAILS = 16
+MAX_DETAIL_CHARACTERS = 500
+
+
 class GraftError(Exception):
-    """A fault with a stable code, told so that a person can act on it.
+    """A fault with a stable code, told so that a person can act on it. Each part is cut to what can be shown.
 
     Args:
         code: the stable code.
@@ -162,12 +168,12 @@ class GraftError(Exception):
         hint: str | None = None,
         field: str | None = None,
     ) -> None:
-        super().__init__(what)
         self.code = code
-        self.what = what
-        self.details = tuple(details)
-        self.hint = hint
-        self.field = field
+        self.what = cut(what)
+        self.details = tuple(cut(detail, MAX_DETAIL_CHARACTERS) for detail in details[:MAX_DETAILS])
+        self.hint = hint and cut(hint)
+        self.field = field and cut(field, MAX_DETAIL_CHARACTERS)
+        super().__init__(self.what)
 
     @property
     def message(self) -> str:
@@ -179,6 +185,12 @@ class GraftError(Exception):
 
     def __str__(self) -> str:
         return f"{self.message}   [code: {self.code}]"
+
+
+def cut(text: str, limit: int = MAX_CHARACTERS) -> str:
+    """Return the beginning of a text, as text that can be encoded; `…` stands for what is left out."""
+    kept = text if len(text) <= limit else text[: limit - 1] + "…"
+    return kept.encode(errors="replace").decode()
 
 
 def shown(faults: Sequence[str], limit: int = 5) -> tuple[str, ...]:

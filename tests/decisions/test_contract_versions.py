@@ -75,6 +75,7 @@ EXAMPLES: dict[str, Wire] = {
         drain_seconds=20,
         cache_bytes=1 << 30,
         merge=MERGE,
+        composition=True,
     ),
     "adapter-set": AdapterSet(
         pool_uid="pool",

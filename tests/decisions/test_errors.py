@@ -46,3 +46,19 @@ def test_a_code_is_its_text_and_nothing_else_crosses_the_wire() -> None:
 
 def test_a_reason_of_another_version_of_graft_needs_a_person() -> None:
     assert is_failed(AdapterStatus(name="a", reason="FromTheFuture", desired_replicas=1, ready_replicas=0))
+
+
+def test_an_error_quotes_no_more_of_a_stranger_s_text_than_can_be_shown() -> None:
+    name = "n" * (4 << 20)
+    error = GraftError(ErrorCode.CORRUPT, name, details=[name] * 1000, hint=name, field=name)
+    assert len(error.message) < 20_000
+    assert len(error_response(error).body) < 21_000
+    assert error.what.endswith("n…")
+    assert error.field is not None
+    assert len(error.field) == 500
+
+
+def test_an_error_can_be_told_whatever_it_quotes() -> None:
+    error = GraftError(ErrorCode.CORRUPT, "file \udcff", details=["\ud800"], hint="\udcff", field="\udcff")
+    assert Fault.of(error).model_dump_json()
+    assert error_response(error).status_code == 400

@@ -88,6 +88,7 @@ def test_the_runtime_config_says_what_the_spec_says() -> None:
             engine={"maxRank": 8},
             cache={"size": "1000"},
             adapterStartupSeconds=5,
+            composition=True,
             terminationGracePeriodSeconds=30,
         )
     )
@@ -95,6 +96,7 @@ def test_the_runtime_config_says_what_the_spec_says() -> None:
         "adapterStartupSeconds: 5\n"
         "baseModel:\n  dtype: float32\n  name: chat\n  source:\n    uri: pvc://models/gemma\n  task: SEQ_CLS\n"
         "cacheBytes: 950\n"
+        "composition: true\n"
         "drainSeconds: 20\n"
         "engine:\n  maxRank: 8\n"
         "poolUid: 11-22\n"

@@ -171,6 +171,14 @@ def test_damaged_weights(adapter: Path, damage: str) -> None:
     assert refusal(adapter).code == ErrorCode.CORRUPT
 
 
+def test_a_tensor_s_name_is_no_longer_than_a_path_can_be(adapter: Path) -> None:
+    weights_file = adapter / "adapter_model.safetensors"
+    weights_file.write_bytes(weights(header_of(SHAPES | {"n" * 60_000: (1,)})))
+    error = refusal(adapter)
+    assert (error.code, "60000 characters" in error.what) == ("Corrupt", True)
+    assert len(error.message) < 500
+
+
 def test_one_error_lists_every_damaged_tensor(adapter: Path) -> None:
     header = {name: entry | {"dtype": "F31"} for name, entry in GOOD.items()}
     (adapter / "adapter_model.safetensors").write_bytes(weights(header))

@@ -55,6 +55,7 @@ def build_runtime_config(pool: Pool) -> RuntimeConfig:
         drain_seconds=spec.termination_grace_period_seconds - SECONDS_TO_END,
         cache_bytes=_cache_bytes(spec.cache.size_bytes),
         merge=_merge(spec),
+        composition=spec.composition,
     )
 
 

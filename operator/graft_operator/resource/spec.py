@@ -61,6 +61,8 @@ class AdapterDeploymentSpec(Ruled):
     """The adapters; a change touches no pod, but for those in `merge`."""
     merge: MergeSpec | None = None
     """Serves these adapters merged into the base, instead of each by its name; a change rolls the pods."""
+    composition: Bool = False
+    """Lets requests ask for a weighted sum of adapters, `adapters` beside `model`; a change rolls the pods."""
     engine: EngineSpec = EngineSpec()
     """Limits of a pod's engine; a change rolls the pods."""
     accelerator: AcceleratorSpec = AcceleratorSpec()
@@ -114,6 +116,11 @@ class AdapterDeploymentSpec(Ruled):
             "!has(self.merge) || self.merge.adapters.all(part,"
             " has(self.adapters) && self.adapters.exists(adapter, adapter.name == part.name))",
             lambda spec: spec.merge is None or spec.merged_names <= {adapter.name for adapter in spec.adapters},
+        ),
+        Rule(
+            "composition means nothing beside merge, whose pool serves one name: leave one of them out",
+            "!has(self.merge) || !has(self.composition) || !self.composition",
+            lambda spec: spec.merge is None or not spec.composition,
         ),
         Rule(
             "merge.name must not be the name of the base model, which is baseModel.name or else the last part of"

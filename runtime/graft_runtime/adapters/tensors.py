@@ -12,6 +12,7 @@ from graft_runtime.errors import ErrorCode, GraftError, shown
 MAX_HEADER_BYTES = 16 << 20
 MAX_TENSORS = 65_536
 MAX_DIMENSIONS = 8
+MAX_NAME_CHARACTERS = 512
 FIELDS = frozenset({"dtype", "shape", "data_offsets"})
 HIGHEST = 1 << 62
 """Numbers of a header are below it."""
@@ -62,6 +63,8 @@ def read_header(file: BinaryIO, what: str) -> dict[str, TensorSpan]:
     spans: dict[str, TensorSpan] = {}
     faults: list[str] = []
     for name, entry in entries.items():
+        if len(name) > MAX_NAME_CHARACTERS:
+            raise _corrupt(f"{what} has a tensor whose name has {len(name)} characters, at most {MAX_NAME_CHARACTERS}")
         span = _span(entry, start)
         if isinstance(span, str):
             faults.append(f"{name}: {span}")

@@ -59,7 +59,7 @@ class Generation:
     prompt_tokens: int
     choices: list[Choice]
     held: ExitStack
-    """Gives back what the request holds: its places in the queue, its adapters."""
+    """Gives back what the request holds: its answers in the engine, its places in the queue, its adapters."""
 
     @property
     def generated_tokens(self) -> int:
@@ -87,8 +87,6 @@ class Generation:
 
     def close(self) -> None:
         """Give back all that the request holds; once or more often."""
-        for choice in self.choices:
-            choice.answer.cancel()
         self.held.close()
 
     def fail(self, error: GraftError) -> None:

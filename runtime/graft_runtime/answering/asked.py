@@ -31,8 +31,17 @@ class Prompts(Protocol):
     def count(self) -> int:
         """Return how many prompts there are."""
 
-    def encode(self, text_format: TextFormat, model: str) -> list[list[int]]:
-        """Return the token ids of each. Blocking. Raises GraftError: InvalidRequest, NoChatTemplate, Corrupt."""
+    def encode(self, text_format: TextFormat, model: str, context: int) -> list[list[int]]:
+        """Return the token ids of each. Blocking.
+
+        Args:
+            text_format: of the model.
+            model: its name, for errors.
+            context: tokens; a text that can't come to so few is refused unread.
+
+        Raises:
+            GraftError: InvalidRequest, NoChatTemplate, ContextTooLong, Corrupt.
+        """
 
 
 @dataclass(frozen=True)
@@ -48,7 +57,7 @@ class Texts:
     def count(self) -> int:
         return len(self.texts)
 
-    def encode(self, text_format: TextFormat, model: str) -> list[list[int]]:
+    def encode(self, text_format: TextFormat, model: str, context: int) -> list[list[int]]:
         if not self.texts or "" in self.texts or [] in self.texts:
             raise GraftError(
                 ErrorCode.INVALID_REQUEST,
@@ -56,7 +65,8 @@ class Texts:
                 hint="send a text or token ids",
                 field="prompt",
             )
-        return [text if isinstance(text, list) else text_format.tokenizer.encode(text) for text in self.texts]
+        encode = text_format.tokenizer.encode
+        return [text if isinstance(text, list) else encode(text, context) for text in self.texts]
 
 
 @dataclass(frozen=True)
@@ -70,7 +80,7 @@ class Conversation:
     default_tokens = None
     count = 1
 
-    def encode(self, text_format: TextFormat, model: str) -> list[list[int]]:
+    def encode(self, text_format: TextFormat, model: str, context: int) -> list[list[int]]:
         if text_format.defaults.chat_template is None:
             raise GraftError(
                 ErrorCode.NO_CHAT_TEMPLATE,
@@ -78,7 +88,7 @@ class Conversation:
                 hint="use /v1/completions, or put a chat_template.jinja beside the adapter's or the base model's files",
                 field="messages",
             )
-        return [text_format.tokenizer.encode_chat(self.messages, text_format.defaults.chat_template)]
+        return [text_format.tokenizer.encode_chat(self.messages, text_format.defaults.chat_template, context)]
 
 
 @dataclass(frozen=True)

@@ -91,7 +91,7 @@ class Generator:
                 held.callback(lease.release)
             target = await self._target(request, leases, base.loaded)
             prompts = await self._tokenize(request, model, base, target)
-            choices = self._choices(request, prompts, base, target)
+            choices = self._choices(request, prompts, base, target, held)
             digest = target.digest or self._adapters.merged_digest
             generation = Generation(model, digest, sum(map(len, prompts)), choices, held.pop_all())
         for lease in leases:
@@ -118,13 +118,20 @@ class Generator:
 
     async def _tokenize(self, request: TextRequest, model: str, base: LoadedBase, target: Target) -> list[list[int]]:
         loop = asyncio.get_running_loop()
-        prompts = await loop.run_in_executor(self._threads, request.prompts.encode, target.text_format, model)
+        context = base.loaded.context_length - target.virtual_tokens
+        encoded = partial(request.prompts.encode, target.text_format, model, context)
+        prompts = await loop.run_in_executor(self._threads, encoded)
         for index, prompt in enumerate(prompts):
             _check_prompt(request, prompt, index, base.loaded, target)
         return prompts
 
     def _choices(
-        self, request: TextRequest, prompts: list[list[int]], base: LoadedBase, target: Target
+        self,
+        request: TextRequest,
+        prompts: list[list[int]],
+        base: LoadedBase,
+        target: Target,
+        held: contextlib.ExitStack,
     ) -> list[Choice]:
         defaults, tokenizer = target.text_format.defaults, target.text_format.tokenizer
         special = {token for stop in request.stops if (token := tokenizer.special_id(stop)) is not None}
@@ -140,7 +147,9 @@ class Generator:
                 sampling=_sampling(request, defaults),
                 stop_tokens=tuple(sorted(defaults.stop_tokens | special)),
             )
-            choices.append(Choice(index, self._submit(make), texts[index], StopStrings(request.stops)))
+            answer = self._submit(make)
+            held.callback(answer.cancel)
+            choices.append(Choice(index, answer, texts[index], StopStrings(request.stops)))
         return choices
 
 

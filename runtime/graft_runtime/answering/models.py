@@ -15,10 +15,11 @@ class Models:
     Args:
         served: the name of the base model, or of the merge.
         adapters: the adapters beside it.
+        composition: whether a request may name several, which a gateway that goes by `model` does not see.
     """
 
-    def __init__(self, served: str, adapters: NamedAdapters) -> None:
-        self.served, self._adapters = served, adapters
+    def __init__(self, served: str, adapters: NamedAdapters, *, composition: bool) -> None:
+        self.served, self._adapters, self._composition = served, adapters, composition
 
     def __iter__(self) -> Iterator[str]:
         yield self.served
@@ -37,7 +38,7 @@ class Models:
         """Return the model that a request names, and the adapters that are to be mounted for it.
 
         Raises:
-            GraftError: InvalidRequest, UnknownModel.
+            GraftError: InvalidRequest, UnknownModel, NotComposable.
         """
         model = request.model if request.model is not None else self._adapters.default_model
         if model is None:
@@ -50,6 +51,13 @@ class Models:
         self.check_known(model)
         if not request.adapters:
             return model, [model] if model != self.served else []
+        if not self._composition:
+            raise GraftError(
+                ErrorCode.NOT_COMPOSABLE,
+                "`adapters` asks for a sum of adapters, which this pool does not allow",
+                hint="name one adapter in `model`; `spec.composition: true` allows sums",
+                field="adapters",
+            )
         if model != self.served:
             raise GraftError(
                 ErrorCode.INVALID_REQUEST,

@@ -95,6 +95,8 @@ class RuntimeConfig(Message):
     """The most that the cache may hold; None: what the disk holds."""
     merge: Merge | None = None
     """None: hot mode."""
+    composition: bool = False
+    """Requests may name several adapters, with weights."""
 
     @property
     def served_name(self) -> str:

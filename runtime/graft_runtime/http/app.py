@@ -17,6 +17,7 @@ from graft_runtime.answering.models import Models
 from graft_runtime.errors import ErrorCode, GraftError
 from graft_runtime.http.control import control_router
 from graft_runtime.http.faults import error_response, fault_response
+from graft_runtime.http.framing import OneLength
 from graft_runtime.http.generations import Generations
 from graft_runtime.http.routes.chat import chat_router
 from graft_runtime.http.routes.completions import completions_router
@@ -56,14 +57,14 @@ def api_app(pod: Pod, models: Models, generations: Generations) -> ASGIApp:
         text = pod.metrics.render(pod.board.reports(), pod.engine.occupancy)
         return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
 
-    return _WithRequestId(_SayingClose(app, lambda: pod.leaving))
+    return _WithRequestId(OneLength(_SayingClose(app, lambda: pod.leaving)))
 
 
 def control_app(pod: Pod) -> ASGIApp:
     """Return the application of port 8001: the operator's."""
     app = _app(fault_response)
     app.include_router(control_router(pod))
-    return _WithRequestId(app)
+    return _WithRequestId(OneLength(app))
 
 
 def _app(response: Callable[[GraftError], Response]) -> FastAPI:

@@ -9,12 +9,19 @@ from typing import Any, ClassVar, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from graft_runtime.errors import ErrorCode, GraftError
+from graft_runtime.adapters.strict_json import parse_object
+from graft_runtime.errors import ErrorCode, GraftError, cut
 
+MAX_VALUES = 1 << 20
+"""In one body: as many token ids as the longest context has. Each value takes some sixty bytes once it is read."""
+LARGEST_INTEGER = 2**63 - 1
+"""What numbers of a request are held in beyond this process."""
 ANY = object()
 """A parameter that changes no answer, whatever its value."""
 _SURROGATE = re.compile(rb"\\u[dD]")
 """Half of a character may hide behind it, which is no text: it can't be tokenized or sent back."""
+_STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
+"""One that does not end goes to the end of the body; no place is looked at twice."""
 _INDEX = re.compile(r"\[\d+\]")
 _REQUIRED = frozenset({"role", "content", "type", "text", "name"})
 
@@ -41,17 +48,14 @@ def parse_body(content: bytes, model: type[AnyBody]) -> AnyBody:
         GraftError: InvalidRequest, UnsupportedParameter; `field` names the parameter.
     """
     try:
-        value = json.loads(content)
+        _check_size(content)
+        value = parse_object(content, "the request's body", ErrorCode.INVALID_REQUEST, constant=float)
         if _SURROGATE.search(content):
             json.dumps(value, ensure_ascii=False).encode()
-    except (ValueError, RecursionError) as error:
-        raise GraftError(
-            ErrorCode.INVALID_REQUEST,
-            f"the request's body is not valid JSON: {error}",
-            hint="send one JSON object with Content-Type: application/json",
-        ) from None
-    if not isinstance(value, dict):
-        raise invalid(None, f"the request's body is a JSON {_type(value)}, expected an object", "send {…}")
+    except UnicodeEncodeError as error:
+        raise _no_object(f"the request's body holds text that is none: {error}") from None
+    except GraftError as error:
+        raise _no_object(error.what) from None
     try:
         body = model.model_validate(value)
     except ValidationError as error:
@@ -95,8 +99,20 @@ def invalid(field: str | None, what: str, hint: str | None = None) -> GraftError
 
 def shown(value: Any) -> str:
     """Return a value as JSON, shortened."""
-    text = json.dumps(value, ensure_ascii=False, default=str)
-    return text if len(text) <= 80 else text[:77] + "…"
+    return cut(json.dumps(value, ensure_ascii=False, default=str), 80)
+
+
+def _no_object(what: str) -> GraftError:
+    return invalid(None, what, "send one JSON object with Content-Type: application/json")
+
+
+def _check_size(content: bytes) -> None:
+    """Check how many values there are before room is made for them. Raises GraftError: InvalidRequest."""
+    if len(content) <= MAX_VALUES:
+        return
+    outside = _STRING.sub(b"", content)
+    if (values := sum(map(outside.count, (b",", b"[", b"{")))) > MAX_VALUES:
+        raise invalid(None, f"the request's body holds about {values} values, expected at most {MAX_VALUES}")
 
 
 def _same(value: Any, other: Any) -> bool:
@@ -140,8 +156,3 @@ def _steps(location: tuple[int | str, ...], body: Mapping[str, Any]) -> list[int
             continue
         steps.append(step)
     return steps
-
-
-def _type(value: Any) -> str:
-    names = {list: "array", str: "string", bool: "boolean", type(None): "null"}
-    return names.get(type(value), "number")

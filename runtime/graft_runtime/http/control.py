@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 from fastapi import APIRouter, Depends, Request, Response
@@ -23,21 +25,27 @@ RESOLVE_SECONDS = 20.0
 INSPECT_SECONDS = 20.0
 
 Asked = TypeVar("Asked", bound=Message)
+Result = TypeVar("Result")
 
 
 def control_router(pod: Pod) -> APIRouter:
     """Return the routes of one pod's control port, each behind its token."""
 
+    threads = ThreadPoolExecutor(2, thread_name_prefix="control")  # of its own: adapters' files keep others busy
+
+    async def in_thread(call: Callable[..., Result], *arguments: object) -> Result:
+        return await asyncio.get_running_loop().run_in_executor(threads, call, *arguments)
+
     async def authenticated(request: Request) -> None:
         authorization = request.headers.get("authorization")
-        await asyncio.to_thread(check_token, authorization, pod.places.keys, pod.uid)
+        await in_thread(check_token, authorization, pod.places.keys, pod.uid)
 
     router = APIRouter(dependencies=[Depends(authenticated)])
 
     @router.put("/adapter-set")
     async def put_adapter_set(request: Request) -> Response:
         body = await read_body(request, MAX_SET_BYTES)
-        version = await pod.sets.accept(await asyncio.to_thread(_parse, AdapterSet, body))
+        version = await pod.sets.accept(await in_thread(_parse, AdapterSet, body))
         return _json(Accepted(boot_id=pod.boot_id, adapter_set=version))
 
     @router.get("/status")

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from typing import Any, NoReturn
 
@@ -35,7 +36,11 @@ from graft_runtime.pod.metrics import COMPOSED, Metrics
 logger = logging.getLogger(__name__)
 
 MAX_BODY_BYTES = 8 << 20
+SMALL_BODY_BYTES = 64 << 10
+"""Takes no longer to parse than to hand over to a thread. Larger ones are parsed there one by one, for their memory."""
 DIGEST_HEADER = "X-Graft-Adapter-Digest"
+ADAPTERS_HEADER = "X-Graft-Adapters"
+"""The names in a sum of adapters, in the order of the request."""
 
 
 class Generations:
@@ -49,6 +54,7 @@ class Generations:
 
     def __init__(self, generator: Generator, models: Models, metrics: Metrics) -> None:
         self._generator, self._models, self._metrics = generator, models, metrics
+        self._parser = ThreadPoolExecutor(1, thread_name_prefix="parse")
         self._running: set[Generation] = set()
         self._ending = asyncio.Event()
         self._reason: GraftError | None = None
@@ -76,7 +82,7 @@ class Generations:
         record = _Record(route)
         try:
             content = await unless(read_body(request, MAX_BODY_BYTES), self._until_the_end())
-            parsed = parse_body(content, body)
+            parsed = await self._parsed(content, body)
             asked = parsed.asked()
             record.name, record.adapters = asked.model, asked.adapters
             generation = await unless(
@@ -84,7 +90,7 @@ class Generations:
             )
             record.generation = generation
             self._run(generation)
-            worded, headers = words(generation), _headers(generation)
+            worded, headers = words(generation), _headers(generation, asked.adapters)
             if parsed.stream:
                 events = self._events(record, generation, worded, usage=parsed.include_usage)
                 return EventStream(events, headers, lambda: self._ended(record))
@@ -96,6 +102,11 @@ class Generations:
         record.status = 200
         self._ended(record)
         return JSONResponse(answer, headers=headers)
+
+    async def _parsed(self, content: bytes, body: type[TextBody]) -> TextBody:
+        if len(content) <= SMALL_BODY_BYTES:
+            return parse_body(content, body)
+        return await asyncio.get_running_loop().run_in_executor(self._parser, parse_body, content, body)
 
     def _run(self, generation: Generation) -> None:
         self._running.add(generation)
@@ -173,8 +184,9 @@ class _Record:
     arrived: float = field(default_factory=time.monotonic)
 
 
-def _headers(generation: Generation) -> dict[str, str]:
-    return {DIGEST_HEADER: generation.digest} if generation.digest is not None else {}
+def _headers(generation: Generation, adapters: Sequence[NamedAdapter]) -> dict[str, str]:
+    headers = {DIGEST_HEADER: generation.digest} if generation.digest is not None else {}
+    return headers | ({ADAPTERS_HEADER: ", ".join(part.name for part in adapters)} if adapters else {})
 
 
 def _status(error: BaseException) -> int:

@@ -59,7 +59,7 @@ async def serve(config: RuntimeConfig, places: Places, uid: str, address: str, e
     """
     control_socket, api_socket = listen(address, CONTROL_PORT), listen(address, API_PORT)
     pod = Pod(config, places, uid, engine())
-    models = Models(config.served_name, pod.adapters)
+    models = Models(config.served_name, pod.adapters, composition=config.composition)
     admission = Admission(config.engine.max_sequences)
     generator = Generator(models, pod.adapters, pod.base, pod.engine.submit, admission=admission, lent=pod.metrics.lent)
     generations = Generations(generator, models, pod.metrics)

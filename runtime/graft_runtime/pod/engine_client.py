@@ -122,12 +122,12 @@ class EngineClient:
         self._engine.send(command)
 
     def submit(self, make: Callable[[str], Generate]) -> Answer:
-        """Start a request; `make` gets the request's name."""
+        """Start a request; `make` gets the request's name. One that can't be sent is not waited for."""
         name = str(next(self._numbers))
+        self.send(make(name))
         if not self._answers:
             self.progress.last_change = time.monotonic()
         answer = self._answers[name] = Answer(self, name)
-        self.send(make(name))
         return answer
 
     def cancel(self, request: str) -> None:

@@ -5,15 +5,22 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
 
-from graft_runtime.adapters.files import read_adapter_files
+from graft_runtime.adapters.files import AdapterFiles, read_adapter_files
 from graft_runtime.contract.checkpoints import Source
 from graft_runtime.errors import ErrorCode, GraftError
 from graft_runtime.pod.catalogue import Artifact
 from graft_runtime.store.cache import Cached
 from graft_runtime.store.fetches import Fetches
+from graft_runtime.tokenizing.deadline import TookTooLongError, time_limit
 
 logger = logging.getLogger(__name__)
+
+CHECK_SECONDS = 30.0
+"""For config and header of one adapter, which take well under a second."""
 
 HighestToken = Callable[[Cached, str], Awaitable[int | None]]
 """Checks an adapter's own tokenizer and tells the highest id that it makes and the base's does not."""
@@ -30,6 +37,7 @@ class Preparations:
 
     def __init__(self, fetches: Fetches, highest_token: HighestToken, max_rank: int) -> None:
         self._fetches, self._highest_token, self._max_rank = fetches, highest_token, max_rank
+        self._checking = ThreadPoolExecutor(1, thread_name_prefix="check")
         self._tasks: dict[str, asyncio.Task[None]] = {}
 
     def start(self, artifact: Artifact, source: Source, prepared: Callable[[Artifact], None]) -> None:
@@ -58,7 +66,8 @@ class Preparations:
             if cached is None:
                 return
             artifact.fault, artifact.cached, artifact.bytes = None, cached, cached.bytes
-            files = await asyncio.to_thread(read_adapter_files, cached.directory, name=name, max_rank=self._max_rank)
+            check = partial(_check_files, cached.directory, name, self._max_rank)
+            files = await asyncio.get_running_loop().run_in_executor(self._checking, check)
             artifact.highest_token = await self._highest_token(cached, name)
         except GraftError as error:
             logger.warning("%s", error)
@@ -71,3 +80,12 @@ class Preparations:
         else:
             artifact.facts = files.facts
             prepared(artifact)
+
+
+def _check_files(directory: Path, name: str, max_rank: int) -> AdapterFiles:
+    try:
+        with time_limit(CHECK_SECONDS):
+            return read_adapter_files(directory, name=name, max_rank=max_rank)
+    except TookTooLongError as error:
+        what = f"the check of config and header of adapter `{name}` was ended: {error}"
+        raise GraftError(ErrorCode.UNSAFE_FILE, what, hint="train it on fewer modules, with simpler patterns") from None

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from graft_runtime.errors import ErrorCode, GraftError, shown
+from graft_runtime.errors import ErrorCode, GraftError, cut, shown
 from graft_runtime.tokenizing.files import Model, Pipeline, TokenizerFiles
 
 MAX_TOKENS = 1 << 20
@@ -91,7 +91,7 @@ def _stage_faults(pipeline: Pipeline, base: Pipeline) -> Iterator[str]:
         yield f"normalizer, pre_tokenizer, post_processor and decoder have {entries} entries, at most {MAX_ENTRIES}"
         return
     for pattern in _values(pipeline, "Regex") - _values(base, "Regex") - PUBLISHED_PATTERNS:
-        yield f"the pattern {pattern if len(pattern) <= 60 else pattern[:57] + '…'!r} is none of the base model's"
+        yield f"the pattern {cut(pattern, 60)!r} is none of the base model's"
     if _values(pipeline, "precompiled_charsmap") - _values(base, "precompiled_charsmap"):
         yield "normalizer.precompiled_charsmap is not the base model's"
     for stage in ("normalizer", "decoder"):

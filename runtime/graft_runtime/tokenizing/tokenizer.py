@@ -16,6 +16,7 @@ from graft_runtime.tokenizing.deadline import time_limit
 from graft_runtime.tokenizing.defaults import GenerationDefaults, as_template, read_defaults
 from graft_runtime.tokenizing.pieces import Detokenizer
 from graft_runtime.tokenizing.template_content import ContentFormat, Messages, content_format, in_format
+from graft_runtime.tokenizing.users_text import UsersText
 
 RENDER_SECONDS = 5.0
 """A chat template comes from whoever made the adapter, and must not keep a thread for ever."""
@@ -39,12 +40,17 @@ class Tokenizer:
         """Of the chat templates that were rendered: an adapter's and its base's, where they share this tokenizer."""
         self._prepends, self._drops = adds_bos is True and not begun, adds_bos is False and begun
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str, context: int | None = None) -> list[int]:
         """Encode text, with the special tokens that the tokenizer adds; BOS once, also where the text begins with it.
 
+        Args:
+            text: a prompt.
+            context: the tokens that there may be; a text that is longer than any so many is not looked at.
+
         Raises:
-            GraftError: Corrupt, when the tokenizer fails on it.
+            GraftError: ContextTooLong; Corrupt, when the tokenizer fails on it.
         """
+        self._check_length(len(text), context, "prompt")
         ids, bos = self._encode(text, add_special_tokens=True), self._bos
         if bos is None:
             return ids
@@ -52,17 +58,21 @@ class Tokenizer:
             ids = [bos, *ids]
         return ids[1:] if self._drops or ids[:2] == [bos, bos] else ids
 
-    def encode_chat(self, messages: Messages, template: str) -> list[int]:
+    def encode_chat(self, messages: Messages, template: str, context: int | None = None) -> list[int]:
         """Encode a conversation, rendered in Jinja's sandbox and ready for the assistant's answer.
+
+        The template's control tokens act; those in the messages' text are text.
 
         Args:
             messages: with text as `content`; a template that walks over the parts of a message gets one part.
             template: in Jinja.
+            context: see `encode`.
 
         Raises:
-            GraftError: InvalidRequest, when the template refuses the messages or drops their text;
+            GraftError: InvalidRequest, when the template refuses the messages or drops their text; ContextTooLong;
                 Corrupt, when the tokenizer fails.
         """
+        self._check_length(sum(len(message["content"]) for message in messages), context, "messages")
         form = self._content_format(template)
         if form is ContentFormat.NONE:
             raise GraftError(
@@ -71,8 +81,9 @@ class Tokenizer:
                 hint="give the checkpoint a template that renders it, or send the whole prompt to /v1/completions",
                 field="messages",
             )
+        control = self._holds_control(messages)
         try:
-            text = self._render(in_format(messages, form), template)
+            text = self._render(in_format(self._users_text.named(messages) if control else messages, form), template)
         except Exception as error:  # whatever a stranger's template raises
             raise GraftError(
                 ErrorCode.INVALID_REQUEST,
@@ -80,7 +91,34 @@ class Tokenizer:
                 hint="use the roles and the order that the model was trained for",
                 field="messages",
             ) from error
-        return self._encode(text, add_special_tokens=False)
+        self._check_length(len(text), context, "messages")
+        if not control:
+            return self._encode(text, add_special_tokens=False)
+        with _library_faults():
+            return self._users_text.encode(text)
+
+    def _check_length(self, characters: int, context: int | None, field: str) -> None:
+        if context is not None and characters > context * self._longest:
+            most = f"{context} tokens of at most {self._longest} characters each"
+            raise GraftError(
+                ErrorCode.CONTEXT_TOO_LONG,
+                f"`{field}` comes to {characters} characters, and the context holds {most}",
+                hint="shorten the prompt; spec.engine.maxSequenceLength may allow more",
+                field=field,
+            )
+
+    @cached_property
+    def _longest(self) -> int:
+        """Return the characters of the longest token."""
+        return max(map(len, self.fast.get_vocab()), default=1)
+
+    def _holds_control(self, messages: Messages) -> bool:
+        texts = [text for message in messages for text in message.values() if isinstance(text, str)]
+        return any(not self._skipped.isdisjoint(self._encode(text, add_special_tokens=False)) for text in texts)
+
+    @cached_property
+    def _users_text(self) -> UsersText:
+        return UsersText(self.fast)
 
     def _content_format(self, template: str) -> ContentFormat:
         form = self._formats.get(template)

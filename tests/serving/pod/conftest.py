@@ -177,8 +177,8 @@ class PodProcess:
 
     # its ports
 
-    def get(self, path: str, request_id: str = "") -> Reply:
-        return call(self.address, 8000, "GET", path, X_Request_Id=request_id)
+    def get(self, path: str, request_id: str = "", *, seconds: float = 60) -> Reply:
+        return call(self.address, 8000, "GET", path, seconds=seconds, X_Request_Id=request_id)
 
     def post(self, path: str, body: Any, *, seconds: float = 60) -> Reply:
         return call(self.address, 8000, "POST", path, body, seconds=seconds)

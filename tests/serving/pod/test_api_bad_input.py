@@ -68,7 +68,7 @@ COMPLETIONS: list[tuple[str, Any, int, str, str | None, str]] = [
     ("no UTF-8", b"\xff\xfe\xff", 400, "InvalidRequest", None, "valid JSON"),
     ("nothing", b"", 400, "InvalidRequest", None, "valid JSON"),
     ("JSON that is no object", [1], 400, "InvalidRequest", None, "expected an object"),
-    ("JSON nested without end", b"[" * 100_000, 400, "InvalidRequest", None, "valid JSON"),
+    ("JSON nested without end", b"[" * 100_000, 400, "InvalidRequest", None, "nested"),
     ("no prompt", {"model": "good"}, 400, "InvalidRequest", "prompt", "missing"),
     ("an empty prompt", OK | {"prompt": ""}, 400, "InvalidRequest", "prompt", "empty"),
     ("no prompts", OK | {"prompt": []}, 400, "InvalidRequest", "prompt", "empty"),

@@ -75,7 +75,9 @@ def _prompted(base: Path, directory: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def idle_pod(make_pod: Callable[..., Any]) -> Any:
-    return make_pod(engine=EngineConfig(max_sequences=8, max_rank=16, max_mounted_adapters=3), drain_seconds=1)
+    return make_pod(
+        engine=EngineConfig(max_sequences=8, max_rank=16, max_mounted_adapters=3), drain_seconds=1, composition=True
+    )
 
 
 @pytest.fixture(scope="module")
@@ -105,15 +107,34 @@ def summed(pod: Any, parts: dict[str, float], **fields: Any) -> Any:
     return pod.complete("tiny", adapters=adapters, **fields)
 
 
+def test_a_sum_is_asked_of_a_pool_that_allows_it_alone(pod: Any, make_pod: Callable[..., Any], adapters: Any) -> None:
+    strict = make_pod()
+    strict.mount_set(strict.set_of(1, strict.entry("plain", adapters["plain"])))
+    strict.start()
+    strict.wait_ready()
+    reply = strict.complete("tiny", adapters=[{"name": "plain"}])
+    assert (reply.status, reply.json["error"]["code"], reply.json["error"]["param"]) == (
+        400,
+        "NotComposable",
+        "adapters",
+    )
+    assert "spec.composition" in reply.json["error"]["message"]
+    assert "x-graft-adapters" not in strict.complete("plain").headers
+    assert summed(pod, {"plain": 1.0, "other": 0.5}).headers["x-graft-adapters"] == "plain, other"
+
+
 def test_an_adapter_s_own_tokens_are_tokens(pod: Any) -> None:
     def tokens(model: str) -> int:
         return int(pod.complete(model, "a<|tool|>b", max_tokens=1).json["usage"]["prompt_tokens"])
 
     assert (tokens("plain"), tokens("marked")) == (10, 3)
     assert pod.text("marked", prompt="a<|tool|>b") == pod.text("marked", prompt=[64, 259, 65])
+
+
+def test_an_adapter_s_own_control_tokens_are_text_in_a_message(pod: Any) -> None:
     chat = {"messages": CHAT, "max_tokens": 1}
     counts = [pod.post("/v1/chat/completions", chat | {"model": model}).json["usage"] for model in ("plain", "marked")]
-    assert counts[0]["prompt_tokens"] - counts[1]["prompt_tokens"] == 7
+    assert counts[0]["prompt_tokens"] == counts[1]["prompt_tokens"]
 
 
 def test_an_adapter_s_own_defaults_are_its_own(pod: Any) -> None:

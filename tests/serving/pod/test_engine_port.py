@@ -16,7 +16,7 @@ PROMPT = [5, 6, 7, 8]
 
 @pytest.fixture(scope="module")
 def pod(make_pod: Any, make_adapter: Any) -> Any:
-    pod = make_pod()
+    pod = make_pod(composition=True)
     plain, other = make_adapter("plain"), make_adapter("other")
     entries = [
         pod.entry("plain", plain),

@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
 from fastapi import APIRouter, Request, Response
-from pydantic import BaseModel, ConfigDict, Field, StrictInt, StrictStr
+from pydantic import BaseModel, ConfigDict, Field, StrictStr
 
 from graft_runtime.answering.answers import Piece
 from graft_runtime.answering.asked import Conversation
 from graft_runtime.http.bodies import check_neutral
 from graft_runtime.http.generations import Generations
-from graft_runtime.http.routes.text import TextBody, Words
+from graft_runtime.http.routes.text import Count, TextBody, Words
 
 _NEUTRAL: dict[str, tuple[Any, ...]] = dict.fromkeys(
     ("refusal", "annotations", "audio", "function_call", "tool_calls"), ([],)
@@ -33,7 +33,7 @@ class ChatMessage(BaseModel):
 
     model_config = ConfigDict(extra="allow", frozen=True)
     role: Literal["system", "developer", "user", "assistant"]
-    content: StrictStr | Annotated[list[TextPart], Field(min_length=1, max_length=1024)]
+    content: StrictStr | Annotated[list[TextPart], Field(min_length=1, max_length=1024, fail_fast=True)]
     name: StrictStr | None = Field(default=None, max_length=256)
 
     def rendered(self) -> dict[str, Any]:
@@ -46,13 +46,13 @@ class ChatMessage(BaseModel):
 class ChatBody(TextBody):
     """The request."""
 
-    messages: list[ChatMessage] = Field(min_length=1, max_length=4096)
-    max_completion_tokens: Annotated[StrictInt, Field(ge=1)] | None = None
+    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=4096, fail_fast=True)]
+    max_completion_tokens: Count | None = None
 
     expected: ClassVar[Mapping[str, str]] = {
         **TextBody.expected,
         "messages": 'a list of {"role": "system" | "user" | "assistant", "content": text}',
-        "max_completion_tokens": "a whole number from 1",
+        "max_completion_tokens": TextBody.expected["max_tokens"],
     }
 
     @property

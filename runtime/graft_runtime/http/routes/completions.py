@@ -2,35 +2,54 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Request, Response
-from pydantic import Field, StrictInt, StrictStr
+from pydantic import PlainValidator
 
 from graft_runtime.answering.answers import Piece
 from graft_runtime.answering.asked import Texts
+from graft_runtime.http.bodies import invalid, shown
 from graft_runtime.http.generations import Generations
 from graft_runtime.http.routes.text import TextBody, Words
 
 MAX_PROMPTS = 128
-TokenId = Annotated[StrictInt, Field(ge=0)]
+Prompt = str | list[str] | list[int] | list[list[int]]
+
+_PROMPT = f"a string, a list of strings, a list of token ids, or a list of such lists (at most {MAX_PROMPTS} prompts)"
+_ITEMS = {str: "a string", list: "a list of token ids", int: "a token id, which is a whole number from 0"}
+
+
+def _checked(prompt: Any) -> Prompt:
+    """Return a prompt that is one. Its first item decides what all must be, and the first fault ends it.
+
+    Raises:
+        GraftError: InvalidRequest.
+    """
+    if isinstance(prompt, str):
+        return prompt
+    if not isinstance(prompt, list):
+        raise invalid("prompt", f"`prompt` is {shown(prompt)}, expected {_PROMPT}", "change `prompt`")
+    kind = type(prompt[0]) if prompt else str
+    if kind is not int and len(prompt) > MAX_PROMPTS:
+        raise invalid("prompt", f"`prompt` has {len(prompt)} prompts, expected at most {MAX_PROMPTS}", "send fewer")
+    _check_items("prompt", prompt, kind if kind in _ITEMS else str)
+    for at, ids in enumerate(prompt if kind is list else ()):
+        _check_items(f"prompt[{at}]", ids, int)
+    return prompt
+
+
+def _check_items(path: str, items: list[Any], kind: Any) -> None:
+    for at, item in enumerate(items):
+        if type(item) is not kind or (kind is int and item < 0):
+            field = f"{path}[{at}]"
+            raise invalid(field, f"`{field}` is {shown(item)}, expected {_ITEMS[kind]}", f"change `{field}`")
 
 
 class CompletionBody(TextBody):
     """The request."""
 
-    prompt: (
-        StrictStr
-        | Annotated[list[StrictStr], Field(max_length=MAX_PROMPTS)]
-        | list[TokenId]
-        | Annotated[list[list[TokenId]], Field(max_length=MAX_PROMPTS)]
-    )
-
-    expected: ClassVar[Mapping[str, str]] = {
-        **TextBody.expected,
-        "prompt": "a string, a list of strings, a list of token ids, or a list of such lists (at most 128 prompts)",
-    }
+    prompt: Annotated[Prompt, PlainValidator(_checked)]
 
     @property
     def prompts(self) -> Texts:

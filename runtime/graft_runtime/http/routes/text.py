@@ -12,15 +12,15 @@ from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictFloat, Stri
 
 from graft_runtime.answering.answers import Generation, Piece
 from graft_runtime.answering.asked import NamedAdapter, Prompts, TextRequest
-from graft_runtime.http.bodies import ANY, Body, check_neutral, invalid, shown
+from graft_runtime.http.bodies import ANY, LARGEST_INTEGER, Body, check_neutral, invalid, shown
 
 MAX_STOPS = 16
-MAX_SEED = 2**63 - 1
 MAX_ADAPTERS = 4
 MAX_WEIGHT = 1000
 
 Number = StrictInt | StrictFloat
-Stops = Annotated[list[Annotated[StrictStr, Field(min_length=1, max_length=256)]], Field(max_length=MAX_STOPS)]
+Count = Annotated[StrictInt, Field(ge=1, le=LARGEST_INTEGER)]
+Stop = Annotated[StrictStr, Field(min_length=1, max_length=256)]
 
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "n": (1,),
@@ -80,25 +80,25 @@ class TextBody(Body):
     """The fields that each of these routes takes."""
 
     model: StrictStr | None = Field(default=None, max_length=256)
-    max_tokens: Annotated[StrictInt, Field(ge=1)] | None = None
+    max_tokens: Count | None = None
     temperature: Annotated[Number, Field(ge=0, le=2)] | None = None
     top_p: Annotated[Number, Field(gt=0, le=1)] | None = None
-    top_k: Annotated[StrictInt, Field(ge=-1)] | None = None
+    top_k: Annotated[StrictInt, Field(ge=-1, le=LARGEST_INTEGER)] | None = None
     """An extension: only the k likeliest tokens; 0 or -1 for no limit."""
-    seed: Annotated[StrictInt, Field(ge=-MAX_SEED, le=MAX_SEED)] | None = None
-    stop: Annotated[StrictStr, Field(min_length=1, max_length=256)] | Stops | None = None
+    seed: Annotated[StrictInt, Field(ge=-LARGEST_INTEGER, le=LARGEST_INTEGER)] | None = None
+    stop: Stop | Annotated[list[Stop], Field(max_length=MAX_STOPS, fail_fast=True)] | None = None
     stream: StrictBool | None = None
     stream_options: StreamOptions | None = None
-    adapters: Annotated[list[WeightedName], Field(max_length=MAX_ADAPTERS)] | None = None
+    adapters: Annotated[list[WeightedName], Field(max_length=MAX_ADAPTERS, fail_fast=True)] | None = None
     """An extension: answer with the weighted sum of these; `model` is the base then."""
 
     expected: ClassVar[Mapping[str, str]] = {
         "model": "the name of an adapter or of the base model",
         "temperature": "a number from 0 (greedy) to 2",
         "top_p": "a number over 0 and up to 1",
-        "top_k": "a whole number from 1, or 0 or -1 for no limit",
-        "max_tokens": "a whole number from 1",
-        "seed": "a whole number",
+        "top_k": f"a whole number from 1 to {LARGEST_INTEGER}, or 0 or -1 for no limit",
+        "max_tokens": f"a whole number from 1 to {LARGEST_INTEGER}",
+        "seed": f"a whole number from -{LARGEST_INTEGER} to {LARGEST_INTEGER}",
         "stop": "a string or up to 16 strings of 1 … 256 characters",
         "stream": "true or false",
         "adapters": 'a list of up to 4 {"name": adapter, "weight": number}',

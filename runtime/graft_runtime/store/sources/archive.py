@@ -27,6 +27,8 @@ ZIP_SUFFIX = ".zip"
 _BROKEN = (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, NotImplementedError)
 _HEADER_BYTES = 1 << 20
 """The most that one header of a tar archive may take; pieces of files are read in pieces of at most this size."""
+_DIRECTORY_BYTES = 4 << 20
+"""The most that the directory of a zip, or all headers of a tar archive together, may take."""
 
 
 @contextlib.contextmanager
@@ -120,7 +122,7 @@ def open_archive(uri: str, file: IO[bytes], caps: Caps) -> ArchiveDirectory:
 
 
 def _zip_files(uri: str, file: IO[bytes], caps: Caps, limit: int) -> dict[str, Callable[[], IO[bytes]]]:
-    archive = zipfile.ZipFile(file)
+    archive = zipfile.ZipFile(cast(IO[bytes], _ShortReads(file, uri)))
     files: dict[str, Callable[[], IO[bytes]]] = {}
     infos = archive.infolist()
     _check_totals(uri, caps, limit, [info.file_size for info in infos])
@@ -150,6 +152,7 @@ def _tar_files(uri: str, file: IO[bytes], caps: Caps, limit: int) -> dict[str, C
             files[_safe_path(uri, info.name, files)] = partial(_open_tar_member, archive, info)
         else:
             _unsafe(uri, f"{info.name!r} is a link or a device")
+    content.headers_left = None
     return files
 
 
@@ -177,17 +180,37 @@ def _safe_path(uri: str, name: str, taken: Iterable[str]) -> str:
     return path
 
 
+class _ShortReads:
+    """The file of a zip archive, whose directory is read whole before anybody can look at it."""
+
+    def __init__(self, file: IO[bytes], uri: str) -> None:
+        self._file, self._uri = file, uri
+        self.seek, self.tell, self.seekable, self.close = file.seek, file.tell, file.seekable, file.close
+
+    def read(self, size: int = -1) -> bytes:
+        content = self._file.read(size if 0 <= size <= _DIRECTORY_BYTES else _DIRECTORY_BYTES + 1)
+        if len(content) > _DIRECTORY_BYTES:
+            _unsafe(self._uri, f"its directory takes more than {_DIRECTORY_BYTES} bytes")
+        return content
+
+
 class _Capped:
     """A decompressed stream that never goes past its limit."""
 
     def __init__(self, stream: gzip.GzipFile, uri: str, limit: int) -> None:
         self._stream, self._uri = stream, uri
         self._limit = limit + _HEADER_BYTES
+        self.headers_left: int | None = _DIRECTORY_BYTES
+        """What headers may still take; None: they are read."""
         self.name = None
 
     def read(self, size: int = -1) -> bytes:
         if not 0 <= size <= _HEADER_BYTES:
             _unsafe(self._uri, f"a header in it claims {size} bytes")
+        if self.headers_left is not None:
+            self.headers_left -= size
+            if self.headers_left < 0:
+                _unsafe(self._uri, f"its headers take more than {_DIRECTORY_BYTES} bytes")
         self._check(self._stream.tell() + size)
         return self._stream.read(size)
 

@@ -170,6 +170,31 @@ def test_a_hostile_archive_is_refused(name: str) -> None:
     assert uri in caught.value.message
 
 
+def sparse(blocks: int) -> bytes:
+    """A tar archive with one file whose map of holes goes on through so many blocks."""
+    head = bytearray(special(tarfile.GNUTYPE_SPARSE).tobuf(tarfile.GNU_FORMAT))
+    holes = b"00000000001\0" * 42
+    head[386:482], head[482:483] = holes[:96], b"\1"
+    head[148:156] = b"        "
+    head[148:156] = b"%06o\0 " % sum(head[:512])
+    return gzip.compress(bytes(head) + (holes + b"\1" + bytes(7)) * blocks)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("holes.tar.gz", sparse(20_000)),
+        ("names.tar.gz", tar(*((f"{number}" + "n" * 100_000, b"") for number in range(60)))),
+        ("names.zip", zipped(*((f"{number}" + "n" * 60_000, b"") for number in range(100)))),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_what_comes_before_the_files_of_an_archive_is_bounded(name: str, content: bytes) -> None:
+    with pytest.raises(GraftError, match=r"takes? more than 4194304 bytes") as caught:
+        open_archive(f"https://models.example/{name}", io.BytesIO(content), Caps(entries=1000))
+    assert caught.value.code == "UnsafeFile"
+
+
 def test_a_zip_that_lies_about_a_size_gives_no_more_than_it_told() -> None:
     size = 500_001
     honest = zipped(("adapter_model.safetensors", bytes(size)))

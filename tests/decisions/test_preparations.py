@@ -1,0 +1,39 @@
+"""What keeps the check of one adapter's files from going on for ever."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from graft_runtime.contract.checkpoints import Source
+from graft_runtime.pod import preparations
+from graft_runtime.pod.catalogue import Artifact
+from graft_runtime.pod.preparations import Preparations
+
+from tests.support.waiting import until
+
+
+async def test_a_check_without_end_is_the_adapter_s_fault_and_the_next_one_is_made(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def check(_: Path, *, name: str, max_rank: int) -> object:
+        while name == "endless":
+            pass
+        return SimpleNamespace(facts="facts")
+
+    async def fetched(*_: object) -> object:
+        return SimpleNamespace(directory=tmp_path, bytes=1)
+
+    async def no_token(*_: object) -> None:
+        return None
+
+    monkeypatch.setattr(preparations, "CHECK_SECONDS", 0.05)
+    monkeypatch.setattr(preparations, "read_adapter_files", check)
+    prepared: list[Artifact] = []
+    work = Preparations(SimpleNamespace(fetch_until_there=fetched), no_token, 8)  # type: ignore[arg-type]
+    for name in ("endless", "good"):
+        work.start(Artifact(name, Source(uri="pvc://a/b"), name), Source(uri="pvc://a/b"), prepared.append)
+    await until(lambda: len(prepared) == 2)
+    faults = {artifact.name: artifact.fault and artifact.fault.code for artifact in prepared}
+    assert faults == {"endless": "UnsafeFile", "good": None}
