@@ -62,5 +62,10 @@ def test_the_rooms_that_the_recipes_name_exist() -> None:
         for path in re.findall(r"`([\w/]+\.py|graft_[\w/]+/?)`", text)
         if "/" in path and not path.startswith("tests/")
     }
-    found = {path for path in named for source in SOURCES for _ in source.glob(f"**/{path.strip('/')}")}
+    found = {
+        path
+        for path in named
+        for source in (*SOURCES, ROOT / "docs")
+        for _ in source.glob(f"**/{path.removeprefix('docs/').strip('/')}")
+    }
     assert named - found == set()
