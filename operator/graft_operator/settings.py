@@ -4,14 +4,25 @@ from __future__ import annotations
 
 import argparse
 import ipaddress
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 from graft_runtime.contract.schemes import SCHEMES
 
 DEFAULT_SCHEMES = tuple(scheme.name for scheme in SCHEMES.values() if scheme.allowed)
 FIELD_MANAGER = "graft"
+
+
+@dataclass(frozen=True)
+class PodDefaults:
+    """What the administrator lays over the pods of every pool; spec.podTemplate comes after it."""
+
+    labels: Mapping[str, str] = field(default_factory=dict)
+    annotations: Mapping[str, str] = field(default_factory=dict)
+    spec: Mapping[str, Any] = field(default_factory=dict)
+    """A partial pod spec, as in spec.podTemplate."""
 
 
 @dataclass(frozen=True)
@@ -22,6 +33,9 @@ class Settings:
     """The operator's own namespace: it holds the signing key."""
     runtime_image: str
     runtime_image_pull_policy: Literal["Always", "IfNotPresent", "Never"] = "IfNotPresent"
+    pod_defaults: PodDefaults = PodDefaults()
+    accelerator_resource: str = "nvidia.com/gpu"
+    """The extended resource of pools that name none."""
     bind_address: Literal["all", "podIP"] = "all"
     """Where a pod's servers listen: on all addresses or on status.podIP alone."""
     health_address: str = "0.0.0.0"  # noqa: S104 - probes and metrics come from outside the pod
@@ -53,6 +67,15 @@ def port(text: str) -> int:
     return port
 
 
+def pod_defaults(text: str) -> PodDefaults:
+    """Read `{"metadata": {"labels": …, "annotations": …}, "spec": …}`, whose inside the chart's schema has checked."""
+    try:
+        value = json.loads(text)
+        return PodDefaults(**value.pop("metadata", {}), **value)
+    except (ValueError, TypeError, AttributeError) as error:
+        raise argparse.ArgumentTypeError(f"{error}: expected JSON with metadata and spec of a pod template") from error
+
+
 def network(text: str) -> str:
     try:
         return str(ipaddress.ip_network(text))
@@ -67,6 +90,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--runtime-image-pull-policy", choices=("Always", "IfNotPresent", "Never"), default="IfNotPresent"
     )
+    parser.add_argument("--pod-defaults", type=pod_defaults, default=PodDefaults())
+    parser.add_argument("--accelerator-resource", default="nvidia.com/gpu")
     parser.add_argument("--bind-address", choices=("all", "podIP"), default="all")
     parser.add_argument("--health-address", default="0.0.0.0")  # noqa: S104
     parser.add_argument("--health-port", type=port, default=8080)

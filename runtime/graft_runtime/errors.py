@@ -56,6 +56,8 @@ class ErrorCode(StrEnum):
     """The source holds nothing under this URI and revision."""
     UNAUTHORIZED = "Unauthorized", Recovery.OUTSIDE
     """The source refused our credentials, or wants some."""
+    UNREADABLE = "Unreadable", Recovery.OUTSIDE
+    """Files of a mounted source that the pod's user may not read."""
     SOURCE_NOT_DECLARED = "SourceNotDeclared"
     """The URI lies outside spec.sources and the schemes that the administrator allows."""
     FORBIDDEN_ADDRESS = "ForbiddenAddress", Recovery.OUTSIDE

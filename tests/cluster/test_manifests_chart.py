@@ -79,6 +79,30 @@ def test_the_definition_may_go_before_the_release(release: LocalCluster) -> None
     assert release.kubectl("get", "ad", "--all-namespaces", "-o", "name") == ""
 
 
+def test_a_second_release_leaves_the_definition_to_the_first(release: LocalCluster) -> None:
+    owner = ("get", "crd", "adapterdeployments.graft.dev", "-o", "jsonpath={.metadata.annotations}")
+    before = release.kubectl(*owner)
+    values = {"watchNamespaces": ["team-b"]}
+    helm.install(release.kubeconfig, "other", CHART, namespace="team-b", values=values, wait=False)
+    try:
+        helm.upgrade(release.kubeconfig, "other", CHART, namespace="team-b", values=values, wait=False)
+        helm.upgrade(release.kubeconfig, "graft", CHART, namespace=SYSTEM, values={"watchNamespaces": []}, wait=False)
+        assert release.kubectl(*owner) == before
+        assert may(release, "patch", "deployments.apps", "team-b")
+    finally:
+        helm.uninstall(release.kubeconfig, "other", namespace="team-b")
+    assert release.kubectl(*owner) == before
+
+
+def test_a_definition_that_kubectl_applied_stays_as_it_is(release: LocalCluster) -> None:
+    release.kubectl("delete", "customresourcedefinition", "adapterdeployments.graft.dev", "--timeout=20s")
+    release.kubectl("create", "-f", str(CHART.parents[1] / "crds"))
+    values = {"watchNamespaces": ["team-b"]}
+    helm.install(release.kubeconfig, "other", CHART, namespace="team-b", values=values, wait=False)
+    helm.uninstall(release.kubeconfig, "other", namespace="team-b")
+    release.kubectl("delete", "customresourcedefinition", "adapterdeployments.graft.dev", "--timeout=20s")
+
+
 def test_an_upgrade_keeps_pools_and_narrows_rights(release: LocalCluster) -> None:
     release.kubectl("--namespace", "team-a", "apply", "-f", "-", input=POOL)
     assert may(release, "patch", "deployments.apps", "team-b")

@@ -36,7 +36,7 @@ def test_a_minimal_spec_has_the_documented_defaults() -> None:
     assert spec.base_model.served_name == "gemma-3-270m"
     assert spec.base_model.dtype == "auto"
     assert (spec.replicas, spec.adapters, spec.suspend) == (1, (), False)
-    assert (spec.accelerator.resource_name, spec.accelerator.count) == ("nvidia.com/gpu", 1)
+    assert (spec.accelerator.resource_name, spec.accelerator.count) == (None, 1)
     assert (spec.strategy.max_surge, spec.strategy.max_unavailable) == (1, 0)
     assert spec.startup_timeout_seconds == 1800
     assert spec.adapter_startup_seconds == 300

@@ -25,6 +25,12 @@ def test_what_is_not_said_has_the_documented_default() -> None:
         ([*REQUIRED, "--health-port", "web"], "argument --health-port: invalid port value: 'web'"),
         ([*REQUIRED, "--allowed-scheme", "s3"], "argument --allowed-scheme: invalid choice: 's3'"),
         ([*REQUIRED, "--allowed-network", "10.0.0.1/8"], "10.0.0.1/8 has host bits set: expected a network such as"),
+        (
+            [*REQUIRED, "--pod-defaults", "{"],
+            "argument --pod-defaults: Expecting property name enclosed in double quotes",
+        ),
+        ([*REQUIRED, "--pod-defaults", '{"containers": []}'], "expected JSON with metadata and spec of a pod template"),
+        ([*REQUIRED, "--pod-defaults", "[]"], "expected JSON with metadata and spec of a pod template"),
         ([*REQUIRED, "--watch-name", "a"], "unrecognized arguments: --watch-name a"),
     ],
 )

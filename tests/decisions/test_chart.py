@@ -12,13 +12,21 @@ import yaml
 from graft_local import helm
 from graft_local.errors import LocalClusterError
 from graft_operator import objects
-from graft_operator.kinds import EVENT, KINDS, SECRET, watched_kinds
+from graft_operator.kinds import DEPLOYMENT_LABEL, EVENT, KINDS, SECRET, watched_kinds
 from graft_operator.resource import parse_spec
-from graft_operator.settings import Settings, parse_settings
+from graft_operator.settings import PodDefaults, Settings, parse_settings
+from graft_runtime.contract.ports import CONTROL_PORT
 
 CHART = Path(__file__).parents[2] / "charts/graft"
 WRITTEN = {"get", "list", "watch", "create", "patch", "delete"}
 READ = {"get", "list", "watch"}
+SPREAD = {
+    "topologyKey": "kubernetes.io/hostname",
+    "maxSkew": 1,
+    "whenUnsatisfiable": "ScheduleAnyway",
+    "labelSelector": {"matchExpressions": [{"key": DEPLOYMENT_LABEL, "operator": "Exists"}]},
+    "matchLabelKeys": [DEPLOYMENT_LABEL],
+}
 
 
 def rendered(**values: Any) -> list[dict[str, Any]]:
@@ -47,7 +55,7 @@ def settings_of(**values: Any) -> Settings:
     assert subcommand == "run"
     fields = {"$(POD_NAMESPACE)": "graft-system", "$(POD_IP)": "10.0.0.7"}
     assert {entry["name"] for entry in container["env"]} == {"POD_NAMESPACE", "POD_IP"}
-    return parse_settings([fields.get(argument, argument) for argument in arguments])
+    return parse_settings([fields.get(argument, argument.replace("$$(", "$(")) for argument in arguments])
 
 
 def test_the_chart_has_no_fault() -> None:
@@ -66,6 +74,14 @@ def test_the_operator_reads_what_the_chart_writes() -> None:
         namespace="graft-system",
         runtime_image="graft-runtime:0.1.0",
         runtime_image_pull_policy="IfNotPresent",
+        pod_defaults=PodDefaults(
+            spec={
+                "securityContext": {"fsGroup": 65532, "runAsGroup": 65532},
+                "containers": [{"name": "runtime", "resources": {"requests": {"cpu": "250m", "memory": "1Gi"}}}],
+                "topologySpreadConstraints": [SPREAD],
+            }
+        ),
+        accelerator_resource="nvidia.com/gpu",
         bind_address="all",
         health_address="0.0.0.0",
         health_port=8080,
@@ -79,6 +95,15 @@ def test_the_operator_reads_what_the_chart_writes() -> None:
 def test_every_value_reaches_the_operator() -> None:
     settings = settings_of(
         runtimeImage={"repository": "registry.example/runtime", "tag": "1.2", "pullPolicy": "Always"},
+        podDefaults={
+            "metadata": {"labels": {"team": "a"}, "annotations": {"note": 'a "$(NAME)"'}},
+            "spec": {
+                "securityContext": {"fsGroup": None, "runAsGroup": None},
+                "containers": None,
+                "topologySpreadConstraints": None,
+            },
+        },
+        acceleratorResource="amd.com/gpu",
         watchNamespaces=["team-a", "team-b"],
         allowedSchemes=["pvc", "file"],
         allowedNetworks=["10.0.0.0/8", "fd00::/8"],
@@ -87,6 +112,9 @@ def test_every_value_reaches_the_operator() -> None:
     )
     assert settings.runtime_image == "registry.example/runtime:1.2"
     assert settings.runtime_image_pull_policy == "Always"
+    defaults = PodDefaults({"team": "a"}, {"note": 'a "$(NAME)"'}, {"securityContext": {}})
+    assert settings.pod_defaults == defaults, "null takes a value away, and nothing is expanded"
+    assert settings.accelerator_resource == "amd.com/gpu"
     assert settings.watch_namespaces == ("team-a", "team-b")
     assert settings.allowed_schemes == ("pvc", "file")
     assert settings.allowed_networks == ("10.0.0.0/8", "fd00::/8")
@@ -220,9 +248,62 @@ def test_placement_reaches_the_pod() -> None:
     assert spec["containers"][0]["resources"]["limits"]["memory"] == "1Gi"
 
 
+def test_a_digest_takes_the_place_of_a_tag() -> None:
+    digest = "sha256:" + "0" * 64
+    image = {"repository": "registry.example/x", "tag": "1.2", "digest": digest}
+    spec = operator_pod(image=image, runtimeImage=image)["spec"]
+    assert spec["containers"][0]["image"] == f"registry.example/x@{digest}"
+    assert settings_of(image=image, runtimeImage=image).runtime_image == f"registry.example/x@{digest}"
+
+
+def test_variables_reach_the_operator_beside_its_own() -> None:
+    (container,) = operator_pod(extraEnv=[{"name": "HTTPS_PROXY", "value": "http://proxy:3128"}])["spec"]["containers"]
+    assert [entry["name"] for entry in container["env"]] == ["POD_NAMESPACE", "POD_IP", "HTTPS_PROXY"]
+
+
+def test_a_drain_may_take_the_operator() -> None:
+    documents = rendered()
+    budget = only(documents, "PodDisruptionBudget")["spec"]
+    assert budget["maxUnavailable"] == 1
+    labels = only(documents, "Deployment")["spec"]["template"]["metadata"]["labels"]
+    assert budget["selector"]["matchLabels"].items() <= labels.items()
+
+
+def test_the_operator_s_own_network_policy_opens_what_it_needs() -> None:
+    assert not [document for document in rendered() if document["kind"] == "NetworkPolicy"]
+    policy = only(rendered(networkPolicy={"enabled": True, "apiServerPorts": [6443]}), "NetworkPolicy")["spec"]
+    assert policy["ingress"] == [{"ports": [{"port": "health", "protocol": "TCP"}]}]
+    dns, api_server, pools = policy["egress"]
+    assert {port["port"] for port in dns["ports"]} == {53}
+    assert api_server == {"ports": [{"port": 6443, "protocol": "TCP"}]}
+    assert pools["ports"] == [{"port": CONTROL_PORT, "protocol": "TCP"}]
+    assert [each["key"] for each in pools["to"][0]["podSelector"]["matchExpressions"]] == [DEPLOYMENT_LABEL]
+
+
+def test_the_test_of_a_release_asks_the_service_as_restricted_as_the_rest() -> None:
+    documents = rendered()
+    pod, service = only(documents, "Pod"), only(documents, "Service")
+    assert pod["metadata"]["annotations"]["helm.sh/hook"] == "test"
+    (container,) = pod["spec"]["containers"]
+    host = f"{service['metadata']['name']}.{service['metadata']['namespace']}.svc:{service['spec']['ports'][0]['port']}"
+    assert f"http://{host}/readyz" in container["command"][-1]
+    compile(container["command"][-1], "test", "exec")
+    operator = operator_pod()["spec"]
+    assert container["securityContext"] == operator["containers"][0]["securityContext"]
+    assert pod["spec"]["securityContext"] == operator["securityContext"]
+    labels = pod["metadata"]["labels"]
+    assert not service["spec"]["selector"].items() <= labels.items(), "nothing leads to it"
+
+
 @pytest.mark.parametrize(
     ("values", "told"),
     [
+        ({"monitoring": {"rule": {}}}, "rule"),
+        ({"monitoring": {"rules": {"adapterStuckAfter": "soon"}}}, "adapterStuckAfter"),
+        ({"monitoring": {"podMonitor": {"interval": 30}}}, "interval"),
+        ({"networkPolicy": {"apiServerPorts": []}}, "apiServerPorts"),
+        ({"image": {"repository": "x", "digest": "abc"}}, "digest"),
+        ({"extraEnv": [{"value": "x"}]}, "name"),
         ({"bindAddress": "some"}, "bindAddress"),
         ({"allowedSchemes": ["s3"]}, "allowedSchemes"),
         ({"allowedSchemes": []}, "allowedSchemes"),
@@ -233,6 +314,9 @@ def test_placement_reaches_the_pod() -> None:
         ({"logging": {"level": "loud"}}, "level"),
         ({"image": {"repository": ""}}, "repository"),
         ({"crds": {"enabled": "yes"}}, "enabled"),
+        ({"podDefaults": {"containers": []}}, "containers"),
+        ({"podDefaults": {"metadata": {"name": "x"}}}, "name"),
+        ({"acceleratorResource": "gpu"}, "acceleratorResource"),
     ],
     ids=str,
 )

@@ -117,6 +117,7 @@ class World:
     ready: tuple[bool, ...] = (True, True)
     templates: tuple[str, ...] = ("template", "template")
     trouble: str | None = None
+    stuck: tuple[bool, ...] = (False, False)
     failure: Failure | None = None
     fault: Fault | None = None
     """Why nothing can be read of the pods without a report."""
@@ -124,8 +125,17 @@ class World:
     def status(self) -> AdapterDeploymentStatus:
         deployment = Child("Deployment", "support", "d", "1", UID, "f", rollout=self.rollout)
         pods = tuple(
-            PodView(f"pod-{number}", f"u{number}", "10.0.0.1", "current", ready, template, trouble=self.trouble)
-            for number, (ready, template) in enumerate(zip(self.ready, self.templates, strict=False))
+            PodView(
+                f"pod-{number}",
+                f"u{number}",
+                "10.0.0.1",
+                "current",
+                ready,
+                template,
+                trouble=self.trouble,
+                stuck=stuck,
+            )
+            for number, (ready, template, stuck) in enumerate(zip(self.ready, self.templates, self.stuck, strict=False))
         )
         reports = {
             f"u{number}": PodReport(
@@ -239,6 +249,32 @@ CASES = {
         "-NotAModel",
         "+RollingOut",
         "+NotAModel",
+    ),
+    "the-image-of-new-pods-can-t-be-had": (
+        World(
+            rollout=replace(ROLLOUT, replicas=3, updated=1),
+            reports=(REPORT, None),
+            ready=(True, False),
+            trouble="ErrImagePull: not found",
+            stuck=(False, True),
+        ),
+        "+BaseServed",
+        "-PodsStuck",
+        "+RollingOut",
+        "+PodsStuck",
+    ),
+    "the-image-of-the-template-before-can-t-be-had-and-the-next-one-loads": (
+        World(
+            rollout=replace(ROLLOUT, replicas=3, updated=1),
+            reports=(None, LOADING),
+            ready=(False, False),
+            templates=("before", "template"),
+            stuck=(True, False),
+        ),
+        "-PodsNotReady",
+        "-RollingOut",
+        "+RollingOut",
+        "-NoFault",
     ),
     "time-is-up": (
         World(rollout=replace(ROLLOUT, failure="too slow"), ready=(True, False)),

@@ -78,7 +78,7 @@ def test_only_the_spec_has_defaults() -> None:
 def test_the_chart_keeps_its_copy_on_uninstall() -> None:
     text = render()[CHART_FILE]
     first, *rest = text.splitlines(keepends=True)
-    assert first == "{{- if .Values.crds.enabled }}\n"
+    assert first == '{{- if and .Values.crds.enabled (not (include "graft.crdOwner" .)) }}\n'
     assert "{{" not in "".join(rest[:-1])
     document = yaml.safe_load("".join(rest[:-1]))
     assert document["metadata"].pop("annotations") == {"helm.sh/resource-policy": "keep"}

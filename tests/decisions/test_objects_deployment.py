@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import yaml
 from graft_operator.objects import KubernetesObject, Pool, build_deployment, build_runtime_config, overlay
-from graft_operator.settings import Settings
+from graft_operator.settings import PodDefaults, Settings
 from graft_runtime.errors import ErrorCode, GraftError
 
 from tests.support.pools import make_pool
@@ -85,8 +85,10 @@ def test_the_pod_mounts_what_it_is_told_and_nothing_of_the_api() -> None:
         {"name": "cache", "emptyDir": {"sizeLimit": "20Gi"}},
         {"name": "state", "emptyDir": {}},
         {"name": "scratch", "emptyDir": {}},
-        {"name": "source-models", "persistentVolumeClaim": {"claimName": "claim", "readOnly": True}},
+        {"name": "source-models", "persistentVolumeClaim": {"claimName": "claim"}},
     ]
+    (mounted,) = [mount for mount in built["containers"][0]["volumeMounts"] if mount["name"] == "source-models"]
+    assert mounted["readOnly"] is True, "there, and not at the volume: the kubelet gives the files to the fsGroup"
 
 
 def test_the_deployment_rolls_as_the_spec_says() -> None:
@@ -107,6 +109,54 @@ def test_the_startup_probe_waits_at_least_as_long_as_the_spec_says(seconds: int,
 def test_without_a_device_there_is_no_limit() -> None:
     (container,) = pod(accelerator={"count": 0})["containers"]
     assert "resources" not in container
+
+
+def test_the_device_is_what_the_spec_or_else_the_administrator_says() -> None:
+    settings = Settings(namespace="graft-system", runtime_image="i", accelerator_resource="amd.com/gpu")
+    (container,) = pod(settings)["containers"]
+    assert container["resources"] == {"limits": {"amd.com/gpu": "1"}}
+    (container,) = pod(settings, accelerator={"resourceName": "intel.com/gpu"})["containers"]
+    assert container["resources"] == {"limits": {"intel.com/gpu": "1"}}
+
+
+def test_autoscalers_may_evict_a_pod_whose_volumes_are_ours() -> None:
+    name = "cluster-autoscaler.kubernetes.io/safe-to-evict-local-volumes"
+    template = build(pool(), SETTINGS)["spec"]["template"]
+    local = [volume["name"] for volume in template["spec"]["volumes"] if "emptyDir" in volume]
+    assert template["metadata"]["annotations"][name].split(",") == local
+    own = pool(podTemplate={"metadata": {"annotations": {name: "cache"}}})
+    assert build(own, SETTINGS)["spec"]["template"]["metadata"]["annotations"][name] == "cache"
+
+
+def test_the_administrator_s_defaults_lie_between_the_pod_and_the_user_s_template() -> None:
+    runtime = {"name": "runtime", "resources": {"requests": {"cpu": "1", "memory": "1Gi"}}}
+    defaults = PodDefaults(
+        labels={"team": "a", "cost": "x"},
+        annotations={"scrape": "yes", "note": "a"},
+        spec={"securityContext": {"fsGroup": 65532}, "containers": [runtime], "runtimeClassName": "nvidia"},
+    )
+    mine = {
+        "metadata": {"labels": {"team": "b"}, "annotations": {"note": "b"}},
+        "spec": {"containers": [{"name": "runtime", "resources": {"requests": {"memory": "8Gi"}}}]},
+    }
+    settings = Settings(namespace="graft-system", runtime_image="i", pod_defaults=defaults)
+    template = build(pool(podTemplate=mine), settings)["spec"]["template"]
+    (container,) = template["spec"]["containers"]
+    assert container["resources"] == {"limits": {"nvidia.com/gpu": "1"}, "requests": {"cpu": "1", "memory": "8Gi"}}
+    assert template["spec"]["securityContext"]["fsGroup"] == 65532
+    assert template["spec"]["securityContext"]["runAsNonRoot"] is True
+    assert template["spec"]["runtimeClassName"] == "nvidia"
+    metadata = template["metadata"]
+    assert {name: metadata["labels"][name] for name in ("team", "cost")} == {"team": "b", "cost": "x"}
+    assert {name: metadata["annotations"][name] for name in ("scrape", "note")} == {"scrape": "yes", "note": "b"}
+
+
+def test_defaults_that_can_t_be_laid_over_are_told_as_the_administrator_s() -> None:
+    defaults = PodDefaults(spec={"containers": [{"name": "runtime", "args": ["x"]}]})
+    with pytest.raises(GraftError) as caught:
+        pod(Settings(namespace="graft-system", runtime_image="i", pod_defaults=defaults))
+    assert caught.value.code is ErrorCode.INVALID_POD_TEMPLATE
+    assert caught.value.field == "podDefaults.spec.containers.args"
 
 
 def test_pods_may_listen_on_their_own_address_alone() -> None:

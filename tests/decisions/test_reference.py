@@ -21,7 +21,7 @@ REFERENCE = (ROOT / "docs/reference.md").read_text(encoding="utf-8")
 def _chart_values(values: dict[str, Any], prefix: str = "") -> list[str]:
     names = []
     for name, value in values.items():
-        nested = isinstance(value, dict) and value and name != "resources"
+        nested = isinstance(value, dict) and value and name not in {"resources", "podDefaults"}
         names += _chart_values(value, f"{prefix}{name}.") if nested else [f"{prefix}{name}"]
     return names
 

@@ -138,6 +138,26 @@ def test_why_a_pod_does_not_run(store: Store, status: dict[str, Any], trouble: s
     assert store.pods(KEY)[0].trouble == trouble
 
 
+@pytest.mark.parametrize(
+    ("reason", "stuck"),
+    [
+        ("ErrImagePull", True),
+        ("ImagePullBackOff", True),
+        ("InvalidImageName", True),
+        ("ErrImageNeverPull", True),
+        ("CreateContainerConfigError", True),
+        ("RegistryUnavailable", False),
+        ("CrashLoopBackOff", False),
+        ("PodInitializing", False),
+    ],
+)
+@pytest.mark.parametrize("kind", ["containerStatuses", "initContainerStatuses"])
+def test_whether_a_person_must_help_a_container_to_start(store: Store, kind: str, reason: str, stuck: bool) -> None:
+    status: dict[str, Any] = {kind: [{"state": {"running": {}}}, {"state": {"waiting": {"reason": reason}}}]}
+    store.put("Pod", pod(**status))
+    assert store.pods(KEY)[0].stuck is stuck
+
+
 def test_a_fingerprint_is_of_what_is_wanted_only() -> None:
     body: dict[str, Any] = {
         "metadata": {"name": "x", "labels": {"a": "b"}, "resourceVersion": "1", "generation": 1},

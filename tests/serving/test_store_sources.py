@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -111,6 +113,49 @@ def test_a_hostile_source_is_refused(shelf: Path, sources: Sources, cache: Cache
         cache.copy(sources, uri, "adapter")
     assert caught.value.code == code
     assert uri in caught.value.message
+
+
+PRIVATE = {
+    # what may not be read, its mode, and where the message says that it lies
+    "a file": ("good/adapter_model.safetensors", 0o600, "adapter_model.safetensors belongs to 0:0 with mode 0600"),
+    "a directory": ("good", 0o700, "`good` belongs to 0:0 with mode 0700"),
+    "a mount": ("", 0o700, "its mount belongs to 0:0 with mode 0700"),
+    "files in a directory that may be listed alone": (
+        "good",
+        0o744,
+        "adapter_config.json is in a directory that belongs to 0:0 with mode 0744",
+    ),
+}
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="files of another user are made by root")
+@pytest.mark.parametrize("what", PRIVATE)
+def test_what_the_pod_s_user_may_not_read_is_told_with_user_mode_and_path(what: str) -> None:
+    """What a trainer that runs as root writes."""
+    path, mode, told = PRIVATE[what]
+    with tempfile.TemporaryDirectory() as name:
+        public = Path(name)
+        public.chmod(0o777)  # pytest's own are root's alone
+        (public / "shelf/good").mkdir(parents=True)
+        for file in ("adapter_config.json", "adapter_model.safetensors"):
+            (public / "shelf/good" / file).write_text("{}")
+        (public / "shelf" / path).chmod(mode)
+        sources = Sources(MOUNTS, {"shelf": public / "shelf"})
+        with as_user(65532), pytest.raises(GraftError) as caught:
+            Cache(public / "cache", None, tuple).copy(sources, "pvc://shelf/good", "adapter")
+    assert caught.value.code == "Unreadable"
+    assert told in caught.value.what
+    assert "this pod runs as uid 65532, groups " in caught.value.what
+    assert "chmod -R a+rX" in str(caught.value.hint)
+
+
+@contextlib.contextmanager
+def as_user(uid: int) -> Iterator[None]:
+    os.seteuid(uid)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
 
 
 def test_the_folder_that_was_meant_is_named(sources: Sources, cache: Cache) -> None:

@@ -7,7 +7,38 @@
 {{- end }}
 
 {{- define "graft.image" -}}
-{{ .image.repository }}:{{ .image.tag | default .appVersion }}
+{{- if .image.digest }}{{ .image.repository }}@{{ .image.digest }}
+{{- else }}{{ .image.repository }}:{{ .image.tag | default .appVersion }}
+{{- end }}
+{{- end }}
+
+{{/* What the restricted Pod Security Standard asks for. */}}
+{{- define "graft.podSecurity" -}}
+runAsNonRoot: true
+seccompProfile:
+  type: RuntimeDefault
+{{- end }}
+
+{{- define "graft.containerSecurity" -}}
+allowPrivilegeEscalation: false
+capabilities:
+  drop: [ALL]
+readOnlyRootFilesystem: true
+{{- end }}
+
+{{/* Who brought the CustomResourceDefinition, where that is not this release: it stays as it is. */}}
+{{- define "graft.crdOwner" -}}
+{{- if .Values.crds.enabled }}
+{{- $found := lookup "apiextensions.k8s.io/v1" "CustomResourceDefinition" "" "adapterdeployments.graft.dev" }}
+{{- if $found }}
+{{- $annotations := $found.metadata.annotations | default dict }}
+{{- $name := index $annotations "meta.helm.sh/release-name" | default "" }}
+{{- $namespace := index $annotations "meta.helm.sh/release-namespace" | default "" }}
+{{- if not (and (eq $name .Release.Name) (eq $namespace .Release.Namespace)) }}
+{{- if $name }}release {{ $name }} in {{ $namespace }}{{ else }}no Helm release{{ end }}
+{{- end }}
+{{- end }}
+{{- end }}
 {{- end }}
 
 {{- define "graft.selector" -}}

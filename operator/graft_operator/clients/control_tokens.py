@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import jwt
@@ -14,7 +14,8 @@ from graft_runtime.contract.control import TOKEN_ALGORITHM, TOKEN_ISSUER
 
 LIFETIME_SECONDS = 240
 OVERLAP_SECONDS = 300
-"""A new key signs only after pods had this long to see its public half in their mounted ConfigMap."""
+"""A new key signs only after pods had this long to see its public half: a kubelet takes up to a minute and a half to
+bring a ConfigMap that changed into its pods."""
 PRIVATE_KEY_SUFFIX = ".pem"
 
 
@@ -57,12 +58,30 @@ def new_key(now: float) -> SigningKey:
 
 
 class Signer:
-    """Signs with the newest key that pods know by now; all public halves are published."""
+    """Signs with the newest key that pods know by now; all public halves are published.
 
-    def __init__(self, keys: tuple[SigningKey, ...]) -> None:
-        if not keys:
+    Args:
+        keys: at least one. The oldest signs until pods have had time to learn of others.
+        now: Unix seconds.
+    """
+
+    def __init__(self, keys: Iterable[SigningKey], now: float) -> None:
+        self.keys: tuple[SigningKey, ...] = ()
+        self._published: dict[str, float] = {}
+        """Key id → since when, in Unix seconds."""
+        self.replace(keys, now)
+
+    def replace(self, keys: Iterable[SigningKey], now: float) -> None:
+        """Take other keys. The one that signs stays beside them until pods know another."""
+        kept = {key.key_id: key for key in keys}
+        published = {key_id: self._published.get(key_id, now) for key_id in kept}
+        if self.keys and not any(_is_known(since, now) for since in published.values()):
+            signing = self._signing_key(now)
+            kept[signing.key_id], published[signing.key_id] = signing, self._published[signing.key_id]
+        if not kept:
             raise ValueError("a signer needs at least one key")
-        self.keys = tuple(sorted(keys, key=lambda key: (key.created, key.key_id)))
+        self.keys = tuple(sorted(kept.values(), key=lambda key: (key.created, key.key_id)))
+        self._published = published
 
     def public_keys(self) -> dict[str, str]:
         """Return key id → public half in PEM."""
@@ -75,8 +94,12 @@ class Signer:
         return jwt.encode(claims, key.private_key, algorithm=TOKEN_ALGORITHM, headers={"kid": key.key_id})
 
     def _signing_key(self, now: float) -> SigningKey:
-        known = [key for key in self.keys if key.created + OVERLAP_SECONDS <= now]
+        known = [key for key in self.keys if _is_known(self._published[key.key_id], now)]
         return known[-1] if known else self.keys[0]
+
+
+def _is_known(published: float, now: float) -> bool:
+    return published + OVERLAP_SECONDS <= now
 
 
 def to_secret_data(keys: tuple[SigningKey, ...]) -> dict[str, str]:

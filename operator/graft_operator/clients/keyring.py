@@ -1,6 +1,6 @@
 """The signing keys: one Secret in the operator's own namespace, made on the first start, read again now and then.
 
-To rotate, a person adds a key to the Secret; once pods have its public half it signs, and the old one can go.
+To rotate, a person adds a key to the Secret, or puts one in place of the old; once pods have its public half it signs.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Keyring:
     def __init__(self, cluster: Cluster, settings: Settings, keys: tuple[SigningKey, ...]) -> None:
         self._cluster = cluster
         self._settings = settings
-        self._signer = Signer(keys)
+        self._signer = Signer(keys, time.time())
 
     @classmethod
     async def open(cls, cluster: Cluster, settings: Settings) -> Keyring:
@@ -61,7 +61,7 @@ class Keyring:
     async def refresh(self) -> bool:
         """Read the Secret again, or make it anew from the keys in memory; tell whether keys changed."""
         before = self.public_keys()
-        self._signer = Signer(await _read_or_create(self._cluster, self._settings, self._signer.keys))
+        self._signer.replace(await _read_or_create(self._cluster, self._settings, self._signer.keys), time.time())
         return self.public_keys() != before
 
 

@@ -45,6 +45,8 @@ class Reason(StrEnum):
     """An object that the pool needs exists already and belongs to somebody else."""
     APPLY_REJECTED = "ApplyRejected"
     """The API server refuses an object of the pool."""
+    PODS_STUCK = "PodsStuck"
+    """A container can't start: its image can't be had, or a Secret or ConfigMap that its variables are read from."""
     ROLLING_OUT = "RollingOut"
     """Pods of the current spec are being made or replaced."""
     PROGRESS_DEADLINE_EXCEEDED = "ProgressDeadlineExceeded"

@@ -102,6 +102,8 @@ class PodView:
     """Succeeded or Failed: it will never run again."""
     trouble: str | None = None
     """Why it does not run: unschedulable, an image that can't be pulled, a crash."""
+    stuck: bool = False
+    """The trouble is in what the pod names, such as its image: waiting ends it only where somebody acts."""
     resource_version: str = ""
 
     @property

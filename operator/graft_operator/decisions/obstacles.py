@@ -66,6 +66,12 @@ def speaks_another_version(facts: Facts) -> Finding | None:
     return Finding(faults[names[0]].code.value, f"{', '.join(names[:3])}: {faults[names[0]].message}")
 
 
+def pods_are_stuck(facts: Facts) -> Finding | None:
+    """Find a pod of the current template whose container the kubelet can't start, in the kubelet's words."""
+    stuck = (pod for pod in sorted(facts.observed.newest_pods, key=lambda pod: pod.name) if pod.stuck)
+    return next((Finding(Reason.PODS_STUCK, f"{pod.name}: {pod.trouble}") for pod in stuck), None)
+
+
 def deadline_exceeded(facts: Facts) -> Finding | None:
     """Find that the Deployment gave up."""
     if facts.rollout is None or facts.rollout.failure is None or facts.pool.spec.replicas == 0:

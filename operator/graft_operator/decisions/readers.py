@@ -13,6 +13,11 @@ from graft_operator.kinds import ADAPTER_DEPLOYMENT, CONFIG_MAP, DEPLOYMENT
 from graft_operator.objects import CONFIG_HASH_LABEL, TEMPLATE_HASH_ANNOTATION, read_adapter_set
 from graft_operator.resource import AdapterDeploymentStatus
 
+_STUCK = frozenset(
+    {"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "CreateContainerConfigError"}
+)
+"""Why a kubelet lets a container wait for a person: for its image, or for what its variables are read from."""
+
 
 def read_pool(body: Mapping[str, Any]) -> PoolView:
     """Read an AdapterDeployment."""
@@ -63,6 +68,7 @@ def read_pod(body: Mapping[str, Any]) -> PodView:
         deleting="deletionTimestamp" in metadata,
         ended=status.get("phase") in ("Succeeded", "Failed"),
         trouble=_pod_trouble(status),
+        stuck=_waiting(status).get("reason") in _STUCK,
         resource_version=metadata.get("resourceVersion", ""),
     )
 
@@ -106,11 +112,19 @@ def _pod_trouble(status: Mapping[str, Any]) -> str | None:
     scheduled = _condition(status, "PodScheduled")
     if scheduled.get("status") == "False":
         return f"{scheduled.get('reason')}: {scheduled.get('message')}"
-    containers = [*(status.get("initContainerStatuses") or ()), *(status.get("containerStatuses") or ())]
-    for container in containers:
-        waiting = (container.get("state") or {}).get("waiting")
-        if waiting and waiting.get("reason") not in ("ContainerCreating", "PodInitializing"):
-            return ": ".join(part for part in (waiting.get("reason"), waiting.get("message")) if part)
-    if status.get("phase") == "Failed":
-        return ": ".join(part for part in (status.get("reason"), status.get("message")) if part) or "Failed"
-    return None
+    if waiting := _waiting(status):
+        return _told(waiting)
+    return _told(status) or "Failed" if status.get("phase") == "Failed" else None
+
+
+def _waiting(status: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return what the first container waits for that is not being made."""
+    containers = (*(status.get("initContainerStatuses") or ()), *(status.get("containerStatuses") or ()))
+    waiting = ((container.get("state") or {}).get("waiting") or {} for container in containers)
+    return next(
+        (each for each in waiting if each.get("reason") not in (None, "ContainerCreating", "PodInitializing")), {}
+    )
+
+
+def _told(what: Mapping[str, Any]) -> str:
+    return ": ".join(part for part in (what.get("reason"), what.get("message")) if part)

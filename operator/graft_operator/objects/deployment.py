@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from graft_operator.kinds import DEPLOYMENT
-from graft_operator.objects.pod import build_pod_spec
-from graft_operator.objects.pod_template import overlay, refuse_reserved
+from graft_operator.objects.pod import EMPTY_DIRECTORIES, build_pod_spec
+from graft_operator.objects.pod_template import POD_DEFAULTS, overlay
 from graft_operator.objects.pool import (
     CONFIG_HASH_LABEL,
     TEMPLATE_HASH_ANNOTATION,
@@ -23,16 +23,18 @@ from graft_operator.settings import Settings
 
 # What scheduling and pulling the image may take, on top of loading, before a roll counts as stuck.
 SECONDS_TO_SCHEDULE = 600
+EVICTABLE_ANNOTATION = "cluster-autoscaler.kubernetes.io/safe-to-evict-local-volumes"
+"""Names the volumes on the node that an autoscaler may lose with a pod: what is in ours can be fetched again."""
 
 
 def build_deployment(pool: Pool, config_hash: str, settings: Settings) -> KubernetesObject:
-    """Build the Deployment of the pods, with spec.podTemplate laid over them.
+    """Build the Deployment of the pods, with podDefaults and spec.podTemplate laid over them.
 
     Args:
         config_hash: of the RuntimeConfig that they mount.
 
     Raises:
-        GraftError: InvalidPodTemplate where the overlay can't be laid over the pod.
+        GraftError: InvalidPodTemplate where one of both can't be laid over the pod.
     """
     spec = pool.spec
     deployment: KubernetesObject = {
@@ -60,13 +62,23 @@ def build_deployment(pool: Pool, config_hash: str, settings: Settings) -> Kubern
 
 
 def _pod_template(pool: Pool, config_hash: str, settings: Settings) -> dict[str, Any]:
-    extra = pool.spec.pod_template
-    refuse_reserved(extra.spec)
+    extra, defaults = pool.spec.pod_template, settings.pod_defaults
+    spec = overlay(build_pod_spec(pool, settings, config_hash), defaults.spec, POD_DEFAULTS)
     metadata: dict[str, Any] = {
-        "labels": {**labels_of(pool), **extra.metadata.labels, **selector_of(pool), CONFIG_HASH_LABEL: config_hash}
+        "labels": {
+            **labels_of(pool),
+            **defaults.labels,
+            **extra.metadata.labels,
+            **selector_of(pool),
+            CONFIG_HASH_LABEL: config_hash,
+        },
+        "annotations": {
+            EVICTABLE_ANNOTATION: ",".join(EMPTY_DIRECTORIES),
+            **defaults.annotations,
+            **extra.metadata.annotations,
+        },
     }
-    metadata["annotations"] = dict(extra.metadata.annotations)
-    template = {"metadata": metadata, "spec": overlay(build_pod_spec(pool, settings, config_hash), extra.spec)}
+    template = {"metadata": metadata, "spec": overlay(spec, extra.spec)}
     # Each pod bears it, and so tells which template it was made from: the same RuntimeConfig may be in several.
     metadata["annotations"][TEMPLATE_HASH_ANNOTATION] = _hash_of(template)
     return template

@@ -21,11 +21,14 @@ STATE_DIRECTORY = "/graft/state"
 SOURCES_DIRECTORY = "/graft/sources"
 SCRATCH_DIRECTORY = "/tmp"  # noqa: S108 - an emptyDir of the pod's own; the root file system is read-only
 
+EMPTY_DIRECTORIES = ("cache", "state", "scratch")
+"""The volumes on the node: what is in them can be fetched again."""
+
 STARTUP_PERIOD_SECONDS = 2
 
 
 def build_pod_spec(pool: Pool, settings: Settings, config_hash: str) -> dict[str, Any]:
-    """Build the pod spec, before spec.podTemplate is laid over it."""
+    """Build the pod spec, before podDefaults and spec.podTemplate are laid over it."""
     return {
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
@@ -65,7 +68,8 @@ def _container(pool: Pool, settings: Settings) -> dict[str, Any]:
     }
     accelerator = pool.spec.accelerator
     if accelerator.count:
-        container["resources"] = {"limits": {accelerator.resource_name: str(accelerator.count)}}
+        resource = accelerator.resource_name or settings.accelerator_resource
+        container["resources"] = {"limits": {resource: str(accelerator.count)}}
     return container
 
 
@@ -148,7 +152,8 @@ def _is_mounted(source: SourceSpec) -> bool:
 
 def _source_volume(source: SourceSpec) -> dict[str, Any]:
     if source.claim_name:
-        return {"name": mount_name(source), "persistentVolumeClaim": {"claimName": source.claim_name, "readOnly": True}}
+        # Read-only at the mount alone: with it here, the kubelet would not let the pod's fsGroup read the files.
+        return {"name": mount_name(source), "persistentVolumeClaim": {"claimName": source.claim_name}}
     # Optional: a pod without it starts, and tells which adapters can't be read.
     secret = {
         "secretName": source.secret_name,

@@ -1,4 +1,7 @@
-"""spec.podTemplate laid over the pod: maps merge, lists with a key merge by it, other lists replace."""
+"""What is laid over the pod, spec.podTemplate and before it the administrator's podDefaults.
+
+Maps merge, lists with a key merge by it, other lists replace.
+"""
 
 from __future__ import annotations
 
@@ -30,42 +33,64 @@ for _containers in ("containers", "initContainers", "ephemeralContainers"):
     LIST_KEYS |= {(_containers, *path): key for path, key in _CONTAINER_KEYS.items()}
 
 
-def overlay(base: Mapping[str, Any], patch: Mapping[str, Any], path: tuple[str, ...] = ()) -> dict[str, Any]:
-    """Lay `patch` over `base`, a pod spec or a part of one at `path`.
+POD_TEMPLATE, POD_DEFAULTS = "spec.podTemplate.spec", "podDefaults.spec"
+
+
+class _ClashError(Exception):
+    """What is wrong at a path of a patch."""
+
+
+def overlay(base: Mapping[str, Any], patch: Mapping[str, Any], field: str = POD_TEMPLATE) -> dict[str, Any]:
+    """Lay `patch` over the pod spec `base`.
+
+    Args:
+        field: what holds the patch.
 
     Raises:
-        GraftError: InvalidPodTemplate for `$patch` directives, nulls, entries without their key and clashing types.
+        GraftError: InvalidPodTemplate for `$patch` directives, nulls, entries without their key, clashing types, and
+            what would break the contract with the runtime.
     """
+    try:
+        _refuse_reserved(patch)
+        return _overlay(base, patch, ())
+    except _ClashError as clash:
+        place, fault = clash.args
+        place = ".".join((field, *place))
+        raise GraftError(
+            ErrorCode.INVALID_POD_TEMPLATE,
+            f"{place} {fault}",
+            hint="write a partial pod spec, as under `template.spec` of a Deployment; Graft's container is `runtime`",
+            field=place,
+        ) from None
+
+
+def _overlay(base: Mapping[str, Any], patch: Mapping[str, Any], path: tuple[str, ...]) -> dict[str, Any]:
     directives = [name for name in patch if name.startswith("$")]
     if directives:
-        raise _invalid(path, f"holds `{directives[0]}`: patch directives aren't supported")
+        raise _ClashError(path, f"holds `{directives[0]}`: patch directives aren't supported")
     merged = dict(base)
     for name, value in patch.items():
         merged[name] = _merge(merged.get(name), value, (*path, name))
     return merged
 
 
-def refuse_reserved(patch: Mapping[str, Any]) -> None:
-    """Refuse what would break the contract with the runtime.
-
-    Raises:
-        GraftError: InvalidPodTemplate, with the field to use instead.
-    """
+def _refuse_reserved(patch: Mapping[str, Any]) -> None:
+    """Refuse what would break the contract with the runtime; tell which field to use instead."""
     if "terminationGracePeriodSeconds" in patch:
-        raise _invalid(("terminationGracePeriodSeconds",), "is set; use spec.terminationGracePeriodSeconds")
+        raise _ClashError(("terminationGracePeriodSeconds",), "is set; use spec.terminationGracePeriodSeconds")
     containers = patch.get("containers")
     for container in containers if isinstance(containers, list) else []:
         if isinstance(container, Mapping) and container.get("name") == CONTAINER:
             for name in ("command", "args"):
                 if name in container:
-                    raise _invalid(("containers", name), f"is set on the container `{CONTAINER}`; Graft writes it")
+                    raise _ClashError(("containers", name), f"is set on the container `{CONTAINER}`; Graft writes it")
 
 
 def _merge(base: Any, patch: Any, path: tuple[str, ...]) -> Any:
     if patch is None:
-        raise _invalid(path, "is null: an overlay can't take fields away")
+        raise _ClashError(path, "is null: an overlay can't take fields away")
     if isinstance(patch, Mapping):
-        return overlay(_of_type(base, dict, path), patch, path)
+        return _overlay(_of_type(base, dict, path), patch, path)
     if isinstance(patch, list):
         key = LIST_KEYS.get(path)
         existing = _of_type(base, list, path)
@@ -73,7 +98,7 @@ def _merge(base: Any, patch: Any, path: tuple[str, ...]) -> Any:
             return _merge_by_key(existing, patch, key, path)
         return [_merge(None, entry, path) for entry in patch]
     if isinstance(base, dict | list):
-        raise _invalid(path, f"is {patch!r}, expected a {'map' if isinstance(base, dict) else 'list'}")
+        raise _ClashError(path, f"is {patch!r}, expected a {'map' if isinstance(base, dict) else 'list'}")
     return patch
 
 
@@ -82,10 +107,10 @@ def _merge_by_key(base: list[Any], patch: list[Any], key: str, path: tuple[str, 
     seen = set()
     for entry in patch:
         if not isinstance(entry, Mapping) or not isinstance(entry.get(key), str | int):
-            raise _invalid(path, f"has an entry without `{key}`, by which entries are merged")
+            raise _ClashError(path, f"has an entry without `{key}`, by which entries are merged")
         name = entry[key]
         if name in seen:
-            raise _invalid(path, f"has two entries with {key} `{name}`")
+            raise _ClashError(path, f"has two entries with {key} `{name}`")
         seen.add(name)
         merged[name] = _retained(path, _merge(merged.get(name), entry, path), entry)
     return list(merged.values())
@@ -103,15 +128,5 @@ def _of_type(base: Any, kind: type, path: tuple[str, ...]) -> Any:
         return kind()
     if not isinstance(base, kind):
         expected = "a map" if isinstance(base, dict) else "a list" if isinstance(base, list) else "a single value"
-        raise _invalid(path, f"is {'a map' if kind is dict else 'a list'}, expected {expected}")
+        raise _ClashError(path, f"is {'a map' if kind is dict else 'a list'}, expected {expected}")
     return base
-
-
-def _invalid(path: tuple[str, ...], fault: str) -> GraftError:
-    field = ".".join(("spec.podTemplate.spec", *path))
-    return GraftError(
-        ErrorCode.INVALID_POD_TEMPLATE,
-        f"{field} {fault}",
-        hint="write a partial pod spec, as under `template.spec` of a Deployment; Graft's container is `runtime`",
-        field=field,
-    )

@@ -21,10 +21,14 @@ class EngineSpec(EngineConfig, Ruled):
 class AcceleratorSpec(Ruled):
     """The device that a pod asks for."""
 
-    resource_name: Annotated[
-        str, Field(pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?/[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$", max_length=317)
-    ] = "nvidia.com/gpu"
-    """The extended resource of its device plugin."""
+    resource_name: (
+        Annotated[
+            str,
+            Field(pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?/[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$", max_length=317),
+        ]
+        | None
+    ) = None
+    """The extended resource of its device plugin; by default the administrator's choice, nvidia.com/gpu at first."""
     count: Int = Field(default=1, ge=0, le=1)
     """1: one device a pod; 0: none, the model runs on the CPU."""
 

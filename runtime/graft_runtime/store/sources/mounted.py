@@ -34,7 +34,7 @@ def open_source(place: Place, access: Access) -> Iterator[MountedDirectory]:
     try:
         descriptor = os.open(place.directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
-        raise _unavailable(place.uri, f"its mount can't be opened: {error.strerror}") from error
+        raise _not_opened(place.uri, error, "its mount", place.directory) from error
     try:
         for index, part in enumerate(place.path):
             below = _open_directory(descriptor, part, place.uri, "/".join(place.path[: index + 1]))
@@ -99,14 +99,14 @@ class MountedDirectory:
         """Open a regular file in the directory for reading.
 
         Raises:
-            GraftError: UnsafeFile, SourceUnavailable.
+            GraftError: UnsafeFile, Unreadable, SourceUnavailable.
         """
         try:
             descriptor = os.open(name, _FILE_FLAGS, dir_fd=self._descriptor)
         except OSError as error:
             if error.errno == errno.ELOOP:
                 raise _link(self.uri, name) from None
-            raise _unavailable(self.uri, f"{name} can't be opened: {error.strerror}") from error
+            raise _not_opened(self.uri, error, name, name, self._descriptor) from error
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             os.close(descriptor)
@@ -151,7 +151,7 @@ def _open_directory(parent: int, part: str, uri: str, path: str) -> int:
                 f"`{uri}` holds nothing: there is no directory `{path}` in the source",
                 hint="check the path, or put the files there; it is looked for again",
             ) from None
-        raise _unavailable(uri, f"`{path}` can't be opened: {error.strerror}") from error
+        raise _not_opened(uri, error, f"`{path}`", part, parent) from error
 
 
 def _is_link(parent: int, part: str) -> bool:
@@ -167,6 +167,38 @@ def _link(uri: str, path: str) -> GraftError:
         f"`{uri}`: `{path}` is a symbolic link, expected a plain file or directory",
         hint="copy the files themselves, for example with `cp -rL` or `hf download --local-dir`",
     )
+
+
+def _not_opened(uri: str, error: OSError, told: str, path: str | Path, parent: int | None = None) -> GraftError:
+    """Return the fault of what can't be opened: Unreadable where this process may not, else SourceUnavailable.
+
+    Args:
+        told: how the message calls it.
+        path: below `parent`, the open directory that it is in.
+    """
+    if error.errno not in {errno.EACCES, errno.EPERM}:
+        return _unavailable(uri, f"{told} can't be opened: {error.strerror}")
+    groups = ", ".join(str(group) for group in sorted({os.getegid(), *os.getgroups()}))
+    return GraftError(
+        ErrorCode.UNREADABLE,
+        f"`{uri}` can't be read: {told} {_owner(path, parent)}, and this pod runs as uid {os.geteuid()},"
+        f" groups {groups}",
+        hint="`chmod -R a+rX` the directory where it is stored, or let the pod read it:"
+        " spec.podTemplate.spec.securityContext.fsGroup or supplementalGroups with the files' group, or runAsUser with"
+        " their owner; it is tried again",
+    )
+
+
+def _owner(path: str | Path, parent: int | None) -> str:
+    try:
+        status = os.stat(path, dir_fd=parent, follow_symlinks=False)
+    except OSError:
+        if parent is None:
+            return "lies where it may not be looked for"
+        status, where = os.fstat(parent), "is in a directory that "
+    else:
+        where = ""
+    return f"{where}belongs to {status.st_uid}:{status.st_gid} with mode {stat.S_IMODE(status.st_mode):04o}"
 
 
 def _unavailable(uri: str, why: str) -> GraftError:
