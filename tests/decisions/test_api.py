@@ -97,6 +97,15 @@ def test_a_rule_is_not_fooled_by_a_line_feed() -> None:
     assert "spec.adapters[0].uri" in caught.value.details[0]
 
 
+def test_a_revision_behind_an_at_is_sent_to_its_field() -> None:
+    """As other servers write it."""
+    with pytest.raises(GraftError) as caught:
+        parse_spec(minimal(adapters=[{"name": "sql", "uri": "hf://acme/sql@main"}]))
+    (fault,) = caught.value.details
+    assert "`hf://acme/sql@main`" in fault
+    assert fault.endswith("no @ before a revision, which the field `revision` names")
+
+
 @pytest.mark.parametrize(
     ("uri", "expected"),
     [

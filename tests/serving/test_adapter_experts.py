@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +20,26 @@ from tests.support.oracle import greedy
 
 PROMPTS = ([3, 1, 2, 5, 9, 11, 4], [7, 8, 300, 6], [1, 2, 5])
 WEIGHTS = "adapter_model.safetensors"
-NAMES = {"mixtral": ("w1", "w3", "w2"), "qwen3_moe": ("gate_proj", "up_proj", "down_proj")}
+LAYERS = "base_model.model.model.layers"
+OLD: dict[str, tuple[list[str], dict[str, tuple[int, int]]]] = {
+    "mixtral": (
+        [f"{LAYERS}.{layer}.block_sparse_moe.experts.{{expert}}.{{name}}" for layer in range(2)],
+        {"w1": (48, 32), "w3": (48, 32), "w2": (32, 48)},
+    ),
+    "qwen3_moe": (
+        [f"{LAYERS}.{layer}.mlp.experts.{{expert}}.{{name}}" for layer in range(2)],
+        {"gate_proj": (24, 32), "up_proj": (24, 32), "down_proj": (32, 24)},
+    ),
+    "gpt_oss": (  # as Unsloth trains it in 4 bits
+        [f"{LAYERS}.{layer}.mlp.experts.{{name}}.{{expert}}" for layer in range(2)],
+        {"gate_up_projs": (96, 32), "down_projs": (32, 48)},
+    ),
+    "nemotron_h": (  # no gate
+        [f"base_model.model.backbone.layers.{layer}.mixer.experts.{{expert}}.{{name}}" for layer in (1, 3)],
+        {"up_proj": (24, 32), "down_proj": (32, 24)},
+    ),
+}
+"""How files call a projection of one expert, and its outputs and inputs by its name."""
 
 
 def loaded(base: Path, adapter: Path | None = None) -> Any:
@@ -58,7 +78,8 @@ def check(engine: Any, models: dict[str | None, Any]) -> None:
 @pytest.mark.parametrize("family", ["mixtral", "qwen3_moe", "gpt_oss"])
 def test_stacked_parameters(family: str, make_base: Callable[..., Path], make_adapter: Any, in_process: Any) -> None:
     base = make_base(family)
-    adapters = {name: make_adapter(name, base=base, **options) for name, options in STACKED.items()}
+    options = {name: options for name, options in STACKED.items() if name != "ungated"}
+    adapters = {name: make_adapter(name, base=base, **options) for name, options in options.items()}
     engine = in_process(base)
     for name, adapter in adapters.items():
         assert isinstance(engine.mount(name, adapter), Mounted), name
@@ -66,18 +87,17 @@ def test_stacked_parameters(family: str, make_base: Callable[..., Path], make_ad
     check(engine, models | {name: loaded(base, adapter) for name, adapter in adapters.items()})
 
 
-def old_files(base: Path, directory: Path, family: str, *, rank_stabilized: bool) -> Path:
+def old_files(directory: Path, family: str, *, rank_stabilized: bool) -> Path:
     """As PEFT saved an adapter before the experts were stacked; every expert and projection but one."""
-    experts = "block_sparse_moe.experts" if family == "mixtral" else "mlp.experts"
-    inner, generator, tensors = (48 if family == "mixtral" else 24), torch.Generator().manual_seed(3), {}
-    for layer in range(2):
-        for expert in range(4):
-            for name, (outputs, inputs) in zip(NAMES[family], ((inner, 32), (inner, 32), (32, inner)), strict=True):
-                if (layer, expert, name) != (1, 2, NAMES[family][1]):
-                    path = f"base_model.model.model.layers.{layer}.{experts}.{expert}.{name}"
-                    tensors[f"{path}.lora_A.weight"] = torch.randn(4, inputs, generator=generator)
-                    tensors[f"{path}.lora_B.weight"] = torch.randn(outputs, 4, generator=generator)
-    config = {"peft_type": "LORA", "r": 4, "lora_alpha": 4, "target_modules": list(NAMES[family])}
+    (paths, shapes), generator, tensors = OLD[family], torch.Generator().manual_seed(3), {}
+    every = [(path, expert, name) for path in paths for expert in range(4) for name in shapes]
+    for path, expert, name in every[:-1]:
+        outputs, inputs = shapes[name]
+        module = path.format(expert=expert, name=name)
+        tensors[f"{module}.lora_A.weight"] = torch.randn(4, inputs, generator=generator)
+        tensors[f"{module}.lora_B.weight"] = torch.randn(outputs, 4, generator=generator)
+    targets = sorted({re.sub(r".*experts\.", "", path.format(expert=e, name=n)) for path, e, n in every})
+    config = {"peft_type": "LORA", "r": 4, "lora_alpha": 4, "target_modules": targets}
     directory.mkdir()
     (directory / "adapter_config.json").write_text(json.dumps(config | {"use_rslora": rank_stabilized}))
     save_file(tensors, directory / WEIGHTS)
@@ -88,31 +108,33 @@ def by_hand(base: Path, adapter: Path, family: str, scale: float) -> Any:
     """W + ΔW, expert by expert: PEFT scales rank-stabilized ones wrongly, and wants both halves."""
     model = loaded(base)
     tensors = load_file(adapter / WEIGHTS)
-    gate, up, _ = NAMES[family]
-    for name, a in tensors.items():
-        if name.endswith("lora_A.weight"):
-            path = name.removesuffix(".lora_A.weight").replace("block_sparse_moe", "mlp")
-            parent, expert, projection = path.removeprefix("base_model.model.").rsplit(".", 2)
-            delta = tensors[name.replace("lora_A", "lora_B")] @ a * scale
-            module = model.get_submodule(parent)
+    for path in OLD[family][0]:
+        for expert, name in [(expert, name) for expert in range(4) for name in OLD[family][1]]:
+            a = tensors.get(f"{path.format(expert=expert, name=name)}.lora_A.weight")
+            if a is None:
+                continue
+            delta = tensors[f"{path.format(expert=expert, name=name)}.lora_B.weight"] @ a * scale
+            parent = path.partition(".experts.")[0].removeprefix("base_model.model.") + ".experts"
+            module = model.get_submodule(parent.replace("block_sparse_moe", "mlp").replace("backbone", "model"))
             with torch.no_grad():
-                if projection in (gate, up):
-                    rows = module.gate_up_proj.shape[1] // 2
-                    first = 0 if projection == gate else rows
-                    module.gate_up_proj[int(expert), first : first + rows] += delta
+                if family == "gpt_oss":
+                    module.get_parameter(name.removesuffix("s"))[expert] += delta.T
+                elif family == "nemotron_h" or name in ("w2", "down_proj"):
+                    module.get_parameter("down_proj" if name == "w2" else name)[expert] += delta
                 else:
-                    module.down_proj[int(expert)] += delta
+                    first = 0 if name in ("w1", "gate_proj") else delta.shape[0]
+                    module.gate_up_proj[expert, first : first + delta.shape[0]] += delta
     return model
 
 
-@pytest.mark.parametrize("family", ["mixtral", "qwen3_moe"])
+@pytest.mark.parametrize("family", list(OLD))
 def test_files_with_an_adapter_for_each_expert(
     family: str, make_base: Callable[..., Path], make_adapter: Any, in_process: Any, tmp_path: Path
 ) -> None:
     base = make_base(family)
-    plain = old_files(base, tmp_path / "plain", family, rank_stabilized=False)
-    stabilized = old_files(base, tmp_path / "stabilized", family, rank_stabilized=True)
-    stacked = make_adapter("stacked", base=base, **STACKED["both"])
+    plain = old_files(tmp_path / "plain", family, rank_stabilized=False)
+    stabilized = old_files(tmp_path / "stabilized", family, rank_stabilized=True)
+    stacked = make_adapter("stacked", base=base, **STACKED["ungated" if family == "nemotron_h" else "both"])
     engine = in_process(base)
     for name, adapter in {"plain": plain, "stabilized": stabilized, "stacked": stacked}.items():
         assert isinstance(engine.mount(name, adapter), Mounted), name

@@ -99,6 +99,57 @@ def test_not_an_adapter(adapter: Path, missing: str) -> None:
     assert missing in error.what
 
 
+@pytest.mark.parametrize(
+    ("left", "said", "hint"),
+    [
+        ("adapter_model-00001-of-00004.safetensors", "split into shards", "without max_shard_size"),
+        ("adapters.safetensors", "MLX", "mlx_lm.fuse"),
+        ("pytorch_lora_weights.safetensors", "diffusers", "text models"),
+        ("sql-f16.gguf", "llama.cpp", "that it was converted from"),
+        ("zero_to_fp32.py", "DeepSpeed", "stage3_gather_16bit_weights_on_model_save"),
+        ("pytorch_model_fsdp_0", "FSDP", "FULL_STATE_DICT"),
+        ("__0_0.distcp", "distributed checkpoint", "gather the weights"),
+        ("model-00001-of-00002.safetensors", "a whole model", "spec.baseModel"),
+    ],
+)
+def test_what_stands_in_the_place_of_an_adapter_is_named(adapter: Path, left: str, said: str, hint: str) -> None:
+    (adapter / "adapter_model.safetensors").rename(adapter / left)
+    error = refusal(adapter)
+    assert error.code == ErrorCode.NOT_AN_ADAPTER
+    assert left in error.what
+    assert said in error.what
+    assert hint in (error.hint or "")
+
+
+@pytest.mark.parametrize("shape", [(0,), (0, 4), (12,)], ids=["ZeRO-3", "a shard without rows", "flat"])
+def test_weights_that_were_not_gathered_are_named(adapter: Path, shape: tuple[int, ...]) -> None:
+    name = f"{V}.lora_B.weight"
+    (adapter / "adapter_model.safetensors").write_bytes(weights(header_of(SHAPES | {name: shape})))
+    error = refusal(adapter)
+    assert error.code == ErrorCode.CORRUPT
+    assert "lacks the values of 1 of its 4 tensors" in error.what
+    assert "gathered" in error.what
+    assert error.details == (f"{name}: {shape}",)
+    assert "stage3_gather_16bit_weights_on_model_save" in (error.hint or "")
+
+
+def test_a_head_that_was_not_gathered_is_named(adapter: Path) -> None:
+    set_config(adapter, modules_to_save=["lm_head"])
+    head = {"base_model.model.lm_head.weight": (0,)}
+    (adapter / "adapter_model.safetensors").write_bytes(weights(header_of(SHAPES | head)))
+    assert "gathered" in refusal(adapter).what
+
+
+def test_a_pointer_of_git_lfs_is_named(adapter: Path) -> None:
+    (adapter / "adapter_model.safetensors").write_text(
+        "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n"
+    )
+    error = refusal(adapter)
+    assert error.code == ErrorCode.CORRUPT
+    assert "a pointer of Git LFS" in error.what
+    assert "git lfs pull" in (error.hint or "")
+
+
 def test_a_missing_directory(tmp_path: Path) -> None:
     assert refusal(tmp_path / "nowhere").code == ErrorCode.NOT_AN_ADAPTER
 

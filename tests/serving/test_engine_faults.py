@@ -449,6 +449,7 @@ BAD_BASES: dict[str, tuple[Callable[[Path], object], ErrorCode, str]] = {
     "unknown type": (_config(model_type="evil"), ErrorCode.NOT_A_MODEL, "model_type"),
     "no language model": (_config(model_type="vit"), ErrorCode.NOT_A_MODEL, "CAUSAL_LM"),
     "quantised": (_config(quantization_config={"quant_method": "gptq"}), ErrorCode.NOT_A_MODEL, "quantization_config"),
+    "GPT-OSS as published": (_config(quantization_config={"quant_method": "mxfp4"}), ErrorCode.NOT_A_MODEL, "mxfp4"),
     "no weights": (lambda base: (base / "model.safetensors").unlink(), ErrorCode.NOT_A_MODEL, "model.safetensors"),
     "a pickle": (
         lambda base: (base / "model.safetensors").rename(base / "pytorch_model.bin"),
@@ -474,6 +475,8 @@ def test_a_base_that_can_t_be_served(kind: str, in_process: Any, tiny_base: Path
     assert failed.fault.code == code, failed.fault
     assert "`tiny`" in failed.fault.what
     assert said in failed.fault.what
+    if said == "mxfp4":
+        assert "Mxfp4Config(dequantize=True)" in (failed.fault.hint or "")
     assert not (tmp_path / "ran").exists(), "foreign code has run"
     assert engine.mount("good", good).fault.code == ErrorCode.NOT_READY
     (end,) = ends_after(engine, ask("x"))

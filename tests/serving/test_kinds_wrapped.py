@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
 from graft_runtime.contract.tasks import Task
-from graft_runtime.messages import BaseLoaded, Generate, Mounted, Sampling, ServedAdapter
+from graft_runtime.errors import ErrorCode
+from graft_runtime.messages import BaseLoaded, Generate, Mounted, MountFailed, Sampling, ServedAdapter
 from safetensors.torch import load_file, save_file
 
 from tests.support.oracle import greedy
-from tests.support.wrapped import IMAGE, build_wrapped
+from tests.support.wrapped import IMAGE, build_wrapped, save_wrapped_adapter
 
 PROMPTS = ([3, 1, 2, 5, 9, 11, 4], [7, 8, 300, 6], [1, 2, 5, IMAGE, 8])
 OLDER = {"earlier": "language_model.model.layers", "text model": "model.layers"}
@@ -64,3 +66,59 @@ def test_text_in_and_out(family: str, in_process: Any, tmp_path: Path) -> None:
             expected[f"{whose} {index}"] = (adapted if whose else plain)[index]
     assert engine.answers(submits) == expected
     assert engine.answers(submits[::-1]) == expected
+
+
+TOWER, TEXT, HEAD = "model.vision_tower.", "model.language_model.", "lm_head."
+NAMES: dict[str, tuple[str, dict[str, str]]] = {
+    "mistral3 up to 4.51": (
+        "mistral3",
+        {HEAD: "language_model.lm_head.", TOWER: "vision_tower.", TEXT: "language_model.model."},
+    ),
+    "llava up to 4.51": (
+        "llava",
+        {HEAD: "language_model.lm_head.", TOWER: "vision_tower.vision_model.", TEXT: "language_model.model."},
+    ),
+    "llava up to 4.57": ("llava", {TOWER: "model.vision_tower.vision_model."}),
+}
+"""How versions of Transformers called the parts of a model: today's names → theirs."""
+
+
+@pytest.mark.parametrize("version", list(NAMES))
+@pytest.mark.parametrize("head", ["saved", "adapted", "left alone"])
+def test_tower_layers_and_head_by_their_former_names(version: str, head: str, in_process: Any, tmp_path: Path) -> None:
+    family, former = NAMES[version]
+    base, _ = build_wrapped(family, tmp_path)
+    options: dict[str, Any] = {"saved": {"modules_to_save": ["embed_tokens", "lm_head"]}}.get(head, {})
+    targets = ["q_proj", "v_proj", *(["lm_head"] if head == "adapted" else [])]
+    today = save_wrapped_adapter(base, tmp_path / "today", target_modules=targets, **options)
+    tensors = load_file(today / "adapter_model.safetensors")
+    assert any(TOWER in name for name in tensors)
+    older = tmp_path / "older"
+    shutil.copytree(today, older)
+    moved = {}
+    for name, tensor in tensors.items():
+        path = name.removeprefix("base_model.model.")
+        start = next((start for start in former if path.startswith(start)), "")
+        moved[f"base_model.model.{former.get(start, '')}{path.removeprefix(start)}"] = tensor
+    save_file(moved, older / "adapter_model.safetensors")
+    engine = in_process(base)
+    for directory in (today, older):
+        assert isinstance(engine.mount(directory.name, directory), Mounted)
+    asked = [
+        Generate(f"{name} {index}", list(prompt), 6, (ServedAdapter(name, 1.0),), sampling=Sampling(temperature=0))
+        for name in ("today", "older")
+        for index, prompt in enumerate(PROMPTS)
+    ]
+    made = engine.answers(asked)
+    assert [made[f"older {index}"] for index in range(3)] == [made[f"today {index}"] for index in range(3)]
+
+
+def test_lora_on_a_convolution_is_refused_by_name(in_process: Any, tmp_path: Path) -> None:
+    """As `proj` among the target modules makes it: it matches a tower's patch embedding."""
+    base, _ = build_wrapped("qwen2_5_vl", tmp_path)
+    adapter = save_wrapped_adapter(base, tmp_path / "all", target_modules=["q_proj", "v_proj", "qkv", "proj"])
+    failed = in_process(base).mount("all", adapter)
+    assert isinstance(failed, MountFailed)
+    assert failed.fault.code == ErrorCode.UNSUPPORTED_METHOD
+    assert failed.fault.details == ("model.visual.patch_embed.proj: Conv3d",)
+    assert "exclude_modules" in (failed.fault.hint or "")

@@ -44,6 +44,7 @@ STACKED: dict[str, dict[str, Any]] = {
     "both": {"target_parameters": BOTH, "target_modules": ["q_proj"]},
     "down": {"target_parameters": BOTH[1:], "target_modules": ["v_proj"], "r": 2},
     "gate": {"target_parameters": BOTH[:1], "target_modules": ["q_proj"], "use_rslora": True},
+    "ungated": {"target_parameters": ["experts.up_proj", "experts.down_proj"], "target_modules": ["q_proj"]},
     "bare": {"target_parameters": ["gate_up_proj", "down_proj", "v_proj.weight"], "target_modules": ["q_proj"]},
 }
 """On the stacked parameters of experts: what LoraConfig is told."""

@@ -97,3 +97,17 @@ def build_wrapped(family: str, directory: Path) -> tuple[Path, Path]:
         lora = LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=UNSLOTH, init_lora_weights=False)
         get_peft_model(model, lora).save_pretrained(directory / "adapter")
     return directory / "base", directory / "adapter"
+
+
+def save_wrapped_adapter(base: Path, directory: Path, **lora: Any) -> Path:
+    """Save an adapter that PEFT makes for the whole model; `lora` goes to LoraConfig."""
+    import transformers as hf
+    from peft import LoraConfig, get_peft_model
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = hf.AutoModelForImageTextToText.from_pretrained(base)
+        torch.manual_seed(1)
+        options = {"task_type": "CAUSAL_LM", "r": 4, "init_lora_weights": False} | lora
+        get_peft_model(model, LoraConfig(**options)).save_pretrained(directory)
+    return directory

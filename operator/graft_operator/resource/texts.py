@@ -74,7 +74,8 @@ URI_RULES = (
     Rule(
         "must name a directory or an archive, as in "
         + listed(shape for scheme in _ALL for shape in scheme.written)
-        + ": no empty part, no trailing slash, none of ? # % \\ and no white space",
+        + ": no empty part, no trailing slash, none of ? # % \\ and no white space; no @ before a revision, "
+        "which the field `revision` names",
         f"!({starts_with('self', _ALL)}) || self.matches({cel(_URI)})",
         lambda uri: not has_scheme(uri, _ALL) or matches(_URI, uri),
         text="self",

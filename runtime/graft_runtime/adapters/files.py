@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from graft_runtime.adapters.foreign import ungathered, what_else
 from graft_runtime.adapters.keys import highest_rank
 from graft_runtime.adapters.methods.recipe import Recipe
 from graft_runtime.adapters.methods.registry import read_recipe
@@ -88,6 +89,15 @@ def read_adapter_files(directory: Path, *, name: str, max_rank: int) -> AdapterF
     with open_weights(directory, name) as file:
         weight_bytes, version = os.fstat(file.fileno()).st_size, _version(file)
         tensors = read_header(file, f"{WEIGHTS_FILE} of adapter `{name}`")
+    if shards := ungathered(tensors):
+        raise GraftError(
+            ErrorCode.CORRUPT,
+            f"adapter `{name}` lacks the values of {len(shards)} of its {len(tensors)} tensors: they are empty or "
+            "flat, as sharded training leaves them that were not gathered before they were saved",
+            details=shown([f"{tensor}: {tensors[tensor].shape}" for tensor in shards]),
+            hint="gather and save it again: `stage3_gather_16bit_weights_on_model_save` of DeepSpeed's ZeRO-3, "
+            "`fsdp_state_dict_type: FULL_STATE_DICT` of FSDP",
+        )
     tensors, remapped = plain_names(tensors)
     parts = recipe.parts(tensors)
     facts = facts_of(recipe, parts, remapped)
@@ -152,7 +162,8 @@ def check_present(names: Collection[str], name: str, folders: Sequence[str] = ()
         )
     missing = [file for file in (CONFIG_FILE, WEIGHTS_FILE) if file not in names]
     if missing:
-        raise _not_an_adapter(name, f"{' and '.join(missing)} missing", folders)
+        why, hint = what_else(names) or (f"{' and '.join(missing)} missing", None)
+        raise _not_an_adapter(name, why, folders, hint)
 
 
 def _check_directory(directory: Path, name: str) -> None:
@@ -166,12 +177,14 @@ def _check_directory(directory: Path, name: str) -> None:
     check_present(present, name, sorted(inside))
 
 
-def _not_an_adapter(name: str, why: str, folders: Sequence[str] = ()) -> GraftError:
+def _not_an_adapter(name: str, why: str, folders: Sequence[str] = (), hint: str | None = None) -> GraftError:
     return GraftError(
         ErrorCode.NOT_AN_ADAPTER,
         f"`{name}` is not an adapter: {why}",
         details=shown([f"the folder {folder!r} in it holds an adapter" for folder in folders]),
-        hint="let the URI end in that folder" if folders else "point the URI at what peft's save_pretrained() wrote",
+        hint="let the URI end in that folder"
+        if folders
+        else hint or "point the URI at what peft's save_pretrained() wrote",
     )
 
 

@@ -130,9 +130,8 @@ def fit(parts: Sequence[Part], layout: BaseLayout, *, name: str, base_model: str
             ErrorCode.UNSUPPORTED_METHOD,
             f"adapter `{name}` changes modules of a kind that its method does not go with here",
             details=shown([f"{part.path}: {layout.kind(part.path)}" for part in strange]),
-            hint="train it on linear modules, embeddings and stacked experts only (PEFT's `all-linear` takes routers "
-            "too: name modules instead), or merge it with peft's merge_and_unload() and serve the result as a base "
-            "model",
+            hint="leave these out when it is trained (exclude_modules; PEFT's `all-linear` takes routers too: name "
+            "modules instead), or merge it with peft's merge_and_unload() and serve the result as a base model",
         )
     if missing or misfits:
         faults = [f"{part.path}: the model has no such module" for part in missing] + misfits

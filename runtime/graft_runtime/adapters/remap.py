@@ -83,20 +83,24 @@ def remap(paths: Collection[str], layout: BaseLayout, fits: Callable[[Mapping[st
 
 
 def _ways(paths: Collection[str], layout: BaseLayout) -> Iterator[tuple[str, dict[str, str]]]:
-    renamed = {path: _current(path, layout.former) for path in paths}
+    renamed = {path: current(path, layout) for path in paths}
     yield "renamed modules as Transformers did", renamed
     for old, new in _prefixes(renamed.values(), layout):
         told = f"{old or 'nothing'} → {new or 'nothing'} at the start of modules' names"
         yield told, {path: _swapped(name, old, new, layout) for path, name in renamed.items()}
 
 
-def _current(path: str, former: Mapping[str, str]) -> str:
-    """Replace the longest beginning of the path that has another name by now."""
+def current(path: str, layout: BaseLayout) -> str:
+    """Replace the longest beginning of a path that has another name by now, if the path leads nowhere as it is.
+
+    A shorter beginning is replaced where that alone leads somewhere.
+    """
+    if layout.kind(path):
+        return path
     steps = path.split(".")
-    for end in range(len(steps), 0, -1):
-        if (renamed := former.get(".".join(steps[:end]))) is not None:
-            return ".".join([renamed, *steps[end:]])
-    return path
+    starts = [(".".join(steps[:end]), steps[end:]) for end in range(len(steps), 0, -1)]
+    found = [".".join([layout.former[start], *rest]) for start, rest in starts if start in layout.former]
+    return next(filter(layout.kind, found), found[0] if found else path)
 
 
 def _prefixes(paths: Iterable[str], layout: BaseLayout) -> list[tuple[str, str]]:

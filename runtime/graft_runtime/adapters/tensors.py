@@ -49,7 +49,14 @@ def read_header(file: BinaryIO, what: str) -> dict[str, TensorSpan]:
         GraftError: Corrupt.
     """
     size = os.fstat(file.fileno()).st_size
-    header_bytes = int.from_bytes(file.read(LENGTH_BYTES), "little") if size >= LENGTH_BYTES else 0
+    first = file.read(LENGTH_BYTES)
+    if first == b"version ":
+        raise GraftError(
+            ErrorCode.CORRUPT,
+            f"{what} is a pointer of Git LFS and not the file that it points to",
+            hint="fetch the files themselves with `git lfs pull`, and copy those",
+        )
+    header_bytes = int.from_bytes(first, "little") if size >= LENGTH_BYTES else 0
     start = LENGTH_BYTES + header_bytes
     if not 2 <= header_bytes <= MAX_HEADER_BYTES or start > size:
         raise _corrupt(

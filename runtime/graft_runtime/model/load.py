@@ -27,6 +27,13 @@ DTYPES: dict[str, torch.dtype] = {
     "float16": torch.float16,
 }
 
+_UNQUANTISE = {
+    method: f"use a copy in bfloat16; to make one, load it with Transformers and {config}(dequantize=True) as its "
+    "quantization_config, take quantization_config out of its config, and save it with save_pretrained()"
+    for method, config in (("mxfp4", "Mxfp4Config"), ("fp8", "FineGrainedFP8Config"))
+}
+"""What to do with checkpoints that were never published otherwise, as those of GPT-OSS and DeepSeek."""
+
 
 @dataclass(frozen=True)
 class BaseModel:
@@ -170,11 +177,12 @@ def check_directory(directory: Path, name: str) -> None:
     model_type = config.get("model_type")
     if model_type not in CONFIG_MAPPING:
         _refuse_unknown_type(config, model_type, name)
-    if config.get("quantization_config"):
+    if quantised := config.get("quantization_config"):
+        how = str(quantised.get("quant_method", "")) if isinstance(quantised, dict) else ""
         raise not_a_model(
             name,
-            "config.json has a quantization_config; expected unquantised weights",
-            "use the checkpoint that it was quantised from",
+            f"config.json has a quantization_config ({how or 'of no method'}); expected unquantised weights",
+            _UNQUANTISE.get(how, "use the checkpoint that it was quantised from"),
         )
     check_weights(directory, name)
 

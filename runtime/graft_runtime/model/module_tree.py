@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from torch import nn
@@ -68,11 +68,18 @@ def former_names(model: Any) -> dict[str, str]:
     if not isinstance(model, PreTrainedModel):
         return {}
     transforms = get_model_conversion_mapping(model, add_legacy=False)[::-1]
-    renamings = [transform.reverse_transform() for transform in transforms if type(transform) is WeightRenaming]
-    if not renamings:
-        return {}
+    renamings = [each.reverse_transform() for each in transforms if isinstance(each, WeightRenaming)]
+    names = [name for name, _ in model.named_parameters(remove_duplicate=False)]
+    found: dict[str, str] = {}
+    for scope in sorted({each.scope_prefix or "" for each in renamings}):  # of a model in the model; "" has all of them
+        found |= _renamed(names, [each for each in renamings if scope in ("", each.scope_prefix)])
+    return found
+
+
+def _renamed(names: Iterable[str], renamings: Sequence[WeightRenaming]) -> dict[str, str]:
+    """Return the former beginnings of names that were renamed, where each stands for one of today's."""
     found: dict[str, set[str]] = {}
-    for name, _ in model.named_parameters():
+    for name in names:
         old, new = _without_common_end(apply_renamings(name, renamings), name)
         if old != new:
             found.setdefault(old, set()).add(new)
@@ -80,9 +87,9 @@ def former_names(model: Any) -> dict[str, str]:
 
 
 def _without_common_end(one: str, other: str) -> tuple[str, str]:
-    """Return both paths without the steps that they end with alike."""
+    """Return both paths without the steps that they end with alike; at least one step of each is left."""
     ones, others = one.split("."), other.split(".")
-    while ones and others and ones[-1] == others[-1]:
+    while len(ones) > 1 and len(others) > 1 and ones[-1] == others[-1]:
         ones.pop()
         others.pop()
     return ".".join(ones), ".".join(others)

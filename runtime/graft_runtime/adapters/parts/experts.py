@@ -11,6 +11,7 @@ from graft_runtime.adapters.deltas import LowRank, ModuleDelta
 from graft_runtime.adapters.layout import EXPERTS, BaseLayout, ExpertsShape
 from graft_runtime.adapters.parts.low_rank import LinearLowRank
 from graft_runtime.adapters.parts.part import Part, Source, integers
+from graft_runtime.adapters.remap import current
 from graft_runtime.contract.facts import DeltaKind
 
 
@@ -163,9 +164,13 @@ def _columns(which: str, outputs: int, shape: ExpertsShape) -> slice:
     return slice(half, None, 2) if shape.interleaved else slice(half * outputs // 2, (half + 1) * outputs // 2)
 
 
-_OLD = re.compile(r"(?P<path>.+\.experts)\.(?P<expert>\d{1,6})\.(?P<name>w1|w2|w3|gate_proj|up_proj|down_proj)")
-"""A projection of one expert, as Mixtral and as the others called it."""
-_OUTPUTS = {"w1": GATE, "gate_proj": GATE, "w3": GATED, "up_proj": GATED, "w2": ALL, "down_proj": ALL}
+_OLD = re.compile(
+    r"(?P<path>.+\.experts)\."
+    r"(?:(?P<expert>\d{1,6})\.(?P<name>w1|w2|w3|gate_proj|up_proj|down_proj)"
+    r"|(?P<whole>gate_up_projs|down_projs)\.(?P<of>\d{1,6}))"
+)
+"""A projection of one expert, as Mixtral and as the others called it, and as Unsloth does where it trains in 4 bits."""
+_OUTPUTS = {"w1": GATE, "gate_proj": GATE, "w3": GATED, "up_proj": GATED}
 
 
 def stacked(parts: Sequence[Part], layout: BaseLayout) -> list[Part]:
@@ -174,13 +179,16 @@ def stacked(parts: Sequence[Part], layout: BaseLayout) -> list[Part]:
     found: dict[tuple[str, str], list[tuple[LinearLowRank, Projection]]] = {}
     for part in parts:
         match = _OLD.fullmatch(part.path)
-        path = match["path"].replace("block_sparse_moe", "mlp") if match else ""
+        path = current(match["path"].replace("block_sparse_moe", "mlp"), layout) if match else ""
         if match is None or path not in layout.experts or not isinstance(part, LinearLowRank) or not part.plain:
             rest.append(part)
             continue
-        outputs, roles = _OUTPUTS[match["name"]], [f"{match['expert']}.{match['name']}.{role}" for role in "AB"]
-        parameter = next(name for name in layout.experts[path].parameters if ("down" in name) == (outputs == ALL))
-        projection = Projection(int(match["expert"]), outputs, roles[0], roles[1], part.scale)
+        name, expert = match["name"] or match["whole"], match["expert"] or match["of"]
+        parameters = layout.experts[path].parameters
+        outputs = _OUTPUTS.get(name, ALL) if "gate_up_proj" in parameters else ALL
+        parameter = next(each for each in parameters if ("down" in each) == (name in ("w2", "down_proj", "down_projs")))
+        roles = [f"{expert}.{name}.{role}" for role in "AB"]
+        projection = Projection(int(expert), outputs, roles[0], roles[1], part.scale)
         found.setdefault((path, parameter), []).append((part, projection))
     for (path, parameter), group in found.items():
         tensors = {

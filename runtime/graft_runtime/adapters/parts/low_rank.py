@@ -60,9 +60,9 @@ class LinearLowRank(Part):
         if missing := [role for role in ("lora_A", "lora_B") if role not in self.tensors]:
             return [f"{self.path}: {missing[0]} is missing"]
         a, b = self.tensors["lora_A"].shape, self.tensors["lora_B"].shape
-        if len(a) != 2 or len(b) != 2 or a[0] != b[1] or 0 in (*a, *b):
+        if len(a) != len(b) or len(a) < 2 or a[0] != b[1] or set(b[2:]) > {1}:
             return [f"{self.path}: lora_A {a} and lora_B {b}, expected (r, in) and (out, r)"]
-        return integers(self.path, self.tensors)
+        return integers(self.path, self.tensors)  # of a convolution they have more dimensions
 
     def misfits(self, layout: BaseLayout) -> Iterable[str]:
         shape = layout.linear[self.path]
