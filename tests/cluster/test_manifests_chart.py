@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from graft_local import helm
 from graft_local.cluster import LocalCluster
 from graft_local.errors import LocalClusterError
@@ -101,6 +102,25 @@ def test_a_definition_that_kubectl_applied_stays_as_it_is(release: LocalCluster)
     helm.install(release.kubeconfig, "other", CHART, namespace="team-b", values=values, wait=False)
     helm.uninstall(release.kubeconfig, "other", namespace="team-b")
     release.kubectl("delete", "customresourcedefinition", "adapterdeployments.graft.dev", "--timeout=20s")
+
+
+def test_all_that_the_chart_makes_is_taken_where_only_restricted_pods_are(release: LocalCluster) -> None:
+    """The API server checks each object; pods it checks for the standard as well, which a Deployment's are not."""
+    release.kubectl("label", "namespace", "team-b", "pod-security.kubernetes.io/enforce=restricted")
+    values = {"networkPolicy": {"enabled": True}, "monitoring": {"dashboard": {"enabled": True}}}
+    files = helm.template(CHART, name="checked", namespace="team-b", values=values)
+    texts = [text for path, text in files.items() if path.endswith(".yaml")]
+    made = [document for text in texts for document in yaml.safe_load_all(text) if document]
+    (deployment,) = [document for document in made if document["kind"] == "Deployment"]
+    template = deployment["spec"]["template"]
+    metadata = template["metadata"] | {"name": "operator", "namespace": "team-b"}
+    pod = template | {"apiVersion": "v1", "kind": "Pod", "metadata": metadata}
+    pod["spec"] = pod["spec"] | {"serviceAccountName": "default"}
+    for document in (*made, pod):
+        if document["kind"] != "CustomResourceDefinition":
+            strict = ("apply", "--dry-run=server", "--validate=strict", "-f", "-")
+            release.kubectl(*strict, input=yaml.safe_dump(document))
+    assert len(made) > 8
 
 
 def test_an_upgrade_keeps_pools_and_narrows_rights(release: LocalCluster) -> None:
