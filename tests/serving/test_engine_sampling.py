@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
+from graft_runtime.engine.blocks import SIZE
 from graft_runtime.engine.sampling import CANDIDATES, Draws, choose
 from graft_runtime.messages import Sampling
 
-VOCABULARY = 3 * CANDIDATES
+VOCABULARY = 20 * SIZE + 7
+"""A vocabulary whose last block is not full."""
 
 
 @pytest.fixture
@@ -66,8 +70,63 @@ def test_the_distribution_is_that_of_transformers(logits: torch.Tensor, sampling
     assert not drawn[expected == 0].any(), "a token outside top-k and top-p"
 
 
+def token_after_a_sort(logits: torch.Tensor, sampling: Sampling, draw: float) -> int:
+    """Return the token that a draw means: in the order of the vocabulary, or of the logits where these are limited."""
+    weights = ((logits[0].double() - logits.max()) / sampling.temperature).exp()
+    tokens = torch.arange(VOCABULARY)
+    if 0 < sampling.top_k < VOCABULARY or sampling.top_p < 1:
+        weights, tokens = weights.sort(descending=True)
+        weights = weights[: sampling.top_k or VOCABULARY]
+        weights = weights[weights.cumsum(0) - weights < sampling.top_p * weights.sum()]
+    return int(tokens[(weights.cumsum(0) <= draw * weights.sum()).sum()])
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        Sampling(1.0),
+        Sampling(4.0),
+        Sampling(0.7, top_k=1),
+        Sampling(1.0, top_k=CANDIDATES),
+        Sampling(1.0, top_k=CANDIDATES + 1),
+        Sampling(1.0, top_p=0.8),
+        Sampling(9.0, top_p=0.999),  # nearly all tokens
+        Sampling(2.0, top_p=0.9, top_k=5 * CANDIDATES),
+        Sampling(1.0, top_k=VOCABULARY),
+    ],
+)
+def test_a_draw_gives_the_token_that_a_sort_of_all_gives(logits: torch.Tensor, sampling: Sampling) -> None:
+    even = Even(sampling, 100)
+    rows = [Draws(sampling) for _ in range(100)]
+    for row in rows:
+        row.next = even.next  # type: ignore[method-assign]
+    drawn = choose(logits.expand(100, -1), rows)
+    assert drawn == [token_after_a_sort(logits, sampling, (index + 0.5) / 100) for index in range(100)]
+
+
+def test_rows_that_draw_in_every_way_share_a_batch(logits: torch.Tensor) -> None:
+    ways = [Sampling(0), Sampling(1.0, seed=1), Sampling(1.0, top_k=20, seed=2), Sampling(3.0, top_p=0.9, seed=3)]
+    rows = torch.cat([logits.roll(shift, dims=1) for shift in (0, 11, 300, 4000)])
+    alone = [choose(rows[index : index + 1], [Draws(way)])[0] for index, way in enumerate(ways)]
+    assert choose(rows, [Draws(way) for way in ways]) == alone
+    order = [3, 1, 2, 0]
+    assert choose(rows[order], [Draws(ways[row]) for row in order]) == [alone[row] for row in order]
+
+
+def test_tokens_that_a_row_lacks_are_never_drawn(logits: torch.Tensor) -> None:
+    lacking = torch.full_like(logits, float("-inf"))
+    lacking[0, [0, 300, VOCABULARY - 1]] = 1.0
+    for draw, token in ((0.0, 0), (0.34, 300), (1 - 2**-53, VOCABULARY - 1)):
+        row = Draws(Sampling(1.0))
+        row.next = partial(float, draw)  # type: ignore[method-assign]
+        assert choose(lacking, [row]) == [token]
+
+
 def test_greedy_is_the_best_and_draws_nothing(logits: torch.Tensor) -> None:
     assert choose(logits, [Draws(Sampling(0))]) == [int(logits.argmax())]
+    equal = torch.zeros_like(logits)
+    equal[0, [700, VOCABULARY - 1]] = 1.0
+    assert choose(equal, [Draws(Sampling(0))]) == [700], "the first of the best"
 
 
 def test_a_tiny_temperature_is_greedy(logits: torch.Tensor) -> None:

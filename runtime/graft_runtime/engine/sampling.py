@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 
+from graft_runtime.engine.blocks import Blocks, weight
 from graft_runtime.messages import Sampling
 
-CANDIDATES = 1024
-"""Tokens that are sorted at first: vocabularies go to 262,144, and few draws fall outside the best of them."""
+CANDIDATES = 128
+"""Tokens that top-k and top-p choose from at first: few draws of theirs need more."""
+MORE_CANDIDATES = 16
+"""Times as many, while what a row draws may lie beyond them."""
 SEED_BITS = 63
 LEAST_TEMPERATURE = 1e-30
 """Greedy all the same, and not yet zero in float32."""
@@ -32,18 +35,6 @@ class Draws:
         return float(torch.rand((), generator=self._generator, dtype=torch.float64))
 
 
-@dataclass(frozen=True)
-class _Rows:
-    """The sampling values of several rows, each [rows, 1]."""
-
-    top_p: torch.Tensor
-    top_k: torch.Tensor
-    draw: torch.Tensor
-
-    def of(self, rows: torch.Tensor) -> _Rows:
-        return _Rows(self.top_p[rows], self.top_k[rows], self.draw[rows])
-
-
 def limited(logits: torch.Tensor, vocabularies: Sequence[int]) -> torch.Tensor:
     """Return the logits with -inf for tokens that a row does not know: another row's vocabulary is larger, or padded.
 
@@ -56,7 +47,7 @@ def limited(logits: torch.Tensor, vocabularies: Sequence[int]) -> torch.Tensor:
     widest = logits.shape[-1]
     if all(size >= widest for size in vocabularies):
         return logits
-    sizes = torch.tensor(vocabularies, device=logits.device)[:, None]
+    (sizes,) = _columns(logits.device, vocabularies)
     return logits.masked_fill(torch.arange(widest, device=logits.device)[None] >= sizes, float("-inf"))
 
 
@@ -69,64 +60,134 @@ def choose(logits: torch.Tensor, draws: Sequence[Draws]) -> list[int | None]:
         logits: [rows, vocabulary].
         draws: of each row.
     """
-    best, greedy = logits.max(dim=-1)  # NaN wins a maximum
-    chosen: list[int | None] = [
-        token if finite else None for token, finite in zip(greedy.tolist(), torch.isfinite(best).tolist(), strict=True)
-    ]
-    sampled = [row for row, token in enumerate(chosen) if token is not None and draws[row].sampling.temperature > 0]
-    if sampled:
-        tokens = _sample(logits[sampled].float(), [draws[row] for row in sampled])
-        for row, token in zip(sampled, tokens, strict=True):
-            chosen[row] = token
-    return chosen
+    blocks = Blocks(logits)
+    best, tokens = blocks.best()
+    for way in (_from_all, _from_few, _from_many):
+        rows = [row for row, draw in enumerate(draws) if _way_of(draw.sampling, logits.shape[1]) is way]
+        if rows:
+            index, drawing = _drawing(blocks, best, rows, [draws[row] for row in rows])
+            tokens[index] = way(drawing)
+    chosen = torch.where(best.isfinite(), tokens, -1)[:, 0].tolist()  # the only copy to the host
+    return [token if token >= 0 else None for token in chosen]
 
 
-def _sample(logits: torch.Tensor, draws: Sequence[Draws]) -> list[int]:
-    def column(values: list[float]) -> torch.Tensor:
-        return torch.tensor(values, dtype=torch.float64, device=logits.device)[:, None]
+@dataclass(frozen=True)
+class _Drawing:
+    """Rows that draw: their logits, the best of them and the sampling values, [rows, 1] each."""
 
-    vocabulary = logits.shape[-1]
+    blocks: Blocks
+    best: torch.Tensor
+    temperature: torch.Tensor
+    top_p: torch.Tensor
+    top_k: torch.Tensor
+    draw: torch.Tensor
+
+    def weight(self, logits: torch.Tensor) -> torch.Tensor:
+        """Return what tokens with these logits weigh, [rows, n], float64."""
+        return weight(logits, self.best, self.temperature).double()
+
+    def of(self, rows: torch.Tensor) -> _Drawing:
+        """Return some of the rows."""
+        values = (self.best, self.temperature, self.top_p, self.top_k, self.draw)
+        return _Drawing(self.blocks.of(rows), *(value[rows] for value in values))
+
+
+def _drawing(
+    blocks: Blocks, best: torch.Tensor, rows: Sequence[int], draws: Sequence[Draws]
+) -> tuple[torch.Tensor, _Drawing]:
+    """Return the index of these rows, and what they draw from."""
     samplings = [draw.sampling for draw in draws]
-    rows = _Rows(
-        top_p=column([sampling.top_p for sampling in samplings]),
-        top_k=column([min(sampling.top_k or vocabulary, vocabulary) for sampling in samplings]),
-        draw=column([draw.next() for draw in draws]),
+    at, temperature, top_p, top_k, draw = _columns(
+        best.device,
+        rows,
+        [max(sampling.temperature, LEAST_TEMPERATURE) for sampling in samplings],
+        [sampling.top_p for sampling in samplings],
+        [min(sampling.top_k or blocks.vocabulary, blocks.vocabulary) for sampling in samplings],
+        [draw.next() for draw in draws],
     )
-    # The best logit is taken off before the division: a tiny temperature must not overflow.
-    best = logits.max(dim=-1, keepdim=True).values
-    temperature = column([max(sampling.temperature, LEAST_TEMPERATURE) for sampling in samplings]).to(logits.dtype)
-    scaled = (logits - best) / temperature
-    probabilities = torch.softmax(scaled, dim=-1)
-    tokens, sure = _draw(probabilities, rows, min(CANDIDATES, vocabulary))
-    if not bool(sure.all()):
-        unsure = (~sure).nonzero()[:, 0]
-        tokens[unsure], _ = _draw(probabilities[unsure], rows.of(unsure), vocabulary)
-    return tokens.tolist()
+    index = at[:, 0].long()
+    mine = blocks if len(rows) == best.shape[0] else blocks.of(index)
+    return index, _Drawing(mine, best[index], temperature.float(), top_p, top_k, draw)
 
 
-def _draw(probabilities: torch.Tensor, rows: _Rows, candidates: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _way_of(sampling: Sampling, vocabulary: int) -> Callable[[_Drawing], torch.Tensor] | None:
+    """Return what draws a token with these values; None: the best token is taken."""
+    if not sampling.temperature:
+        return None
+    top_k = sampling.top_k or vocabulary
+    if top_k <= CANDIDATES:
+        return _from_few
+    return _from_many if sampling.top_p < 1 or top_k < vocabulary else _from_all
+
+
+def _from_all(rows: _Drawing) -> torch.Tensor:
+    """Draw from the whole vocabulary, in the order of the tokens: first the block, then the token in the block."""
+    block, rest = _drawn(rows.blocks.weights(rows.best, rows.temperature), rows.draw)
+    logits, tokens = rows.blocks.members(block)
+    index, _ = _drawn(rows.weight(logits), rest)
+    return tokens.gather(1, index)
+
+
+def _from_few(rows: _Drawing) -> torch.Tensor:
+    """Draw where top-k leaves few tokens, in the order of their logits."""
+    return _from_likeliest(rows, CANDIDATES, None)[0]
+
+
+def _from_many(rows: _Drawing) -> torch.Tensor:
+    """Draw where top-k and top-p may leave any number of tokens, in the order of their logits."""
+    total = rows.blocks.weights(rows.best, rows.temperature).sum(-1, keepdim=True)
+    if rows.draw.is_cuda:  # which rows need more than a few is not asked: the host would have to wait for the answer
+        return _from_likeliest(rows, rows.blocks.vocabulary, total)[0]
+    candidates = CANDIDATES
+    tokens, sure = _from_likeliest(rows, candidates, total)
+    while not bool(sure.all()):
+        candidates *= MORE_CANDIDATES
+        unsure = (~sure[:, 0]).nonzero()[:, 0]
+        tokens[unsure], sure[unsure] = _from_likeliest(rows.of(unsure), candidates, total[unsure])
+    return tokens
+
+
+def _from_likeliest(rows: _Drawing, candidates: int, total: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
     """Draw each row's token among the row's `candidates` likeliest.
 
+    Args:
+        rows: which draw.
+        candidates: or the vocabulary, if that is less.
+        total: what all tokens of a row weigh; None: top-k leaves no more than the candidates.
+
     Returns:
-        The tokens [rows], and whether the whole vocabulary would have given the same [rows].
+        The tokens, and whether the whole vocabulary would have given the same; both [rows, 1].
     """
-    vocabulary = probabilities.shape[-1]
-    likely, tokens = probabilities.topk(candidates, dim=-1)
-    likely = likely.double()
-    in_top_k = torch.arange(candidates, device=likely.device)[None] < rows.top_k
-    limited = rows.top_k <= candidates
-    likely = likely * in_top_k
-    likely = likely / torch.where(limited, likely.sum(-1, keepdim=True), 1.0)
-    cumulated = likely.cumsum(-1)
-    in_top_p = cumulated - likely < rows.top_p  # the first always is: top_p > 0
-    kept = likely * in_top_p
-    ends_here = limited | (cumulated[:, -1:] >= rows.top_p)
-    target = rows.draw * torch.where(ends_here, kept.sum(-1, keepdim=True), 1.0)
-    reached = kept.cumsum(-1) > target
-    found = reached.any(-1, keepdim=True)
-    last = in_top_p.logical_and(in_top_k).sum(-1, keepdim=True) - 1
-    index = torch.where(found, reached.int().argmax(-1, keepdim=True), last)
-    # Beyond the candidates may lie a part of the mass that top-k or top-p share out: only then the rest matters.
-    unlimited = rows.top_k >= vocabulary
-    sure = limited | (unlimited & (ends_here | (found & (rows.top_p >= 1))))
-    return tokens.gather(-1, index)[:, 0], sure[:, 0] | (candidates == vocabulary)
+    logits, tokens = rows.blocks.likeliest(min(candidates, rows.blocks.vocabulary))
+    weights = rows.weight(logits) * (torch.arange(tokens.shape[1], device=tokens.device) < rows.top_k)
+    sure = rows.top_k <= tokens.shape[1]
+    own = weights.sum(-1, keepdim=True)
+    mass = rows.top_p * (own if total is None else torch.where(sure, own, total))
+    cumulated = weights.cumsum(-1)
+    kept = weights * (cumulated - weights < mass)  # the first always is: top_p > 0
+    index, _ = _drawn(kept, rows.draw)
+    return tokens.gather(1, index), sure | ((rows.top_k >= rows.blocks.vocabulary) & (cumulated[:, -1:] >= mass))
+
+
+def _drawn(weights: torch.Tensor, draw: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Draw one of several in proportion to their weights.
+
+    Args:
+        weights: [rows, n], float64, in the order that `draw` goes through.
+        draw: [rows, 1], in [0, 1).
+
+    Returns:
+        The index of the one, and how far `draw` goes into its weight, in [0, 1); both [rows, 1].
+    """
+    cumulated = weights.cumsum(-1)
+    total = cumulated[:, -1:]
+    target = torch.minimum(draw * total, torch.nextafter(total, torch.zeros_like(total)))  # rounding may reach it
+    index = (cumulated <= target).sum(-1, keepdim=True)
+    own = weights.gather(1, index)
+    return index, ((target - cumulated.gather(1, index) + own) / own).clamp_(0, 1)
+
+
+def _columns(device: torch.device, *values: Sequence[float]) -> Sequence[torch.Tensor]:
+    """Return each of these as a column on the device, [rows, 1], float64, by one copy that the host does not await."""
+    host = torch.tensor(values, dtype=torch.float64)[..., None]
+    return (host.pin_memory() if device.type == "cuda" else host).to(device, non_blocking=True).unbind()
