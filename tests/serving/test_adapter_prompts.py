@@ -11,14 +11,20 @@ from typing import Any
 import pytest
 import torch
 from graft_runtime.adapters.files import read_adapter_files
+from graft_runtime.engine import route
 from graft_runtime.errors import ErrorCode, GraftError
 from graft_runtime.messages import Generate, Mounted, MountFailed, Sampling, ServedAdapter
+from graft_runtime.runners.decoder.probe import RefusedError
 from safetensors.torch import load_file, save_file
 
 from tests.support.methods import save_prompt
 
 PROMPTS = ([3, 1, 2, 5, 9, 11, 4], [7, 8, 300, 6], [1, 2, 5])
 WEIGHTS = "adapter_model.safetensors"
+
+
+def _refuse(*_: Any) -> None:
+    raise RefusedError("a test")
 
 
 @torch.inference_mode()
@@ -41,15 +47,29 @@ def greedy(base: Path, adapter: Path | None, prompt: Sequence[int], count: int) 
     return ids[len(prompt) :]
 
 
-@pytest.mark.parametrize("family", ["llama", "gemma3", "gpt2", "opt", "bloom"])
+@pytest.mark.parametrize(
+    ("family", "runner"),
+    [(family, "decoder") for family in ("llama", "gemma3", "gpt2", "opt")]
+    + [(family, "padded") for family in ("bloom", "gemma3", "mistral")],
+)
 def test_mixed_with_others(
-    family: str, make_base: Callable[..., Path], make_adapter: Any, in_process: Any, tmp_path: Path
+    family: str,
+    runner: str,
+    make_base: Callable[..., Path],
+    make_adapter: Any,
+    *,
+    in_process: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    if runner == "padded":
+        monkeypatch.setattr(route, "probe", _refuse)
     base = make_base(family)
     adapters: dict[str, Path] = {name: save_prompt(base, tmp_path / name, name) for name in ("prompt", "p", "prefix")}
     adapters["long"] = save_prompt(base, tmp_path / "long", "prefix", tokens=12)
     adapters["lora"] = make_adapter("lora", base=base)
     engine = in_process(base)
+    assert engine.started[0].runner == runner
     for name, directory in adapters.items():
         assert isinstance(engine.mount(name, directory), Mounted), name
     cases = [(name, prompt) for prompt in PROMPTS for name in (*adapters, None)]

@@ -11,6 +11,7 @@ import torch
 from graft_runtime.contract.tasks import Task
 from graft_runtime.messages import BaseLoaded, Generate, Mounted, Sampling, ServedAdapter
 from graft_runtime.model.rows import RowAdapter
+from graft_runtime.runners.together import Sharing, Together
 from safetensors.torch import load_file, save_file
 
 from tests.support.oracle import Answer, Oracle
@@ -59,9 +60,7 @@ def test_the_base_is_served_by_the_padded_runner(setting: Setting) -> None:
     loaded = setting[0].started[0]
     assert isinstance(loaded, BaseLoaded)
     assert (loaded.runner, loaded.task) == ("padded", Task.SEQ_2_SEQ_LM)
-    runner = setting[0].engine.serving.runner
-    assert runner.pads
-    assert runner.joins
+    assert setting[0].engine.serving.runner.together == Sharing(Together.ANY_LENGTH, joins=True)
 
 
 class Rows:

@@ -11,6 +11,7 @@ from graft_runtime.engine.next_tokens import next_tokens
 from graft_runtime.engine.requests import Generation, Result
 from graft_runtime.model.bank import Bank
 from graft_runtime.model.rows import RowAdapter
+from graft_runtime.runners.together import MakesBatches, Sharing
 
 MAX_BATCHES = 8
 """Batches that run side by side: a request that comes while others decode starts one, and joins another later."""
@@ -41,26 +42,23 @@ class BatchState(Protocol):
         ...
 
 
-class BatchRunner(Protocol):
+class BatchRunner(MakesBatches, Protocol):
     """A runner that takes batches through the model.
 
     Attributes:
         bank: the adapters' columns.
-        pads: rows of unequal length may share a batch.
-        joins: a batch can take in the rows of another.
+        together: which rows may share a batch.
     """
 
     bank: Bank
-    pads: bool
-    joins: bool
+    together: Sharing
 
-    def start(
-        self,
-        prompts: Sequence[Sequence[int]],
-        answers: Sequence[Sequence[int]],
-        adapters: Sequence[tuple[RowAdapter, ...]],
-    ) -> Any:
-        """Return a BatchState of these rows; `answers` is what the rows have been answered already."""
+    def shares(self, rows: Sequence[tuple[int, tuple[RowAdapter, ...]]]) -> bool:
+        """Tell whether rows may begin in one batch.
+
+        Args:
+            rows: the length of each in tokens, virtual ones included, and its adapters.
+        """
         ...
 
     def run(self, batch: Any) -> torch.Tensor:
@@ -156,7 +154,7 @@ class BatchFlow:
         return started
 
     def turns(self) -> list[Batch]:
-        if self.runner.joins:
+        if self.runner.together.joins:
             self._join()
         return list(self.batches)
 
@@ -187,14 +185,14 @@ class BatchFlow:
         first, *others = waiting
         if first.alone:
             return [first]
-        pads = self.runner.pads
         taken, longest = [first], first.length
         for request in others:
             longest_then = max(longest, request.length)
             full = len(taken) == room or longest_then * (len(taken) + 1) > PREFILL_TOKENS
-            if full or (pads and request.alone):
+            if full:
                 break
-            if request.alone or not (pads or request.length == longest):
+            rows = [(one.length, one.adapters) for one in (*taken, request)]
+            if request.alone or not self.runner.shares(rows):
                 continue
             if not self._hold(request):
                 break

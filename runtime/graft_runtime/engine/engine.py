@@ -143,8 +143,10 @@ class Engine:
         assert self._start is not None
         try:
             self._serving = Serving(base, self._start, self._budgets, merged)
-        except GraftError as error:
-            self._tell(BaseFailed(EngineFault.of(error)))
+        except Exception as error:
+            if _is_fatal(error):
+                raise EngineBrokenError("the accelerator failed") from error
+            self._tell(BaseFailed(fault_of(error, f"base model `{base.name}`")))
             return
         given = self._budgets.host_bytes
         self.mounts.open_host(room_in_host(base.device) if given is None else given, base.device)

@@ -12,6 +12,7 @@ from transformers.core_model_loading import WeightRenaming, apply_renamings
 from transformers.pytorch_utils import Conv1D
 
 from graft_runtime.adapters.layout import AttentionShape, BaseLayout, EmbeddingShape, ExpertsShape, LinearShape
+from graft_runtime.base.files import not_a_model
 from graft_runtime.model.modules import BaseModules
 
 HEADS = frozenset({"score", "classifier", "qa_outputs", "classifier.out_proj", "classification_head.out_proj"})
@@ -22,7 +23,11 @@ READ_WHOLE = frozenset({"rel_embeddings"})
 
 
 def layout_of(model: nn.Module, name: str) -> BaseLayout:
-    """Return every module by its path; a module that is in the model twice counts once, under the first path."""
+    """Return every module by its path; a module that is in the model twice counts once, under the first path.
+
+    Raises:
+        GraftError: NotAModel for a model that takes no token ids.
+    """
     linear: dict[str, LinearShape] = {}
     embeddings: dict[str, EmbeddingShape] = {}
     norms: dict[str, dict[str, int]] = {}
@@ -56,8 +61,16 @@ def layout_of(model: nn.Module, name: str) -> BaseLayout:
         resizable=frozenset(path for path in (embedding, head, *(HEADS & linear.keys())) if path is not None),
         former=former_names(model),
         wrapper=getattr(model, "base_model_prefix", ""),
-        vocabulary=int(model.get_input_embeddings().weight.shape[0]) if isinstance(model, PreTrainedModel) else 0,
+        vocabulary=_vocabulary(model, name) if isinstance(model, PreTrainedModel) else 0,
     )
+
+
+def _vocabulary(model: Any, name: str) -> int:
+    """Return how many tokens a model has rows for. Raises GraftError: NotAModel."""
+    try:
+        return int(model.get_input_embeddings().weight.shape[0])
+    except (AttributeError, NotImplementedError):
+        raise not_a_model(name, f"{type(model).__name__} takes no token ids") from None
 
 
 def former_names(model: Any) -> dict[str, str]:

@@ -1,8 +1,8 @@
 """The `padded` runner: batches through the model's stock forward and cache. Not fast, but right for every family.
 
 Rows of unequal length are padded on the left, with a mask and positions of their own; so batches can be joined, and a
-new request decodes with the others after its first pass. Families that keep a state instead of keys and values get
-batches of equal length that are never joined: no padding ever enters the state.
+new request decodes with the others after its first pass. Where padding shows, as in families that keep a state instead
+of keys and values, batches begin with rows of one length, or with one row, and are never joined.
 """
 
 from __future__ import annotations
@@ -19,8 +19,11 @@ from graft_runtime.model.hooks import AdapterModules
 from graft_runtime.model.load import BaseModel
 from graft_runtime.model.rows import RowAdapter
 from graft_runtime.runners.caches import can_join, cut_left, join, keeps_state, prefill
+from graft_runtime.runners.module_state import ModuleState
 from graft_runtime.runners.padding import padded, padding_mask, padding_token
 from graft_runtime.runners.runner import Runner
+from graft_runtime.runners.together import try_together
+from graft_runtime.runners.trial import trial_row, trying
 
 NAME = "padded"
 CACHE_ARGUMENTS = {"past_key_values", "cache_params"}
@@ -30,7 +33,13 @@ class PaddedBatch:
     """Rows that go through the model together, one token a forward pass after the first."""
 
     def __init__(
-        self, ids: torch.Tensor, mask: torch.Tensor, adapters: Sequence[tuple[RowAdapter, ...]], cache: Any
+        self,
+        ids: torch.Tensor,
+        mask: torch.Tensor,
+        adapters: Sequence[tuple[RowAdapter, ...]],
+        *,
+        cache: Any,
+        modules: list[torch.Tensor | None],
     ) -> None:
         self.ids = ids
         """[rows, tokens]: the input of the next forward pass."""
@@ -39,6 +48,8 @@ class PaddedBatch:
         self.adapters = list(adapters)
         """Of each row."""
         self.cache = cache
+        self.modules = modules
+        """See ModuleState."""
 
     @property
     def length(self) -> int:
@@ -52,6 +63,7 @@ class PaddedBatch:
         self.mask = self.mask[index]
         self.adapters = [self.adapters[row] for row in rows]
         self.cache.reorder_cache(index)
+        self.modules = [None if value is None else value[index] for value in self.modules]
         padding = int(self.mask.argmax(dim=1).min())  # before the first token of the longest row
         if padding:
             cut_left(self.cache, padding)
@@ -85,10 +97,19 @@ class PaddedRunner(Runner):
                 hint="use a model of a family that generates with a cache",
             )
         self._padding_token = padding_token(base)
-        self.pads = "attention_mask" in self._parameters and not keeps_state(self._new_cache())
-        """Whether rows of unequal length may share a batch."""
-        self.joins = self.pads and can_join(self._new_cache())
-        """Whether a batch can take in the rows of another."""
+        self._masks = "attention_mask" in self._parameters and not keeps_state(self._new_cache())
+        """Whether it is given a mask: the families with a state misread one when decoding."""
+        self._own = ModuleState(base.model)
+        with torch.inference_mode():
+            with trying(base):
+                self.logits(self.start([trial_row(base, 2, row) for row in range(2)], [[], []], [(), ()]))
+            stateful = self._own.find(rows=2)
+            self.together = try_together(
+                base,
+                self,
+                pads=self._masks and not stateful,
+                can_join=lambda batch: not stateful and can_join(batch.cache),
+            )
 
     def start(
         self,
@@ -100,7 +121,7 @@ class PaddedRunner(Runner):
 
         Args:
             prompts: token ids of each row, any for virtual tokens.
-            answers: what each row has been answered already; with the prompts of one length unless `pads`.
+            answers: what each row has been answered already.
             adapters: of each row.
         """
         prefixes = [next((part.adapter.prefix for part in row if part.adapter.prefix), None) for row in adapters]
@@ -111,16 +132,38 @@ class PaddedRunner(Runner):
         cache = self._new_cache()
         if any(prefixes):
             mask = torch.cat([prefill(cache, prefixes).to(mask), mask], dim=1)
-        return PaddedBatch(ids, mask, adapters, cache)
+        return PaddedBatch(ids, mask, adapters, cache=cache, modules=self._own.fresh())
+
+    def shares(self, rows: Sequence[tuple[int, tuple[RowAdapter, ...]]]) -> bool:
+        """Tell whether rows may begin in one batch. See `BatchRunner`.
+
+        A prefix must end where its row begins: columns between them would count for windows and relative positions.
+        """
+        prefixes = [_prefix_tokens(adapters) for _, adapters in rows]
+        own = [length - prefix for (length, _), prefix in zip(rows, prefixes, strict=True)]
+        if any(prefix and length < max(own) for prefix, length in zip(prefixes, own, strict=True)):
+            return False
+        return self.together.rows.allows(list(zip(prefixes, own, strict=True)))
 
     def run(self, batch: PaddedBatch) -> torch.Tensor:
         """Return the logits after each row's last token, [rows, vocabulary]; `batch.cache` grows by the input."""
         tokens = batch.ids.shape[1]
+        self._own.put(batch.modules)
         with self._active(batch.adapters, (batch.mask.sum(dim=1) - tokens).tolist(), tokens):
-            return self._base.model(**self._inputs(batch)).logits[:, -1]  # type: ignore[no-any-return]
+            logits: torch.Tensor = self._base.model(**self._inputs(batch)).logits[:, -1]
+        batch.modules = self._own.take()
+        return logits
+
+    logits = run
 
     def logits_of(self, prompts: Sequence[Sequence[int]], adapters: Sequence[tuple[RowAdapter, ...]]) -> torch.Tensor:
-        return self.run(self.start(prompts, [[] for _ in prompts], adapters))
+        rows = [(prompt, row) for prompt, row in zip(prompts, adapters, strict=True)]
+        alike = self.shares([(len(prompt), row) for prompt, row in rows])
+        batches = [rows] if alike else [[row] for row in rows]
+        return torch.cat([self._first(batch) for batch in batches])
+
+    def _first(self, rows: Sequence[tuple[Sequence[int], tuple[RowAdapter, ...]]]) -> torch.Tensor:
+        return self.run(self.start([prompt for prompt, _ in rows], [[] for _ in rows], [row for _, row in rows]))
 
     def _inputs(self, batch: PaddedBatch) -> dict[str, Any]:
         positions = (batch.mask.cumsum(-1) - 1).clamp(min=0)
@@ -131,10 +174,14 @@ class PaddedRunner(Runner):
             "cache_params": batch.cache,
             "logits_to_keep": 1,
         }
-        if not self.pads:  # without padding no mask is needed, and the families with a state misread one when decoding
+        if not self._masks:
             del offered["attention_mask"]
         inputs = {name: value for name, value in offered.items() if name in self._parameters}
         return {"input_ids": batch.ids, "use_cache": True, "return_dict": True, **inputs}
 
     def _new_cache(self) -> DynamicCache:
         return DynamicCache(config=self._base.model.config)
+
+
+def _prefix_tokens(adapters: Sequence[RowAdapter]) -> int:
+    return sum(part.adapter.prefix.tokens for part in adapters if part.adapter.prefix is not None)

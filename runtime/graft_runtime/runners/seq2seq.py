@@ -6,7 +6,6 @@ padded runner. How far a family lets rows share a batch is tried on the model it
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,13 +23,7 @@ from graft_runtime.runners.padding import padded, padding_mask, padding_token
 from graft_runtime.runners.positions import Positions
 from graft_runtime.runners.runner import Runner
 from graft_runtime.runners.seq2seq_batch import Seq2SeqBatch
-from graft_runtime.runners.trial import agree
-
-logger = logging.getLogger(__name__)
-
-PROMPTS = ((5, 3, 7, 2, 9, 4), (6, 8))
-"""Of the trial of a model: any tokens will do, their numbers differ."""
-ANSWER = (3, 5, 2)
+from graft_runtime.runners.together import try_together
 
 
 class Seq2SeqRunner(Runner):
@@ -48,20 +41,8 @@ class Seq2SeqRunner(Runner):
         self._start_token = _start_token(base)
         self._forced_first = _own_token(base.model.generation_config.forced_bos_token_id, base)
         self._positions = Positions(base.model)
-        self.pads = self.joins = True
-        """Whether rows of unequal length may share a batch, and whether a batch can take in the rows of another."""
-        try:
-            with torch.inference_mode():
-                self.pads, self.joins = self._try_sharing()
-        except Exception as error:
-            raise GraftError(
-                ErrorCode.NOT_A_MODEL,
-                f"base model `{base.name}` can't be served: {type(base.model).__name__} failed on a trial: "
-                f"{type(error).__name__}: {error}",
-                hint="use a model that makes text from text",
-            ) from error
-        if not (self.pads and self.joins):
-            logger.warning("base model `%s`: rows share a batch only where they begin at once", base.name)
+        with torch.inference_mode():
+            self.together = try_together(base, self, pads=True, can_join=self._can_join)
 
     def start(
         self,
@@ -72,12 +53,16 @@ class Seq2SeqRunner(Runner):
         """Make a new batch, and compute nothing yet.
 
         Args:
-            prompts: token ids of each row; of one length unless `pads`.
+            prompts: token ids of each row.
             answers: what each row has been answered already, as a rule nothing.
             adapters: of each row.
         """
         begun = [[self._start_token, *answer] for answer in answers]
         return Seq2SeqBatch(*self._padded(prompts, left=False), *self._padded(begun, left=True), adapters)
+
+    def shares(self, rows: Sequence[tuple[int, tuple[RowAdapter, ...]]]) -> bool:
+        """Tell whether rows may begin in one batch. See `BatchRunner`."""
+        return self.together.rows.allows([length for length, _ in rows])
 
     def run(self, batch: Seq2SeqBatch) -> torch.Tensor:
         """Return the logits after each row's last token, [rows, vocabulary]; `batch.cache` grows by the input."""
@@ -123,35 +108,6 @@ class Seq2SeqRunner(Runner):
     def _padded(self, rows: Sequence[Sequence[int]], *, left: bool) -> tuple[torch.Tensor, torch.Tensor]:
         ids = padded(rows, self._padding_token, left=left, device=self.device)
         return ids, padding_mask(rows, left=left, device=self.device)
-
-    # what the family lets rows share
-
-    def _try_sharing(self) -> tuple[bool, bool]:
-        """Tell whether padded rows get what they get alone, and whether rows of joined batches do."""
-        prompts = [[token % self._base.vocabulary_size for token in prompt] for prompt in PROMPTS]
-        alone = [self._answer(prompt) for prompt in prompts]
-        together = self.start(prompts, [[], []], [(), ()])
-        expected = torch.stack(alone, dim=1)
-        pads = agree(self._decode(together, len(ANSWER)), expected, self._base.dtype)
-        if not (pads and self._can_join(together)):
-            return pads, False
-        old, new = self.start(prompts[:1], [[]], [()]), self.start(prompts[1:], [[]], [()])
-        self._decode(old, 2)
-        self._decode(new, 1)
-        old.join(new)
-        joined = self.logits(old)
-        return pads, agree(joined, torch.stack([alone[0][2], alone[1][1]]), self._base.dtype)
-
-    def _answer(self, prompt: list[int]) -> torch.Tensor:
-        return self._decode(self.start([prompt], [[]], [()]), len(ANSWER))[:, 0]
-
-    def _decode(self, batch: Seq2SeqBatch, steps: int) -> torch.Tensor:
-        """Decode this many tokens of ANSWER. Returns the logits, [steps, rows, vocabulary]."""
-        made = []
-        for token in ANSWER[:steps]:
-            made.append(self.logits(batch))
-            batch.extend([token % self._base.vocabulary_size] * batch.ids.shape[0])
-        return torch.stack(made)
 
     @staticmethod
     def _can_join(batch: Seq2SeqBatch) -> bool:

@@ -11,10 +11,9 @@ from typing import Any
 
 import torch
 
-from graft_runtime.errors import ErrorCode, GraftError
 from graft_runtime.model.load import BaseModel
 from graft_runtime.model.tasks import end_token
-from graft_runtime.runners.trial import agree
+from graft_runtime.runners.trial import agree, cannot_serve, trial_row, trying
 
 logger = logging.getLogger(__name__)
 
@@ -57,24 +56,21 @@ def try_sharing(base: BaseModel, compute: Compute) -> Sharing:
     end = end_token(base.model.config)
     for side in (*SIDES, None):
         lengths = LENGTHS if side else (LENGTHS[0],) * len(LENGTHS)
-        rows = [_row(base, length, index, end) for index, length in enumerate(lengths)]
+        rows = [trial_row(base, length, index, end) for index, length in enumerate(lengths)]
         found = _tried(base, compute, rows, side)
         if found is not None:
             logger.info("base model `%s`: %s", base.name, f"rows are padded on the {side}" if side else "no padding")
             return Sharing(side, found, end)
-    raise GraftError(
-        ErrorCode.NOT_A_MODEL,
-        f"base model `{base.name}` can't be served: what it says of one row depends on the others beside it",
-        hint="use a model of a family whose rows are independent",
-    )
+    what = "what it says of one row depends on the others beside it"
+    raise cannot_serve(base, what, "use a model of a family whose rows are independent")
 
 
 def _tried(base: BaseModel, compute: Compute, rows: Sequence[list[int]], side: str | None) -> frozenset[str] | None:
     """Return the modules that are not led by rows; None where the rows don't get what they get alone."""
     expected, alone = [], []
     for row in rows:
-        with _recorded(base) as calls:
-            expected += _attempt(base, lambda row=row: compute([row], side))  # type: ignore[misc]
+        with _recorded(base) as calls, trying(base):
+            expected += compute([row], side)
         alone.append(calls)
     with _recorded(base) as together:
         try:
@@ -98,20 +94,6 @@ def _tried(base: BaseModel, compute: Compute, rows: Sequence[list[int]], side: s
             for index, one in enumerate(alone)
         )
     )  # fmt: skip
-
-
-def _attempt(base: BaseModel, compute: Callable[[], list[torch.Tensor]]) -> list[torch.Tensor]:
-    try:
-        return compute()
-    except torch.AcceleratorError:
-        raise
-    except Exception as error:  # whatever a model raises
-        raise GraftError(
-            ErrorCode.NOT_A_MODEL,
-            f"base model `{base.name}` can't be served: {type(base.model).__name__} failed on a trial: "
-            f"{type(error).__name__}: {error}",
-            hint="use a model that takes text alone",
-        ) from error
 
 
 def _is_of_row(
@@ -154,12 +136,3 @@ def _recorded(base: BaseModel) -> Iterator[Calls]:
     ]
     with base.modules.watched(weighted, record):
         yield calls
-
-
-def _row(base: BaseModel, length: int, index: int, end: int | None) -> list[int]:
-    """Return any tokens that mean nothing special, with `end`, if there is one, at the end."""
-    config = base.model.config.get_text_config()
-    special = {getattr(config, f"{name}_token_id", None) for name in ("pad", "eos", "bos", "sep", "cls")}
-    plain = [token for token in range(min(base.vocabulary_size, 256)) if token not in special]
-    row = [plain[(place * place * 7 + place * 13 + index * 31) % len(plain)] for place in range(length)]
-    return row if end is None else [*row[:-1], end]

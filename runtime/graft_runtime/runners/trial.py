@@ -7,7 +7,8 @@ more than all the rest of a mount, and every request waits for it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -44,6 +45,37 @@ def difference(made: torch.Tensor, expected: torch.Tensor) -> float:
 def agree(made: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype) -> bool:
     """Return whether two ways to compute the same in this dtype gave the same."""
     return made.shape == expected.shape and difference(made, expected) <= TOLERANCES[dtype]
+
+
+def trial_row(base: BaseModel, length: int, index: int, end: int | None = None) -> list[int]:
+    """Return tokens that mean nothing special, others for each index, with `end`, if there is one, at the end."""
+    config = base.model.config.get_text_config()
+    special = {getattr(config, f"{name}_token_id", None) for name in ("pad", "eos", "bos", "sep", "cls")}
+    plain = [token for token in range(min(base.vocabulary_size, 256)) if token not in special]
+    row = [plain[(place * place * 7 + place * 13 + index * 31) % len(plain)] for place in range(length)]
+    return row if end is None else [*row[:-1], end]
+
+
+@contextmanager
+def trying(base: BaseModel) -> Iterator[None]:
+    """Blame the base model for whatever its code raises inside `with`. Raises GraftError: NotAModel."""
+    try:
+        yield
+    except (GraftError, torch.AcceleratorError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # whatever a model raises
+        what = f"{type(base.model).__name__} failed on a trial: {type(error).__name__}: {error}"
+        raise cannot_serve(base, what, "use a model that takes text alone, and makes text or hidden states") from error
+
+
+def cannot_serve(base: BaseModel, why: str, hint: str) -> GraftError:
+    """Return why no runner can serve a base model that was loaded."""
+    return GraftError(
+        ErrorCode.NOT_A_MODEL,
+        f"base model `{base.name}` can't be served: {why}",
+        hint=hint,
+        field="spec.baseModel.uri",
+    )
 
 
 def check_called(name: str, paths: Collection[str], called: Collection[str], what: str) -> None:
