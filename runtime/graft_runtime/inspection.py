@@ -57,10 +57,10 @@ def inspect_adapter(
     """
     try:
         files = read_adapter_files(directory, name=name, max_rank=max_rank)
-        found = described(files, local_digest(directory, name))
+        report = described(files, local_digest(directory, name))
     except GraftError as error:
         return AdapterInspection(fault=Fault.of(error), unchecked=tuple(Check))
-    return found if base is None else _beside(base, files, found)
+    return report if base is None else _on_base(base, files, report)
 
 
 def described(files: AdapterFiles, digest: str | None) -> AdapterInspection:
@@ -75,30 +75,30 @@ def described(files: AdapterFiles, digest: str | None) -> AdapterInspection:
     )
 
 
-def passed(found: AdapterInspection, *checks: Check) -> AdapterInspection:
+def passed(report: AdapterInspection, *checks: Check) -> AdapterInspection:
     """Return the report after these checks as well."""
-    return found.model_copy(update={"unchecked": tuple(check for check in found.unchecked if check not in checks)})
+    return report.model_copy(update={"unchecked": tuple(check for check in report.unchecked if check not in checks)})
 
 
-def refused(found: AdapterInspection, error: GraftError) -> AdapterInspection:
+def refused(report: AdapterInspection, error: GraftError) -> AdapterInspection:
     """Return the report of an adapter that a check has refused."""
-    return found.model_copy(update={"fault": Fault.of(error)})
+    return report.model_copy(update={"fault": Fault.of(error)})
 
 
-def _beside(base: StoredBase, files: AdapterFiles, found: AdapterInspection) -> AdapterInspection:
+def _on_base(base: StoredBase, files: AdapterFiles, report: AdapterInspection) -> AdapterInspection:
     try:
         layout = base.layout()
-        on_base, own = fitted(files, layout)
-        found = passed(found, Check.BASE).model_copy(update={"facts": on_base.facts})
+        on_base, own_layout = fitted(files, layout)
+        report = passed(report, Check.BASE).model_copy(update={"facts": on_base.facts})
         if base.compiled is not None:
-            found = passed(found, Check.VALUES).model_copy(update={"facts": base.compiled(files)})
+            report = passed(report, Check.VALUES).model_copy(update={"facts": base.compiled(files)})
         if brings_one(files.directory) and not (base.directory / TOKENIZER_FILE).exists():
-            return found
+            return report
         highest = highest_token(base.directory, files.directory, f"adapter `{files.name}`")
     except GraftError as error:
-        return refused(found, error)
-    fault = vocabulary_fault(files.name, highest, own_rows(own, layout), layout.vocabulary)
-    return passed(found, Check.TOKENIZER) if fault is None else refused(found, fault)
+        return refused(report, error)
+    fault = vocabulary_fault(files.name, highest, own_rows(own_layout, layout), layout.vocabulary)
+    return passed(report, Check.TOKENIZER) if fault is None else refused(report, fault)
 
 
 def local_digest(directory: Path, name: str) -> str:
@@ -115,20 +115,21 @@ def local_digest(directory: Path, name: str) -> str:
     return digest_of(records)
 
 
-def for_people(found: AdapterInspection, name: str) -> str:
+def for_people(report: AdapterInspection, name: str) -> str:
     """Return the report as lines of text."""
     lines = [f"adapter     {name}"]
-    if found.facts is not None:
+    facts = report.facts
+    if facts is not None:
         lines += [
-            f"method      {found.facts.method}, rank {found.facts.rank}",
-            f"modules     {found.facts.module_count} with {found.parameter_count:,} parameters, {found.bytes:,} bytes",
-            f"digest      {found.digest}",
-            f"trained for {found.base_model or 'it does not say'}",
+            f"method      {facts.method}, rank {facts.rank}",
+            f"modules     {facts.module_count} with {report.parameter_count:,} parameters, {report.bytes:,} bytes",
+            f"digest      {report.digest}",
+            f"trained for {report.base_model or 'it does not say'}",
         ]
-    if found.facts is not None and found.facts.remapped is not None:
-        lines.append(f"remapped    {found.facts.remapped}")
-    if found.fault is not None:
-        lines += ["", "it would be refused:", f"{found.fault.message}   [code: {found.fault.code.value}]"]
+    if facts is not None and facts.remapped is not None:
+        lines.append(f"remapped    {facts.remapped}")
+    if report.fault is not None:
+        lines += ["", "it would be refused:", f"{report.fault.message}   [code: {report.fault.code.value}]"]
     else:
-        lines += [f"not checked {_IN_WORDS[check]}" for check in found.unchecked]
+        lines += [f"not checked {_IN_WORDS[check]}" for check in report.unchecked]
     return "\n".join(lines)

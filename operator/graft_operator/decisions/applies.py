@@ -83,18 +83,18 @@ def plan_deletes(pool: Pool, obsolete: set[str], observed: Observed) -> tuple[Ch
     )
 
 
-def _plan_apply(pool: Pool, wanted: WantedObject, own: Child | None, last: Applied | None) -> Apply:
+def _plan_apply(pool: Pool, wanted: WantedObject, existing: Child | None, last: Applied | None) -> Apply:
     # A set must follow the very one that its generation was counted from.
-    races = own is not None and own.adapter_set is not None
+    races = existing is not None and existing.adapter_set is not None
     return Apply(
         body=wanted.body,
         desired=wanted.desired,
-        uid=None if own is None else own.uid,
-        resource_version=own.resource_version if own is not None and races else None,
+        uid=None if existing is None else existing.uid,
+        resource_version=existing.resource_version if existing is not None and races else None,
         dry_run_first=wanted.body["kind"] == DEPLOYMENT.name and bool(pool.spec.pod_template.spec),
         drifted=last is not None and last.desired == wanted.desired,
     )
 
 
-def _in_sync(wanted: WantedObject, own: Child | None, last: Applied | None) -> bool:
-    return own is not None and last == Applied(wanted.desired, own.fingerprint)
+def _in_sync(wanted: WantedObject, existing: Child | None, last: Applied | None) -> bool:
+    return existing is not None and last == Applied(wanted.desired, existing.fingerprint)

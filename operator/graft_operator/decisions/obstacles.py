@@ -58,8 +58,8 @@ def speaks_another_version(facts: Facts) -> Finding | None:
     """Find pods that this very spec has made and that can't be understood; earlier ones are on their way out."""
     if not facts.deployed or facts.rollout is None:
         return None
-    made = [pod for pod in facts.observed.newest_pods if pod.template_hash == facts.rollout.pod_template_hash]
-    faults = {pod.name: fault for pod in made if (fault := facts.answer(pod).fault)}
+    pods = [pod for pod in facts.observed.newest_pods if pod.template_hash == facts.rollout.pod_template_hash]
+    faults = {pod.name: fault for pod in pods if (fault := facts.answer(pod).fault)}
     if not faults:
         return None
     names = sorted(faults)

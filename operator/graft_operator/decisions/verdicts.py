@@ -124,25 +124,25 @@ def verdicts_of_failure(failure: Failure, *, served: bool) -> Verdicts:
 def _available(facts: Facts) -> Verdict:
     if facts.pool.spec.replicas and any(facts.serves(pod) for pod in facts.ready_pods):
         return _served(facts.merge_name)
-    found = _first(check(facts) for check in AVAILABLE) or unreachable(facts)
-    return Verdict(False, found.reason, found.message)
+    finding = _first(check(facts) for check in AVAILABLE) or unreachable(facts)
+    return Verdict(False, finding.reason, finding.message)
 
 
 def _ready(facts: Facts) -> Verdict:
-    found = _first(obstacle.find(facts) for obstacle in READY)
-    if found is not None:
-        return Verdict(False, found.reason, found.message)
+    finding = _first(obstacle.find(facts) for obstacle in READY)
+    if finding is not None:
+        return Verdict(False, finding.reason, finding.message)
     merged = "" if facts.merge_name is None else f" merged as `{facts.merge_name}`"
-    told = f"{counted(len(facts.pods), 'pod')}, {counted(len(facts.adapters), 'adapter')}{merged}"
-    return Verdict(True, Reason.ALL_READY, told)
+    message = f"{counted(len(facts.pods), 'pod')}, {counted(len(facts.adapters), 'adapter')}{merged}"
+    return Verdict(True, Reason.ALL_READY, message)
 
 
 def _ended(facts: Facts, ends: Ends, none: Reason) -> Verdict:
     """Decide a condition that holds as long as there is an obstacle that ends so; `none`: its reason without one."""
     if is_suspended(facts) is not None:
         return Verdict(False, Reason.SUSPENDED)
-    found = _first(obstacle.find(facts) for obstacle in READY if obstacle.ends is ends)
-    return Verdict(False, none) if found is None else Verdict(True, found.reason, found.message)
+    finding = _first(obstacle.find(facts) for obstacle in READY if obstacle.ends is ends)
+    return Verdict(False, none) if finding is None else Verdict(True, finding.reason, finding.message)
 
 
 def _first(findings: Iterable[Finding | None]) -> Finding | None:

@@ -55,11 +55,11 @@ class BaseModelSpec(Ruled):
     )
     revision: Revision | None = Field(
         default=None,
-        description=f"Of {starts_of(WITH_REVISIONS)}: a commit, tag or branch; by default main. Name a commit: each pod"
-        " looks a branch up for itself.",
+        description=f"For {starts_of(WITH_REVISIONS)}: a commit, tag or branch; by default main. Prefer a commit: each"
+        " pod resolves a branch by itself, so that pods may serve different commits.",
     )
     digest: DigestText | None = None
-    """Its sha256 as Graft computes it; verified where given, reported in the status where not."""
+    """The sha256 of its files, as Graft computes it. If set, it is verified; if not, the status reports it."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """The type of its weights in memory; `auto` is what the checkpoint says."""
     task: Task | None = None
@@ -88,7 +88,7 @@ class BaseModelSpec(Ruled):
 
 
 class SourceSpec(Ruled):
-    """A place that checkpoints are read from. What is public on the Hub needs no entry."""
+    """A place to read checkpoints from. Public repositories of the Hub need no entry."""
 
     name: Annotated[str, Field(pattern=rf"^{LABEL}$", min_length=1, max_length=50)] = Field(
         description=f"Its name, the first part of {CLAIM.start}NAME/PATH."
@@ -106,7 +106,7 @@ class SourceSpec(Ruled):
         " token of `secretName` and from `endpoint`.",
     )
     secret_name: ResourceName | None = None
-    """A Secret of this namespace with the key `token`, mounted into the pods; it goes to this source's host alone."""
+    """A Secret of this namespace with the key `token`, mounted into the pods; only this source's host is sent it."""
     endpoint: Endpoint | None = Field(
         default=None,
         description=f"For {HUB.start}: another server that speaks the Hub's API, by default {HUB.endpoint}.",
@@ -160,11 +160,11 @@ class AdapterSpec(Ruled):
     uri: Uri = Field(description=f"Where its PEFT checkpoint is: {_inside_sources(_REMOTE)}")
     revision: Revision | None = Field(
         default=None,
-        description=f"Of {starts_of(WITH_REVISIONS)}: a commit, tag or branch, by default main. It is resolved once,"
+        description=f"For {starts_of(WITH_REVISIONS)}: a commit, tag or branch; by default main. It is resolved once,"
         " and every pod serves that commit.",
     )
     digest: DigestText | None = None
-    """Its sha256 as Graft computes it; verified where given, reported in the status where not."""
+    """The sha256 of its files, as Graft computes it. If set, it is verified; if not, the status reports it."""
     scale: Float = Field(default=1.0, ge=-1000.0, le=1000.0, allow_inf_nan=False)
     """A factor on what the adapter adds to the base."""
     pinned: Bool = False

@@ -49,12 +49,12 @@ class CacheSpec(Ruled):
 
 
 class StrategySpec(Ruled):
-    """How pods are replaced when what they are born with changes."""
+    """How pods are replaced when a change needs new pods."""
 
     max_surge: Int = Field(default=1, ge=0, le=1000)
-    """Pods above `replicas` during a roll; each needs a spare device."""
+    """How many pods more than `replicas` there may be during a roll; each needs a spare device."""
     max_unavailable: Int = Field(default=0, ge=0, le=1000)
-    """Pods below `replicas` during a roll."""
+    """How many pods fewer than `replicas` may serve during a roll."""
 
     rules = (
         Rule(

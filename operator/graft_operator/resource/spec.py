@@ -22,7 +22,7 @@ class MergePartSpec(Ruled):
     name: ServedName
     """An entry of `adapters`."""
     weight: Float = Field(default=1.0, ge=-1000.0, le=1000.0, allow_inf_nan=False)
-    """How much of it; its `scale` counts besides."""
+    """The weight of the adapter in the sum; it is multiplied by the adapter's `scale`."""
 
     rules = (
         Rule(
@@ -37,18 +37,18 @@ class MergeSpec(Ruled):
     """Merged mode: adapters folded into the base's weights when a pod starts, W' = W + Σ weight · scale · B·A."""
 
     name: ServedName
-    """The one name that the pool serves; every other is 404, the base model's as well."""
+    """The only name that the pool serves; every other name is 404, also the base model's."""
     adapters: Annotated[tuple[MergePartSpec, ...], AfterValidator(unique)] = Field(
         min_length=1, max_length=MAX_MERGED, json_schema_extra=list_map("name")
     )
-    """Which of `adapters`, and how much of each."""
+    """The entries of `adapters` to merge, each with its weight."""
 
 
 class AdapterDeploymentSpec(Ruled):
     """A pool: one base model, its pods, and the adapters they answer for."""
 
     replicas: Int = Field(default=1, ge=0, le=1000)
-    """Pods, each with the whole base model."""
+    """How many pods; each holds the whole base model."""
     base_model: BaseModelSpec
     """The checkpoint that every pod loads once."""
     sources: Annotated[tuple[SourceSpec, ...], AfterValidator(unique)] = Field(
@@ -58,7 +58,7 @@ class AdapterDeploymentSpec(Ruled):
     adapters: Annotated[tuple[AdapterSpec, ...], AfterValidator(unique)] = Field(
         default=(), max_length=MAX_ADAPTERS, json_schema_extra=list_map("name")
     )
-    """The adapters; a change touches no pod, but for those in `merge`."""
+    """The adapters. A change needs no new pods, except for adapters in `merge`."""
     merge: MergeSpec | None = None
     """Serves these adapters merged into the base, instead of each by its name; a change rolls the pods."""
     composition: Bool = False
@@ -76,9 +76,9 @@ class AdapterDeploymentSpec(Ruled):
     adapter_startup_seconds: Int = Field(default=300, ge=0, le=86_400)
     """How long a new pod's readiness waits for adapters that are neither ready nor failed."""
     termination_grace_period_seconds: Int = Field(default=120, ge=15, le=86_400)
-    """How long a pod that is going away may go on with running requests; the last 10 seconds are for its end."""
+    """How long a pod that is being deleted may finish running requests; the last 10 seconds are for its shutdown."""
     suspend: Bool = False
-    """Stops all that Graft does for this pool, but for its status."""
+    """While it is true, Graft changes nothing for this pool but its status."""
     pod_template: PodTemplateSpec = PodTemplateSpec()
     """An overlay on the pods; checked by a dry run before use."""
 

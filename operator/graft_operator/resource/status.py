@@ -43,9 +43,9 @@ class Condition(Reported):
     status: ConditionStatus
     """True, False or Unknown."""
     reason: ReasonText
-    """A documented word for why."""
+    """Why, as one of the documented words."""
     message: MessageText = ""
-    """The same for people: what, which field or value, what was expected, what to do."""
+    """Why, in a sentence: what is wrong, which field or value, what was expected, what to do."""
     observed_generation: int | None = Field(default=None, ge=0)
     """The generation of the spec that this speaks of."""
     last_transition_time: str | None = Field(default=None, max_length=40, json_schema_extra={"format": "date-time"})
@@ -56,7 +56,7 @@ class AdapterSetStatus(Reported):
     """The adapter set that the pods of one RuntimeConfig are to serve."""
 
     config_hash: str = Field(max_length=64)
-    """Which RuntimeConfig the pods were born with."""
+    """The hash of the RuntimeConfig that the pods run with."""
     generation: int = Field(ge=0)
     """The generation of the set; it only grows."""
     hash: str = Field(default="", max_length=128)
@@ -64,14 +64,14 @@ class AdapterSetStatus(Reported):
 
 
 class AdapterCounts(Reported):
-    """Adapters of the pool by how far they are."""
+    """How many adapters the pool has, and how many are ready or failed."""
 
     desired: Count = 0
     """Listed in the spec; of a merged pool, those in the merge."""
     ready: Count = 0
     """Ready on every desired pod."""
     failed: Count = 0
-    """With a fault that somebody must look at."""
+    """With a fault that needs a person."""
 
 
 class BaseModelStatus(Reported):
@@ -84,7 +84,7 @@ class BaseModelStatus(Reported):
     revision: str | None = Field(default=None, max_length=256)
     """The exact revision of the source, where it has one."""
     runner: str | None = Field(default=None, max_length=64)
-    """The route that its requests take in the runtime."""
+    """Which of the runtime's runners computes its requests."""
 
 
 class MergedAdapterStatus(Reported):
@@ -93,7 +93,7 @@ class MergedAdapterStatus(Reported):
     name: str = Field(max_length=63)
     """Its entry in `spec.adapters`."""
     weight: float = Field(default=1.0, ge=-1_000_000.0, le=1_000_000.0)
-    """How much of it, its scale included."""
+    """Its weight in the sum, multiplied by its scale."""
     digest: str | None = Field(default=None, max_length=128)
     """The sha256 of what was merged."""
 
@@ -115,7 +115,7 @@ class AdapterStatus(Reported):
     uri: str | None = Field(default=None, max_length=1024)
     """The source that `digest` was resolved from."""
     requested_revision: str | None = Field(default=None, max_length=256)
-    """The revision of it that was asked for; `revision` is the exact one."""
+    """The revision that the spec asks for; `revision` is the exact one."""
     ready_replicas: Count = 0
     """Pods on which it is ready."""
     desired_replicas: Count = 0
@@ -131,9 +131,9 @@ class AdapterStatus(Reported):
     remapped: MessageText | None = None
     """What was done to find its modules in the base model; absent when they are where its files say."""
     reason: ReasonText | None = None
-    """Why it is not ready everywhere: a documented word."""
+    """Why it is not ready on every pod, as one of the documented words."""
     message: MessageText | None = None
-    """The same for people."""
+    """Why, in a sentence."""
 
 
 class AdapterDeploymentStatus(Reported):
@@ -158,7 +158,7 @@ class AdapterDeploymentStatus(Reported):
     base_model: BaseModelStatus | None = None
     """The base model as served."""
     merge: MergeStatus | None = None
-    """What is merged into it, where it is served so."""
+    """What is merged into the base model, in merged mode."""
     adapter_counts: AdapterCounts = AdapterCounts()
     """How many adapters there are, and how many are ready."""
     adapters: tuple[AdapterStatus, ...] = Field(default=(), max_length=256, json_schema_extra=list_map("name"))

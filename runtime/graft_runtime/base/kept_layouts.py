@@ -96,8 +96,8 @@ def _read(path: Path) -> BaseLayout | None:
     """Read the layout that is kept at `path`; None for what is not exactly what `_write` wrote, as this user."""
     try:
         with open(path, "rb", opener=_through_no_link) as file:
-            found = os.fstat(file.fileno())
-            ours = stat.S_ISREG(found.st_mode) and found.st_uid == os.geteuid() and not found.st_mode & 0o022
+            status = os.fstat(file.fileno())
+            ours = stat.S_ISREG(status.st_mode) and status.st_uid == os.geteuid() and not status.st_mode & 0o022
             text = file.read(MAX_BYTES + 1) if ours else b""
     except OSError:
         return None

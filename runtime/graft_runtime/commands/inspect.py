@@ -49,10 +49,14 @@ def run(options: argparse.Namespace) -> int:
     directory = options.directory.resolve()
     name = options.name or directory.name
     base = _stored(options) if options.base is not None else None
-    found = inspect_adapter(directory, name=name, max_rank=options.max_rank, base=base)
-    text = found.model_dump_json(by_alias=True, indent=2) if options.output == "json" else for_people(found, name)
+    inspection = inspect_adapter(directory, name=name, max_rank=options.max_rank, base=base)
+    text = (
+        inspection.model_dump_json(by_alias=True, indent=2)
+        if options.output == "json"
+        else for_people(inspection, name)
+    )
     sys.stdout.write(text + "\n")
-    return EXIT_REFUSED if found.fault is not None else 0
+    return EXIT_REFUSED if inspection.fault is not None else 0
 
 
 def _stored(options: argparse.Namespace) -> StoredBase:

@@ -139,8 +139,8 @@ def path_below(prefix: str, uri: str) -> tuple[str, ...]:
 
 def refused_character(uri: str) -> str | None:
     """Return the first character of a URI that none may hold; None where there is none."""
-    found = re.search(f"[{_REFUSED}\\x00-\\x1f\\x7f]", uri)
-    return found[0] if found else None
+    match = re.search(f"[{_REFUSED}\\x00-\\x1f\\x7f]", uri)
+    return match[0] if match else None
 
 
 def listed(words: Iterable[str]) -> str:

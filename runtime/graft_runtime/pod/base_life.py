@@ -178,8 +178,8 @@ class BaseLife:
         base = await asyncio.to_thread(load_base_format, directory, cached.directory)
         tokenizer, defaults = base.text_format.tokenizer, base.text_format.defaults
         for part in reversed(merge):
-            found = await asyncio.to_thread(read_defaults, Path(part.directory), tokenizer.token_id, "the merge")
-            defaults = found.over(defaults)
+            of_part = await asyncio.to_thread(read_defaults, Path(part.directory), tokenizer.token_id, "the merge")
+            defaults = of_part.over(defaults)
         return replace(base, text_format=TextFormat(tokenizer, defaults))
 
     async def _convert_tokenizer(self, source: Path, target: Path) -> None:

@@ -43,33 +43,33 @@ class DryRun:
             GraftError: what `Fetches.resolve` raises.
         """
         cached = await self.fetches.resolve(source, "adapter")
-        found = await asyncio.to_thread(inspect_adapter, cached.directory, name=source.uri, max_rank=self.max_rank)
-        if found.fault is not None:
-            return found
+        inspection = await asyncio.to_thread(inspect_adapter, cached.directory, name=source.uri, max_rank=self.max_rank)
+        if inspection.fault is not None:
+            return inspection
         try:
             base = self.base.serving()
-            found = await self._shared(base, cached, source.uri)
-            if found.fault is not None or Check.TOKENIZER not in found.unchecked:
-                return found
+            inspection = await self._shared(base, cached, source.uri)
+            if inspection.fault is not None or Check.TOKENIZER not in inspection.unchecked:
+                return inspection
             highest = await self.highest_token(cached, source.uri)  # the base's tokenizer had to be converted
         except GraftError as error:
-            return refused(found, error)
-        own = found.facts.vocabulary_size if found.facts is not None else None
-        fault = vocabulary_fault(source.uri, highest, own, base.loaded.vocabulary_size)
-        return passed(found, Check.TOKENIZER) if fault is None else refused(found, fault)
+            return refused(inspection, error)
+        own_rows = inspection.facts.vocabulary_size if inspection.facts is not None else None
+        fault = vocabulary_fault(source.uri, highest, own_rows, base.loaded.vocabulary_size)
+        return passed(inspection, Check.TOKENIZER) if fault is None else refused(inspection, fault)
 
     async def _shared(self, base: LoadedBase, adapter: Cached, name: str) -> AdapterInspection:
         """Look at an adapter, or join who does: whoever gives up waiting does not end it."""
         key = (adapter.digest, name)
         task = self._running.get(key)
         if task is None:
-            task = self._running[key] = asyncio.create_task(self._beside(base, adapter.directory, name))
+            task = self._running[key] = asyncio.create_task(self._in_child(base, adapter.directory, name))
             later = asyncio.get_running_loop().call_later
             task.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
             task.add_done_callback(lambda _: later(KEPT_SECONDS, self._running.pop, key, None))
         return await asyncio.shield(task)
 
-    async def _beside(self, base: LoadedBase, adapter: Path, name: str) -> AdapterInspection:
+    async def _in_child(self, base: LoadedBase, adapter: Path, name: str) -> AdapterInspection:
         """Have `graft-runtime inspect` look at the adapter: that takes torch, and reads all of its values."""
         loaded = base.loaded
         options = {"--base": str(base.directory), "--task": loaded.task, "--dtype": loaded.dtype, "--name": name}

@@ -30,12 +30,12 @@ class EngineChild:
 
         To be called on the main thread's event loop: the process dies with the thread that spawned it.
         """
-        ours, theirs = socket.socketpair()
-        descriptor = theirs.fileno()
+        parent_end, child_end = socket.socketpair()
+        descriptor = child_end.fileno()
         command = (sys.executable, "-m", "graft_runtime.engine", "--socket-fd", str(descriptor))
-        with theirs:
+        with child_end:
             self._process = await asyncio.create_subprocess_exec(*command, pass_fds=[descriptor])
-        reader, self._writer = await asyncio.open_connection(sock=ours)
+        reader, self._writer = await asyncio.open_connection(sock=parent_end)
         self._spawned.set()
         try:
             await _listen(reader, heard)

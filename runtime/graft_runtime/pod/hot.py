@@ -84,7 +84,9 @@ class HotAdapters:
 
     def unknown(self, name: str, field: str = "model") -> GraftError:
         """Return the 404 for a name that is not in the catalogue."""
-        return unknown_model(name, field, hint="GET /v1/models lists what is; add it to spec.adapters to serve it")
+        return unknown_model(
+            name, field, hint="GET /v1/models lists the served names; to serve another one, add it to spec.adapters"
+        )
 
     def report(self, name: str) -> AdapterReport | None:
         """Return what is true of a name; None when it is gone."""

@@ -169,13 +169,13 @@ class MergedAdapters:
             if entry is not None and entry.fault is not None and entry.digest is None:
                 failed(GraftError(entry.fault.code, f"`{part.name}` can't be merged: {entry.fault.message}"))
                 return None
-        found = self._digests_of_set()
-        unknown = [name for name, digest in found.items() if digest is None]
+        digests = self._digests_of_set()
+        unknown = [name for name, digest in digests.items() if digest is None]
         if unknown:
             names = ", ".join(f"`{name}`" for name in unknown)
             failed(GraftError(ErrorCode.RESOLVING, f"the adapter set names no digest yet of {names}, to be merged"))
             return None
-        return {name: digest for name, digest in found.items() if digest is not None}
+        return {name: digest for name, digest in digests.items() if digest is not None}
 
     def _digests_of_set(self) -> Mapping[str, str | None]:
         entries = {name: self._entries.get(name) for name in self._parts}
@@ -202,10 +202,10 @@ class MergedAdapters:
 
     async def _fetch(self, digests: Digests, failed: Callable[[GraftError], None]) -> bool:
         self._fetched, self._faults = {}, {}
-        found = await asyncio.gather(
+        fetched = await asyncio.gather(
             *(self._fetch_one(part, digests[part.name], failed) for part in self._parts.values())
         )
-        return all(found)
+        return all(fetched)
 
     async def _fetch_one(self, part: MergePart, digest: str, failed: Callable[[GraftError], None]) -> bool:
         def refuse(error: GraftError) -> None:
@@ -219,7 +219,7 @@ class MergedAdapters:
         if cached is None:
             return False
         try:
-            found = await asyncio.to_thread(
+            files = await asyncio.to_thread(
                 read_adapter_files, cached.directory, name=part.name, max_rank=self._max_rank
             )
         except GraftError as error:
@@ -227,7 +227,7 @@ class MergedAdapters:
             refuse(error)
             return False
         self._faults.pop(part.name, None)
-        self._fetched[part.name] = found
+        self._fetched[part.name] = files
         self._changed(part.name)
         return True
 

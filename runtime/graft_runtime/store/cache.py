@@ -67,8 +67,8 @@ class Cache:
 
     def find(self, digest: str) -> Cached | None:
         """Return the checkpoint of this digest, when it is here."""
-        found = self._contents.find(digest)
-        return Cached(digest, *found) if found is not None else None
+        directory_and_bytes = self._contents.find(digest)
+        return Cached(digest, *directory_and_bytes) if directory_and_bytes is not None else None
 
     def copy(self, sources: Sources, uri: str, kind: Kind, revision: str | None = None) -> Cached:
         """Copy a checkpoint in, hashing it on the way.
@@ -113,11 +113,15 @@ class Cache:
     def _read_known(self) -> dict[str, str]:
         """Return what an earlier start remembered, as far as it is still here."""
         try:
-            found = json.loads(self._known_models.read_text())
+            remembered = json.loads(self._known_models.read_text())
         except (OSError, ValueError):
             return {}
         here = self._contents.digests
-        return {key: digest for key, digest in found.items() if digest in here} if isinstance(found, dict) else {}
+        return (
+            {key: digest for key, digest in remembered.items() if digest in here}
+            if isinstance(remembered, dict)
+            else {}
+        )
 
     @contextlib.contextmanager
     def _alone(self, key: str) -> Iterator[None]:

@@ -146,10 +146,10 @@ class Download:
                 self._unavailable("it can't be read on from where the connection broke")
             self._skip(self._position)
             return
-        found = _CONTENT_RANGE.fullmatch(response.headers.get("content-range", ""))
-        if found is None or int(found[1]) != self._position:
+        content_range = _CONTENT_RANGE.fullmatch(response.headers.get("content-range", ""))
+        if content_range is None or int(content_range[1]) != self._position:
             self._unavailable("it was read on from another place than asked")
-        if self._size is not None and found[2] not in {"*", str(self._size)}:
+        if self._size is not None and content_range[2] not in {"*", str(self._size)}:
             self._unavailable("its size changed while it was read")
 
     def _skip(self, count: int) -> None:

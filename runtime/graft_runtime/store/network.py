@@ -64,12 +64,12 @@ class AddressGuard:
             GraftError: SourceUnavailable where its name has no address, ForbiddenAddress where it has only others.
         """
         try:
-            found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+            entries = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
         except (OSError, UnicodeError) as error:
             raise GraftError(
                 ErrorCode.SOURCE_UNAVAILABLE, f"the host `{host}` has no address: {error}", hint="it is tried again"
             ) from error
-        addresses = [ipaddress.ip_address(str(entry[4][0]).partition("%")[0]) for entry in found]
+        addresses = [ipaddress.ip_address(str(entry[4][0]).partition("%")[0]) for entry in entries]
         permitted = [address for address in dict.fromkeys(addresses) if self.permits(address)]
         if not permitted:
             shown = ", ".join(sorted({str(address) for address in addresses}))

@@ -90,8 +90,8 @@ class Place:
     @property
     def endpoint(self) -> str:
         """Return the server to ask, without a slash at its end; empty where the URI itself names the server."""
-        own = self.mount.endpoint if self.mount is not None else None
-        return (own or self.scheme.endpoint or "").rstrip("/")
+        declared = self.mount.endpoint if self.mount is not None else None
+        return (declared or self.scheme.endpoint or "").rstrip("/")
 
     def read_token(self) -> str | None:
         """Read the token of the source's Secret, at each use, so that a Secret that changes needs no restart.

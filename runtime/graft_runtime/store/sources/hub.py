@@ -94,8 +94,8 @@ class HubDirectory:
     def folders_with(self, file: str) -> list[str]:
         """Return the directory's folders that hold `file`: what the URI may have meant."""
         below = (path.removeprefix(self._prefix) for path in self._files if path.startswith(self._prefix))
-        parts = (path.split("/") for path in below)
-        return sorted(found[0] for found in parts if len(found) == 2 and found[1] == file)
+        split = (path.split("/") for path in below)
+        return sorted(segments[0] for segments in split if len(segments) == 2 and segments[1] == file)
 
     def open_file(self, name: str) -> Download:
         """Open one of `names` for reading from the Hub; see Download.read for what reading raises."""
@@ -111,15 +111,15 @@ class HubDirectory:
         """Compare what was read with what the Hub lists. Raises GraftError: DigestMismatch."""
         listed = self._files[self._prefix + record.path]
         if listed.lfs is not None:
-            found, expected = f"sha256 {record.sha256}", f"sha256 {listed.lfs.sha256}"
+            actual, expected = f"sha256 {record.sha256}", f"sha256 {listed.lfs.sha256}"
         elif listed.blob_id is not None and record.size <= MAX_BLOB_BYTES:
-            found, expected = f"blob {_blob_id(copy)}", f"blob {listed.blob_id}"
+            actual, expected = f"blob {_blob_id(copy)}", f"blob {listed.blob_id}"
         else:
             return
-        if found != expected:
+        if actual != expected:
             raise GraftError(
                 ErrorCode.DIGEST_MISMATCH,
-                f"`{self.uri}`: {record.path} is {found}, the Hub lists {expected}",
+                f"`{self.uri}`: {record.path} is {actual}, the Hub lists {expected}",
                 hint="the Hub or something between delivers other bytes; it is tried again",
             )
 
