@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from graft_runtime.engine.budgets import PLENTY, Budgets
 from graft_runtime.engine.engine import Engine
 from graft_runtime.engine.loader import BaseReady, Job, Loader, Outcome
 from graft_runtime.messages import (
@@ -49,16 +50,17 @@ class DrivenEngine:
     Args:
         loader: of the base and of adapters.
         start: the first message.
+        budgets: of the engine.
 
     Raises:
         RuntimeError: the base can't be served.
     """
 
-    def __init__(self, loader: Loader, start: Start) -> None:
+    def __init__(self, loader: Loader, start: Start, budgets: Budgets = PLENTY) -> None:
         self.loader = loader
         self.load_later: list[Job] | None = None
         """Where jobs of the loader are put instead of being done, once it is a list."""
-        self.engine = Engine(self._load)
+        self.engine = Engine(self._load, budgets)
         self.engine.handle(start)
         (event,) = self.engine.step()
         if not isinstance(event, BaseLoaded):

@@ -36,7 +36,9 @@ from gpu_profile import wait
 from gpu_report import report
 from gpu_speed import FULL, SMALL, Scale, Speed, spread
 from graft_runtime.contract.config import EngineConfig
+from graft_runtime.engine.budgets import Budgets
 from graft_runtime.messages import Start
+from older_torch import STANDS_IN
 
 MAX_SEQUENCES = 64
 PARTS = ("correct", "decode", "first_token", "prefill", "mounting", "kernels")
@@ -77,6 +79,7 @@ def describe(device: torch.device) -> Result:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
+        "tables_of_pages": not STANDS_IN,
     }
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
@@ -162,7 +165,7 @@ class Run:
         limits = EngineConfig(max_sequences=MAX_SEQUENCES, max_mounted_adapters=2 * len(adapters))
         start = Start("", "bench", "bfloat16", limits)
         began = time.perf_counter()
-        speed = Speed(DrivenEngine(BaseAtHand(base), start), adapters, scale)
+        speed = Speed(DrivenEngine(BaseAtHand(base), start, Budgets(pages=True)), adapters, scale)
         started = time.perf_counter() - began
         bandwidth = self.result["ceilings"]["copy_bytes_per_second"]["value"]
         self.attempt("decode", lambda: speed.decode(bandwidth))
@@ -172,7 +175,8 @@ class Run:
         self.attempt("kernels", speed.kernels)
         weights = sum(parameter.nbytes for parameter in base.model.parameters())
         memory = memory_now() if self.device.type == "cuda" else {}
-        return {"parameters_bytes": weights, "start_seconds": started, "ledger": ledger.lines, "memory": memory}
+        found = {"parameters_bytes": weights, "start_seconds": started, "ledger": ledger.lines, "memory": memory}
+        return found | speed.graphs()
 
 
 def write(result: Result, out: Path) -> None:

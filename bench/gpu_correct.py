@@ -131,8 +131,10 @@ def run_rows(base: Path, dtype: str, adapters: Sequence[Path], rows: Sequence[Ro
         served = [ServedAdapter(str(number), weight) for number, weight in row.adapters]
         engine.submit(str(name), row.prompt, NEW_TOKENS, served, GREEDY)
     with recorded_logits(engine.model) as steps:
-        answers = engine.drain()
-    return engine.loaded, steps[0], [answers[str(name)] for name in range(len(rows))]
+        first = engine.step()
+    answers = engine.drain()
+    names = [str(name) for name in range(len(rows))]
+    return engine.loaded, steps[0], [first[name] + answers[name] for name in names]
 
 
 def check_family(family: str, root: Path) -> Iterator[dict[str, Any]]:

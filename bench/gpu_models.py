@@ -14,6 +14,8 @@ from graft_runtime.model.load import BaseModel
 from graft_runtime.model.module_tree import layout_of
 from safetensors.torch import save_file
 
+CONTEXT = 4096
+"""Tokens of the longest sequence of `make_base`."""
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 _TINY: dict[str, Any] = {
     "vocab_size": 320,
@@ -65,7 +67,7 @@ def make_base(options: Mapping[str, Any], device: torch.device) -> BaseModel:
         task=Task.CAUSAL_LM,
         model=model,
         layout=layout_of(model, "bench"),
-        context_length=config.max_position_embeddings,
+        context_length=CONTEXT,
         vocabulary_size=config.vocab_size,
     )
 

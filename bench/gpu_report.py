@@ -51,11 +51,12 @@ def _correct(found: list[Result]) -> str:
 
 
 def _decode(found: list[Result]) -> str:
-    heads = ["rows", "adapters", "step, ms", "tokens a second", "share of bandwidth", "mixed / base"]
+    heads = ["rows", "adapters", "steps", "step, ms", "tokens a second", "share of bandwidth", "mixed / base"]
     rows = [
         [
             str(one["rows"]),
             str(one["adapters"]),
+            one["step"],
             number(one["step_seconds"], 1e-3, 2),
             number(one["tokens_per_second"], 1, 0),
             number(one["share_of_bandwidth"], 1, 3),
@@ -96,9 +97,9 @@ def _kernels(found: list[Result]) -> str:
     parts = []
     for one in found:
         parts.append(
-            f"{one['rows']} rows, {'mixed' if one['mixed'] else 'base'}: {one['kernels']} kernels, {one['copies']} "
-            f"copies, {one['device_seconds'] * 1e3:.2f} ms on the device, {one['host_syncs']} waits of the host "
-            f"{one['host_sync_lines']}\n"
+            f"{one['rows']} rows, {one['step']}, {'mixed' if one['mixed'] else 'base'}: {one['kernels']} kernels, "
+            f"{one['copies']} copies, {one['device_seconds'] * 1e3:.2f} ms on the device, "
+            f"{one['host_syncs']} waits of the host {one['host_sync_lines']}\n"
         )
         rows = [[f"{kernel['seconds'] * 1e3:.3f}", str(kernel["count"]), kernel["name"]] for kernel in one["longest"]]
         parts.append(table(["ms", "count", "kernel"], rows))

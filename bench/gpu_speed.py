@@ -1,7 +1,7 @@
 """How fast one engine is on the device, and what it does there: steps, prompts, mounts, kernels, waits and memory.
 
-All rounds are interleaved: the base, then the same with adapters. A step is timed from its call to its return, tokens
-on the host included.
+All rounds are interleaved: packed steps and static ones, of the base and of adapters. A step is timed from its call to
+its return, tokens on the host included.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ import random
 import statistics
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ import torch
 from driven_engine import GREEDY, DrivenEngine
 from gpu_profile import count_launches, count_waits, wait
 from graft_runtime.messages import Mount, ServedAdapter
+from graft_runtime.runners.decoder.runner import DecoderRunner
 
 LLAMA_8B = {
     "vocab_size": 128_256,
@@ -111,7 +113,7 @@ class Speed:
         begun: set[str] = set()
         while len(begun) < rows:
             begun |= self.engine.step().keys()
-        for _ in range(2):
+        for _ in range(3):  # the second of a shape is captured
             self.engine.step()
         return names, sum(lengths)
 
@@ -125,32 +127,53 @@ class Speed:
         """
         found: list[dict[str, Any]] = []
         for rows in self.scale.rows:
-            seconds: dict[bool, list[float]] = {False: [], True: []}
-            shares: dict[bool, list[float]] = {False: [], True: []}
-            ratios = []
+            rounds: dict[tuple[bool, bool], list[tuple[list[float], float]]] = {
+                (static, mixed): [] for static in (False, True) for mixed in (False, True)
+            }
             for _ in range(self.scale.rounds):
-                medians = {}
-                for mixed in (False, True):
-                    names, tokens = self.decoding(rows, mixed=mixed)
-                    times = [self._timed_step() for _ in range(self.scale.steps)]
-                    self.engine.cancel(names)
-                    medians[mixed] = statistics.median(times)
-                    seconds[mixed] += times
+                for (static, mixed), measured in rounds.items():
+                    with self._steps(static=static):
+                        names, tokens = self.decoding(rows, mixed=mixed)
+                        times = [self._timed_step() for _ in range(self.scale.steps)]
+                        self.engine.cancel(names)
                     floor = self._bytes_of_step(tokens, rows if mixed else 0) / bandwidth
-                    shares[mixed].append(floor / medians[mixed])
-                ratios.append(medians[False] / medians[True])
-            found += [
-                {
-                    "rows": rows,
-                    "adapters": min(rows, len(self._adapters)) if mixed else 0,
-                    "step_seconds": spread(seconds[mixed]),
-                    "tokens_per_second": spread([rows / took for took in seconds[mixed]]),
-                    "share_of_bandwidth": spread(shares[mixed]),
-                }
-                for mixed in (False, True)
-            ]
-            found[-1]["mixed_over_base"] = spread(ratios)
+                    measured.append((times, floor / statistics.median(times)))
+            for (static, mixed), measured in rounds.items():
+                seconds = [took for times, _ in measured for took in times]
+                found.append(
+                    {
+                        "rows": rows,
+                        "adapters": min(rows, len(self._adapters)) if mixed else 0,
+                        "step": "static" if static else "packed",
+                        "step_seconds": spread(seconds),
+                        "tokens_per_second": spread([rows / took for took in seconds]),
+                        "share_of_bandwidth": spread([share for _, share in measured]),
+                    }
+                )
+                if mixed:
+                    pairs = zip(rounds[static, False], measured, strict=True)
+                    ratios = [statistics.median(base) / statistics.median(own) for (base, _), (own, _) in pairs]
+                    found[-1]["mixed_over_base"] = spread(ratios)
         return found
+
+    @contextmanager
+    def _steps(self, *, static: bool) -> Iterator[None]:
+        """Let rows that decode run in static steps, or in packed ones."""
+        runner = self.engine.engine.serving.runner
+        assert isinstance(runner, DecoderRunner)
+        kept = runner.static
+        runner.static = kept if static else None
+        try:
+            yield
+        finally:
+            runner.static = kept
+
+    def graphs(self) -> dict[str, int]:
+        """Return how many CUDA graphs there are, and their bytes."""
+        runner = self.engine.engine.serving.runner
+        assert isinstance(runner, DecoderRunner)
+        captured = runner.captured
+        return {"graphs": captured.count, "graphs_bytes": captured.bytes} if captured is not None else {}
 
     def first_token(self) -> list[dict[str, Any]]:
         """Measure the time from a request to its first token, with nothing else to do."""
@@ -212,12 +235,15 @@ class Speed:
     def kernels(self) -> list[dict[str, Any]]:
         """Count what one step of the most rows gives to the device, and where it makes the host wait for it."""
         found = []
-        for mixed in (False, True):
-            names, _ = self.decoding(self.scale.rows[-1], mixed=mixed)
-            waits = count_waits(self.engine.step, self.device)
-            launches = count_launches(self.engine.step, self.device)
-            self.engine.cancel(names)
-            found.append({"rows": self.scale.rows[-1], "mixed": mixed, **launches, **waits})
+        for static in (False, True):
+            for mixed in (False, True):
+                with self._steps(static=static):
+                    names, _ = self.decoding(self.scale.rows[-1], mixed=mixed)
+                    waits = count_waits(self.engine.step, self.device)
+                    launches = count_launches(self.engine.step, self.device)
+                    self.engine.cancel(names)
+                how = {"rows": self.scale.rows[-1], "mixed": mixed, "step": "static" if static else "packed"}
+                found.append(how | launches | waits)
         return found
 
     # parts of measures

@@ -13,7 +13,7 @@ import pytest
 import torch
 from graft_runtime.messages import Generate, Mount, Sampling, ServedAdapter, Unmount
 
-WAITS = 16
+WAITS = 4
 """Of the host in a step that decodes."""
 
 
@@ -70,7 +70,7 @@ def test_a_step_waits_for_the_device_a_few_times_only(
         engine.mount(str(number), make_adapter(str(number)))
     for number in range(8):
         engine.handle(greedy(f"request {number}", str(number % adapters) if adapters else None))
-    for _ in range(4):
+    for _ in range(5):
         engine.step()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")

@@ -32,8 +32,11 @@ def test_the_gpu_bench_runs_on_a_cpu(tmp_path: Path) -> None:
     assert len(found["correct"]) == 10
     exact = [one for one in found["correct"] if one["dtype"] == "float32"]
     assert [(one["right"], one["equal_answers"]) for one in exact] == [(True, one["answers"]) for one in exact]
-    assert [one["rows"] for one in found["decode"]] == [1, 1, 3, 3]
+    assert [(one["rows"], one["step"]) for one in found["decode"]] == [
+        (rows, step) for rows in (1, 3) for step in ("packed", "packed", "static", "static")
+    ]
     assert all(0 < one["share_of_bandwidth"]["value"] < 1 for one in found["decode"])
     assert found["mounting"]["from_host_seconds"]["value"] < found["mounting"]["from_files_seconds"]["value"]
-    base, mixed = found["kernels"]
-    assert 0 < base["kernels"] < mixed["kernels"]
+    base, mixed, static, static_mixed = (one["kernels"] for one in found["kernels"])
+    assert 0 < base < mixed
+    assert 0 < static < static_mixed

@@ -18,9 +18,9 @@ from graft_runtime.model.buffers import Buffers
 from graft_runtime.model.hooks import AdapterModules
 from graft_runtime.model.load import load_base
 from graft_runtime.model.rows import RowAdapter
-from graft_runtime.runners.decoder.attention import Attention, KeysAndValues, LayerShape, Piece, Score
-from graft_runtime.runners.decoder.extents import Extents
-from graft_runtime.runners.decoder.over_extents import ExtentAttention
+from graft_runtime.runners.decoder.attention import Family, LayerShape, Piece, Score
+from graft_runtime.runners.decoder.pages import Pages
+from graft_runtime.runners.decoder.places import Places, open_places
 from graft_runtime.runners.decoder.probe import probe
 from graft_runtime.runners.decoder.runner import DecoderRunner
 from graft_runtime.runners.decoder.step import PackedRow, Step
@@ -129,20 +129,26 @@ def in_given_order(arrangement: Any, made: torch.Tensor, tokens: Sequence[int]) 
     ids=["plain", "softcap", "sinks", "both"],
 )
 @pytest.mark.parametrize("windows", [(None, None), (3, None), (70, 5)])
-def test_attention_over_extents_is_that_of_each_token_alone(score: Score, windows: tuple[int | None, ...]) -> None:
+@pytest.mark.parametrize("pages", [False, True], ids=["extents", "pages"])
+def test_attention_is_that_of_each_token_alone(score: Score, windows: tuple[int | None, ...], *, pages: bool) -> None:
     torch.manual_seed(0)
     chosen = random.Random(0)
-    layers = [LayerShape(2, 8, 6)] * 2
-    extents, ragged = Extents(layers, tokens=4096, longest=512, dtype=torch.float32, device=CPU), RaggedStore(layers)
-    attention, oracle = ExtentAttention(windows, Buffers(CPU), CPU), OneByOne(windows)
+    layers = (LayerShape(2, 8, 6),) * 2
+    family = Family(layers, windows, score.softcap is not None)
+    places = open_places(family, pages=pages, tokens=4096, longest=512, dtype=torch.float32, device=CPU)
+    if isinstance(places.kv, Pages):
+        for pool in (*places.kv.keys, *places.kv.values):
+            pool.fill_(float("nan"))  # as an earlier sequence may have left it
+    ragged, oracle = RaggedStore(layers), OneByOne(windows)
     sequences: list[list[Any]] = [
-        [extents.reserve(length), ragged.reserve(length), 0] for length in (10, 60, 200, 30, 400)
+        [places.kv.reserve(length), ragged.reserve(length), 0] for length in (10, 60, 200, 30, 400)
     ]
-    for _ in range(12):
-        going = chosen.sample(sequences, chosen.randrange(1, 6))
-        tokens = [chosen.choice([1, 1, 1, 2, 3]) for _ in going]
-        ours = attention.arrange([Piece(one[0], one[2], count) for one, count in zip(going, tokens, strict=True)])
-        theirs = oracle.arrange([Piece(one[1], one[2], count) for one, count in zip(going, tokens, strict=True)])
+    for step in range(12):
+        going = chosen.sample(sequences, chosen.randrange(1, 6)) if step else sequences
+        tokens = [chosen.choice([1, 1, 1, 2, 3]) for _ in going] if step else [3, 20, 150, 20, 250]
+        counted = list(zip(going, tokens, strict=True))
+        ours = places.attention.arrange([Piece(one[0], one[2], count) for one, count in counted])
+        theirs = oracle.arrange([Piece(one[1], one[2], count) for one, count in counted])
         for layer in range(len(layers)):
             given = [tuple(torch.randn(count, *size) for size in ((4, 8), (2, 8), (2, 6))) for count in tokens]
             made = []
@@ -150,7 +156,7 @@ def test_attention_over_extents_is_that_of_each_token_alone(score: Score, window
                 q, k, v = (torch.cat([given[index][role] for index in arrangement.order]) for role in range(3))
                 made.append(in_given_order(arrangement, arrangement.attend(q, k, v, layer, score), tokens))
             torch.testing.assert_close(made[0], made[1], rtol=1e-5, atol=1e-5)
-        for one, count in zip(going, tokens, strict=True):
+        for one, count in counted:
             one[2] += count
 
 
@@ -162,18 +168,16 @@ class Setting:
         base = self.base
         self.bank = Bank(base.layout.linear, max_rank=16, dtype=base.dtype, device=base.device)
         modules = AdapterModules(base.model, self.bank)
-        family = probe(base, modules)
-        extents = Extents(family.layers, tokens=4096, longest=256, dtype=base.dtype, device=base.device)
-        attention = ExtentAttention(family.windows, Buffers(base.device), base.device)
-        self.runner = DecoderRunner(base, modules, extents, attention)
-        self.plain = DecoderRunner(base, modules, *self._plain(family.layers, family.windows))
+        family = probe(base, modules, pages=False)
+        self.runner = DecoderRunner(
+            base,
+            modules,
+            open_places(family, pages=False, tokens=4096, longest=256, dtype=base.dtype, device=base.device),
+        )
+        self.plain = DecoderRunner(base, modules, Places(RaggedStore(family.layers), OneByOne(family.windows)))
         files = read_adapter_files(adapter, name="one", max_rank=16)
         compiled = compile_adapter(files, base.layout, base.modules, dtype=base.dtype, device=base.device)
         self.adapters = (RowAdapter(compiled, 1.0),)
-
-    @staticmethod
-    def _plain(layers: Sequence[LayerShape], windows: Sequence[int | None]) -> tuple[KeysAndValues, Attention]:
-        return RaggedStore(layers), OneByOne(windows)
 
 
 @pytest.fixture

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 from graft_runtime.messages import Generate, Generated, Mounted, Sampling, ServedAdapter
-from graft_runtime.runners.decoder import over_extents
 from safetensors.torch import load_file, save_file
 from torch.nn import functional
 
@@ -78,39 +77,6 @@ def test_greedy_equals_peft(family: str, make_base: Any, make_adapter: Any, in_p
         engine.handle(submit(str(index), *rows[index]))
         events += [event for _ in range(2) for event in engine.step()]
     check_all(oracle, engine.collect(events), rows)
-
-
-@pytest.mark.parametrize("family", ["llama", "gemma3", "gpt_oss"])
-def test_prompts_that_a_kernel_takes_whole(
-    family: str,
-    make_base: Any,
-    make_adapter: Any,
-    in_process: Any,
-    *,
-    make_oracle: Any,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """As on a GPU in half precision: the kernel is causal by itself, where no window, softcap or sink is in the way."""
-    taken: list[int] = []
-
-    def take(q: torch.Tensor, *_: Any) -> bool:
-        taken.append(q.shape[2])
-        return True
-
-    monkeypatch.setattr(over_extents, "_flash_takes", take)
-    base = make_base(family)
-    engine, oracle, adapter = in_process(base), make_oracle(base), make_adapter("plain", base=base)
-    engine.mount("plain", adapter)
-    oracle.load(adapter)
-    rows: list[tuple[list[int], str | None]] = [(prompt, name) for prompt in PROMPTS for name in (None, "plain")]
-    submits = [
-        Generate(str(row), prompt, NEW_TOKENS, (ServedAdapter(name, 1.0),) if name else (), Sampling(temperature=0))
-        for row, (prompt, name) in enumerate(rows)
-    ]
-    taken.clear()
-    check_all(oracle, engine.answers(submits), rows)
-    assert bool(taken) == (family != "gpt_oss")
-    assert family != "gemma3" or len(taken) < 2 * len(rows), "a window of 8 takes the longer prompts of one layer out"
 
 
 def test_kernels_that_return_time_before_heads(

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from graft_runtime.contract.config import EngineConfig
 from graft_runtime.engine.route import choose_runner
 from graft_runtime.messages import BaseLoaded, Generate, Sampling
 from graft_runtime.model.bank import Bank
@@ -30,17 +31,17 @@ def load(make_base: Any) -> Callable[[str], BaseModel]:
 def refused(base: BaseModel, caplog: pytest.LogCaptureFixture) -> str:
     """The reason, from the log; the model is as it was."""
     with caplog.at_level(logging.WARNING):
-        assert isinstance(choose_runner(base, max_rank=16), PaddedRunner)
+        assert isinstance(choose_runner(base, EngineConfig(max_rank=16)), PaddedRunner)
     assert base.model.config._attn_implementation != IMPLEMENTATION
     return caplog.text
 
 
 def test_a_family_that_follows_the_interface_is_let_through(load: Any) -> None:
-    assert isinstance(choose_runner(load("gemma3"), max_rank=16), DecoderRunner)
+    assert isinstance(choose_runner(load("gemma3"), EngineConfig(max_rank=16)), DecoderRunner)
     base = load("gemma3")
     bank = Bank(base.layout.linear, max_rank=16, dtype=base.dtype, device=base.device)
     with torch.inference_mode():
-        family = probe(base, AdapterModules(base.model, bank))
+        family = probe(base, AdapterModules(base.model, bank), pages=False)
     assert family.windows == (8, None)
     assert [layer.features for layer in family.layers] == [2 * 2 * 8] * 2
 
@@ -128,4 +129,4 @@ def test_a_position_embedding_that_looks_at_the_longest_row_is_capped(make_base:
     (directory / "config.json").write_text(json.dumps(config))
     base = load_base(directory, name="tiny", dtype="float32", max_sequence_length=4096)
     assert base.context_length == 256
-    assert choose_runner(base, max_rank=16).context_length == 256
+    assert choose_runner(base, EngineConfig(max_rank=16)).context_length == 256

@@ -42,6 +42,7 @@ from graft_runtime.pod.hot import HotAdapters
 from graft_runtime.pod.leases import Lease
 from graft_runtime.pod.mounting import Mounting
 from graft_runtime.pod.preparations import Preparations
+from graft_runtime.runners.decoder.pages import PAGE
 from graft_runtime.store.cache import Cached
 
 TOKENS = 14
@@ -270,28 +271,38 @@ def digest_of(name: str, version: int) -> str:
 
 @pytest.fixture
 def make_world(in_process: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[..., World]:
-    """`make_world(base, versions, oracle, seed)`, with too little of everything."""
+    """`make_world(base, versions, oracle, seed, pages)`, with too little of everything."""
 
     async def at_once(function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
         return function(*arguments, **options)
 
     monkeypatch.setattr(asyncio, "to_thread", at_once)
 
-    def make(base: Path, versions: dict[str, Path], oracle: Any, seed: int) -> World:
+    def make(base: Path, versions: dict[str, Path], oracle: Any, seed: int, *, pages: bool) -> World:
         monkeypatch.setattr(catalogue_module, "PATIENCE_SECONDS", float(seed % 2))  # every other time nobody has any
         # Not all adapters at once in the bank.
-        budgets = Budgets(bank_columns=8, prompt_tokens=32, host_bytes=HOST_BYTES)
+        budgets = Budgets(bank_columns=8, pages=pages, prompt_tokens=32, host_bytes=HOST_BYTES)
         engine = in_process(base, budgets, max_sequences=6, max_mounted_adapters=PLACES, max_rank=8)
-        if (runner := engine.engine.serving.runner).name == "decoder":
-            runner.kv.tokens = 3 * 128
+        if pages:
+            runner_of(engine).kv.reserve(3 * PAGE)  # of 6 pages, one a sequence
+        elif runner_of(engine).name == "decoder":
+            runner_of(engine).kv.tokens = 3 * 128
         return World(engine, versions, oracle, seed)
 
     return make
 
 
-@pytest.mark.parametrize("family", ["llama", "gemma3", "bloom"])
+def runner_of(engine: Any) -> Any:
+    return engine.engine.serving.runner
+
+
+@pytest.mark.parametrize(
+    ("family", "pages"),
+    [("llama", False), ("gemma3", False), ("gemma3", True), ("bloom", False)],
+    ids=["llama", "gemma3", "gemma3-pages", "bloom"],
+)
 async def test_whatever_happens_each_answer_is_its_own(
-    family: str, make_base: Any, make_adapter: Any, make_world: Any, make_oracle: Any
+    family: str, make_base: Any, make_adapter: Any, make_world: Any, make_oracle: Any, *, pages: bool
 ) -> None:
     base = make_base(family)
     oracle, versions = make_oracle(base), {}
@@ -302,10 +313,12 @@ async def test_whatever_happens_each_answer_is_its_own(
             oracle.load(versions[digest], digest)
     seen: Counter[str] = Counter()
     for seed in range(SEEDS):
-        world = make_world(base, versions, oracle, seed)
-        runner = world.engine.engine.serving.runner
+        world = make_world(base, versions, oracle, seed, pages=pages)
+        runner = runner_of(world.engine)
         await world.run()
         seen += world.seen
-        if runner.name == "decoder":
+        if pages:
+            assert runner.kv.reserved == 3 * PAGE
+        elif runner.name == "decoder":
             assert (runner.kv.extents, runner.kv.held) == (0, 0)
     assert min(seen[kind] for kind in ("Mounted disk", "Mounted host", "Unmounted host", "Dropped")) > 3, seen

@@ -10,6 +10,7 @@ import torch
 from graft_runtime.adapters.compile import compile_adapter
 from graft_runtime.adapters.deltas import CompiledAdapter
 from graft_runtime.adapters.files import read_adapter_files
+from graft_runtime.contract.config import EngineConfig
 from graft_runtime.engine.requests import first_position
 from graft_runtime.engine.route import choose_runner
 from graft_runtime.model.load import load_base
@@ -26,7 +27,7 @@ class Mixed:
 
     def __init__(self, base: Path, adapters: Mapping[str, Path]) -> None:
         self.base = load_base(base, name="tiny", dtype="float32", max_sequence_length=256)
-        self.runner = choose_runner(self.base, max_rank=64)
+        self.runner = choose_runner(self.base, EngineConfig(max_rank=64))
         self.adapters = {name: self.compiled(name, directory) for name, directory in adapters.items()}
         for name, adapter in self.adapters.items():
             with torch.inference_mode():

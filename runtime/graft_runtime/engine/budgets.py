@@ -15,6 +15,8 @@ class Budgets:
 
     Attributes:
         bank_columns: of the active bank, unless a single adapter may need more.
+        pages: whether a decoder's keys and values lie in pages, and steps of rows that decode are static; None: what
+            suits the device.
         prompt_tokens: of all prompts in one step of the decoder; None: what suits the device.
         host_bytes: of adapters that have left the device; None: what the ledger finds.
         failed_steps: in a row, and the engine gives up: a fresh process may do better.
@@ -22,6 +24,7 @@ class Budgets:
     """
 
     bank_columns: int = WIDEST
+    pages: bool | None = None
     prompt_tokens: int | None = None
     host_bytes: int | None = None
     failed_steps: int = 3

@@ -19,7 +19,9 @@ CPU_CAP = 4 << 30
 ACCELERATOR_SHARE = 0.9
 """Of what is free: the rest is for activations."""
 MOVING = 2
-"""A sequence that grows holds its old extent and the new one for a moment."""
+"""A sequence that grows holds its old extent and the new one for a moment; one in pages does not."""
+GRAPHS_SHARE, GRAPHS_CAP = 16, 1 << 30
+"""This fraction of what is free on an accelerator is for CUDA graphs, and no more bytes than that."""
 HOST_SHARE = 8
 """On a CPU, where keys and values get a quarter: this fraction of what is free is for adapters that are not mounted."""
 HOST_SHARE_BESIDE_ACCELERATOR = 2
@@ -36,17 +38,22 @@ class Ledger:
     """The active bank at its widest."""
     packs: int
     """Mounted adapters, a guess: as many columns as the bank has at its widest."""
+    graphs: int
     keys_and_values: int
     tokens: int
     """That fit into `keys_and_values`."""
 
-    def longest(self, context_length: int) -> int:
+    def longest(self, context_length: int, *, moves: bool) -> int:
         """Return the tokens of the longest sequence that can run: the context, or what fits.
+
+        Args:
+            context_length: of the model.
+            moves: whether a sequence that grows moves.
 
         Raises:
             GraftError: NoCapacity.
         """
-        longest = min(context_length, self.tokens // MOVING)
+        longest = min(context_length, self.tokens // MOVING if moves else self.tokens)
         if longest < 2:
             raise GraftError(
                 ErrorCode.NO_CAPACITY,
@@ -97,17 +104,20 @@ def open_ledger(layers: Sequence[LayerShape], *, bank: int, dtype: torch.dtype, 
     """
     token = sum(layer.features for layer in layers) * dtype.itemsize
     if device.type == "cpu":
-        free, packs = _free(device), 0
+        free, packs, graphs = _free(device), 0, 0
         room = min(CPU_CAP, free // 4)
     else:
         free, packs = _free(device), bank
-        room = int(free * ACCELERATOR_SHARE) - bank - packs
-    ledger = Ledger(free, bank, packs, room, max(0, room) // token)
+        graphs = min(free // GRAPHS_SHARE, GRAPHS_CAP)
+        room = int(free * ACCELERATOR_SHARE) - bank - packs - graphs
+    ledger = Ledger(free, bank, packs, graphs, room, max(0, room) // token)
     logger.info(
-        "memory: %d MiB free; active bank up to %d MiB, packs %d MiB, keys and values %d MiB = %d tokens of %d bytes",
+        "memory: %d MiB free; active bank up to %d MiB, packs %d MiB, graphs up to %d MiB, "
+        "keys and values up to %d MiB = %d tokens of %d bytes",
         free // _MEBIBYTE,
         bank // _MEBIBYTE,
         packs // _MEBIBYTE,
+        graphs // _MEBIBYTE,
         room // _MEBIBYTE,
         ledger.tokens,
         token,

@@ -38,7 +38,7 @@ class Serving:
 
     def __init__(self, base: BaseModel, start: Start, budgets: Budgets, merged: tuple[AdapterFacts, ...] = ()) -> None:
         self.base = base
-        self.runner = choose_runner(base, max_rank=start.limits.max_rank, bank_columns=budgets.bank_columns)
+        self.runner = choose_runner(base, start.limits, budgets)
         self.scheduler = Scheduler(_flow(self.runner, start.limits.max_sequences, budgets))
         self.loaded = BaseLoaded(
             runner=self.runner.name,

@@ -54,8 +54,9 @@ class Bank:
         self._shapes, self._dtype, self._device = shapes, dtype, device
         self._places: dict[CompiledAdapter, _Place] = {}
         self._buffers = Buffers(device)
-        self._filled: TokenAdapters | None = None
-        self._filled_for: object = None
+        self._filled: dict[Buffers, tuple[object, TokenAdapters]] = {}
+        """What was filled last in each, and for which rows."""
+        self._in_columns: tuple[int, frozenset[str] | None] = (0, frozenset())
         self.modules: dict[str, BankModule] = {}
         """Those that an active adapter has changed."""
         self.version = 0
@@ -108,42 +109,58 @@ class Bank:
         for adapter in dict.fromkeys(part.adapter for part in adapters):
             self._let_go(adapter)
 
-    def inputs(self, rows: Sequence[Row], last: torch.Tensor) -> AdapterInputs | None:
+    @property
+    def in_columns(self) -> frozenset[str] | None:
+        """Return the paths of the modules that active adapters change, None when one does so not by columns alone."""
+        if self._in_columns[0] != self.version:
+            used = {path: part for path, part in self.modules.items() if part.used}
+            plain = all(part.low_rank_alone for part in used.values())
+            self._in_columns = (self.version, frozenset(used) if plain else None)
+        return self._in_columns[1]
+
+    def inputs(self, rows: Sequence[Row], last: torch.Tensor, buffers: Buffers | None = None) -> AdapterInputs | None:
         """Fill what the modules read of a pass. What an earlier pass was given is overwritten.
 
         Args:
             rows: of the pass, in order; the bank holds their adapters.
             last: see `AdapterInputs`.
+            buffers: to fill; None: the bank's own.
 
         Returns:
             None when all of the rows are the base model's.
         """
         if not any(row.adapters for row in rows):
             return None
+        buffers = buffers or self._buffers
         partial = _partial(rows)
         key = (self.version, [(row.adapters, row.tokens) for row in rows])
-        if partial or key != self._filled_for or self._filled is None:
-            self._filled_for = None
-            self._filled = self._fill(rows, partial=partial)
-            self._filled_for = None if partial else key  # as long as the same rows decode, all but positions stays
+        filled_for, filled = self._filled.get(buffers, (None, None))
+        if partial or key != filled_for or filled is None:
+            self._filled.pop(buffers, None)
+            filled = self._fill(rows, buffers, partial=partial)
+            self._filled[buffers] = (None if partial else key, filled)  # while the same rows decode, it stays
         at = [position for row in rows for position in range(row.start, row.start + row.tokens)]
-        taken = replace(self._filled, positions=self._buffers.fill("positions", at))
+        taken = replace(filled, positions=buffers.fill("positions of rows", at))
         uniform = not partial and all(row.adapters == rows[0].adapters for row in rows)
         return AdapterInputs(taken, [row.tokens for row in rows], last, uniform=uniform)
 
-    def _fill(self, rows: Sequence[Row], *, partial: bool) -> TokenAdapters:
-        tokens, exact = sum(row.tokens for row in rows), self._slot_weights(rows, partial=partial)
-        taken_by_all = bool((exact[:, 1:] != 0).all())
-        whole = bool(((exact == 0) | (exact == 1)).all())
-        weights = self._buffers.view("slot weights", *exact.shape, dtype=self._dtype).copy_(exact)
-        columns = self._buffers.view("column weights", tokens, self.width, dtype=self._dtype)
-        torch.index_select(weights, 1, self._column_owner(), out=columns)
-        hidden = torch.eq(columns, 0, out=self._buffers.view("hidden", tokens, self.width, dtype=torch.bool))
+    def _fill(self, rows: Sequence[Row], buffers: Buffers, *, partial: bool) -> TokenAdapters:
+        of_rows = self._slot_weights(rows)
+        taken_by_all = not partial and all(weight for taken in of_rows for weight in taken[1:])
+        whole = all(weight in (0, 1) for taken in of_rows for weight in taken)
+        exact = _of_tokens(of_rows, rows)
+        if partial:
+            self._leave_out(exact, rows)
+        tokens = exact.shape[0]
+        weights = buffers.view("slot weights", *exact.shape, dtype=self._dtype).copy_(exact)
+        columns = buffers.view("column weights", tokens, self.width, dtype=self._dtype)
+        torch.index_select(weights, 1, self._column_owner(buffers), out=columns)
+        hidden = torch.eq(columns, 0, out=buffers.view("hidden", tokens, self.width, dtype=torch.bool))
         slots = [slot for row in rows for slot in [self._slot_of(row)] * row.tokens]
         return TokenAdapters(
             None if taken_by_all else hidden,
             None if whole else columns,
-            self._buffers.fill("slots", slots),
+            buffers.fill("slots", slots),
             weights,
             torch.empty(0),
         )
@@ -152,33 +169,35 @@ class Bank:
         """Return the slot of an active adapter."""
         return self._places[adapter].slot
 
-    def _slot_weights(self, rows: Sequence[Row], *, partial: bool) -> torch.Tensor:
-        """Return how much each token takes of each slot, [tokens, slots], float32 on the host; slot 0 is nobody's."""
+    def _slot_weights(self, rows: Sequence[Row]) -> list[list[float]]:
+        """Return how much each row takes of each slot; slot 0 is nobody's."""
         slots = 1 + max(place.slot for place in self._places.values())
         weights = [[0.0] * slots for _ in rows]
         for taken, row in zip(weights, rows, strict=True):
             for part in row.adapters:
                 taken[self.slot(part.adapter)] += part.weight
-        repeated = torch.tensor(weights).repeat_interleave(torch.tensor([row.tokens for row in rows]), dim=0)
+        return weights
+
+    def _leave_out(self, exact: torch.Tensor, rows: Sequence[Row]) -> None:
+        """Zero the weights of the tokens before an adapter begins to take part."""
         first = 0
-        for row in rows if partial else ():
+        for row in rows:
             for part in row.adapters:
                 if part.start:
                     without = min(max(part.start - row.start, 0), row.tokens)
-                    repeated[first : first + without, self.slot(part.adapter)] = 0
+                    exact[first : first + without, self.slot(part.adapter)] = 0
             first += row.tokens
-        return repeated
 
     def _slot_of(self, row: Row) -> int:
         """Return the slot whose vectors the row takes: that of its only adapter; 0 where there are none or several."""
         return self.slot(row.adapters[0].adapter) if len(row.adapters) == 1 else 0
 
-    def _column_owner(self) -> torch.Tensor:
+    def _column_owner(self, buffers: Buffers) -> torch.Tensor:
         """Return the slot of the adapter that owns each column, [width]; 0: nobody owns the column."""
         owners = [0] * self.width
         for place in self._places.values():
             owners[place.start : place.start + place.columns] = [place.slot] * place.columns
-        return self._buffers.fill("owners", owners)
+        return buffers.fill("owners", owners)
 
     def _activate(self, adapter: CompiledAdapter, limit: int | None) -> bool:
         """Copy the adapter into the lowest free columns that are contiguous, and into the lowest free slot."""
@@ -231,6 +250,12 @@ class Bank:
         self.width = _bucket(highest) if highest else 0
         for module in self.modules.values():
             module.widen(self.width)
+
+
+def _of_tokens(of_rows: Sequence[Sequence[float]], rows: Sequence[Row]) -> torch.Tensor:
+    """Return for each token what its row has, float32 on the host."""
+    of_row = [index for index, row in enumerate(rows) for _ in range(row.tokens)]
+    return torch.tensor(of_rows)[of_row]
 
 
 def _partial(rows: Sequence[Row]) -> bool:

@@ -20,6 +20,7 @@ class Buffers:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
+        self._pinned = device.type == "cuda" and torch.cuda.is_available()  # the host need not wait for such a copy
         self._kept: dict[tuple[str, torch.dtype], torch.Tensor] = {}
 
     def view(self, name: str, *shape: int, dtype: torch.dtype = torch.int64) -> torch.Tensor:
@@ -32,6 +33,7 @@ class Buffers:
                 kept = self._kept[name, dtype] = torch.empty(room, dtype=dtype, device=self._device)
         return kept[:size].view(shape)
 
-    def fill(self, name: str, values: Sequence[int]) -> torch.Tensor:
-        """Return these values, int64."""
-        return self.view(name, len(values)).copy_(torch.tensor(values, dtype=torch.int64))
+    def fill(self, name: str, values: Sequence[int], dtype: torch.dtype = torch.int64) -> torch.Tensor:
+        """Return these values."""
+        given = torch.tensor(values, dtype=dtype, pin_memory=self._pinned)
+        return self.view(name, len(values), dtype=dtype).copy_(given, non_blocking=True)

@@ -3,7 +3,13 @@
 step        all that one pass reads from the device, as a value that is filled in place
 runner      fills steps and takes them through the model
 attention   what a store of keys and values, and attention over it, must do; how the model calls it
+weighted    attention in plain PyTorch
 extents     keys and values in one contiguous extent a sequence
 over_extents  attention over those
+pages       keys and values in pages of one pool
+over_pages  attention over those
+places      which of the two a device gets
+static      steps of rows that decode, in shapes that come again
+captured    those steps in CUDA graphs
 probe       which models may be served like this
 """

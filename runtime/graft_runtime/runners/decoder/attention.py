@@ -1,6 +1,6 @@
 """Keys and values, and attention over them, as a decoder needs them; how Transformers' models call our attention.
 
-One implementation is `extents` with `over_extents`. Another, pages on a GPU say, implements both protocols.
+Two implementations: `extents` with `over_extents`, and `pages` with `over_pages`.
 """
 
 from __future__ import annotations
@@ -67,10 +67,12 @@ class Family:
     Attributes:
         layers: what each keeps of a token.
         windows: how many tokens each sees, its own included; None: all.
+        softcap: whether any bounds its scores.
     """
 
     layers: tuple[LayerShape, ...]
     windows: tuple[int | None, ...]
+    softcap: bool
 
 
 class Place(Protocol):

@@ -10,14 +10,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
-from torch.nn import functional
 
 from graft_runtime.model.buffers import Buffers
 from graft_runtime.runners.decoder.attention import Piece, Score
 from graft_runtime.runners.decoder.extents import Extent, Slab
-
-# cuDNN plans each new shape for some 25 ms, and rows that decode have a new one in every step.
-torch.backends.cuda.enable_cudnn_sdp(False)
+from graft_runtime.runners.decoder.weighted import rows_attention, seen_of_span, span_attention
 
 
 @dataclass
@@ -55,9 +52,7 @@ class _Decoding:
         k, v = keys[:slots, :, reads.low : reads.high], values[:slots, :, reads.low : reads.high]
         if slots != len(self.positions):  # some sequences of the slab are not decoding in this step
             k, v = k[self.slots], v[self.slots]
-        heads = k.shape[1]
-        grouped = q.view(q.shape[0], heads, -1, q.shape[-1])  # the queries that share a key stand in for time
-        return _weighted(grouped, k, v, reads.mask, score).reshape(*q.shape[:2], v.shape[-1])
+        return rows_attention(q, k, v, reads.mask, score)
 
     def write(self, k: torch.Tensor, v: torch.Tensor, layer: int) -> None:
         """Write keys and values, [rows, heads, features] each."""
@@ -76,7 +71,7 @@ class _Decoding:
         torch.le(index, self.at[:, None], out=seen)
         if window is not None:
             seen &= index > self.at[:, None] - window
-        return _Reads(low, high, seen[:, None, None])
+        return _Reads(low, high, seen)
 
 
 @dataclass(eq=False)
@@ -95,22 +90,10 @@ class _Span:
 
     def attend(self, q: torch.Tensor, layer: int, window: int | None, score: Score) -> torch.Tensor:
         """Compute attention: queries and result are [tokens, heads, features]."""
-        if self.piece.start == 0 and (window is None or window >= self.piece.tokens) and score.plain:
-            k, v = self._stored(layer, 0)
-            whole = q.transpose(0, 1)[None]
-            if _flash_takes(whole, k, v):
-                return functional.scaled_dot_product_attention(
-                    whole, k, v, is_causal=True, scale=score.scale, enable_gqa=True
-                )[0].transpose(0, 1)
         reads = self._reads.get(window) or self._read(window)
         self._reads[window] = reads
         k, v = self._stored(layer, reads.low)
-        groups = q.shape[1] // k.shape[1]
-        tokens, features = q.shape[0], q.shape[2]
-        grouped = q.transpose(0, 1).reshape(1, k.shape[1], groups * tokens, features)
-        mask = None if reads.mask is None else reads.mask.repeat(groups, 1)[None, None]
-        made = _weighted(grouped, k, v, mask, score, group=tokens)
-        return made.reshape(-1, tokens, v.shape[-1]).transpose(0, 1)  # `view` can't: some kernels put time first
+        return span_attention(q, k, v, reads.mask, score)
 
     def _stored(self, layer: int, low: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Return keys and values from this token on, [1, heads, tokens, features] each."""
@@ -125,37 +108,8 @@ class _Span:
         slab.values[layer][slot, :, self.piece.start : self.piece.end] = v.transpose(0, 1)
 
     def _read(self, window: int | None) -> _Reads:
-        low = 0 if window is None else max(0, self.piece.start - window + 1)
-        keys = torch.arange(low, self.piece.end, device=self.device)[None]
-        tokens = torch.arange(self.piece.start, self.piece.end, device=self.device)[:, None]
-        seen = keys <= tokens
-        if window is not None:
-            seen &= keys > tokens - window
+        low, seen = seen_of_span(self.piece.start, self.piece.end, window, self.device)
         return _Reads(low, self.piece.end, seen)
-
-
-def _flash_takes(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> bool:
-    """Tell whether a GPU's kernel is causal by itself and lets heads share keys: without a mask, in half the time."""
-    cuda = torch.backends.cuda
-    return q.is_cuda and cuda.can_use_flash_attention(cuda.SDPAParams(q, k, v, None, 0.0, True, True))
-
-
-def _weighted(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None, score: Score, *, group: int = 1
-) -> torch.Tensor:
-    """Return softmax(q·kᵀ)·v of [rows, key heads, queries, features]; `group` queries in a row are of one head."""
-    if score.plain:
-        return functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=score.scale)
-    scores = (q @ k.transpose(-1, -2)) * (score.scale if score.scale is not None else q.shape[-1] ** -0.5)
-    if score.softcap is not None:
-        scores = torch.tanh(scores / score.softcap) * score.softcap
-    if mask is not None:
-        scores = scores.masked_fill(~mask, float("-inf"))
-    if score.sinks is not None:
-        sinks = score.sinks.view(1, k.shape[1], -1, 1).repeat_interleave(group, dim=2).to(scores.dtype)
-        scores = torch.cat([scores, sinks.expand(q.shape[0], -1, -1, -1)], dim=-1)
-    weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(v.dtype)
-    return weights[..., : k.shape[2]] @ v
 
 
 class ExtentArrangement:

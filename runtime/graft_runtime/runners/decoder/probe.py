@@ -11,12 +11,11 @@ from typing import Any
 
 import torch
 
-from graft_runtime.model.buffers import Buffers
 from graft_runtime.model.hooks import AdapterModules
 from graft_runtime.model.load import BaseModel
-from graft_runtime.runners.decoder.attention import IMPLEMENTATION, Family, KeysAndValues, LayerShape, Piece, attending
-from graft_runtime.runners.decoder.extents import room_for
-from graft_runtime.runners.decoder.over_extents import ExtentAttention
+from graft_runtime.runners.decoder.attention import IMPLEMENTATION, Family, LayerShape, Piece, attending
+from graft_runtime.runners.decoder.pages import PAGE, pages_for
+from graft_runtime.runners.decoder.places import open_places
 from graft_runtime.runners.decoder.runner import DecoderRunner
 from graft_runtime.runners.decoder.step import PackedRow
 from graft_runtime.runners.trial import agree, difference
@@ -50,8 +49,13 @@ class _Call:
     options: dict[str, Any]
 
 
-def probe(base: BaseModel, modules: AdapterModules) -> Family:
+def probe(base: BaseModel, modules: AdapterModules, *, pages: bool) -> Family:
     """Set the model to our attention, or leave the model as it was.
+
+    Args:
+        base: the model.
+        modules: the adapters' hooks on it.
+        pages: whether keys and values are to lie in pages.
 
     Raises:
         RefusedError: with the reason.
@@ -63,7 +67,15 @@ def probe(base: BaseModel, modules: AdapterModules) -> Family:
         expected = [_stock_logits(base, length) for length in lengths]
         base.model.set_attn_implementation(IMPLEMENTATION)
         family = _family(base)
-        _compare(base, modules, family, lengths, expected)
+        places = open_places(
+            family,
+            pages=pages,
+            tokens=sum(pages_for(length) for length in lengths) * PAGE,
+            longest=max(lengths),
+            dtype=base.dtype,
+            device=base.device,
+        )
+        _compare(base, DecoderRunner(base, modules, places), lengths, expected)
     except Exception as error:
         base.model.set_attn_implementation(stock)
         if isinstance(error, RefusedError | torch.AcceleratorError):
@@ -126,7 +138,9 @@ def _family(base: BaseModel) -> Family:
         said = f"layers {layers}" if calls else "none of its layers"
         raise RefusedError(f"{said} of {config.num_hidden_layers} call the attention interface, expected each once")
     return Family(
-        tuple(call.shape for call in calls), tuple(_window(call, config, index) for index, call in enumerate(calls))
+        tuple(call.shape for call in calls),
+        tuple(_window(call, config, index) for index, call in enumerate(calls)),
+        any(call.options.get("softcap") is not None for call in calls),
     )
 
 
@@ -150,24 +164,17 @@ def _window(call: _Call, config: Any, layer: int) -> int | None:
     return declared
 
 
-def _compare(
-    base: BaseModel, modules: AdapterModules, family: Family, lengths: Sequence[int], expected: Sequence[torch.Tensor]
-) -> None:
+def _compare(base: BaseModel, runner: DecoderRunner, lengths: Sequence[int], expected: Sequence[torch.Tensor]) -> None:
     """Check that two sequences beside each other, in spans and token by token, get the model's own logits."""
-    kv = room_for(lengths, family.layers, dtype=base.dtype, device=base.device)
-    attention = ExtentAttention(family.windows, Buffers(base.device), base.device)
-    runner = DecoderRunner(base, modules, kv, attention)
-    got = _packed_logits(base, runner, kv, lengths)
+    got = _packed_logits(base, runner, lengths)
     for made, stock in zip(got, expected, strict=True):
         if not agree(made, stock, base.dtype):
             off = difference(made, stock)
             raise RefusedError(f"packed logits differ from the model's own by {off:.3g} of the largest")
 
 
-def _packed_logits(
-    base: BaseModel, runner: DecoderRunner, kv: KeysAndValues, lengths: Sequence[int]
-) -> list[torch.Tensor]:
-    places = [kv.reserve(length) for length in lengths]
+def _packed_logits(base: BaseModel, runner: DecoderRunner, lengths: Sequence[int]) -> list[torch.Tensor]:
+    places = [runner.kv.reserve(length) for length in lengths]
     starts = [0 for _ in lengths]
     found: list[list[torch.Tensor]] = [[] for _ in lengths]
     for step in range(len(_answers(max(lengths)))):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import accumulate
 from typing import Any
 
@@ -13,7 +14,10 @@ from graft_runtime.model.buffers import Buffers
 from graft_runtime.model.hooks import AdapterModules
 from graft_runtime.model.load import BaseModel
 from graft_runtime.model.rows import Row, RowAdapter
-from graft_runtime.runners.decoder.attention import Attention, KeysAndValues, Piece, attending, attends
+from graft_runtime.runners.decoder.attention import Attention, Piece, attending, attends
+from graft_runtime.runners.decoder.captured import CAPTURED_AT, CapturedSteps
+from graft_runtime.runners.decoder.places import Places
+from graft_runtime.runners.decoder.static import StaticRooms
 from graft_runtime.runners.decoder.step import PackedRow, Step
 from graft_runtime.runners.runner import Runner
 
@@ -26,18 +30,32 @@ class DecoderRunner(Runner):
     Args:
         base: set to our attention by the probe.
         modules: the adapters' hooks on it.
-        kv: where sequences live.
-        attention: over the places of `kv`.
+        places: where sequences live.
+        static: which steps are static; None: none is.
+        graphs: bytes that CUDA graphs may take.
     """
 
     name = NAME
 
-    def __init__(self, base: BaseModel, modules: AdapterModules, kv: KeysAndValues, attention: Attention) -> None:
+    def __init__(
+        self,
+        base: BaseModel,
+        modules: AdapterModules,
+        places: Places,
+        static: StaticRooms | None = None,
+        graphs: int = 0,
+    ) -> None:
         super().__init__(base, modules)
         self._limits_head = "logits_to_keep" in self._parameters
         self._buffers = Buffers(base.device)
-        self._attention = attention
-        self.kv = kv
+        self._attention = places.attention
+        self.static = static
+        """Which steps of rows that decode are static; None: none is."""
+        self.captured: CapturedSteps | None = None
+        """Where static steps are captured."""
+        if static is not None and base.device.type == "cuda":
+            self.captured = CapturedSteps(self._forward, static.sizes[0], base.device, graphs)
+        self.kv = places.kv
 
     @property
     def context_length(self) -> int:
@@ -51,24 +69,46 @@ class DecoderRunner(Runner):
             self.kv.fill(place, prefix)
         return sum(prefix.tokens for prefix in prefixes)
 
+    @torch.inference_mode()
+    def warm(self) -> None:
+        """Take static steps of the base through the model, so that the first requests don't wait for graphs."""
+        if self.static is not None:
+            for rows in self.static.sizes:
+                for _ in range(CAPTURED_AT):
+                    self.run(self.pack(self.static.padding(rows)))
+
     def pack(self, rows: Sequence[PackedRow]) -> Step:
         """Fill a step with these rows, each of its own sequence. The step before it is spent."""
-        arrangement = self._attention.arrange([row.piece for row in rows])
+        room = self.static.room(rows) if self.static is not None else None
+        if self.static is None or room is None:
+            return self._packed(rows, self._buffers, self._attention)
+        step = self._packed([*rows, *self.static.padding(room.rows - len(rows))], room.buffers, room.attention)
+        return replace(step, answering=range(len(rows)), shape=self.static.shape(room, step))
+
+    def _packed(self, rows: Sequence[PackedRow], buffers: Buffers, attention: Attention) -> Step:
+        arrangement = attention.arrange([row.piece for row in rows])
         ordered = [rows[index] for index in arrangement.order]
         ends = accumulate(row.piece.tokens for row in ordered)
-        last = self._buffers.fill("last", [end - 1 for end, row in zip(ends, ordered, strict=True) if row.answers])
+        last = buffers.fill("last", [end - 1 for end, row in zip(ends, ordered, strict=True) if row.answers])
         positions = [at for row in ordered for at in range(row.piece.start, row.piece.end)]
         return Step(
-            self._buffers.fill("ids", [token for row in ordered for token in row.ids])[None],
-            self._buffers.fill("positions", positions)[None],
+            buffers.fill("ids", [token for row in ordered for token in row.ids])[None],
+            buffers.fill("positions", positions)[None],
             last,
             arrangement,
-            self.bank.inputs([Row(row.adapters, row.piece.start, row.piece.tokens) for row in ordered], last),
+            self.bank.inputs([Row(row.adapters, row.piece.start, row.piece.tokens) for row in ordered], last, buffers),
             [index for index in arrangement.order if rows[index].answers],
         )
 
     def run(self, step: Step) -> torch.Tensor:
-        """Return the logits of the rows that answer, [answers, vocabulary]; keys and values of all tokens are kept."""
+        """Return the logits of the rows that answer, [answers, vocabulary]; keys and values of all tokens are kept.
+
+        The next step may overwrite the logits.
+        """
+        run = self._forward if self.captured is None or step.shape is None else self.captured.run
+        return run(step)[: len(step.answering)]
+
+    def _forward(self, step: Step) -> torch.Tensor:
         options: dict[str, Any] = {"logits_to_keep": step.last} if self._limits_head else {}
         with self._modules.active(step.adapters), attending(attends(step.arrangement)):
             made = self._base.model(

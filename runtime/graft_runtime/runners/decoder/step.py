@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -36,6 +36,7 @@ class Step:
         arrangement: where keys and values are written and what is read.
         adapters: slots, weights and owners of the active adapters; None for a step of the base's rows alone.
         answering: the rows whose logits are wanted, in the order of the logits, by their index in what was packed.
+        shape: of a static step: all that a pass over its tensors depends on, beside what they hold.
     """
 
     ids: torch.Tensor
@@ -44,3 +45,4 @@ class Step:
     arrangement: Arrangement
     adapters: AdapterInputs | None
     answering: Sequence[int]
+    shape: Hashable = None
