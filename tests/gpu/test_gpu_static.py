@@ -159,4 +159,4 @@ def test_graphs_stay_within_what_the_ledger_gives_them(tiny_base: Path, make_ada
     for number, rank in enumerate((2, 16)):
         engine.mount(str(number), make_adapter(str(number), r=rank))
         engine.answers(asked([str(number)]))
-        assert captured.bytes == 0 or captured.count == 1
+        assert captured.bytes == 0

@@ -18,8 +18,9 @@ from graft_runtime.model.buffers import Buffers
 from graft_runtime.model.hooks import AdapterModules
 from graft_runtime.model.load import load_base
 from graft_runtime.model.rows import RowAdapter
+from graft_runtime.runners.decoder import over_pages
 from graft_runtime.runners.decoder.attention import Family, LayerShape, Piece, Score
-from graft_runtime.runners.decoder.pages import Pages
+from graft_runtime.runners.decoder.pages import PAGE, Pages
 from graft_runtime.runners.decoder.places import Places, open_places
 from graft_runtime.runners.decoder.probe import probe
 from graft_runtime.runners.decoder.runner import DecoderRunner
@@ -130,7 +131,10 @@ def in_given_order(arrangement: Any, made: torch.Tensor, tokens: Sequence[int]) 
 )
 @pytest.mark.parametrize("windows", [(None, None), (3, None), (70, 5)])
 @pytest.mark.parametrize("pages", [False, True], ids=["extents", "pages"])
-def test_attention_is_that_of_each_token_alone(score: Score, windows: tuple[int | None, ...], *, pages: bool) -> None:
+def test_attention_is_that_of_each_token_alone(
+    score: Score, windows: tuple[int | None, ...], *, pages: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(over_pages, "COPIED", 2 * 2 * PAGE * 2 * 8 * 4)  # of two rows of two pages
     torch.manual_seed(0)
     chosen = random.Random(0)
     layers = (LayerShape(2, 8, 6),) * 2

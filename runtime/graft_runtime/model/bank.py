@@ -51,7 +51,7 @@ class Bank:
         columns: int = WIDEST,
     ) -> None:
         self._limit = max(columns, max_rank)
-        self._shapes, self._dtype, self._device = shapes, dtype, device
+        self._shapes, self._dtype, self.device = shapes, dtype, device
         self._places: dict[CompiledAdapter, _Place] = {}
         self._buffers = Buffers(device)
         self._filled: dict[Buffers, tuple[object, TokenAdapters]] = {}
@@ -216,7 +216,7 @@ class Bank:
         self._resize()
         for path, delta in adapter.modules.items():
             if path not in self.modules:
-                self.modules[path] = BankModule(self._shapes.get(path), _bucket(self._limit), self._dtype, self._device)
+                self.modules[path] = BankModule(self._shapes.get(path), _bucket(self._limit), self._dtype, self.device)
             self.modules[path].put(adapter, delta, place.slot, place.start, self.width)
 
     def _free(self, columns: int) -> int:

@@ -44,25 +44,28 @@ class AdapterModules:
         self._heads_first: dict[int, bool] = {}
         self._now = _Now()
         self._hooks = ExitStack()
-        self._hung: int | None = None
-        """The version of the bank whose modules have hooks; None: no module has any."""
+        self._hung: tuple[int, bool] | None = None
+        """The version of the bank whose modules have hooks, and whether for a capture; None: no module has any."""
+        captures = bank.device.type == "cuda" and torch.cuda.is_available()
+        self._aside = torch.cuda.Stream(bank.device) if captures else None  # type: ignore[no-untyped-call]
 
     @contextmanager
     def active(self, inputs: AdapterInputs | None) -> Iterator[None]:
         """Let a forward pass inside serve the rows that `inputs` are of, see `Bank.inputs`; None: rows of the base."""
         self._now.step = inputs
-        self._hang(None if inputs is None else self.bank.version)
+        captured = self._aside is not None and torch.cuda.is_current_stream_capturing()
+        self._hang(None if inputs is None else (self.bank.version, captured))
         try:
             yield
         finally:
             self._now.step = None
 
-    def _hang(self, version: int | None) -> None:
-        if version == self._hung:
+    def _hang(self, wanted: tuple[int, bool] | None) -> None:
+        if wanted == self._hung:
             return
         self._hooks.close()
-        self._hung = version
-        if version is None:
+        self._hung = wanted
+        if wanted is None:
             return
         for path, part in self.bank.modules.items():
             if part.used:
@@ -76,7 +79,8 @@ class AdapterModules:
         if isinstance(module, nn.Embedding):
             return _HookedEmbedding(part, self.bank, self._now)
         if part.low_rank_possible:
-            return _HookedLinear(part, self.bank, self._now, head=module is self._head)
+            aside = self._aside if self._hung is not None and self._hung[1] else None
+            return _HookedLinear(part, self.bank, self._now, aside, head=module is self._head)
         if any(delta.experts for delta in part.groups.values()):
             return _HookedExperts(part, self.bank, self._now)
         return _HookedNorm(part, self.bank, self._now, self._heads_first)
@@ -138,15 +142,34 @@ class _Hooked:
 
 
 class _HookedLinear(_Hooked):
+    """A linear module.
+
+    Args:
+        aside: a stream for what does not wait for the base's product: branches of a graph run beside each other.
+    """
+
+    def __init__(
+        self, part: BankModule, bank: Bank, now: _Now, aside: torch.cuda.Stream | None, *, head: bool = False
+    ) -> None:
+        super().__init__(part, bank, now, head=head)
+        self._aside = aside
+        self._begun: torch.Tensor | None = None
+
     @property
     def changes_inputs(self) -> bool:
-        return self.part.uses("input_gain")
+        return self.part.uses("input_gain") or self._aside is not None
 
     def changed_inputs(self, module: Any, inputs: Inputs) -> Inputs:
         x = inputs[0]
         taken = self.taken(x, x.shape[:-1].numel())
-        gain = self.part.vector("input_gain", taken.slots)
-        return ((x.reshape(gain.shape) * gain.to(x.dtype)).view(x.shape), *inputs[1:])
+        if self.part.uses("input_gain"):
+            gain = self.part.vector("input_gain", taken.slots)
+            x = (x.reshape(gain.shape) * gain.to(x.dtype)).view(x.shape)
+        if self._aside is not None and self.part.uses("low_rank"):
+            self._aside.wait_stream(torch.cuda.current_stream(x.device))
+            with torch.cuda.stream(self._aside):
+                self._begun = self._in_columns(x.reshape(-1, x.shape[-1]), taken)
+        return (x, *inputs[1:])
 
     def changed(self, module: Any, inputs: Inputs, output: torch.Tensor) -> torch.Tensor:
         x = inputs[0].reshape(-1, inputs[0].shape[-1])
@@ -165,18 +188,29 @@ class _HookedLinear(_Hooked):
     def _with_columns(self, x: torch.Tensor, y: torch.Tensor, taken: TokenAdapters) -> torch.Tensor:
         if self.part.columns is None or not self.part.uses("low_rank"):
             return y
-        (a, b), width = self.part.columns, self.bank.width
-        z = functional.linear(x.to(a.dtype), a[:width])
-        if taken.hidden is not None:
-            z.masked_fill_(taken.hidden, 0)
-        if taken.column_weights is not None:
-            z *= taken.column_weights
+        b, width = self.part.columns[1], self.bank.width
+        z, self._begun = self._begun, None
+        if z is None:
+            z = self._in_columns(x, taken)
+        elif self._aside is not None:
+            torch.cuda.current_stream(x.device).wait_stream(self._aside)
         own = y[:, : b.shape[1]]  # another row's vocabulary may be larger
         if y.dtype == z.dtype:
             own.addmm_(z, b[:width])
         else:
             own += (z @ b[:width]).to(y.dtype)
         return y
+
+    def _in_columns(self, x: torch.Tensor, taken: TokenAdapters) -> torch.Tensor:
+        """Return what each token takes of each column, [tokens, width]."""
+        assert self.part.columns is not None
+        a = self.part.columns[0]
+        z = functional.linear(x.to(a.dtype), a[: self.bank.width])
+        if taken.hidden is not None:
+            z.masked_fill_(taken.hidden, 0)
+        if taken.column_weights is not None:
+            z *= taken.column_weights
+        return z
 
     def _with_vectors(self, y: torch.Tensor, taken: TokenAdapters) -> torch.Tensor:
         if self.part.uses("offset"):

@@ -87,6 +87,9 @@ class CapturedSteps:
             logger.warning("steps run without CUDA graphs from now on: %s: %s", type(error).__name__, error)
             return
         self._graphs[step.shape] = graph, max(0, free - torch.cuda.mem_get_info(self._device)[0])
-        while self.bytes > self._room and self.count > 1:
-            _, (oldest, _) = self._graphs.popitem(last=False)
+        while self.bytes > self._room:
+            shape, (oldest, _) = self._graphs.popitem(last=False)
             oldest.reset()
+            if shape == step.shape:
+                self._works = False
+                logger.warning("steps run without CUDA graphs from now on: one needs more than %d bytes", self._room)

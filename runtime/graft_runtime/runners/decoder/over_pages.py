@@ -23,6 +23,8 @@ torch.backends.cuda.enable_cudnn_sdp(False)
 
 WIDEST_HEAD = 256
 """Features that the flash kernel takes."""
+COPIED = 32 << 20
+"""Bytes of keys, and as many of values, that are copied at once, unless a single row has more."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,13 +121,9 @@ def _copied(
 ) -> torch.Tensor:
     """Read a copy of the pages. What a page holds beyond its sequence may be anything, and is zeroed in the copy."""
     if rows.longest == 1:
-        at = torch.arange(rows.table.shape[1] * PAGE, device=q.device)[None]
-        written = at < rows.lengths[:, None]
-        seen = written if window is None else written & (at >= rows.lengths[:, None] - window)
-        k, v = (
-            pages[rows.table].flatten(1, 2).masked_fill_(~written[..., None, None], 0).transpose(1, 2) for pages in pool
-        )
-        return rows_attention(q, k, v, seen, score)
+        at_once = max(1, COPIED // (rows.table.shape[1] * pool[0][0].nbytes))
+        parts = (slice(first, first + at_once) for first in range(0, q.shape[0], at_once))
+        return torch.cat([_copied_rows(q[part], pool, rows, part, window, score) for part in parts])
     made, first = [], 0
     for row, piece in enumerate(rows.pieces):
         low, seen = seen_of_span(piece.start, piece.end, window, q.device)
@@ -134,6 +132,23 @@ def _copied(
         made.append(span_attention(q[first : first + piece.tokens], k, v, seen, score))
         first += piece.tokens
     return torch.cat(made)
+
+
+def _copied_rows(  # noqa: PLR0917 - called once
+    q: torch.Tensor,
+    pool: tuple[torch.Tensor, torch.Tensor],
+    rows: _Rows,
+    part: slice,
+    window: int | None,
+    score: Score,
+) -> torch.Tensor:
+    """Compute some of the rows that decode."""
+    table, lengths = rows.table[part], rows.lengths[part, None]
+    at = torch.arange(table.shape[1] * PAGE, device=q.device)[None]
+    written = at < lengths
+    seen = written if window is None else written & (at >= lengths - window)
+    k, v = (pages[table].flatten(1, 2).masked_fill_(~written[..., None, None], 0).transpose(1, 2) for pages in pool)
+    return rows_attention(q, k, v, seen, score)
 
 
 class PageAttention:

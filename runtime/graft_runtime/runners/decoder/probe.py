@@ -10,9 +10,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import nn
 
 from graft_runtime.model.hooks import AdapterModules
 from graft_runtime.model.load import BaseModel
+from graft_runtime.model.norms import fuse_norms, restore_norms
 from graft_runtime.runners.decoder.attention import IMPLEMENTATION, Family, LayerShape, Piece, attending
 from graft_runtime.runners.decoder.pages import PAGE, pages_for
 from graft_runtime.runners.decoder.places import open_places
@@ -50,7 +52,7 @@ class _Call:
 
 
 def probe(base: BaseModel, modules: AdapterModules, *, pages: bool) -> Family:
-    """Set the model to our attention, or leave the model as it was.
+    """Set the model to our attention, and its norms to one operation each, or leave the model as it was.
 
     Args:
         base: the model.
@@ -60,12 +62,13 @@ def probe(base: BaseModel, modules: AdapterModules, *, pages: bool) -> Family:
     Raises:
         RefusedError: with the reason.
     """
-    stock = base.model.config._attn_implementation
+    stock, fused = base.model.config._attn_implementation, list[nn.Module]()
     try:
         _check_arguments(base)
         lengths = _lengths(base)
         expected = [_stock_logits(base, length) for length in lengths]
         base.model.set_attn_implementation(IMPLEMENTATION)
+        fused = fuse_norms(base.model)
         family = _family(base)
         places = open_places(
             family,
@@ -78,6 +81,7 @@ def probe(base: BaseModel, modules: AdapterModules, *, pages: bool) -> Family:
         _compare(base, DecoderRunner(base, modules, places), lengths, expected)
     except Exception as error:
         base.model.set_attn_implementation(stock)
+        restore_norms(fused)
         if isinstance(error, RefusedError | torch.AcceleratorError):
             raise
         raise RefusedError(f"trying it failed: {type(error).__name__}: {error}") from error
