@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from graft_local import go_toolchain
-from graft_local.cache import cache_directory, exclusively
+from graft_local.cache import cache_directory, made_once
 from graft_local.errors import LocalClusterError
 from graft_local.progress import Progress
 
@@ -91,33 +91,19 @@ def ensure_binaries(progress: Progress) -> Binaries:
 
 def ensure_group(group: Group, cache: Path, build: Build, progress: Progress) -> dict[str, Path]:
     """The paths of the programs of one group; see `ensure_binaries`."""
-    given = _given(group)
-    directory = cache / group.key
-    missing = [name for name in group.packages if name not in given]
-    if not _all_there(directory, missing):
-        with exclusively(cache / f"{group.key}.lock"):
-            if not _all_there(directory, missing):  # another process may have built them while we waited
-                _build_atomically(group, directory, build, progress)
-    return {name: given.get(name, directory / name) for name in group.packages}
 
-
-def _all_there(directory: Path, names: Sequence[str]) -> bool:
-    return all(os.access(directory / name, os.X_OK) for name in names)
-
-
-def _build_atomically(group: Group, directory: Path, build: Build, progress: Progress) -> None:
-    for abandoned in directory.parent.glob(f".{group.key}-*"):  # by a build that was killed; the lock is ours now
-        shutil.rmtree(abandoned, ignore_errors=True)
-    with tempfile.TemporaryDirectory(prefix=f".{group.key}-", dir=directory.parent) as scratch:
-        built = Path(scratch) / "bin"
-        built.mkdir()
-        build(group, built, progress)
-        absent = [name for name in group.packages if not os.access(built / name, os.X_OK)]
+    def make(directory: Path) -> None:
+        directory.mkdir()
+        build(group, directory, progress)
+        absent = [name for name in group.packages if not os.access(directory / name, os.X_OK)]
         if absent:
             raise LocalClusterError(f"the build of {group.name} {group.version} made no {', '.join(absent)}")
-        directory.mkdir(exist_ok=True)
-        for name in group.packages:
-            (built / name).replace(directory / name)
+
+    paths = _given(group)
+    if paths.keys() != group.packages.keys():
+        built = made_once(cache / group.key, make)
+        paths = {name: built / name for name in group.packages} | paths
+    return paths
 
 
 def _build_from_source(group: Group, output: Path, progress: Progress) -> None:

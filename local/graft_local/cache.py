@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Iterator
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -25,3 +27,20 @@ def exclusively(lock: Path) -> Iterator[None]:
     with lock.open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
+
+
+def made_once(directory: Path, make: Callable[[Path], None]) -> Path:
+    """Have `make` make the directory at the path that it is given, unless it is there; then it is whole.
+
+    Two processes that do this at once make it once. `make` may keep other files beside its directory.
+    """
+    if not directory.is_dir():
+        with exclusively(directory.with_name(f"{directory.name}.lock")):
+            if not directory.is_dir():  # another process may have made it while we waited
+                for abandoned in directory.parent.glob(f".{directory.name}-*"):  # by one that was killed
+                    shutil.rmtree(abandoned, ignore_errors=True)
+                with tempfile.TemporaryDirectory(prefix=f".{directory.name}-", dir=directory.parent) as scratch:
+                    new = Path(scratch) / "made"
+                    make(new)
+                    new.replace(directory)
+    return directory

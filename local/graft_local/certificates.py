@@ -14,6 +14,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+from graft_process_node.kube.kubeconfig import kubeconfig
 
 from graft_local.network import ClusterNetwork
 
@@ -95,7 +96,7 @@ def ensure_certificates(state: Path, network: ClusterNetwork) -> Certificates:
     for identity, (user, groups) in IDENTITIES.items():
         files = Files(directory / f"{identity}.crt", directory / f"{identity}.key")
         authority.issue(files, user, groups=groups)
-        _write_kubeconfig(kubeconfig_of(state, identity), network.api_server_url, certificates.authority, user, files)
+        _write_kubeconfig(kubeconfig_of(state, identity), network.api_server_url, certificates.authority, files)
     (directory / _MADE).touch()
     return certificates
 
@@ -185,21 +186,11 @@ def _write_service_account_keys(files: Files) -> None:
     files.certificate.write_bytes(public)
 
 
-def _write_kubeconfig(path: Path, server: str, authority: Path, user: str, files: Files) -> None:
-    def embedded(file: Path) -> str:
-        return base64.b64encode(file.read_bytes()).decode()
-
-    cluster = {"server": server, "certificate-authority-data": embedded(authority)}
-    credentials = {"client-certificate-data": embedded(files.certificate), "client-key-data": embedded(files.key)}
-    kubeconfig = {
-        "apiVersion": "v1",
-        "kind": "Config",
-        "clusters": [{"name": "graft-local", "cluster": cluster}],
-        "users": [{"name": user, "user": credentials}],
-        "contexts": [{"name": "graft-local", "context": {"cluster": "graft-local", "user": user}}],
-        "current-context": "graft-local",
-    }
-    _write_private(path, yaml.safe_dump(kubeconfig, sort_keys=False).encode())
+def _write_kubeconfig(path: Path, server: str, authority: Path, files: Files) -> None:
+    credentials = {"client-certificate-data": files.certificate, "client-key-data": files.key}
+    embedded = {field: base64.b64encode(file.read_bytes()).decode() for field, file in credentials.items()}
+    config = kubeconfig(server, authority.read_bytes(), embedded)
+    _write_private(path, yaml.safe_dump(config, sort_keys=False).encode())
 
 
 def _write_private(path: Path, content: bytes) -> None:

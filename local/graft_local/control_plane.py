@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import http.client
+import contextlib
 import socket
 import ssl
 import sys
@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from graft_local.binaries import Binaries
-from graft_local.certificates import Certificates, Files, kubeconfig_of
+from graft_local.certificates import Certificates, kubeconfig_of
+from graft_local.http_client import FAULTS, request
 from graft_local.network import API_SERVER_PORT, ETCD_PEER_PORT, ClusterNetwork
 
 NODE_NAME = "local"
@@ -62,7 +63,9 @@ def parts(
         return listens(network.etcd_url)
 
     def api_server_ready() -> bool:
-        return answers(f"{network.api_server_url}/readyz", certificates)
+        with contextlib.suppress(*FAULTS):
+            return ask_api_server("/readyz", network, certificates) is not None
+        return False
 
     control_plane = [
         Part("etcd", [str(binaries["etcd"]), *_etcd_flags(state, network)]),
@@ -94,20 +97,16 @@ def listens(url: str) -> bool:
         return False
 
 
-def answers(url: str, certificates: Certificates) -> bool:
-    """Whether GET of an https URL, as the API server would ask it of a node, gives 200."""
-    address = urllib.parse.urlsplit(url)
+def ask_api_server(path: str, network: ClusterNetwork, certificates: Certificates) -> bytes | None:
+    """The content of what the API server answers to a GET with the status 200; None for another status.
+
+    Raises:
+        OSError, http.client.HTTPException: it does not answer.
+    """
     context = ssl.create_default_context(cafile=str(certificates.authority))
-    client: Files = certificates.kubelet_client
-    context.load_cert_chain(client.certificate, client.key)
-    connection = http.client.HTTPSConnection(str(address.hostname), address.port, timeout=2.0, context=context)
-    try:
-        connection.request("GET", address.path)
-        return connection.getresponse().status == 200
-    except (OSError, http.client.HTTPException):
-        return False
-    finally:
-        connection.close()
+    context.load_cert_chain(certificates.kubelet_client.certificate, certificates.kubelet_client.key)
+    status, content = request(f"{network.api_server_url}{path}", context=context)
+    return content if status == 200 else None
 
 
 def _etcd_flags(state: Path, network: ClusterNetwork) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import http.client
+import contextlib
 import json
 import textwrap
 import time
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from graft_local.errors import LocalClusterError
+from graft_local.http_client import FAULTS, request
 
 _SECONDS = 120.0
 
@@ -47,18 +48,15 @@ def complete(address: str, model: str, prompt: str, *, max_tokens: int = 40, sto
     Raises:
         LocalClusterError: there was no HTTP answer with JSON within two minutes.
     """
-    request = {"model": model, "prompt": prompt, "max_tokens": max_tokens, "temperature": 0}
+    asked = {"model": model, "prompt": prompt, "max_tokens": max_tokens, "temperature": 0}
     if stop is not None:
-        request["stop"] = stop
-    connection = http.client.HTTPConnection(address, timeout=_SECONDS)
+        asked["stop"] = stop
+    url = f"http://{address}/v1/completions"
     try:
-        connection.request("POST", "/v1/completions", json.dumps(request), {"content-type": "application/json"})
-        answer = connection.getresponse()
-        return Answer(answer.status, json.loads(answer.read()))
-    except (OSError, http.client.HTTPException, ValueError) as error:
-        raise LocalClusterError(f"no answer from http://{address}/v1/completions for `{model}`: {error!r}") from error
-    finally:
-        connection.close()
+        status, content = request(url, body=json.dumps(asked), timeout=_SECONDS)
+        return Answer(status, json.loads(content))
+    except (*FAULTS, ValueError) as error:
+        raise LocalClusterError(f"no answer from {url} for `{model}`: {error!r}") from error
 
 
 def wait_until_routed(address: str, seconds: float = 30.0) -> None:
@@ -75,14 +73,9 @@ def wait_until_routed(address: str, seconds: float = 30.0) -> None:
 
 
 def _answers(address: str) -> bool:
-    connection = http.client.HTTPConnection(address, timeout=10.0)
-    try:
-        connection.request("GET", "/v1/models")
-        return connection.getresponse().status == 200
-    except (OSError, http.client.HTTPException):
-        return False
-    finally:
-        connection.close()
+    with contextlib.suppress(*FAULTS):
+        return request(f"http://{address}/v1/models", timeout=10.0)[0] == 200
+    return False
 
 
 def side_by_side(answers: Mapping[str, str], width: int = 118) -> str:

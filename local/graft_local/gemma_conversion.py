@@ -75,7 +75,7 @@ def _check_model(target: Path) -> None:
 
 
 def _tell(what: str) -> None:
-    print(what, flush=True)
+    print(what, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

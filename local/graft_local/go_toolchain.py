@@ -7,18 +7,15 @@ import os
 import re
 import shutil
 import subprocess
-from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from graft_process_node.lifeline import die_with_parent
-
+from graft_local.child import run_child
 from graft_local.errors import LocalClusterError
 from graft_local.progress import Step
 
 _NEEDED = (1, 24)  # the `go` line of our modules
-_TAIL = 30
 
 
 @dataclass(frozen=True)
@@ -91,32 +88,20 @@ def _version_of(go: GoToolchain) -> tuple[int, ...] | None:
 def _run(
     go: GoToolchain, module: Path, arguments: Sequence[str], *, step: Step, counted: str, total: int | None = None
 ) -> list[str]:
-    """Run Go; every line of its output is counted as one thing done. The lines of standard output are returned."""
-    listing = arguments[0] == "list"
-    tail: deque[str] = deque(maxlen=_TAIL)
-    lines: list[str] = []
-    with (module / "go.out").open("w+") as out:
-        process = subprocess.Popen(
-            [go.command, *arguments],
-            cwd=module,
-            env=go.environment,
-            stdin=subprocess.DEVNULL,
-            stdout=out if listing else subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-            preexec_fn=die_with_parent(),  # noqa: PLW1509 - it calls the kernel, nothing else
+    """Run Go; every line that it tells is counted as one thing done. The lines of standard output are returned."""
+
+    def hear(count: int, line: str) -> None:
+        step.update(f"{count}{f' of at most {total}' if total else ''} {counted}, {line}")
+
+    with (module / "go.out").open("w+") as output:
+        status, last_lines = run_child(
+            [go.command, *arguments], hear, cwd=module, environment=go.environment, output=output
         )
-        with process:
-            assert process.stderr is not None
-            for count, line in enumerate(process.stderr, start=1):
-                tail.append(line.rstrip())
-                of_total = f" of at most {total}" if total else ""
-                step.update(f"{count}{of_total} {counted}, {line.strip()}")
-        out.seek(0)
-        lines = out.read().splitlines()
-    if process.returncode != 0:
+        output.seek(0)
+        lines = output.read().splitlines()
+    if status != 0:
         raise LocalClusterError(
-            f"`go {arguments[0]}` of the control plane failed:\n" + "\n".join(f"  {line}" for line in tail),
+            f"`go {arguments[0]}` of the control plane failed:\n{last_lines}",
             hint="it needs the Go module proxy (GOPROXY), 8 GB of disk and 3 GB of memory; run it again, it goes on "
             "where it was",
         )

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import http.client
 import json
-import ssl
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 from graft_local.certificates import certificates_of
-from graft_local.control_plane import NODE_NAME, listens
+from graft_local.control_plane import NODE_NAME, ask_api_server, listens
 from graft_local.errors import LocalClusterError
-from graft_local.network import API_SERVER_PORT, ClusterNetwork
+from graft_local.http_client import FAULTS
+from graft_local.network import ClusterNetwork
 from graft_local.supervisor import log_file, pid_file
 
 _POLL = 0.05
@@ -24,7 +23,6 @@ class Readiness:
     def __init__(self, state: Path, *, node: bool) -> None:
         self._state = state
         self._node = node
-        self._context: ssl.SSLContext | None = None
 
     def wait(self, timeout: float, given_up: Callable[[], bool], tell: Callable[[str], None]) -> None:
         """Wait up to `timeout` seconds, or until `given_up`; `tell` hears what is waited for.
@@ -53,7 +51,7 @@ class Readiness:
                 return "default service account"
             if self._node and not self._node_is_ready():
                 return "node that is Ready"
-        except (OSError, http.client.HTTPException):
+        except FAULTS:
             return "API server that answers"
         return None
 
@@ -69,20 +67,7 @@ class Readiness:
         return ready and port is not None and any(listens(f"https://{address}:{port}") for address in addresses)
 
     def _get(self, path: str) -> bytes | None:
-        """The body of a 200 answer, else nothing."""
-        if self._context is None:
-            certificates = certificates_of(self._state)
-            self._context = ssl.create_default_context(cafile=str(certificates.authority))
-            self._context.load_cert_chain(certificates.kubelet_client.certificate, certificates.kubelet_client.key)
-        address = ClusterNetwork.read(self._state).control_plane_address
-        connection = http.client.HTTPSConnection(str(address), API_SERVER_PORT, timeout=5.0, context=self._context)
-        try:
-            connection.request("GET", path)
-            answer = connection.getresponse()
-            body = answer.read()
-            return body if answer.status == 200 else None
-        finally:
-            connection.close()
+        return ask_api_server(path, ClusterNetwork.read(self._state), certificates_of(self._state))
 
     def _logs(self) -> str:
         return "\n".join(f"{path.name}:\n{tail(path)}" for path in sorted((self._state / "logs").glob("*.log")))

@@ -72,9 +72,10 @@ class _Proxy:
             return
         parts = unsupported_parts(service)
         if parts and parts != (unsupported_parts(_before) if _before else []):
-            self._recorder.warning(
-                service, "Unsupported", f"not done by this cluster's proxy: {', '.join(parts)}", kind="Service"
-            )
+            self._warn(service, "Unsupported", f"not done by this cluster's proxy: {', '.join(parts)}")
+
+    def _warn(self, service: JsonObject, reason: str, message: str) -> None:
+        self._recorder.report(service, reason, message, warning=True, kind="Service")
 
     async def _match_listeners(self) -> bool:
         """Listen where a route begins and nowhere else; open connections go on.
@@ -102,8 +103,7 @@ class _Proxy:
         _log.warning("can't listen on %s:%d: %s", *address, error)
         service = self._services.objects.get(self._routes[address].service_uid)
         if service is not None:
-            message = f"can't listen on {address[0]}:{address[1]}: {error}"
-            self._recorder.warning(service, "ListenFailed", message, kind="Service")
+            self._warn(service, "ListenFailed", f"can't listen on {address[0]}:{address[1]}: {error}")
 
     def _accept(self, address: Address, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.create_task(forward(reader, writer, self._in_turn(address)))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 from graft_process_node.downward import PodFacts
 from graft_process_node.kube.api_client import ApiClient
+from graft_process_node.kube.kubeconfig import kubeconfig
 from graft_process_node.process_spec import service_account_mount
 
 
@@ -26,30 +26,10 @@ def write_kubeconfig(
     volume = service_account_mount(container)
     if volume is None or volume not in volumes:
         return None
-    config = kubeconfig(client.server, client.certificate_authority, volumes[volume] / "token", facts.namespace)
+    credentials = {"tokenFile": str(volumes[volume] / "token")}
+    config = kubeconfig(client.server, client.certificate_authority, credentials, facts.namespace)
     path = directory / "kubeconfig"
     temporary = directory / f"kubeconfig.{container['name']}"
     temporary.write_text(json.dumps(config, indent=1))
     temporary.replace(path)
     return path
-
-
-def kubeconfig(server: str, certificate_authority: bytes, token_file: Path, namespace: str) -> dict[str, Any]:
-    """A kubeconfig with one context."""
-    name = "local"
-    return {
-        "apiVersion": "v1",
-        "kind": "Config",
-        "clusters": [
-            {
-                "name": name,
-                "cluster": {
-                    "server": server,
-                    "certificate-authority-data": base64.b64encode(certificate_authority).decode(),
-                },
-            }
-        ],
-        "users": [{"name": "service-account", "user": {"tokenFile": str(token_file)}}],
-        "contexts": [{"name": name, "context": {"cluster": name, "user": "service-account", "namespace": namespace}}],
-        "current-context": name,
-    }

@@ -8,136 +8,80 @@ from typing import Any
 from graft_process_node.field_check import Each, Fields, Findings, Only, Rule, Supported, Unenforced, check
 from graft_process_node.mounts import enclosing_mount
 
-_YES = Supported()
+
+def _fields(honoured: str, *, required: Mapping[str, str] | None = None, **others: Rule) -> Fields:
+    """Return an object's rule: the names in `honoured` are honoured whatever they hold, the others by their rules."""
+    return Fields({**dict.fromkeys(honoured.split(), Supported()), **others}, required or {})
+
+
 _IGNORED = Unenforced()
-
-_HTTP_GET = Fields({"path": _YES, "port": _YES, "host": _YES, "scheme": _YES, "httpHeaders": _YES})
-_EXEC = Fields({"command": _YES})
-_TCP_SOCKET = Fields({"port": _YES, "host": _YES})
-
-_PROBE = Fields(
-    {
-        "exec": _EXEC,
-        "httpGet": _HTTP_GET,
-        "tcpSocket": _TCP_SOCKET,
-        "initialDelaySeconds": _YES,
-        "periodSeconds": _YES,
-        "timeoutSeconds": _YES,
-        "successThreshold": _YES,
-        "failureThreshold": _YES,
-        "terminationGracePeriodSeconds": _YES,
-    }
+_EXEC = _fields("command")
+_HTTP_GET = _fields("path port host scheme httpHeaders")
+_PROBE = _fields(
+    "initialDelaySeconds periodSeconds timeoutSeconds successThreshold failureThreshold terminationGracePeriodSeconds",
+    exec=_EXEC,
+    httpGet=_HTTP_GET,
+    tcpSocket=_fields("port host"),
 )
-_HOOK = Fields({"exec": _EXEC, "httpGet": _HTTP_GET, "sleep": _YES})
-_LIFECYCLE = Fields({"preStop": _HOOK})
-
-_PORT = Fields({"containerPort": _YES, "name": _YES, "protocol": Only(("TCP",))})
-_MOUNT = Fields(
-    {
-        "name": _YES,
-        "mountPath": _YES,
-        "readOnly": _YES,  # not enforced; documented, as most pods have one and an event each would say nothing
-        "subPath": _YES,
-        "subPathExpr": _YES,
-        "mountPropagation": Only(("None",)),
-        "recursiveReadOnly": Only(("Disabled",)),
-    }
+_PORT = _fields("containerPort name", protocol=Only(("TCP",)))
+_MOUNT = _fields(
+    # readOnly is not enforced; documented, as most pods have one and an event each would say nothing
+    "name mountPath readOnly subPath subPathExpr",
+    mountPropagation=Only(("None",)),
+    recursiveReadOnly=Only(("Disabled",)),
 )
-_RESOURCES = Fields({"requests": _YES, "limits": _IGNORED})
-
-_ENVIRONMENT_VARIABLE = Fields(
-    {
-        "name": _YES,
-        "value": _YES,
-        "valueFrom": Fields(
-            {"configMapKeyRef": _YES, "secretKeyRef": _YES, "fieldRef": _YES, "resourceFieldRef": _YES}
-        ),
-    }
+_RESOURCES = _fields("requests", limits=_IGNORED)
+_VARIABLE = _fields("name value", valueFrom=_fields("configMapKeyRef secretKeyRef fieldRef resourceFieldRef"))
+_INIT_CONTAINER = _fields(
+    # imagePullPolicy: there is no image to pull; said by the event about `image`
+    "name imagePullPolicy command args workingDir terminationMessagePath terminationMessagePolicy",
+    required={"command": "must be set: this node runs no image, so it knows no entrypoint"},
+    image=_IGNORED,
+    env=Each(_VARIABLE),
+    envFrom=Each(_fields("prefix configMapRef secretRef")),
+    ports=Each(_PORT),
+    resources=_RESOURCES,
+    volumeMounts=Each(_MOUNT),
+    securityContext=_IGNORED,
 )
-
-_CONTAINER_FIELDS: Mapping[str, Rule] = {
-    "name": _YES,
-    "image": _IGNORED,
-    "imagePullPolicy": _YES,  # there is no image to pull; said by the event about `image`
-    "command": _YES,
-    "args": _YES,
-    "workingDir": _YES,
-    "env": Each(_ENVIRONMENT_VARIABLE),
-    "envFrom": Each(Fields({"prefix": _YES, "configMapRef": _YES, "secretRef": _YES})),
-    "ports": Each(_PORT),
-    "resources": _RESOURCES,
-    "volumeMounts": Each(_MOUNT),
-    "terminationMessagePath": _YES,
-    "terminationMessagePolicy": _YES,
-    "securityContext": _IGNORED,
+_OF_CONTAINERS = {
+    **dict.fromkeys(("startupProbe", "readinessProbe", "livenessProbe"), _PROBE),
+    "lifecycle": _fields("", preStop=_fields("sleep", exec=_EXEC, httpGet=_HTTP_GET)),
 }
-_NEEDS_COMMAND = {"command": "must be set: this node runs no image, so it knows no entrypoint"}
+_CONTAINER = Fields({**_INIT_CONTAINER.fields, **_OF_CONTAINERS}, _INIT_CONTAINER.required)
 
-_CONTAINER = Fields(
-    {
-        **_CONTAINER_FIELDS,
-        "startupProbe": _PROBE,
-        "readinessProbe": _PROBE,
-        "livenessProbe": _PROBE,
-        "lifecycle": _LIFECYCLE,
-    },
-    required=_NEEDS_COMMAND,
+_DOWNWARD = _fields("items defaultMode")
+_PROJECTED = _fields(
+    "",
+    configMap=_fields("name items defaultMode optional"),
+    secret=_fields("name items defaultMode optional"),
+    downwardAPI=_DOWNWARD,
+    serviceAccountToken=_fields("path audience expirationSeconds"),
 )
-_INIT_CONTAINER = Fields(_CONTAINER_FIELDS, required=_NEEDS_COMMAND)
-
-_KEYS = {"items": _YES, "defaultMode": _YES, "optional": _YES}
-_DOWNWARD = Fields({"items": _YES, "defaultMode": _YES})
-_PROJECTED_SOURCE = Fields(
-    {
-        "configMap": Fields({**_KEYS, "name": _YES}),
-        "secret": Fields({**_KEYS, "name": _YES}),
-        "downwardAPI": _DOWNWARD,
-        "serviceAccountToken": Fields({"path": _YES, "audience": _YES, "expirationSeconds": _YES}),
-    }
-)
-_VOLUME = Fields(
-    {
-        "name": _YES,
-        "configMap": Fields({**_KEYS, "name": _YES}),
-        "secret": Fields({**_KEYS, "secretName": _YES}),
-        "emptyDir": Fields({"medium": _IGNORED, "sizeLimit": _IGNORED}),
-        "projected": Fields({"sources": Each(_PROJECTED_SOURCE), "defaultMode": _YES}),
-        "downwardAPI": _DOWNWARD,
-        "persistentVolumeClaim": Fields({"claimName": _YES, "readOnly": _IGNORED}),
-        "hostPath": Fields({"path": _YES, "type": Only(("Directory", "DirectoryOrCreate", "File", "FileOrCreate"))}),
-    }
+_VOLUME = _fields(
+    "name",
+    configMap=_fields("name items defaultMode optional"),
+    secret=_fields("secretName items defaultMode optional"),
+    emptyDir=_fields("", medium=_IGNORED, sizeLimit=_IGNORED),
+    projected=_fields("defaultMode", sources=Each(_PROJECTED)),
+    downwardAPI=_DOWNWARD,
+    persistentVolumeClaim=_fields("claimName", readOnly=_IGNORED),
+    hostPath=_fields("path", type=Only(("Directory", "DirectoryOrCreate", "File", "FileOrCreate"))),
 )
 
-POD_SPEC = Fields(
-    {
-        "activeDeadlineSeconds": _YES,
-        "affinity": _YES,
-        "automountServiceAccountToken": _YES,
-        "containers": Each(_CONTAINER),
-        "initContainers": Each(_INIT_CONTAINER),
-        "dnsPolicy": Only(("ClusterFirst", "Default")),  # the machine's own resolver either way
-        "enableServiceLinks": _YES,  # the variables are never set; documented, as `true` is the default
-        "imagePullSecrets": _IGNORED,
-        "nodeName": _YES,
-        "nodeSelector": _YES,
-        "os": Fields({"name": Only(("linux",))}),
-        "overhead": _YES,
-        "preemptionPolicy": _YES,
-        "priority": _YES,
-        "priorityClassName": _YES,
-        "readinessGates": _YES,
-        "resources": _RESOURCES,
-        "restartPolicy": _YES,
-        "schedulerName": _YES,
-        "schedulingGates": _YES,
-        "securityContext": _IGNORED,
-        "serviceAccount": _YES,
-        "serviceAccountName": _YES,
-        "terminationGracePeriodSeconds": _YES,
-        "tolerations": _YES,
-        "topologySpreadConstraints": _YES,
-        "volumes": Each(_VOLUME),
-    }
+POD_SPEC = _fields(
+    # enableServiceLinks: the variables are never set; documented, as `true` is the default
+    "activeDeadlineSeconds affinity automountServiceAccountToken enableServiceLinks nodeName nodeSelector overhead"
+    " preemptionPolicy priority priorityClassName readinessGates restartPolicy schedulerName schedulingGates"
+    " serviceAccount serviceAccountName terminationGracePeriodSeconds tolerations topologySpreadConstraints",
+    containers=Each(_CONTAINER),
+    initContainers=Each(_INIT_CONTAINER),
+    dnsPolicy=Only(("ClusterFirst", "Default")),  # the machine's own resolver either way
+    imagePullSecrets=_IGNORED,
+    os=_fields("", name=Only(("linux",))),
+    resources=_RESOURCES,
+    securityContext=_IGNORED,
+    volumes=Each(_VOLUME),
 )
 
 

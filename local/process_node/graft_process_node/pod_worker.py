@@ -256,7 +256,7 @@ class PodWorker:
         return self._spec_grace_seconds() if seconds is None else float(seconds)
 
     def _event(self, warning: bool, reason: str, message: str) -> None:
-        (self._tools.recorder.warning if warning else self._tools.recorder.normal)(self.pod, reason, message)
+        self._tools.recorder.report(self.pod, reason, message, warning=warning)
 
     def _status(self, now: float, written: JsonObject) -> JsonObject:
         view = PodView(

@@ -47,7 +47,7 @@ def main() -> None:
     _say({"exit": os.waitstatus_to_exitcode(status), "output": sink.tail()})
 
 
-def _attend(pid: int, streams: dict[int, str], wake: int, sink: LogWriter | TailKeeper, orders: bytes) -> int:
+def _attend(pid: int, streams: dict[int, str], wake: int, sink: TailKeeper, orders: bytes) -> int:
     """Pass on output and orders until the container's process has ended.
 
     Returns:
@@ -139,14 +139,14 @@ def _become_container(order: dict[str, Any], out: int, error: int, fault: int, p
     os._exit(127)
 
 
-def _pass_on(descriptor: int, stream: str, sink: LogWriter | TailKeeper) -> bool:
+def _pass_on(descriptor: int, stream: str, sink: TailKeeper) -> bool:
     chunk = _read(descriptor)
     if chunk:
         sink.write(stream, chunk)
     return bool(chunk)
 
 
-def _drain(streams: dict[int, str], sink: LogWriter | TailKeeper) -> None:
+def _drain(streams: dict[int, str], sink: TailKeeper) -> None:
     """What was written before the end; every writer is dead, so this ends."""
     for descriptor, stream in streams.items():
         with contextlib.suppress(BlockingIOError):

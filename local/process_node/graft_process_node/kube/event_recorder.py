@@ -47,13 +47,12 @@ class EventRecorder:
         self._queue: asyncio.Queue[_Said] = asyncio.Queue(maxsize=1000)
         self._records: dict[tuple[str, str, str], _Record] = {}
 
-    def normal(self, target: Mapping[str, Any], reason: str, message: str, *, kind: str = "Pod") -> None:
-        """Report what happened to `target`, the object itself."""
-        self._say(_Said(target, kind, False, reason, message))
-
-    def warning(self, target: Mapping[str, Any], reason: str, message: str, *, kind: str = "Pod") -> None:
-        """Report what went wrong with `target`, the object itself."""
-        self._say(_Said(target, kind, True, reason, message))
+    def report(self, target: Mapping[str, Any], reason: str, message: str, *, warning: bool, kind: str = "Pod") -> None:
+        """Report what happened to `target`, the object itself, or went wrong with it."""
+        try:
+            self._queue.put_nowait(_Said(target, kind, warning, reason, message))
+        except asyncio.QueueFull:
+            _log.warning("too many events; one of %s is lost", target["metadata"]["name"])
 
     async def run(self) -> None:
         """Until cancelled."""
@@ -63,12 +62,6 @@ class EventRecorder:
                 await self._write(said)
             except (ApiError, *UNREACHABLE) as error:
                 _log.info("event %s of %s is lost: %r", said.reason, said.target["metadata"]["name"], error)
-
-    def _say(self, said: _Said) -> None:
-        try:
-            self._queue.put_nowait(said)
-        except asyncio.QueueFull:
-            _log.warning("too many events; one of %s is lost", said.target["metadata"]["name"])
 
     async def _write(self, said: _Said) -> None:
         metadata = said.target["metadata"]
