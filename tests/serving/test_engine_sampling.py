@@ -129,6 +129,10 @@ def test_greedy_is_the_best_and_draws_nothing(logits: torch.Tensor) -> None:
     assert choose(equal, [Draws(Sampling(0))]) == [700], "the first of the best"
 
 
+def test_a_step_in_which_no_prompt_ends_draws_nothing(logits: torch.Tensor) -> None:
+    assert choose(logits[:0], []) == []
+
+
 def test_a_tiny_temperature_is_greedy(logits: torch.Tensor) -> None:
     assert choose(logits, [Draws(Sampling(1e-300))]) == [int(logits.argmax())]
 

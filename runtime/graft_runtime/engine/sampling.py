@@ -58,8 +58,10 @@ def choose(logits: torch.Tensor, draws: Sequence[Draws]) -> list[int | None]:
 
     Args:
         logits: [rows, vocabulary].
-        draws: of each row.
+        draws: of each row; none in a step of spans that end no prompt.
     """
+    if not draws:
+        return []
     blocks = Blocks(logits)
     best, tokens = blocks.best()
     for way in (_from_all, _from_few, _from_many):
