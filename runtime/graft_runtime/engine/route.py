@@ -10,6 +10,7 @@ from graft_runtime.contract.config import EngineConfig
 from graft_runtime.contract.tasks import Task
 from graft_runtime.engine.budgets import PLENTY, Budgets
 from graft_runtime.engine.ledger import open_ledger
+from graft_runtime.engine.packing import pack_weights
 from graft_runtime.model.bank import Bank
 from graft_runtime.model.hooks import AdapterModules
 from graft_runtime.model.load import BaseModel
@@ -59,6 +60,7 @@ def choose_runner(base: BaseModel, limits: EngineConfig, budgets: Budgets = PLEN
     except RefusedError as refused:
         logger.warning("base model `%s` is served by the padded runner: %s", base.name, refused)
         return PaddedRunner(base, modules)
+    pack_weights(base)
     ledger = open_ledger(family.layers, bank=bank.bytes_at_most, dtype=base.dtype, device=base.device)
     longest = ledger.longest(base.context_length, moves=not pages)
     most = limits.max_sequences * pages_for(longest) * PAGE  # pages are taken at once: no more than can be in use

@@ -38,13 +38,14 @@ class Serving:
 
     def __init__(self, base: BaseModel, start: Start, budgets: Budgets, merged: tuple[AdapterFacts, ...] = ()) -> None:
         self.base = base
+        parameters = sum(parameter.numel() for parameter in base.model.parameters())  # packed ones are none any more
         self.runner = choose_runner(base, start.limits, budgets)
         self.scheduler = Scheduler(_flow(self.runner, start.limits.max_sequences, budgets))
         self.loaded = BaseLoaded(
             runner=self.runner.name,
             context_length=self.runner.context_length,
             vocabulary_size=base.vocabulary_size,
-            parameter_count=sum(parameter.numel() for parameter in base.model.parameters()),
+            parameter_count=parameters,
             dtype=str(base.dtype).removeprefix("torch."),
             task=base.task,
             capabilities=_capabilities(base.task),

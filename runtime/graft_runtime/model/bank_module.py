@@ -70,6 +70,11 @@ class BankModule:
         return any(self._users.values()) or bool(self.groups)
 
     @property
+    def columns_alone(self) -> bool:
+        """Tell whether all that active adapters change here is in the columns."""
+        return not self.groups and not any(users for name, users in self._users.items() if name != "low_rank")
+
+    @property
     def columns(self) -> tuple[torch.Tensor, torch.Tensor] | None:
         """Return A, [columns, input features], and B, [columns, output features]; None while no adapter needed them."""
         return None if self._columns is None else (self._columns[0].now, self._columns[1].now)

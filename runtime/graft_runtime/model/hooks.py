@@ -4,7 +4,8 @@
 
 Filled with 0 and not only multiplied: 0 · inf is NaN, and what one adapter computes must not reach another's row.
 Vectors are gathered by each token's slot. Only adapters with rows or parameters of their own cost a pass each. The same
-for every runner: what differs is only which tokens a step holds.
+for every runner: what differs is only which tokens a step holds. Where there are columns alone, the linear module adds
+them itself; hooks are for all else.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from graft_runtime.errors import ErrorCode, GraftError
 from graft_runtime.model.bank import Bank
 from graft_runtime.model.bank_module import BankModule
 from graft_runtime.model.experts import WeightedDeltas, experts_forward
+from graft_runtime.model.linear import Linear, add_product, own_linears, product
 from graft_runtime.model.modules import BaseModules, Inputs
 from graft_runtime.model.rows import AdapterInputs, TokenAdapters
 
@@ -39,6 +41,7 @@ class AdapterModules:
 
     def __init__(self, model: Any, bank: Bank) -> None:
         self.bank = bank
+        own_linears(model)
         self._modules = BaseModules(model)
         self._head = model.get_output_embeddings()
         self._heads_first: dict[int, bool] = {}
@@ -71,6 +74,10 @@ class AdapterModules:
             if part.used:
                 module = self._modules.hooked(path)
                 hooked = self._hooked(module, part)
+                if isinstance(hooked, _HookedLinear) and isinstance(module, Linear) and hooked.columns_alone:
+                    module.beside = hooked.beside
+                    self._hooks.callback(setattr, module, "beside", None)
+                    continue
                 if hooked.changes_inputs:
                     self._hooks.callback(module.register_forward_pre_hook(hooked.before).remove)
                 self._hooks.callback(module.register_forward_hook(hooked.after).remove)
@@ -159,6 +166,18 @@ class _HookedLinear(_Hooked):
     def changes_inputs(self) -> bool:
         return self.part.uses("input_gain") or self._aside is not None
 
+    @property
+    def columns_alone(self) -> bool:
+        """Tell whether `beside` is all that is to do."""
+        return self.part.columns_alone and self._aside is None
+
+    def beside(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """Return the module's output with the columns added, in place; between steps as it is."""
+        if self.now.step is None:
+            return y
+        rows = x.reshape(-1, x.shape[-1])
+        return self._with_columns(rows, y.view(rows.shape[0], -1), self.taken(x, rows.shape[0])).view(y.shape)
+
     def changed_inputs(self, module: Any, inputs: Inputs) -> Inputs:
         x = inputs[0]
         taken = self.taken(x, x.shape[:-1].numel())
@@ -194,18 +213,14 @@ class _HookedLinear(_Hooked):
             z = self._in_columns(x, taken)
         elif self._aside is not None:
             torch.cuda.current_stream(x.device).wait_stream(self._aside)
-        own = y[:, : b.shape[1]]  # another row's vocabulary may be larger
-        if y.dtype == z.dtype:
-            own.addmm_(z, b[:width])
-        else:
-            own += (z @ b[:width]).to(y.dtype)
+        add_product(y[:, : b.shape[1]], z, b[:width])  # another row's vocabulary may be larger
         return y
 
     def _in_columns(self, x: torch.Tensor, taken: TokenAdapters) -> torch.Tensor:
         """Return what each token takes of each column, [tokens, width]."""
         assert self.part.columns is not None
         a = self.part.columns[0]
-        z = functional.linear(x.to(a.dtype), a[: self.bank.width])
+        z = product(x.to(a.dtype), a[: self.bank.width])
         if taken.hidden is not None:
             z.masked_fill_(taken.hidden, 0)
         if taken.column_weights is not None:
