@@ -166,3 +166,23 @@ async def test_a_request_is_told_what_is_wrong_with_a_base_that_failed_for_good(
         played.base.serving()
     assert (caught.value.code, caught.value.hint) == (ErrorCode.NOT_A_MODEL, "name another")
     assert "yet" not in caught.value.message
+
+
+async def test_an_engine_that_fails_while_the_tokenizer_is_tried_again_is_told_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tried = asyncio.Event()
+
+    async def fails(source: Path, target: Path) -> None:
+        tried.set()
+        raise GraftError(ErrorCode.NO_CAPACITY, "the conversion was killed")
+
+    monkeypatch.setattr("graft_runtime.pod.base_life.convert", fails)
+    played = Played()
+    loading = await played.started()
+    async with asyncio.timeout(10):
+        await tried.wait()
+        played.base.on_event(BaseFailed(EngineFault(ErrorCode.NOT_A_MODEL.value, "no model")))
+        await loading
+    with pytest.raises(GraftError, match="no model"):
+        played.base.serving()

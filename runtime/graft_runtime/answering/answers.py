@@ -71,13 +71,13 @@ class Generation:
             async for piece in self.choices[0].pieces():
                 yield piece
             return
-        queue: asyncio.Queue[Piece | GraftError] = asyncio.Queue()
+        queue: asyncio.Queue[Piece | Exception] = asyncio.Queue()
         tasks = [asyncio.create_task(_drain(choice, queue)) for choice in self.choices]
         try:
             left = len(tasks)
             while left:
                 came = await queue.get()
-                if isinstance(came, GraftError):
+                if isinstance(came, Exception):
                     raise came
                 left -= came.finish is not None
                 yield came
@@ -95,9 +95,9 @@ class Generation:
             choice.answer.fail(error)
 
 
-async def _drain(choice: Choice, queue: asyncio.Queue[Piece | GraftError]) -> None:
+async def _drain(choice: Choice, queue: asyncio.Queue[Piece | Exception]) -> None:
     try:
         async for piece in choice.pieces():
             queue.put_nowait(piece)
-    except GraftError as error:
+    except Exception as error:  # whatever it is ends the request
         queue.put_nowait(error)

@@ -33,6 +33,7 @@ MODEL_FILE_PATTERNS = (
     "model.safetensors.index.json",
     "tokenizer.json",
     "tokenizer.model",
+    "tekken.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
     "added_tokens.json",
@@ -40,6 +41,8 @@ MODEL_FILE_PATTERNS = (
     "vocab.txt",
     "merges.txt",
     "spiece.model",
+    "sentencepiece.bpe.model",
+    "spm.model",
     "chat_template.jinja",
     "chat_template.json",
 )

@@ -95,8 +95,7 @@ class BaseLife:
         self._become(BaseState.LOADING)
         self._engine.send(self._start(cached.directory, merge))
         try:
-            text_format = await self._load_text_format(cached, merge)
-            loaded = await self._answered
+            text_format, loaded = await self._loaded(cached, merge)
         except GraftError as error:
             logger.critical("%s", error)
             self._become(BaseState.FAILED, error)
@@ -113,6 +112,19 @@ class BaseLife:
         logger.info("`%s` serves: %d parameters in %s", name, loaded.parameter_count, loaded.dtype)
         self._adapters.base_loaded(loaded)
         self._become(BaseState.SERVING)
+
+    async def _loaded(self, cached: Cached, merge: Sequence[MergeSource]) -> tuple[BaseTextFormat, BaseLoaded]:
+        """Wait for the tokenizer and the engine. Raises GraftError: of the first of them that has failed."""
+        text_format = asyncio.create_task(self._load_text_format(cached, merge))
+        both: tuple[asyncio.Future[BaseTextFormat], asyncio.Future[BaseLoaded]] = text_format, self._answered
+        try:
+            await asyncio.wait(both, return_when=asyncio.FIRST_EXCEPTION)
+            for each in both:
+                if each.done():
+                    each.result()
+            return await text_format, await self._answered
+        finally:
+            text_format.cancel()
 
     def on_event(self, event: BaseLoaded | BaseFailed) -> None:
         """Take the engine's answer to Start; the first is final."""

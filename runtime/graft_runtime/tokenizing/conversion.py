@@ -7,22 +7,27 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel
 
 from graft_runtime.contract.wire import Fault
-from graft_runtime.durable import replacing
+from graft_runtime.durable import PARTIAL_SUFFIX, put_in_place, sync
 from graft_runtime.errors import ErrorCode, GraftError
 from graft_runtime.logs import configure_logs
 from graft_runtime.one_shot import run_once
-from graft_runtime.tokenizing.defaults import CHAT_TEMPLATE_FILE
-from graft_runtime.tokenizing.files import ADDED_TOKENS_FILE, CONFIG_FILE, SPECIAL_TOKENS_FILE, TOKENIZER_FILE
+from graft_runtime.tokenizing.files import TOKENIZER_FILE
 
-COMPANIONS = (CONFIG_FILE, SPECIAL_TOKENS_FILE, ADDED_TOKENS_FILE, CHAT_TEMPLATE_FILE)
+SENTENCEPIECE_FILES = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "spm.model")
+TEKKEN_FILE = "tekken.json"
+VOCABULARIES = (*SENTENCEPIECE_FILES, TEKKEN_FILE, "vocab.json", "vocab.txt")
+"""A tokenizer without a tokenizer.json is in one of these."""
 CONVERSION_SECONDS = 300.0
+_HINT = "add a tokenizer.json: AutoTokenizer.from_pretrained(...).save_pretrained(...) writes one"
 
 
 class Converted(BaseModel):
@@ -32,49 +37,100 @@ class Converted(BaseModel):
 
 
 async def convert(source: Path, target: Path) -> None:
-    """Put a tokenizer.json, and what a tokenizer needs beside it, into a directory.
+    """Make a directory with a tokenizer.json and what a tokenizer needs beside it.
 
     Args:
         source: the checkpoint; only read.
-        target: made if it is missing.
+        target: there once all of it is; what earlier conversions left unfinished beside it is removed.
 
     Raises:
         GraftError: NotAModel when it can't be converted, and see `run_once`.
     """
-    await asyncio.to_thread(_copy_companions, source, target)
-    arguments = ["-m", __name__, str(source), str(target)]
+    if not any((source / name).exists() for name in VOCABULARIES):
+        known = ", ".join((TOKENIZER_FILE, *VOCABULARIES))
+        raise GraftError(
+            ErrorCode.NOT_A_MODEL,
+            f"the base model has no tokenizer: its checkpoint holds none of {known}",
+            hint="save its tokenizer beside the model with the tokenizer's save_pretrained()",
+            field="spec.baseModel.uri",
+        )
+    partial = target.with_name(f"{target.name}{PARTIAL_SUFFIX}")
+    await asyncio.to_thread(_remove_partial, target.parent)
+    arguments = ["-m", __name__, str(source), str(partial)]
     what = f"the conversion of the tokenizer of {source.name}"
-    answer = await run_once(arguments, Converted.model_validate_json, what=what, seconds=CONVERSION_SECONDS)
-    if answer.fault is not None:
-        raise GraftError(answer.fault.code, answer.fault.message)
-
-
-def _copy_companions(source: Path, target: Path) -> None:
-    target.mkdir(parents=True, exist_ok=True)
-    for name in COMPANIONS:
-        if (source / name).exists():
-            shutil.copyfile(source / name, target / name)
-
-
-def _converted(source: Path, target: Path) -> Converted:
-    from transformers import AutoTokenizer  # noqa: PLC0415 - seconds, and in the child process alone
-
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(source), local_files_only=True, trust_remote_code=False)
-        with replacing(target / TOKENIZER_FILE) as partial:
-            tokenizer.backend_tokenizer.save(str(partial))
+        answer = await run_once(arguments, Converted.model_validate_json, what=what, seconds=CONVERSION_SECONDS)
+        if answer.fault is not None:
+            raise GraftError(answer.fault.code, answer.fault.message)
+        await asyncio.to_thread(_put_in_place, partial, target)
+    finally:
+        await asyncio.to_thread(shutil.rmtree, partial, ignore_errors=True)
+
+
+def _remove_partial(directory: Path) -> None:
+    for left in directory.glob(f"*{PARTIAL_SUFFIX}"):
+        shutil.rmtree(left, ignore_errors=True)
+
+
+def _put_in_place(partial: Path, target: Path) -> None:
+    shutil.rmtree(target, ignore_errors=True)
+    for file in partial.iterdir():
+        sync(file)
+    put_in_place(partial, target)
+
+
+def converted(source: Path, target: Path) -> Converted:
+    """Convert in this process. Raises nothing."""
+    try:
+        _check_sentencepiece(source)
+        _save(source, target)
     except MemoryError:
         what = f"the tokenizer of {source.name} needs more memory to be converted than there is for that"
         return Converted(fault=Fault.of(GraftError(ErrorCode.NO_CAPACITY, what)))
     except Exception as error:
-        what = f"the tokenizer of {source.name} can't be converted: {type(error).__name__}: {error}"
-        hint = "add a tokenizer.json: AutoTokenizer.from_pretrained(...).save_pretrained(...) writes one"
-        return Converted(fault=Fault.of(GraftError(ErrorCode.NOT_A_MODEL, what, hint=hint)))
+        said = " ".join(str(error).split())
+        what = f"the tokenizer of {source.name} can't be converted: {type(error).__name__}: {said}"
+        return Converted(fault=Fault.of(GraftError(ErrorCode.NOT_A_MODEL, what, hint=_HINT)))
     return Converted()
+
+
+def _save(source: Path, target: Path) -> None:
+    from transformers import AutoTokenizer  # noqa: PLC0415 - seconds, and in the child process alone
+
+    tokenizer = AutoTokenizer.from_pretrained(str(source), local_files_only=True, trust_remote_code=False)
+    family = type(tokenizer).__name__
+    if not tokenizer.is_fast:
+        raise ValueError(f"{family} of Transformers has no form in the tokenizers library")
+    read = tokenizer.init_kwargs.get("vocab_file")
+    if read is None:
+        raise ValueError(f"{family} of Transformers reads none of its vocabulary's files without a tokenizer.json")
+    if Path(read).name == TEKKEN_FILE:
+        _name_tekken_s_tokens(tokenizer)
+    tokenizer.save_pretrained(str(target))
+
+
+def _name_tekken_s_tokens(tokenizer: Any) -> None:
+    """Name the tokens that Mistral's format names by itself, which chat templates and the end of answers go by."""
+    for name, token in (("bos_token", "<s>"), ("eos_token", "</s>")):
+        if getattr(tokenizer, name) is None and token in tokenizer.get_vocab():
+            setattr(tokenizer, name, token)
+
+
+def _check_sentencepiece(source: Path) -> None:
+    """Check that the files named so are of SentencePiece: Transformers blames other libraries. Raises ValueError."""
+    from sentencepiece import SentencePieceProcessor  # noqa: PLC0415 - in the child process alone
+
+    for name in SENTENCEPIECE_FILES:
+        if (source / name).exists():
+            try:
+                SentencePieceProcessor(model_file=str(source / name))
+            except Exception as error:
+                raise ValueError(f"{name} is no model of SentencePiece") from error
 
 
 if __name__ == "__main__":
     configure_logs()
+    os.environ["HF_HUB_OFFLINE"] = "1"
     with contextlib.redirect_stdout(sys.stderr):  # libraries may print
-        result = _converted(Path(sys.argv[1]), Path(sys.argv[2]))
+        result = converted(Path(sys.argv[1]), Path(sys.argv[2]))
     sys.stdout.write(result.model_dump_json())

@@ -49,16 +49,16 @@ def read_defaults(
         directory: in the cache.
         token_id: a token's text → its id or None.
         label: how errors call the checkpoint.
-        base: whether it is a base model, whose config.json speaks where there is no generation_config.json.
+        base: whether it is a base model, whose config.json names its end tokens where there is no
+            generation_config.json.
 
     Raises:
         GraftError: Corrupt, UnsafeFile.
     """
     config, token_names = read_config(directory, label)
     generation = read_small_file(directory / GENERATION_FILE, label)
-    if base and not generation:
-        generation = _of_the_model(read_small_file(directory / MODEL_FILE, label))
-    stops = _as_ids(generation.get("eos_token_id"))
+    ends = _of_the_model(read_small_file(directory / MODEL_FILE, label)) if base and not generation else generation
+    stops = _as_ids(ends.get("eos_token_id"))
     eos = text_of(token_names.get("eos_token"))
     if eos is not None and (found := token_id(eos)) is not None:
         stops.add(found)

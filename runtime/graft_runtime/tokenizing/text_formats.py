@@ -5,10 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from graft_runtime.errors import ErrorCode, GraftError
 from graft_runtime.tokenizing.defaults import GenerationDefaults, read_defaults
@@ -143,7 +142,8 @@ class TextFormats:
         async with self._loading:  # one at a time: two that are alike would be built twice
             text_format = self._kept.get(digest)
             if text_format is None:
-                text_format = await asyncio.to_thread(self._load, base, directory, f"adapter `{name}`")
+                built = [one.tokenizer for one in self._kept.values()]
+                text_format = await asyncio.to_thread(_load, base, built, directory, f"adapter `{name}`")
             self._keep(digest, text_format)
             return text_format
 
@@ -156,27 +156,26 @@ class TextFormats:
     def _bytes(self) -> int:
         return sum({text_format.tokenizer.identity: text_format.bytes for text_format in self._kept.values()}.values())
 
-    def _load(self, base: BaseTextFormat, directory: Path, label: str) -> TextFormat:
-        files, own = read_own(directory, base.recipe, label)
-        identity = own.identity(base.recipe.pipeline)
-        shares = identity == base.text_format.tokenizer.identity
-        fast = base.text_format.tokenizer.fast if shares else self._built(own, identity, base, label)
-        inherited = {} if files.pipeline is not None and files.named else base.text_format.tokenizer.named
-        tokenizer = Tokenizer(fast, {**inherited, **files.named}, identity, adds_bos=_adds_bos(files, base.files))
-        if not shares:
-            _tried(tokenizer)
-        return TextFormat(
-            tokenizer,
-            read_defaults(directory, tokenizer.token_id, label),
-            _understood(base.text_format, tokenizer),
-            None if shares else highest(own, fast, base.recipe, base.text_format.tokenizer.fast),
-            0 if shares else _bytes_of(own, base.recipe),
-        )
 
-    def _built(self, own: Recipe, identity: str, base: BaseTextFormat, label: str) -> Any:
-        alike = (kept.tokenizer for kept in self._kept.values() if kept.tokenizer.identity == identity)
-        found = next(alike, None)
-        return found.fast if found is not None else build(own, base.recipe, base.text_format.tokenizer.fast, label)
+def _load(base: BaseTextFormat, kept: Sequence[Tokenizer], directory: Path, label: str) -> TextFormat:
+    files, own = read_own(directory, base.recipe, label)
+    identity = own.identity(base.recipe.pipeline)
+    base_tokenizer = base.text_format.tokenizer
+    shares = identity == base_tokenizer.identity
+    fast = next((one.fast for one in (base_tokenizer, *kept) if one.identity == identity), None)
+    if fast is None:
+        fast = build(own, base.recipe, base_tokenizer.fast, label)
+    inherited = {} if files.pipeline is not None and files.named else base_tokenizer.named
+    tokenizer = Tokenizer(fast, {**inherited, **files.named}, identity, adds_bos=_adds_bos(files, base.files))
+    if not shares:
+        _tried(tokenizer)
+    return TextFormat(
+        tokenizer,
+        read_defaults(directory, tokenizer.token_id, label),
+        _understood(base.text_format, tokenizer),
+        None if shares else highest(own, fast, base.recipe, base_tokenizer.fast),
+        0 if shares else _bytes_of(own, base.recipe),
+    )
 
 
 def _understood(base: TextFormat, tokenizer: Tokenizer) -> GenerationDefaults:
