@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from graft_local.cluster import LocalCluster
 from graft_operator import objects
 from graft_operator.objects import Pool
 from graft_operator.resource import parse_spec
-from graft_operator.settings import Settings
+from graft_operator.settings import PodDefaults, Settings
 from graft_runtime.contract.adapter_set import AdapterEntry, AdapterSet
 from graft_runtime.contract.checkpoints import Source
 
 pytestmark = pytest.mark.cluster
 
-SETTINGS = Settings(namespace="graft-system", runtime_image="graft-runtime:0.1.0")
+VALUES = yaml.safe_load((Path(__file__).parents[2] / "charts/graft/values.yaml").read_text())
+SETTINGS = Settings(
+    namespace="graft-system",
+    runtime_image="graft-runtime:0.1.0",
+    pod_defaults=PodDefaults(spec=VALUES["podDefaults"]["spec"]),
+)
 CLAIM = {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "20Gi"}}}
 SPEC = parse_spec(
     {

@@ -366,6 +366,26 @@ def test_a_pod_template_that_can_t_be_is_refused_and_adapters_stay_hot(stage: St
     assert stage.pods() == pods
 
 
+def test_an_image_that_can_t_be_had_is_told_at_once(stage: Stage) -> None:
+    """No node here pulls images: what a kubelet would say is written into a pod that nobody schedules."""
+
+    def kubelet_says(reason: str, message: str) -> None:
+        (pod,) = stage.get("pods", "-l", "graft.dev/deployment=support")["items"]
+        container = {"name": "runtime", "image": "stub", "imageID": "", "ready": False, "restartCount": 0}
+        container["state"] = {"waiting": {"reason": reason, "message": message}}
+        status = json.dumps({"status": {"containerStatuses": [container]}})
+        stage.kubectl("patch", "pod", pod["metadata"]["name"], "--subresource=status", "--type=merge", "-p", status)
+
+    stage.apply(BILLING, podTemplate={"spec": {"schedulerName": "nobody"}})
+    stage.until(lambda: len(stage.pods()) == 1, "the pod")
+    kubelet_says("ErrImagePull", "stub: not found")
+    stage.until(lambda: stage.conditions()["Stalled"] == ("True", "PodsStuck"), "the kubelet's words")
+    assert "ErrImagePull: stub: not found" in stage.message("Stalled")
+    stage.until(lambda: "PodsStuck" in stage.reasons(), "the Event about it")
+    kubelet_says("ContainerCreating", "")
+    stage.until(lambda: stage.conditions()["Stalled"] == ("False", "NoFault"), "the image to be there")
+
+
 def test_a_hung_pod_is_told_and_nothing_is_wedged(stage: Stage) -> None:
     stage.apply(BILLING)
     stage.wait_ready()

@@ -20,6 +20,8 @@ class Admission:
     def __init__(self, max_sequences: int) -> None:
         self._capacity = max_sequences * (1 + WAITING_PER_PLACE)
         self._idle = asyncio.Event()
+        self._entered = asyncio.get_running_loop().time()
+        """When the last request came, by the event loop's clock."""
         self.in_flight = 0
         """Answers that are awaited, waiting ones included."""
         self.refusing = False
@@ -38,14 +40,20 @@ class Admission:
                 hint="try again later, or give the pool more replicas",
             )
         self.in_flight += count
+        self._entered = asyncio.get_running_loop().time()
 
     def leave(self, count: int) -> None:
         """Take note that this many answers are awaited no longer."""
         self.in_flight -= count
         self._idle.set()
 
-    async def wait_idle(self) -> None:
-        """Wait until no answer is awaited."""
-        while self.in_flight:
-            self._idle.clear()
-            await self._idle.wait()
+    async def wait_quiet(self, seconds: float) -> None:
+        """Wait until no answer is awaited, and from now on for `seconds` no request has come."""
+        loop = asyncio.get_running_loop()
+        begun = loop.time()
+        while self.in_flight or (rest := max(begun, self._entered) + seconds - loop.time()) > 0:
+            if self.in_flight:
+                self._idle.clear()
+                await self._idle.wait()
+            else:
+                await asyncio.sleep(rest)

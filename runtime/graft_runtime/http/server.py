@@ -31,8 +31,8 @@ logger = logging.getLogger(__name__)
 EXIT_DONE = 0
 EXIT_ENGINE_GONE = 3
 EXIT_BROKEN = 4
-STILL_SERVING_SECONDS = 5.0
-"""After SIGTERM: until then, whoever routes here has not heard that this pod is unready."""
+QUIET_SECONDS = 5.0
+"""After SIGTERM: so long nobody asked, before this pod ends; who routes here may not have heard that it is unready."""
 CLOSING_SECONDS = 3
 KEEP_ALIVE_SECONDS = 75
 BACKLOG = 1024
@@ -107,21 +107,17 @@ async def _until_the_end(tasks: dict[str, asyncio.Task[Any]]) -> int | None:
 
 
 async def _drain(pod: Pod, admission: Admission, server: _Server, engine: asyncio.Task[int]) -> None:
-    """Be unready, but go on serving a little longer; then end what runs; then cut off what still does.
+    """Be unready, but go on serving until nobody asks here any more; then, at the latest, cut off what still runs.
 
-    From the first moment on, every answer says that its connection closes, so that clients turn to other pods. The
-    connections that nobody used meanwhile are closed after that.
+    From the first moment on, every answer says that its connection closes, so that clients turn to other pods. Whoever
+    has not heard yet that this pod is going is answered: where others can't be reached, no other pod would.
     """
-    loop = asyncio.get_running_loop()
-    deadline = loop.time() + pod.config.drain_seconds
     logger.info("asked to end: %d requests are on their way", admission.in_flight)
     pod.leave()
-    await asyncio.wait([engine], timeout=min(STILL_SERVING_SECONDS, pod.config.drain_seconds))
-    admission.refusing = True
-    server.close_idle()
-    idle = _task(admission.wait_idle())
-    await asyncio.wait([engine, idle], timeout=max(deadline - loop.time(), 0), return_when=asyncio.FIRST_COMPLETED)
-    idle.cancel()
+    quiet, closing = _task(admission.wait_quiet(QUIET_SECONDS)), _task(server.close_idle(QUIET_SECONDS))
+    await asyncio.wait([engine, quiet], timeout=pod.config.drain_seconds, return_when=asyncio.FIRST_COMPLETED)
+    quiet.cancel()
+    closing.cancel()
     if admission.in_flight:
         logger.warning("%d requests are cut off", admission.in_flight)
 
@@ -145,10 +141,20 @@ class _Server(uvicorn.Server):
     def capture_signals(self) -> Iterator[None]:
         yield
 
-    def close_idle(self) -> None:
-        """Close the connections that wait for a request, and the others after their answers."""
-        for connection in list(self.server_state.connections):
-            connection.shutdown()
+    async def close_idle(self, seconds: float) -> None:
+        """Close the connections on which nothing was asked for `seconds`, for ever.
+
+        Those that have just been opened, or have just had an answer, are left open: a request may be on its way.
+        """
+        before: dict[object, object] = {}
+        while True:
+            last = {connection: getattr(connection, "cycle", None) for connection in self.server_state.connections}
+            idle = {connection: cycle for connection, cycle in last.items() if cycle is None or cycle.response_complete}
+            for connection, cycle in idle.items():
+                if connection in before and before[connection] is cycle:
+                    connection.shutdown()
+            before = dict(idle)
+            await asyncio.sleep(seconds)
 
 
 def _server(app: ASGIApp) -> _Server:

@@ -251,55 +251,6 @@ def test_too_many_requests_are_turned_away(pod: Any) -> None:
     assert all("retry-after" in reply.headers for reply in away)
 
 
-def test_sigterm_lets_running_answers_end_and_takes_new_ones_for_five_seconds(doomed_pod: Any) -> None:
-    with doomed_pod.stream("tiny") as response:
-        response.readline()
-        os.kill(doomed_pod.engine_pid, signal.SIGSTOP)
-        doomed_pod.process.send_signal(signal.SIGTERM)
-        wait_until(lambda: doomed_pod.probe("/readyz") == 503)
-        assert doomed_pod.probe("/livez") == 200
-        os.kill(doomed_pod.engine_pid, signal.SIGCONT)
-        assert doomed_pod.text("tiny"), "whoever has not heard of it yet is served"
-        os.kill(doomed_pod.engine_pid, signal.SIGSTOP)
-        reply = wait_until(lambda: _refused(doomed_pod), seconds=10)
-        assert (reply.status, reply.json["error"]["code"]) == (503, "ShuttingDown")
-        os.kill(doomed_pod.engine_pid, signal.SIGCONT)
-        assert response.read().endswith(b"data: [DONE]\n\n")
-    assert doomed_pod.process.wait(20) == 0
-
-
-def test_a_pod_that_leaves_sends_its_clients_away_one_answer_at_a_time(doomed_pod: Any) -> None:
-    used, idle = (http.client.HTTPConnection(doomed_pod.address, 8000, timeout=60) for _ in range(2))
-    with contextlib.closing(used), contextlib.closing(idle), doomed_pod.stream("tiny") as response:
-        response.readline()
-        os.kill(doomed_pod.engine_pid, signal.SIGSTOP)
-        assert [_connection_of(each) for each in (used, idle, used)] == [None, None, None]
-        doomed_pod.process.send_signal(signal.SIGTERM)
-        wait_until(lambda: doomed_pod.probe("/readyz") == 503)
-        assert _connection_of(used) == "close", "answered, and no other request comes here"
-        idle.sock.settimeout(15)
-        assert idle.sock.recv(1) == b"", "closed, though an answer still runs"
-        os.kill(doomed_pod.engine_pid, signal.SIGCONT)
-        assert response.read().endswith(b"data: [DONE]\n\n")
-    assert doomed_pod.process.wait(20) == 0
-
-
-def _connection_of(client: http.client.HTTPConnection) -> str | None:
-    """The header `Connection` of an answer on the client's kept connection."""
-    client.request("GET", "/v1/models")
-    answer = client.getresponse()
-    answer.read()
-    assert answer.status == 200
-    return answer.headers["connection"]
-
-
-def _refused(pod: Any) -> Any:
-    """The answer of a request that is turned away at once; one that would wait is given up."""
-    with contextlib.suppress(TimeoutError):
-        return pod.complete("tiny", seconds=1)
-    return None
-
-
 def test_at_the_end_of_the_grace_streams_end_with_an_error_event(make_pod: Callable[..., Any]) -> None:
     pod = _started(make_pod, drain_seconds=1)
     with pod.stream("tiny") as response:
