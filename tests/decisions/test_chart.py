@@ -24,7 +24,7 @@ SPREAD = {
     "topologyKey": "kubernetes.io/hostname",
     "maxSkew": 1,
     "whenUnsatisfiable": "ScheduleAnyway",
-    "labelSelector": {"matchExpressions": [{"key": DEPLOYMENT_LABEL, "operator": "Exists"}]},
+    "labelSelector": {"matchLabels": {"app.kubernetes.io/managed-by": "graft"}},
     "matchLabelKeys": [DEPLOYMENT_LABEL],
 }
 
