@@ -93,8 +93,9 @@ def test_monitors_find_what_they_are_to_watch() -> None:
     (wanted,) = pools["selector"]["matchExpressions"]
     assert wanted["operator"] == "Exists"
     assert wanted["key"] in pod["metadata"]["labels"]
-    ports = {port["name"] for container in pod["spec"]["containers"] for port in container["ports"]}
-    assert {each["port"] for each in pools["podMetricsEndpoints"]} <= ports
+    (container,) = pod["spec"]["containers"]
+    probed = container["readinessProbe"]["httpGet"]["port"]
+    assert {each["port"] for each in pools["podMetricsEndpoints"]} == {probed}, "the runtime serves both on one port"
     assert pools["namespaceSelector"] == {"any": True}
     some = rendered(**ON, watchNamespaces=["team-a"])["PodMonitor"]["spec"]
     assert some["namespaceSelector"] == {"matchNames": ["team-a"]}
