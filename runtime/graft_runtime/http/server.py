@@ -146,14 +146,16 @@ class _Server(uvicorn.Server):
 
         Those that have just been opened, or have just had an answer, are left open: a request may be on its way.
         """
-        before: dict[object, object] = {}
+        before: dict[Any, Any] = {}
         while True:
             last = {connection: getattr(connection, "cycle", None) for connection in self.server_state.connections}
-            idle = {connection: cycle for connection, cycle in last.items() if cycle is None or cycle.response_complete}
+            idle: dict[Any, Any] = {
+                one: cycle for one, cycle in last.items() if cycle is None or cycle.response_complete
+            }
             for connection, cycle in idle.items():
                 if connection in before and before[connection] is cycle:
                     connection.shutdown()
-            before = dict(idle)
+            before = idle
             await asyncio.sleep(seconds)
 
 
