@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
+from concurrent.futures import Executor, Future
 from pathlib import Path
 from typing import Any
 
@@ -135,13 +136,24 @@ def sha(digest: str) -> str:
     return f"sha256:{digest * 64}"
 
 
+class AtOnce(Executor):
+    """Runs what it is given at once, in the thread that gives it."""
+
+    def __init__(self, *_: Any, **__: Any) -> None: ...
+
+    def submit(self, function: Callable[..., Any], /, *arguments: Any, **options: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        try:
+            future.set_result(function(*arguments, **options))
+        except Exception as error:
+            future.set_exception(error)
+        return future
+
+
 @pytest.fixture
 def play(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Played]:
-    async def at_once(function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
-        return function(*arguments, **options)
-
     monkeypatch.setattr("graft_runtime.pod.preparations.read_adapter_files", lambda *_, **__: Files)
-    monkeypatch.setattr(asyncio, "to_thread", at_once)
+    monkeypatch.setattr("graft_runtime.pod.preparations.ThreadPoolExecutor", AtOnce)
     return Played
 
 
