@@ -5,7 +5,7 @@
 Filled with 0 and not only multiplied: 0 · inf is NaN, and what one adapter computes must not reach another's row.
 Vectors are gathered by each token's slot. Only adapters with rows or parameters of their own cost a pass each. The same
 for every runner: what differs is only which tokens a step holds. Where there are columns alone, the linear module adds
-them itself; hooks are for all else.
+them itself; hooks are for all else. More than 300 lines: what is installed on a model stands beside what takes it off.
 """
 
 from __future__ import annotations
