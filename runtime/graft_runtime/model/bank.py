@@ -114,7 +114,7 @@ class Bank:
         """Return the paths of the modules that active adapters change, None when one does so not by columns alone."""
         if self._in_columns[0] != self.version:
             used = {path: part for path, part in self.modules.items() if part.used}
-            plain = all(part.low_rank_alone for part in used.values())
+            plain = all(part.columns_alone for part in used.values())
             self._in_columns = (self.version, frozenset(used) if plain else None)
         return self._in_columns[1]
 

@@ -89,11 +89,6 @@ class BankModule:
         """Tell whether the module is linear."""
         return self._shape is not None
 
-    @property
-    def low_rank_alone(self) -> bool:
-        """Tell whether all that active adapters change here is in columns."""
-        return not self.groups and not any(users for part, users in self._users.items() if part != "low_rank")
-
     def uses(self, part: str) -> bool:
         """Tell whether an active adapter has this part here."""
         return bool(self._users.get(part))
