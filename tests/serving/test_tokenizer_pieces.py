@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pytest
-from graft_runtime.tokenizing.pieces import Detokenizer
+from graft_runtime.tokenizing.pieces import Detokenizer, StopStrings
 from graft_runtime.tokenizing.tokenizer import Tokenizer
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as Fast
@@ -140,3 +140,20 @@ def test_text_comes_as_soon_as_no_later_token_can_change_it() -> None:
     detokenizer = Tokenizer(fast, {}, "it").detokenizer(fast.encode("a").ids)
     got = [detokenizer.push([token]) for token in fast.encode("你a好").ids[1:]]
     assert got == ["", "", "", "你a", "好"]
+
+
+@pytest.mark.parametrize("text", CORPUS)
+def test_an_answer_ends_before_its_stop_string_wherever_it_is_cut(fast: Fast, text: str) -> None:
+    """Also where the stop string lies across pieces, or special tokens stand inside of it."""
+    ids = fast.encode(text).ids
+    middle = len(ids) // 2
+    ids = [*ids[:middle], *fast.encode("</s>").ids, *ids[middle:]]
+    whole = fast.decode(ids)
+    stops = {whole[start : start + length] for start in range(1, len(whole)) for length in (1, 2, 5)}
+    tokenizer = Tokenizer(fast, {}, "it")
+    for stop in stops - {""}:
+        for size in (1, 2, 1000):
+            cut = StopStrings([stop])
+            pieces = [*streamed(tokenizer.detokenizer(), ids, size)]
+            assert "".join([*map(cut.push, pieces), cut.finish()]) == whole[: whole.index(stop)], (stop, size)
+            assert cut.hit
