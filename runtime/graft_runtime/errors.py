@@ -134,6 +134,8 @@ class ErrorCode(StrEnum):
     """The adapters that a request names can't answer together."""
     NOT_READY = "NotReady", Recovery.BY_ITSELF
     """Not ready yet; try again."""
+    OVER_SHARE = "OverShare", Recovery.BY_ITSELF, 429
+    """As many requests to this name wait as may while others are asked as well; try again."""
     OVERLOADED = "Overloaded", Recovery.BY_ITSELF
     """Too many requests wait already; try again."""
     SHUTTING_DOWN = "ShuttingDown", Recovery.BY_ITSELF

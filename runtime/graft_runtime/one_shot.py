@@ -49,7 +49,7 @@ async def run_once(
         env={**os.environ, "OMP_NUM_THREADS": "1"},  # the engine beside it has requests
     )
     try:
-        _bound(process.pid, memory_bytes)
+        bound_memory(process.pid, memory_bytes)
         async with asyncio.timeout(seconds):
             output, _ = await process.communicate()
     except TimeoutError:
@@ -70,7 +70,7 @@ async def run_once(
         raise GraftError(ErrorCode.INTERNAL, said, hint=_HINT) from None
 
 
-def _bound(pid: int, memory_bytes: int) -> None:
+def bound_memory(pid: int, memory_bytes: int) -> None:
     """Limit the memory of a process, and have the kernel kill it before all others where the container has none."""
     with contextlib.suppress(OSError):
         _, highest = resource.prlimit(pid, resource.RLIMIT_DATA)

@@ -34,7 +34,7 @@ from graft_runtime.contract.control import (
     ResolveRequest,
 )
 from graft_runtime.contract.facts import AdapterFacts
-from graft_runtime.contract.ports import API_PORT, CONTROL_PORT
+from graft_runtime.contract.ports import API_PORT, CONTROL_PORT, PROBE_PORT
 from graft_runtime.contract.status import (
     AdapterReport,
     AdapterState,
@@ -212,14 +212,14 @@ async def serve(arguments: argparse.Namespace) -> None:
     control.router.add_get("/status", runtime.get_status)
     control.router.add_put("/adapter-set", runtime.put_adapter_set)
     control.router.add_post("/resolve", runtime.resolve)
-    public = web.Application()
-    public.router.add_get("/startupz", healthy)
-    public.router.add_get("/livez", healthy)
-    public.router.add_get("/readyz", ready)
+    probes = web.Application()
+    probes.router.add_get("/startupz", healthy)
+    probes.router.add_get("/livez", healthy)
+    probes.router.add_get("/readyz", ready)
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
     runners = []
-    for application, port in ((public, API_PORT), (control, CONTROL_PORT)):
+    for application, port in ((web.Application(), API_PORT), (control, CONTROL_PORT), (probes, PROBE_PORT)):
         runner = web.AppRunner(application, shutdown_timeout=0.1)
         await runner.setup()
         await web.TCPSite(runner, arguments.bind_address, port).start()

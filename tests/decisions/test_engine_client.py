@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from graft_runtime.messages import Cancel, Command, Event, Generate, Sampling, encode_command
+from graft_runtime.errors import ErrorCode, GraftError
+from graft_runtime.messages import Cancel, Command, Event, Generate, Generated, Sampling, encode_command
 from graft_runtime.pod.engine_client import EngineClient
 
 
@@ -40,3 +41,38 @@ async def test_a_request_that_cannot_be_encoded_is_not_waited_for() -> None:
     assert client.pending == 1
     answer.cancel()
     assert (client.pending, engine.sent[-1]) == (0, Cancel(answer.request))
+
+
+class Fed:
+    """An engine client with one request, and the events that come of it."""
+
+    def __init__(self) -> None:
+        self.client = EngineClient(ListedEngine(), lambda _: None)
+        self.answer = self.client.submit(asked(1))
+        self.ends = 0
+        self.answer.ended = self._count
+
+    def _count(self) -> None:
+        self.ends += 1
+
+    def hear(self, *tokens: int, finish: str | None = None) -> None:
+        self.client._dispatch(Generated(self.answer.request, list(tokens), finish))
+
+
+async def test_an_answer_tells_that_the_engine_is_done_whoever_still_reads() -> None:
+    fed = Fed()
+    fed.hear(1)
+    assert (fed.ends, fed.client.pending) == (0, 1)
+    fed.hear(2, finish="length")
+    assert (fed.ends, fed.client.pending) == (1, 0)
+    fed.answer.cancel()
+    fed.answer.fail(GraftError(ErrorCode.SHUTTING_DOWN, "the pod ends"))
+    assert fed.ends == 1
+    assert await fed.answer.next() == ([1, 2], "length"), "a whole answer stays one"
+
+
+async def test_a_cancelled_answer_is_done_at_once() -> None:
+    fed = Fed()
+    fed.answer.cancel()
+    fed.hear(1, finish="stop")
+    assert fed.ends == 1

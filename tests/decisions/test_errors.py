@@ -10,7 +10,7 @@ from graft_runtime.errors import ErrorCode, GraftError, Recovery
 from graft_runtime.http.faults import error_response, fault_response
 from graft_runtime.store.fetches import retry_seconds
 
-TRIED_AGAIN_BY_CLIENTS = {409, 500, 503}
+TRIED_AGAIN_BY_CLIENTS = {409, 429, 500, 503}
 
 
 @pytest.mark.parametrize("code", ErrorCode)
@@ -34,7 +34,7 @@ def test_clients_are_told_to_try_again_where_that_is_of_use(code: ErrorCode) -> 
     answer, control = error_response(GraftError(code, "why")), fault_response(GraftError(code, "why"))
     assert answer.status_code == control.status_code == code.http_status
     assert (code.http_status in TRIED_AGAIN_BY_CLIENTS) == (code.passes or code is ErrorCode.INTERNAL)
-    assert ("Retry-After" in answer.headers) == (code.http_status == 503)
+    assert ("Retry-After" in answer.headers) == (code.http_status in {429, 503})
 
 
 def test_a_code_is_its_text_and_nothing_else_crosses_the_wire() -> None:

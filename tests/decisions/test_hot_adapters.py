@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
-from concurrent.futures import Executor, Future
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +34,7 @@ from graft_runtime.pod.leases import Lease
 from graft_runtime.pod.mounting import Mounting
 from graft_runtime.pod.preparations import Preparations
 from graft_runtime.store.cache import Cached
+from graft_runtime.threads import Threads
 
 ENGINE = Capabilities(frozenset(DeltaKind), weights=True, adapters_per_request=4, tiers=("device", "host", "disk"))
 LOADED = BaseLoaded("decoder", 64, 320, 1, "float32", Task.CAUSAL_LM, ENGINE)
@@ -136,24 +136,13 @@ def sha(digest: str) -> str:
     return f"sha256:{digest * 64}"
 
 
-class AtOnce(Executor):
-    """Runs what it is given at once, in the thread that gives it."""
-
-    def __init__(self, *_: Any, **__: Any) -> None: ...
-
-    def submit(self, function: Callable[..., Any], /, *arguments: Any, **options: Any) -> Future[Any]:
-        future: Future[Any] = Future()
-        try:
-            future.set_result(function(*arguments, **options))
-        except Exception as error:
-            future.set_exception(error)
-        return future
-
-
 @pytest.fixture
 def play(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Played]:
+    async def at_once(_: Threads, function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+        return function(*arguments, **options)
+
     monkeypatch.setattr("graft_runtime.pod.preparations.read_adapter_files", lambda *_, **__: Files)
-    monkeypatch.setattr("graft_runtime.pod.preparations.ThreadPoolExecutor", AtOnce)
+    monkeypatch.setattr(Threads, "run", at_once)
     return Played
 
 

@@ -9,7 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from graft_runtime.logs import EXTRA, JsonFormatter, request_id
+from graft_runtime.logs import EXTRA, LINES_A_MINUTE, JsonFormatter, Throttle, request_id
 
 ROOT = Path(__file__).parents[2]
 
@@ -51,3 +51,16 @@ def test_no_process_sets_up_logs_in_another_way() -> None:
         if isinstance(node, ast.Attribute) and node.attr in {"basicConfig", "dictConfig", "setFormatter"}
     }
     assert found == {"runtime/graft_runtime/logs.py"}
+
+
+def test_a_library_that_is_made_to_talk_is_heard_a_minute_at_a_time() -> None:
+    throttle = Throttle(["uvicorn"])
+
+    def passes(name: str, second: float) -> bool:
+        record = logging.LogRecord(name, logging.WARNING, "", 0, "", None, None)
+        record.created = second
+        return bool(throttle.filter(record))
+
+    assert sum(passes("uvicorn.error", 1.0) for _ in range(1000)) == LINES_A_MINUTE
+    assert passes("graft_runtime.http", 1.0)
+    assert passes("uvicorn.error", 61.0)

@@ -62,7 +62,7 @@ def test_the_service_routes_to_the_api_port_alone() -> None:
 
 
 def test_the_network_policy_opens_the_control_port_to_the_operator_alone() -> None:
-    anyone, operator = objects.build_network_policy(make_pool(), SETTINGS)["spec"]["ingress"]
+    anyone, operator, scrapers = objects.build_network_policy(make_pool(), SETTINGS)["spec"]["ingress"]
     assert anyone == {"ports": [{"port": 8000, "protocol": "TCP"}]}
     assert operator["ports"] == [{"port": 8001, "protocol": "TCP"}]
     assert operator["from"] == [
@@ -71,6 +71,10 @@ def test_the_network_policy_opens_the_control_port_to_the_operator_alone() -> No
             "podSelector": {"matchLabels": {"graft.dev/component": "operator"}},
         }
     ]
+    assert scrapers == {
+        "from": [{"namespaceSelector": {"matchLabels": {"graft.dev/metrics": "scraped"}}}],
+        "ports": [{"port": 8002, "protocol": "TCP"}],
+    }
 
 
 def test_a_pool_of_no_pods_has_no_disruption_budget() -> None:

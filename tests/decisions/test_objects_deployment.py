@@ -46,13 +46,14 @@ env:
 ports:
 - {name: http, containerPort: 8000, protocol: TCP}
 - {name: control, containerPort: 8001, protocol: TCP}
+- {name: probes, containerPort: 8002, protocol: TCP}
 securityContext:
   allowPrivilegeEscalation: false
   capabilities: {drop: [ALL]}
   readOnlyRootFilesystem: true
-startupProbe: {httpGet: {path: /startupz, port: http}, periodSeconds: 2, timeoutSeconds: 2, failureThreshold: 900}
-readinessProbe: {httpGet: {path: /readyz, port: http}, periodSeconds: 2, timeoutSeconds: 2, failureThreshold: 3}
-livenessProbe: {httpGet: {path: /livez, port: http}, periodSeconds: 10, timeoutSeconds: 5, failureThreshold: 3}
+startupProbe: {httpGet: {path: /startupz, port: probes}, periodSeconds: 2, timeoutSeconds: 2, failureThreshold: 900}
+readinessProbe: {httpGet: {path: /readyz, port: probes}, periodSeconds: 2, timeoutSeconds: 2, failureThreshold: 3}
+livenessProbe: {httpGet: {path: /livez, port: probes}, periodSeconds: 10, timeoutSeconds: 5, failureThreshold: 3}
 volumeMounts:
 - {name: config, mountPath: /graft/config, readOnly: true}
 - {name: adapter-set, mountPath: /graft/adapter-set, readOnly: true}

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from graft_runtime.engine.requests import Encoding, Request, Result, first_position
 from graft_runtime.engine.scheduler import Scheduler
-from graft_runtime.messages import Encode
+from graft_runtime.messages import Encode, ServedAdapter
 
 
 def request(name: str) -> Request:
@@ -127,3 +127,46 @@ def test_an_adapter_takes_part_from_the_last_place_of_its_invocation_on() -> Non
     assert first_position([1, 2, 3], []) == 0
     assert first_position([7, 8, 1, 7, 8, 2], [7, 8]) == 3
     assert first_position([7, 1], [7, 8]) > 1 << 40
+
+
+def of(adapter: str, number: int, tokens: int = 10) -> Request:
+    message = Encode(f"{adapter}{number}", [1] * tokens, (ServedAdapter(adapter, 1.0),))
+    return Encoding(message=message, adapters=())
+
+
+def started(queue: Scheduler, count: int) -> list[str]:
+    """Return the names of the requests that start, one place at a time."""
+    order = []
+    for _ in range(count):
+        (turn,) = queue.schedule()
+        order.append(turn.requests[0].name)
+        queue.flow.leave(turn.requests[0])
+    return order
+
+
+def test_who_asks_often_waits_behind_himself_alone() -> None:
+    queue = Scheduler(Places(1))
+    for number in range(6):
+        queue.add(of("a", number))
+    queue.add(of("b", 0))
+    queue.add(of("b", 1))
+    assert started(queue, 8) == ["a0", "b0", "a1", "b1", "a2", "a3", "a4", "a5"]
+
+
+def test_what_counts_is_tokens() -> None:
+    queue = Scheduler(Places(1))
+    for number in range(3):
+        queue.add(of("long", number, 40))
+    for number in range(6):
+        queue.add(of("short", number, 10))
+    assert started(queue, 7) == ["long0", "short0", "short1", "short2", "short3", "long1", "short4"]
+
+
+def test_who_did_not_ask_has_saved_nothing_up() -> None:
+    queue = Scheduler(Places(1))
+    for number in range(6):
+        queue.add(of("a", number))
+    assert started(queue, 4) == ["a0", "a1", "a2", "a3"]
+    for number in range(3):
+        queue.add(of("late", number))
+    assert started(queue, 5) == ["late0", "a4", "late1", "a5", "late2"]

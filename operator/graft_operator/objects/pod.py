@@ -6,7 +6,7 @@ from typing import Any
 
 from graft_runtime.contract.config import SOURCE_TOKEN_FILE
 from graft_runtime.contract.environment import MEMORY_LIMIT
-from graft_runtime.contract.ports import API_PORT, CONTROL_PORT
+from graft_runtime.contract.ports import API_PORT, CONTROL_PORT, PROBE_PORT
 
 from graft_operator.objects.pool import Pool, adapter_set_name, config_name, keys_name
 from graft_operator.resource import SourceSpec, mount_name
@@ -57,6 +57,7 @@ def _container(pool: Pool, settings: Settings) -> dict[str, Any]:
         "ports": [
             {"name": "http", "containerPort": API_PORT, "protocol": "TCP"},
             {"name": "control", "containerPort": CONTROL_PORT, "protocol": "TCP"},
+            {"name": "probes", "containerPort": PROBE_PORT, "protocol": "TCP"},
         ],
         "securityContext": {
             "allowPrivilegeEscalation": False,
@@ -90,19 +91,19 @@ def _arguments(pool: Pool, settings: Settings) -> list[str]:
 def _probes(startup_timeout_seconds: int) -> dict[str, Any]:
     return {
         "startupProbe": {
-            "httpGet": {"path": "/startupz", "port": "http"},
+            "httpGet": {"path": "/startupz", "port": "probes"},
             "periodSeconds": STARTUP_PERIOD_SECONDS,
             "timeoutSeconds": 2,
             "failureThreshold": -(-startup_timeout_seconds // STARTUP_PERIOD_SECONDS),
         },
         "readinessProbe": {
-            "httpGet": {"path": "/readyz", "port": "http"},
+            "httpGet": {"path": "/readyz", "port": "probes"},
             "periodSeconds": 2,
             "timeoutSeconds": 2,
             "failureThreshold": 3,
         },
         "livenessProbe": {
-            "httpGet": {"path": "/livez", "port": "http"},
+            "httpGet": {"path": "/livez", "port": "probes"},
             "periodSeconds": 10,
             "timeoutSeconds": 5,
             "failureThreshold": 3,

@@ -1,8 +1,10 @@
-"""How many answers a pod works on at a time."""
+"""How many answers a pod works on at a time, in all and under each name."""
 
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
+from collections.abc import Sequence
 
 from graft_runtime.errors import ErrorCode, GraftError
 
@@ -13,6 +15,8 @@ WAITING_PER_PLACE = 8
 class Admission:
     """Counts the answers that are awaited, and turns requests away.
 
+    The names under way share three quarters of all places evenly; the last quarter is for names that come.
+
     Args:
         max_sequences: places in the batch.
     """
@@ -22,29 +26,51 @@ class Admission:
         self._idle = asyncio.Event()
         self._entered = asyncio.get_running_loop().time()
         """When the last request came, by the event loop's clock."""
+        self._by_name: Counter[str] = Counter()
         self.in_flight = 0
         """Answers that are awaited, waiting ones included."""
         self.refusing = False
         """New requests are turned away."""
 
-    def enter(self, count: int) -> None:
-        """Count a request for this many answers, until `leave`. Raises GraftError: ShuttingDown, Overloaded."""
-        if self.refusing:
-            raise GraftError(
-                ErrorCode.SHUTTING_DOWN, "this pod is shutting down", hint="try again: another one answers"
-            )
+    def enter(self, count: int, names: Sequence[str]) -> None:
+        """Count a request for this many answers, until `leave`.
+
+        Args:
+            count: of its answers.
+            names: whose they are: several of a sum.
+
+        Raises:
+            GraftError: ShuttingDown, OverShare, Overloaded.
+        """
+        self._check_open()
+        share = self._capacity * 3 // 4 // len({*self._by_name, *names})
+        for name in names:
+            if (held := self._by_name[name]) and held + count > share:
+                raise GraftError(
+                    ErrorCode.OVER_SHARE,
+                    f"{held} requests to `{name}` are on their way here, its share is {share}",
+                    hint="try again later, or give the pool more replicas",
+                    field="model",
+                )
+        self.check(count)
+        self.in_flight += count
+        self._entered = asyncio.get_running_loop().time()
+        self._by_name.update(dict.fromkeys(names, count))
+
+    def check(self, count: int) -> None:
+        """Check that the pod has room for this many answers. Raises GraftError: ShuttingDown, Overloaded."""
+        self._check_open()
         if self.in_flight and self.in_flight + count > self._capacity:
             raise GraftError(
                 ErrorCode.OVERLOADED,
                 f"{self.in_flight} requests are on their way here, the most is {self._capacity}",
                 hint="try again later, or give the pool more replicas",
             )
-        self.in_flight += count
-        self._entered = asyncio.get_running_loop().time()
 
-    def leave(self, count: int) -> None:
+    def leave(self, count: int, names: Sequence[str]) -> None:
         """Take note that this many answers are awaited no longer."""
         self.in_flight -= count
+        self._by_name -= Counter(dict.fromkeys(names, count))
         self._idle.set()
 
     async def wait_quiet(self, seconds: float) -> None:
@@ -57,3 +83,9 @@ class Admission:
                 await self._idle.wait()
             else:
                 await asyncio.sleep(rest)
+
+    def _check_open(self) -> None:
+        if self.refusing:
+            raise GraftError(
+                ErrorCode.SHUTTING_DOWN, "this pod is shutting down", hint="try again: another one answers"
+            )

@@ -60,6 +60,7 @@ class Generation:
     choices: list[Choice]
     held: ExitStack
     """Gives back what the request holds: its answers in the engine, its places in the queue, its adapters."""
+    _ended: int = 0
 
     @property
     def generated_tokens(self) -> int:
@@ -84,6 +85,12 @@ class Generation:
         finally:
             for task in tasks:
                 task.cancel()
+
+    def choice_ended(self) -> None:
+        """Take note that the engine is done with a choice: with the last one it holds nothing, whoever still reads."""
+        self._ended += 1
+        if self._ended == len(self.choices):
+            self.held.close()
 
     def close(self) -> None:
         """Give back all that the request holds; once or more often."""

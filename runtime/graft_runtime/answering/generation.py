@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Protocol
 
@@ -22,6 +20,7 @@ from graft_runtime.pod.adapters import NamedAdapters
 from graft_runtime.pod.base_life import LoadedBase
 from graft_runtime.pod.engine_client import Answer
 from graft_runtime.pod.leases import Lease
+from graft_runtime.threads import Threads
 from graft_runtime.tokenizing.defaults import GenerationDefaults
 from graft_runtime.tokenizing.pieces import StopStrings
 from graft_runtime.tokenizing.text_formats import TextFormat
@@ -71,19 +70,24 @@ class Generator:
     ) -> None:
         self._models, self._adapters, self._base, self._submit = models, adapters, base, submit
         self._admission, self._lent = admission, lent
-        self._threads = ThreadPoolExecutor(TOKENIZING_THREADS, thread_name_prefix="tokenize")
+        self._threads = Threads(TOKENIZING_THREADS, "tokenize")
+
+    def check_room(self) -> None:
+        """Raise GraftError where no request is taken now: ShuttingDown, Overloaded."""
+        self._admission.check(1)
 
     async def start(self, request: TextRequest) -> Generation:
         """Check a request against what is served, wait for its adapters and hand it to the engine.
 
         Raises:
             GraftError: InvalidRequest, UnknownModel, NotGenerative, ContextTooLong, NoChatTemplate, NotReady,
-                Overloaded, NotComposable, ShuttingDown, or the fault of an adapter.
+                OverShare, Overloaded, NotComposable, ShuttingDown, or the fault of an adapter.
         """
         model, names = self._models.resolve(request)
         with contextlib.ExitStack() as held:
-            self._admission.enter(request.prompts.count)
-            held.callback(self._admission.leave, request.prompts.count)
+            place = request.prompts.count, names or [model]
+            self._admission.enter(*place)
+            held.callback(self._admission.leave, *place)
             base = self._base.serving()
             _check_generates(base, model)
             leases = await self._acquire(names, "adapters" if request.adapters else "model") if names else ()
@@ -94,6 +98,8 @@ class Generator:
             choices = self._choices(request, prompts, base, target, held)
             digest = target.digest or self._adapters.merged_digest
             generation = Generation(model, digest, sum(map(len, prompts)), choices, held.pop_all())
+        for choice in choices:
+            choice.answer.ended = generation.choice_ended
         for lease in leases:
             lease.holder = generation
         return generation
@@ -117,10 +123,8 @@ class Generator:
         return summed_target(request.adapters, leases, text_formats, base)
 
     async def _tokenize(self, request: TextRequest, model: str, base: LoadedBase, target: Target) -> list[list[int]]:
-        loop = asyncio.get_running_loop()
         context = base.loaded.context_length - target.virtual_tokens
-        encoded = partial(request.prompts.encode, target.text_format, model, context)
-        prompts = await loop.run_in_executor(self._threads, encoded)
+        prompts = await self._threads.run(request.prompts.encode, target.text_format, model, context)
         for index, prompt in enumerate(prompts):
             _check_prompt(request, prompt, index, base.loaded, target)
         return prompts

@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ("state", "what must outlive a restart of the container"),
     ):
         parser.add_argument(f"--{name}-directory", type=Path, required=True, metavar="DIRECTORY", help=text)
-    parser.add_argument("--bind-address", default="0.0.0.0", help="for both ports")  # noqa: S104 - a pod's default
+    parser.add_argument("--bind-address", default="0.0.0.0", help="for all ports")  # noqa: S104 - a pod's default
     parser.add_argument("--pod-uid", required=True, help="the audience of control tokens")
     parser.add_argument(
         "--source-mount",

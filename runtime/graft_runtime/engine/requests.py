@@ -24,10 +24,18 @@ class Request:
     adapters: tuple[RowAdapter, ...]
     alone: bool = False
     """It was in a step that failed: it is tried again by itself, so that only the culprit fails."""
+    turn: int = 0
+    """See `Turns`."""
 
     @property
     def name(self) -> str:
         return self.message.request
+
+    @property
+    def tokens_at_most(self) -> int:
+        """Return the tokens that it may come to."""
+        message = self.message
+        return len(message.prompt) + message.max_tokens if isinstance(message, Generate) else len(message.ids)
 
 
 @dataclass(eq=False, kw_only=True)

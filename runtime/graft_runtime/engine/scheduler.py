@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections import deque
+from bisect import insort
 from collections.abc import Sequence
 
 from graft_runtime.engine.requests import Flow, Request, Turn
+from graft_runtime.engine.turns import Turns
 
 
 class Scheduler:
-    """First come, first served; how many run at once, and how, is for the flow to say."""
+    """First come, first served, each set of adapters in its turn; how many run, and how, is for the flow to say."""
 
     def __init__(self, flow: Flow) -> None:
         self.flow = flow
-        self._waiting: deque[Request] = deque()
+        self._waiting: list[Request] = []
+        self._turns = Turns()
 
     @property
     def waiting(self) -> int:
@@ -28,20 +30,24 @@ class Scheduler:
         return bool(self._waiting or self.flow.requests)
 
     def add(self, request: Request) -> None:
-        """Put a request at the end of the queue."""
-        self._waiting.append(request)
+        """Put a request into the queue, behind those whose turn is no later."""
+        whose = frozenset(served.digest for served in request.message.adapters)
+        request.turn = self._turns.of(whose, request.tokens_at_most)
+        insort(self._waiting, request, key=_turn)
 
     def schedule(self) -> Sequence[Turn]:
         """Start what there is room for. Returns the turns of the next step, with all that run."""
         self._put_back(self.flow.make_room())
         if self._waiting:
             started = set(self.flow.start(list(self._waiting)))
-            self._waiting = deque(request for request in self._waiting if request not in started)
+            self._waiting = [request for request in self._waiting if request not in started]
+            if started:
+                self._turns.started(max(map(_turn, started)))
         return self.flow.turns()
 
     def stuck(self) -> Request | None:
         """Take out the first in the queue when nothing runs: there will never be more room for it."""
-        return self._waiting.popleft() if self._waiting and not self.flow.requests else None
+        return self._waiting.pop(0) if self._waiting and not self.flow.requests else None
 
     def again(self, turn: Turn) -> None:
         """Run each request of a turn that failed again, by itself, before any other."""
@@ -65,4 +71,11 @@ class Scheduler:
 
     def _put_back(self, requests: Sequence[Request]) -> None:
         """Put requests back to the front of the queue, in this order."""
-        self._waiting.extendleft(reversed(requests))
+        first = self._waiting[0].turn if self._waiting else 0
+        for request in requests:
+            request.turn = min(request.turn, first)
+        self._waiting[:0] = requests
+
+
+def _turn(request: Request) -> int:
+    return request.turn

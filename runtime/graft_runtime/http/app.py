@@ -1,4 +1,4 @@
-"""The two HTTP applications of a pod: the API port's and the control port's."""
+"""The HTTP applications of a pod, one for each port."""
 
 from __future__ import annotations
 
@@ -33,10 +33,16 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
 
 def api_app(pod: Pod, models: Models, generations: Generations) -> ASGIApp:
-    """Return the application of port 8000: OpenAI's API, probes, metrics."""
+    """Return the application of port 8000: OpenAI's API."""
     app = _app(error_response)
     for router in (models_router(models, pod.adapters), completions_router(generations), chat_router(generations)):
         app.include_router(router)
+    return _WithRequestId(OneLength(_SayingClose(app, lambda: pod.leaving)))
+
+
+def probe_app(pod: Pod) -> ASGIApp:
+    """Return the application of port 8002: probes and metrics."""
+    app = _app(error_response)
 
     @app.get("/livez")
     async def livez() -> Response:
@@ -57,7 +63,7 @@ def api_app(pod: Pod, models: Models, generations: Generations) -> ASGIApp:
         text = pod.metrics.render(pod.board.reports(), pod.engine.occupancy)
         return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
 
-    return _WithRequestId(OneLength(_SayingClose(app, lambda: pod.leaving)))
+    return app
 
 
 def control_app(pod: Pod) -> ASGIApp:

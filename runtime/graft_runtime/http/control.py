@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 from fastapi import APIRouter, Depends, Request, Response
@@ -15,8 +13,9 @@ from graft_runtime.contract.control import Accepted, InspectRequest, Resolution,
 from graft_runtime.contract.wire import Fault, Message
 from graft_runtime.errors import ErrorCode, GraftError
 from graft_runtime.http.control_tokens import check_token
-from graft_runtime.http.faults import read_body
+from graft_runtime.http.reading import Bodies
 from graft_runtime.pod.pod import Pod
+from graft_runtime.threads import Threads
 
 MAX_SET_BYTES = 64 << 20
 MAX_RESOLVE_BYTES = 64 << 10
@@ -25,27 +24,25 @@ RESOLVE_SECONDS = 20.0
 INSPECT_SECONDS = 20.0
 
 Asked = TypeVar("Asked", bound=Message)
-Result = TypeVar("Result")
 
 
 def control_router(pod: Pod) -> APIRouter:
     """Return the routes of one pod's control port, each behind its token."""
 
-    threads = ThreadPoolExecutor(2, thread_name_prefix="control")  # of its own: adapters' files keep others busy
+    threads = Threads(2, "control")  # adapters' files may keep others busy
 
-    async def in_thread(call: Callable[..., Result], *arguments: object) -> Result:
-        return await asyncio.get_running_loop().run_in_executor(threads, call, *arguments)
+    sets, questions = Bodies(MAX_SET_BYTES, 2 * MAX_SET_BYTES), Bodies(MAX_RESOLVE_BYTES, MAX_SET_BYTES)
 
     async def authenticated(request: Request) -> None:
         authorization = request.headers.get("authorization")
-        await in_thread(check_token, authorization, pod.places.keys, pod.uid)
+        await threads.run(check_token, authorization, pod.places.keys, pod.uid)
 
     router = APIRouter(dependencies=[Depends(authenticated)])
 
     @router.put("/adapter-set")
     async def put_adapter_set(request: Request) -> Response:
-        body = await read_body(request, MAX_SET_BYTES)
-        version = await pod.sets.accept(await in_thread(_parse, AdapterSet, body))
+        async with sets.read(request) as body:
+            version = await pod.sets.accept(await threads.run(_parse, AdapterSet, body))
         return _json(Accepted(boot_id=pod.boot_id, adapter_set=version))
 
     @router.get("/status")
@@ -57,12 +54,14 @@ def control_router(pod: Pod) -> APIRouter:
 
     @router.post("/resolve")
     async def post_resolve(request: Request) -> Response:
-        asked = _parse(ResolveRequest, await read_body(request, MAX_RESOLVE_BYTES))
+        async with questions.read(request) as body:
+            asked = _parse(ResolveRequest, body)
         return _json(await _resolve(pod, asked))
 
     @router.post("/inspect")
     async def post_inspect(request: Request) -> Response:
-        asked = _parse(InspectRequest, await read_body(request, MAX_RESOLVE_BYTES))
+        async with questions.read(request) as body:
+            asked = _parse(InspectRequest, body)
         try:
             async with asyncio.timeout(INSPECT_SECONDS):
                 return _json(await pod.dry_run.inspect(asked.source))

@@ -6,7 +6,6 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from typing import Any, NoReturn
 
@@ -19,7 +18,8 @@ from graft_runtime.answering.generation import Generator
 from graft_runtime.answering.models import Models
 from graft_runtime.errors import GraftError
 from graft_runtime.http.bodies import parse_body
-from graft_runtime.http.faults import error_body, read_body
+from graft_runtime.http.faults import error_body
+from graft_runtime.http.reading import SMALL_BODY_BYTES, Bodies
 from graft_runtime.http.routes.text import TextBody, Words
 from graft_runtime.http.streaming import (
     CLIENT_GONE,
@@ -32,12 +32,12 @@ from graft_runtime.http.streaming import (
 )
 from graft_runtime.logs import EXTRA
 from graft_runtime.pod.metrics import COMPOSED, Metrics
+from graft_runtime.threads import Threads
 
 logger = logging.getLogger(__name__)
 
 MAX_BODY_BYTES = 8 << 20
-SMALL_BODY_BYTES = 64 << 10
-"""Takes no longer to parse than to hand over to a thread. Larger ones are parsed there one by one, for their memory."""
+BODIES_BYTES = 64 << 20
 DIGEST_HEADER = "X-Graft-Adapter-Digest"
 ADAPTERS_HEADER = "X-Graft-Adapters"
 """The names in a sum of adapters, in the order of the request."""
@@ -54,7 +54,8 @@ class Generations:
 
     def __init__(self, generator: Generator, models: Models, metrics: Metrics) -> None:
         self._generator, self._models, self._metrics = generator, models, metrics
-        self._parser = ThreadPoolExecutor(1, thread_name_prefix="parse")
+        self._bodies = Bodies(MAX_BODY_BYTES, BODIES_BYTES)
+        self._parser = Threads(1, "parse")  # larger bodies, one by one for their memory
         self._running: set[Generation] = set()
         self._ending = asyncio.Event()
         self._reason: GraftError | None = None
@@ -81,8 +82,8 @@ class Generations:
         """
         record = _Record(route)
         try:
-            content = await unless(read_body(request, MAX_BODY_BYTES), self._until_the_end())
-            parsed = await self._parsed(content, body)
+            self._generator.check_room()
+            parsed = await unless(self._read(request, body), self._until_the_end())
             asked = parsed.asked()
             record.name, record.adapters = asked.model, asked.adapters
             generation = await unless(
@@ -103,10 +104,11 @@ class Generations:
         self._ended(record)
         return JSONResponse(answer, headers=headers)
 
-    async def _parsed(self, content: bytes, body: type[TextBody]) -> TextBody:
-        if len(content) <= SMALL_BODY_BYTES:
-            return parse_body(content, body)
-        return await asyncio.get_running_loop().run_in_executor(self._parser, parse_body, content, body)
+    async def _read(self, request: Request, body: type[TextBody]) -> TextBody:
+        async with self._bodies.read(request) as content:
+            if len(content) <= SMALL_BODY_BYTES:
+                return parse_body(content, body)
+            return await self._parser.run(parse_body, content, body)
 
     def _run(self, generation: Generation) -> None:
         self._running.add(generation)

@@ -1,10 +1,11 @@
-"""The API process from start to end: two ports, the engine process, and a decent way to leave."""
+"""The API process from start to end: three ports, the engine process, and a decent way to leave."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import logging
+import resource
 import signal
 import socket
 from collections.abc import Callable, Coroutine, Iterator
@@ -19,9 +20,10 @@ from graft_runtime.answering.admission import Admission
 from graft_runtime.answering.generation import Generator
 from graft_runtime.answering.models import Models
 from graft_runtime.contract.config import RUNTIME_CONFIG_FILE, RuntimeConfig
-from graft_runtime.contract.ports import API_PORT, CONTROL_PORT
+from graft_runtime.contract.ports import API_PORT, CONTROL_PORT, PROBE_PORT
 from graft_runtime.errors import ErrorCode, GraftError
-from graft_runtime.http.app import api_app, control_app
+from graft_runtime.http.app import api_app, control_app, probe_app
+from graft_runtime.http.connections import Connection
 from graft_runtime.http.generations import Generations
 from graft_runtime.pod.engine_port import EnginePort
 from graft_runtime.pod.pod import Places, Pod
@@ -36,6 +38,10 @@ QUIET_SECONDS = 5.0
 CLOSING_SECONDS = 3
 KEEP_ALIVE_SECONDS = 75
 BACKLOG = 1024
+PORTS = ("control port", "API port", "probe port")
+MAX_CONNECTIONS = 1024
+"""Of each port."""
+WANTED_FILES = 4 * MAX_CONNECTIONS
 
 
 def read_config(directory: Path) -> RuntimeConfig:
@@ -51,22 +57,24 @@ async def serve(config: RuntimeConfig, places: Places, uid: str, address: str, e
     """Serve until SIGTERM or until the engine ends.
 
     Args:
-        address: to bind both ports to.
+        address: to bind the ports to.
         engine: makes the engine that runs the base model and the adapters.
 
     Returns:
         The exit status.
     """
-    control_socket, api_socket = listen(address, CONTROL_PORT), listen(address, API_PORT)
+    sockets = [listen(address, port) for port in (CONTROL_PORT, API_PORT, PROBE_PORT)]
     pod = Pod(config, places, uid, engine())
     models = Models(config.served_name, pod.adapters, composition=config.composition)
     admission = Admission(config.engine.max_sequences)
     generator = Generator(models, pod.adapters, pod.base, pod.engine.submit, admission=admission, lent=pod.metrics.lent)
     generations = Generations(generator, models, pod.metrics)
-    servers = [_server(control_app(pod)), _server(api_app(pod, models, generations))]
+    servers = [_server(app) for app in (control_app(pod), api_app(pod, models, generations), probe_app(pod))]
+    ports = {
+        name: _task(server.serve([listening])) for name, server, listening in zip(PORTS, servers, sockets, strict=True)
+    }
     tasks = {
-        "control port": _task(servers[0].serve([control_socket])),
-        "API port": _task(servers[1].serve([api_socket])),
+        **ports,
         "engine": _task(pod.engine.run()),
         "pod": _task(pod.run()),
     }
@@ -82,7 +90,7 @@ async def serve(config: RuntimeConfig, places: Places, uid: str, address: str, e
         await pod.close()
         for server in servers:
             server.should_exit = True
-        await asyncio.wait([tasks["control port"], tasks["API port"]], timeout=CLOSING_SECONDS + 1)
+        await asyncio.wait(ports.values(), timeout=CLOSING_SECONDS + 1)
         for task in tasks.values():
             task.cancel()
         await asyncio.gather(*tasks.values(), return_exceptions=True)
@@ -159,6 +167,15 @@ class _Server(uvicorn.Server):
             await asyncio.sleep(seconds)
 
 
+def _connections() -> int:
+    """Return how many connections a port may have, so that there are descriptors for all ports and for files."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < WANTED_FILES:
+        soft = WANTED_FILES if hard == resource.RLIM_INFINITY else min(hard, WANTED_FILES)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    return MAX_CONNECTIONS if soft == resource.RLIM_INFINITY else min(MAX_CONNECTIONS, soft // 4)
+
+
 def _server(app: ASGIApp) -> _Server:
     config = uvicorn.Config(
         app,
@@ -170,5 +187,7 @@ def _server(app: ASGIApp) -> _Server:
         backlog=BACKLOG,
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=CLOSING_SECONDS,
+        http=Connection,
+        limit_concurrency=1 + _connections(),
     )
     return _Server(config)

@@ -49,6 +49,8 @@ class Answer:
         self._finish: str | None = None
         self._fault: GraftError | None = None
         self._news = asyncio.Event()
+        self.ended: Callable[[], None] | None = None
+        """Called when the engine is done with it."""
 
     async def next(self) -> tuple[list[int], str | None]:
         """Return the tokens since the last call, and `stop` or `length` with the last of them.
@@ -73,16 +75,24 @@ class Answer:
             self._fault = fault.error() if fault else GraftError(ErrorCode.INTERNAL, "the engine failed")
         self._finish = generated.finish
         self._news.set()
+        if self._finish is not None:
+            self._end()
 
     def fail(self, error: GraftError) -> None:
-        """End the answer: whoever waits gets this error, and the engine is told to stop."""
-        self._fault = error
-        self._news.set()
-        self.cancel()
+        """End the answer: whoever waits gets this error, and the engine is told to stop. A whole answer stays one."""
+        if self._finish is None:
+            self._fault = error
+            self._news.set()
+            self.cancel()
 
     def cancel(self) -> None:
         """Free the place of the request; once or more often, also after the answer's end."""
-        self._client.cancel(self.request)
+        if self._client.cancel(self.request):
+            self._end()
+
+    def _end(self) -> None:
+        if self.ended is not None:
+            self.ended()
 
 
 class EngineClient:
@@ -130,18 +140,19 @@ class EngineClient:
         answer = self._answers[name] = Answer(self, name)
         return answer
 
-    def cancel(self, request: str) -> None:
-        if self._answers.pop(request, None) is not None:
-            self.send(Cancel(request))
+    def cancel(self, request: str) -> bool:
+        """Have the engine stop a request; return False where that has ended already."""
+        if self._answers.pop(request, None) is None:
+            return False
+        self.send(Cancel(request))
+        return True
 
     def _dispatch(self, event: Event) -> None:
         match event:
             case Generated():
-                answer = self._answers.get(event.request)
-                if answer is not None:
+                find = self._answers.get if event.finish is None else self._answers.pop
+                if (answer := find(event.request, None)) is not None:
                     answer.feed(event)
-                    if event.finish is not None:
-                        del self._answers[event.request]
             case StepDone():
                 progress = self.progress
                 progress.last_change = time.monotonic()

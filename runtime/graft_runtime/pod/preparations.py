@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 
 from graft_runtime.adapters.files import AdapterFiles, read_adapter_files
@@ -15,6 +13,7 @@ from graft_runtime.errors import ErrorCode, GraftError
 from graft_runtime.pod.catalogue import Artifact
 from graft_runtime.store.cache import Cached
 from graft_runtime.store.fetches import Fetches
+from graft_runtime.threads import Threads
 from graft_runtime.tokenizing.deadline import TookTooLongError, time_limit
 
 logger = logging.getLogger(__name__)
@@ -37,7 +36,7 @@ class Preparations:
 
     def __init__(self, fetches: Fetches, highest_token: HighestToken, max_rank: int) -> None:
         self._fetches, self._highest_token, self._max_rank = fetches, highest_token, max_rank
-        self._checking = ThreadPoolExecutor(1, thread_name_prefix="check")
+        self._checking = Threads(1, "check")
         self._tasks: dict[str, asyncio.Task[None]] = {}
 
     def start(self, artifact: Artifact, source: Source, prepared: Callable[[Artifact], None]) -> None:
@@ -66,8 +65,7 @@ class Preparations:
             if cached is None:
                 return
             artifact.fault, artifact.cached, artifact.bytes = None, cached, cached.bytes
-            check = partial(_check_files, cached.directory, name, self._max_rank)
-            files = await asyncio.get_running_loop().run_in_executor(self._checking, check)
+            files = await self._checking.run(_check_files, cached.directory, name, self._max_rank)
             artifact.highest_token = await self._highest_token(cached, name)
         except GraftError as error:
             logger.warning("%s", error)

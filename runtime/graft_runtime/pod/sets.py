@@ -5,20 +5,19 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NoReturn, TypeVar
+from typing import NoReturn
 
 from pydantic import ValidationError
 
 from graft_runtime.contract.adapter_set import ADAPTER_SET_FILE, AdapterSet, AdapterSetVersion
 from graft_runtime.durable import write_whole
 from graft_runtime.errors import ErrorCode, GraftError
+from graft_runtime.threads import Threads
 
 logger = logging.getLogger(__name__)
 
 FOLLOW_MOUNTED_SECONDS = 10.0
-Result = TypeVar("Result")
 
 
 def check_acceptable(new: AdapterSet, current: AdapterSet | None, pool_uid: str, config_hash: str) -> None:
@@ -119,7 +118,7 @@ class SetInForce:
     def __init__(self, kept: AdapterSets, put_in_force: Callable[[AdapterSet], None]) -> None:
         self._kept, self._put_in_force = kept, put_in_force
         self._lock = asyncio.Lock()
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="sets")
+        self._thread = Threads(1, "sets")
 
     @property
     def version(self) -> AdapterSetVersion:
@@ -129,7 +128,7 @@ class SetInForce:
     async def boot(self) -> None:
         """Begin with the newer of the kept and the mounted set, if there is one."""
         async with self._lock:
-            if (newest := await self._in_thread(self._kept.boot)) is not None:
+            if (newest := await self._thread.run(self._kept.boot)) is not None:
                 self._put_in_force(newest)
 
     async def follow_mounted(self) -> NoReturn:
@@ -137,7 +136,7 @@ class SetInForce:
         while True:
             await asyncio.sleep(FOLLOW_MOUNTED_SECONDS)
             async with self._lock:
-                newer = await self._in_thread(self._kept.follow_mounted)
+                newer = await self._thread.run(self._kept.follow_mounted)
                 if newer is not None:
                     self._put_in_force(newer)
 
@@ -148,9 +147,6 @@ class SetInForce:
             GraftError: WrongPool, StaleGeneration.
         """
         async with self._lock:
-            if await self._in_thread(self._kept.accept, adapter_set):
+            if await self._thread.run(self._kept.accept, adapter_set):
                 self._put_in_force(adapter_set)
             return self._kept.version
-
-    async def _in_thread(self, call: Callable[..., Result], *arguments: object) -> Result:
-        return await asyncio.get_running_loop().run_in_executor(self._thread, call, *arguments)

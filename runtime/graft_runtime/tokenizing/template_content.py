@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
 from typing import Any
 
+from graft_runtime.errors import GraftError
+
 Messages = Sequence[Mapping[str, Any]]
 PROBE = "graft-probe-1d9f"
 """A text that no template has of its own, and that none has reason to change."""
@@ -27,6 +29,9 @@ def content_format(render: Callable[[Messages], str]) -> ContentFormat:
 
     Args:
         render: messages → the prompt; it may raise whatever the template raises.
+
+    Raises:
+        GraftError: the template's, which can't be rendered at all.
     """
     as_text = _shows(render, ContentFormat.TEXT)
     if as_text:
@@ -48,5 +53,7 @@ def _shows(render: Callable[[Messages], str], form: ContentFormat) -> bool | Non
     """Tell whether the probe is in the prompt; None where the template fails."""
     try:
         return PROBE in render(in_format([{"role": "user", "content": PROBE}], form))
+    except GraftError:
+        raise
     except Exception:  # whatever a stranger's template raises
         return None

@@ -169,9 +169,12 @@ def _load(base: BaseTextFormat, kept: Sequence[Tokenizer], directory: Path, labe
     tokenizer = Tokenizer(fast, {**inherited, **files.named}, identity, adds_bos=_adds_bos(files, base.files))
     if not shares:
         _tried(tokenizer)
+    defaults = read_defaults(directory, tokenizer.token_id, label)
+    if defaults.chat_template is not None:
+        tokenizer.content_format(defaults.chat_template)
     return TextFormat(
         tokenizer,
-        read_defaults(directory, tokenizer.token_id, label),
+        defaults,
         _understood(base.text_format, tokenizer),
         None if shares else highest(own, fast, base.recipe, base_tokenizer.fast),
         0 if shares else _bytes_of(own, base.recipe),

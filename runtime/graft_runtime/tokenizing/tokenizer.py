@@ -5,6 +5,7 @@ Importing this module is cheap; loading a tokenizer pulls in Transformers (secon
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
@@ -12,14 +13,15 @@ from pathlib import Path
 from typing import Any
 
 from graft_runtime.errors import ErrorCode, GraftError
-from graft_runtime.tokenizing.deadline import time_limit
 from graft_runtime.tokenizing.defaults import GenerationDefaults, as_template, read_defaults
 from graft_runtime.tokenizing.pieces import Detokenizer
+from graft_runtime.tokenizing.rendering import Renderer
 from graft_runtime.tokenizing.template_content import ContentFormat, Messages, content_format, in_format
 from graft_runtime.tokenizing.users_text import UsersText
 
-RENDER_SECONDS = 5.0
-"""A chat template comes from whoever made the adapter, and must not keep a thread for ever."""
+renderer = Renderer()
+"""Of the whole process: a chat template comes from whoever made the adapter."""
+atexit.register(renderer.close)
 
 
 class Tokenizer:
@@ -70,10 +72,10 @@ class Tokenizer:
 
         Raises:
             GraftError: InvalidRequest, when the template refuses the messages or drops their text; ContextTooLong;
-                Corrupt, when the tokenizer fails.
+                UnsafeFile, when the template takes too much; Corrupt, when the tokenizer fails.
         """
         self._check_length(sum(len(message["content"]) for message in messages), context, "messages")
-        form = self._content_format(template)
+        form = self.content_format(template)
         if form is ContentFormat.NONE:
             raise GraftError(
                 ErrorCode.INVALID_REQUEST,
@@ -84,6 +86,8 @@ class Tokenizer:
         control = self._holds_control(messages)
         try:
             text = self._render(in_format(self._users_text.named(messages) if control else messages, form), template)
+        except GraftError:
+            raise
         except Exception as error:  # whatever a stranger's template raises
             raise GraftError(
                 ErrorCode.INVALID_REQUEST,
@@ -120,7 +124,8 @@ class Tokenizer:
     def _users_text(self) -> UsersText:
         return UsersText(self.fast)
 
-    def _content_format(self, template: str) -> ContentFormat:
+    def content_format(self, template: str) -> ContentFormat:
+        """Return the form in which a template takes text. Raises GraftError: UnsafeFile."""
         form = self._formats.get(template)
         if form is None:
             form = content_format(lambda messages: self._render(messages, template))
@@ -128,17 +133,8 @@ class Tokenizer:
         return form
 
     def _render(self, messages: Messages, template: str) -> str:
-        """Render in Jinja's sandbox, ready for the assistant's answer. Raises whatever the template raises."""
-        from transformers.utils.chat_template_utils import render_jinja_template  # noqa: PLC0415 - pulls in Transformers
-
-        with time_limit(RENDER_SECONDS):
-            (text,), _ = render_jinja_template(
-                conversations=[[dict(message) for message in messages]],
-                chat_template=template,
-                add_generation_prompt=True,
-                **self.named,
-            )
-        return str(text)
+        """Render a conversation. Raises GraftError: UnsafeFile; and whatever else the template raises."""
+        return renderer.render(template, messages, self.named)
 
     def _encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
         """Encode a batch of one: unlike `encode`, that lets Python's other threads run, and leaves offsets out."""

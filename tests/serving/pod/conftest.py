@@ -178,7 +178,8 @@ class PodProcess:
     # its ports
 
     def get(self, path: str, request_id: str = "", *, seconds: float = 60) -> Reply:
-        return call(self.address, 8000, "GET", path, seconds=seconds, X_Request_Id=request_id)
+        port = 8000 if path.startswith("/v1/") else 8002
+        return call(self.address, port, "GET", path, seconds=seconds, X_Request_Id=request_id)
 
     def post(self, path: str, body: Any, *, seconds: float = 60) -> Reply:
         return call(self.address, 8000, "POST", path, body, seconds=seconds)

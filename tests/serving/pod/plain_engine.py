@@ -1,7 +1,7 @@
 """A second engine, which proves the port: plain LoRA alone, no weights, no sums, one tier, no model and no torch.
 
 `plain_engine.py serve …` is a pod on it. Each answer is the prompt's tokens again, from the last to the first; under an
-adapter each is one higher.
+adapter each is one higher. With `--impatient` the pod waits three seconds where others wait half a minute.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from graft_runtime.commands import serve
 from graft_runtime.contract.facts import DeltaKind
 from graft_runtime.contract.tasks import Task
 from graft_runtime.errors import GraftError
+from graft_runtime.http import connections, reading
 from graft_runtime.messages import (
     BaseLoaded,
     Cancel,
@@ -88,4 +89,8 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     command = parser.add_subparsers().add_parser("serve")
     serve.add_arguments(command)
-    serve.run(parser.parse_args(), PlainEngine)
+    command.add_argument("--impatient", action="store_true")
+    options = parser.parse_args()
+    if options.impatient:
+        connections.HEAD_SECONDS = connections.READING_SECONDS = reading.BODY_SECONDS = 3.0
+    serve.run(options, PlainEngine)

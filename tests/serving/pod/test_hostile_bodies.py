@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,7 +21,8 @@ INTEGERS = ("top_k", "max_tokens", "seed", "max_completion_tokens")
 @pytest.fixture(scope="module")
 def pod(make_pod: Callable[..., Any]) -> Any:
     pod = make_pod()
-    pod.start()
+    pod.mount_set(pod.set_of(1))
+    pod.start(program=(str(Path(__file__).with_name("plain_engine.py")),))
     pod.wait_ready()
     return pod
 

@@ -1,0 +1,81 @@
+"""The connections of a port: how many there are, and how long a client may keep one waiting."""
+
+from __future__ import annotations
+
+import asyncio
+
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+HEAD_SECONDS = 20.0
+"""From a connection's start, or the first byte of a request, until the request's head is whole; from an early answer
+until the rest of the body has come."""
+READING_SECONDS = 30.0
+"""For a client to read on, once as much of an answer waits for it as is kept, or once the answer has ended."""
+
+
+class Connection(H11Protocol):
+    """One connection of HTTP/1.1. It is cut where the client keeps it waiting, or where there are too many.
+
+    `limit_concurrency` of the configuration is one more than there may be.
+    """
+
+    _refused = False
+    _head: asyncio.TimerHandle | None = None
+    _reading: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        assert self.limit_concurrency is not None, "each port has a limit"
+        if len(self.connections) + 1 >= self.limit_concurrency:
+            self._refused = True
+            transport.abort()
+            return
+        super().connection_made(transport)
+        self._await_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        for timer in (self._head, self._reading):
+            if timer is not None:
+                timer.cancel()
+        if not self._refused:
+            super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if self._refused:
+            return
+        super().data_received(data)
+        if self.cycle is not None and not self.cycle.response_complete:
+            if self._head is not None:
+                self._head.cancel()
+            self._head = None
+        else:
+            self._await_head()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._await_reading()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self._reading is not None:
+            self._reading.cancel()
+            self._reading = None
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self.transport.get_write_buffer_size():
+            self._await_reading()
+        if self.cycle.more_body:  # answered before its end: what is left of it is not waited for either
+            self._await_head()
+
+    def _await_head(self) -> None:
+        if self._head is None:
+            self._head = self.loop.call_later(HEAD_SECONDS, self.transport.abort)
+
+    def _await_reading(self) -> None:
+        if self._reading is None:
+            self._reading = self.loop.call_later(READING_SECONDS, self._check_read)
+
+    def _check_read(self) -> None:
+        self._reading = None
+        if self.transport.get_write_buffer_size():
+            self.transport.abort()

@@ -1,0 +1,73 @@
+"""The bodies of requests as they come: within a size, a time, and the memory that all of them may take."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+
+from fastapi import Request
+from starlette.requests import ClientDisconnect
+
+from graft_runtime.errors import ErrorCode, GraftError
+from graft_runtime.http.streaming import ClientGoneError
+
+BODY_SECONDS = 60.0
+SMALL_BODY_BYTES = 64 << 10
+"""Of each body, what there is room for whatever others take: as many as there may be connections."""
+
+
+class Bodies:
+    """Reads the bodies of one port.
+
+    Args:
+        most_bytes: of one body.
+        at_once_bytes: of all bodies that are being read or parsed, beyond what is small.
+    """
+
+    def __init__(self, most_bytes: int, at_once_bytes: int) -> None:
+        self._most, self._room = most_bytes, at_once_bytes
+
+    @contextlib.asynccontextmanager
+    async def read(self, request: Request) -> AsyncIterator[bytes]:
+        """Read the request's body; its memory is counted until the block ends.
+
+        Raises:
+            GraftError: InvalidRequest, when it is too long or too slow; Overloaded, when others take the memory.
+            ClientGoneError: before it was whole.
+        """
+        announced = request.headers.get("content-length", "")
+        self._check_size(int(announced) if announced.isdecimal() else 0)
+        content, taken = bytearray(), 0
+        try:
+            async with asyncio.timeout(BODY_SECONDS):
+                async for chunk in request.stream():
+                    content += chunk
+                    self._check_size(len(content))
+                    taken += self._take(max(0, len(content) - SMALL_BODY_BYTES) - taken)
+            yield bytes(content)
+        except TimeoutError:
+            what = f"the request's body was not whole after {BODY_SECONDS:g} s"
+            raise GraftError(ErrorCode.INVALID_REQUEST, what, hint="send it faster, or less of it") from None
+        except ClientDisconnect:
+            raise ClientGoneError from None
+        finally:
+            self._room += taken
+
+    def _take(self, more: int) -> int:
+        if more > self._room:
+            raise GraftError(
+                ErrorCode.OVERLOADED,
+                "the bodies of other requests take all memory that there is for them",
+                hint="try again, or send less at once",
+            )
+        self._room -= more
+        return more
+
+    def _check_size(self, size: int) -> None:
+        if size > self._most:
+            raise GraftError(
+                ErrorCode.INVALID_REQUEST,
+                f"the request's body has more than {self._most} bytes",
+                hint="send less at once",
+            )

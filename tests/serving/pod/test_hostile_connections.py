@@ -1,0 +1,102 @@
+"""Clients that connect, send or read as slowly as they can, and as often: the others are answered all the while."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import resource
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from graft_runtime.contract.config import EngineConfig
+
+from tests.support.waiting import wait_until
+
+MIB = 1 << 20
+NOTHING = 188
+"""The token of the byte 0, which JSON says with six characters."""
+HEAD = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+PLAIN = (str(Path(__file__).with_name("plain_engine.py")),)
+
+
+@pytest.fixture(scope="module")
+def pod(make_pod: Callable[..., Any]) -> Any:
+    pod = make_pod(engine=EngineConfig(max_sequences=16, max_sequence_length=1 << 16))
+    pod.mount_set(pod.set_of(1))
+    pod.start("--impatient", program=PLAIN)
+    pod.wait_ready()
+    return pod
+
+
+@contextlib.contextmanager
+def connected(pod: Any, count: int = 1, port: int = 8000, buffer: int | None = None) -> Iterator[list[socket.socket]]:
+    with contextlib.ExitStack() as opened:
+        connections = []
+        for _ in range(count):
+            connection = opened.enter_context(socket.socket())
+            if buffer is not None:
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)
+            connection.settimeout(20)
+            connection.connect((pod.address, port))
+            connections.append(connection)
+        yield connections
+
+
+def received(connection: socket.socket) -> bytes:
+    """Return all that comes until the other end closes it."""
+    content = b""
+    try:
+        while piece := connection.recv(MIB):
+            content += piece
+    except ConnectionResetError:
+        pass
+    return content
+
+
+@pytest.mark.parametrize("port", [8000, 8001, 8002])
+@pytest.mark.parametrize("sent", [b"", b"POST /v1/comp", b"GET / HTTP/1.1\r\nHost: x\r\nX-A: b"])
+def test_a_head_that_does_not_come_is_not_waited_for(pod: Any, port: int, sent: bytes) -> None:
+    with connected(pod, port=port) as (connection,):
+        connection.sendall(sent)
+        assert received(connection) == b""
+
+
+def test_a_body_that_does_not_come_is_not_waited_for(pod: Any) -> None:
+    with connected(pod) as (connection,):
+        connection.sendall(HEAD % 1000 + b'{"model"')
+        answer = received(connection)
+        assert answer.startswith(b"HTTP/1.1 400 ")
+        assert b"not whole after 3 s" in answer
+
+
+def test_a_client_that_does_not_read_holds_no_place_and_is_cut(pod: Any) -> None:
+    """128 answers fill the queue of this pod; their client reads nothing."""
+    asked = {"model": "tiny", "prompt": [[NOTHING] * 7000] * 128, "max_tokens": 7000, "stream": True}
+    body = json.dumps(asked).encode()
+    with connected(pod, buffer=2048) as (connection,):
+        connection.sendall(HEAD % len(body) + body)
+        wait_until(lambda: pod.complete("tiny", ["a"] * 100).status == 200, "there is room again")
+        wait_until(lambda: '"generatedTokens": 896000' in pod.log, "nobody waits for it any more")
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, MIB)
+        assert b"[DONE]" not in received(connection)
+
+
+def test_more_connections_than_there_may_be_silence_neither_probes_nor_the_operator(pod: Any) -> None:
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 8192), hard))
+    with connected(pod, 1200):
+        assert pod.probe("/livez") == pod.probe("/readyz") == 200
+        assert pod.status() is not None
+    wait_until(lambda: pod.complete("tiny").status == 200)
+
+
+def test_a_storm_of_bad_requests_is_a_line_now_and_then(pod: Any) -> None:
+    before = pod.log.count("Invalid HTTP request")
+    for _ in range(300):
+        with connected(pod) as (connection,):
+            connection.sendall(b"\0\0\r\n\r\n")
+            assert received(connection).startswith(b"HTTP/1.1 400 ")
+    assert pod.log.count("Invalid HTTP request") - before <= 2 * 60
