@@ -91,7 +91,8 @@ def test_answers_of_one_mixed_batch_equal_those_of_peft(four: Pool, oracle: Orac
 
 
 def running_sequences(pool: Pool) -> int:
-    with urllib.request.urlopen(f"http://{pool.address}/metrics", timeout=30.0) as answer:
+    (pod,) = pool.kubectl("get", "pods", "-o", "jsonpath={.items[*].status.podIP}").split()
+    with urllib.request.urlopen(f"http://{pod}:8002/metrics", timeout=30.0) as answer:
         lines = answer.read().decode().splitlines()
     return int(next(float(line.split()[1]) for line in lines if line.startswith("graft_running_sequences ")))
 
