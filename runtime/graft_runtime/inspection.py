@@ -128,6 +128,8 @@ def for_people(report: AdapterInspection, name: str) -> str:
         ]
     if facts is not None and facts.remapped is not None:
         lines.append(f"remapped    {facts.remapped}")
+    if facts is not None and facts.unused is not None:
+        lines.append(f"unused      {facts.unused}")
     if report.fault is not None:
         lines += ["", "it would be refused:", f"{report.fault.message}   [code: {report.fault.code.value}]"]
     else:

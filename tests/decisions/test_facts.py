@@ -61,7 +61,7 @@ def test_every_fact_reaches_the_status_of_the_pod() -> None:
 
 def test_the_operator_shows_every_fact_that_its_status_has_a_field_for() -> None:
     shown = shown_facts(FACTS)
-    assert shown == {"method": "HRA", "rank": 3, "remapped": "a → b"}
+    assert shown == {"method": "HRA", "rank": 3, "remapped": "a → b", "unused": "a → b"}
     assert AdapterStatus(name="sql", **shown).remapped == "a → b"
     assert shown_facts(None) == {}
 

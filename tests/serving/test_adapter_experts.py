@@ -15,6 +15,7 @@ import torch
 from graft_runtime.messages import Generate, Mounted, MountFailed, Sampling, ServedAdapter
 from safetensors.torch import load_file, save_file
 
+from tests.support.merges import merge_source
 from tests.support.methods import STACKED
 from tests.support.oracle import greedy
 
@@ -164,11 +165,26 @@ def test_what_does_not_fit(make_base: Callable[..., Path], make_adapter: Any, in
         assert "experts" in str(failed.fault)
 
 
-def test_lora_on_a_router_is_refused(make_base: Callable[..., Path], make_adapter: Any, in_process: Any) -> None:
-    """As PEFT's `all-linear` makes it of a mixture."""
-    base = make_base("mixtral")
-    failed = in_process(base).mount("routed", make_adapter("routed", base=base))
-    assert isinstance(failed, MountFailed)
-    assert failed.fault.code == "UnsupportedMethod"
-    assert failed.fault.details == tuple(f"model.layers.{layer}.mlp.gate: MixtralTopKRouter" for layer in range(2))
-    assert "all-linear" in (failed.fault.hint or "")
+@pytest.mark.parametrize("family", ["mixtral", "qwen3_moe", "gpt_oss", "nemotron_h"])
+def test_lora_on_a_router(family: str, make_base: Callable[..., Path], make_adapter: Any, in_process: Any) -> None:
+    """PEFT's `all-linear` makes it of Mixtral's and Qwen's."""
+    base = make_base(family)
+    router = "router.weight" if family == "gpt_oss" else "gate.weight"
+    adapters = {
+        "router": make_adapter("router", base=base, target_modules=["q_proj"], target_parameters=[router]),
+        "other": make_adapter("other", base=base, target_modules=["v_proj"], target_parameters=[router], r=2),
+    }
+    if family != "nemotron_h":  # of whose out_proj PEFT makes none
+        adapters["everywhere"] = make_adapter("everywhere", base=base)
+    engine = in_process(base)
+    for name, adapter in adapters.items():
+        assert isinstance(engine.mount(name, adapter), Mounted), name
+    models: dict[str | None, Any] = {None: loaded(base)}
+    check(engine, models | {name: loaded(base, adapter) for name, adapter in adapters.items()})
+    both = (ServedAdapter("router", 0.5), ServedAdapter("other", -1.0))
+    asked = [Generate(str(n), list(p), 6, both, sampling=Sampling(temperature=0)) for n, p in enumerate(PROMPTS)]
+    sums = (merge_source(adapters["router"], "router", 0.5), merge_source(adapters["other"], "other", -1.0))
+    merged = in_process(base, merge=sums)
+    alone = [Generate(str(n), list(p), 6, sampling=Sampling(temperature=0)) for n, p in enumerate(PROMPTS)]
+    assert engine.answers(asked) == merged.answers(alone)
+    assert engine.answers(alone) != merged.answers(alone)

@@ -12,9 +12,11 @@ from typing import Any
 import pytest
 from graft_runtime.contract.tasks import Task
 from graft_runtime.errors import ErrorCode
+from graft_runtime.merge.files import AdapterPath, merge_files
 from graft_runtime.messages import BaseLoaded, Generate, Mounted, MountFailed, Sampling, ServedAdapter
 from safetensors.torch import load_file, save_file
 
+from tests.support.merges import merge_source
 from tests.support.oracle import greedy
 from tests.support.wrapped import IMAGE, build_wrapped, save_wrapped_adapter
 
@@ -111,6 +113,59 @@ def test_tower_layers_and_head_by_their_former_names(version: str, head: str, in
     ]
     made = engine.answers(asked)
     assert [made[f"older {index}"] for index in range(3)] == [made[f"today {index}"] for index in range(3)]
+
+
+IN_WHOLE = {"qwen3_5": "model.visual.", "llama4": "vision_model.model.", "mllama": "model.vision_model."}
+"""Models of which the text model alone is loaded: where their towers lie."""
+
+
+@pytest.mark.parametrize("family", list(IN_WHOLE))
+def test_an_adapter_for_the_whole_model_where_its_text_model_is_loaded(
+    family: str, in_process: Any, tmp_path: Path
+) -> None:
+    from peft import PeftModel
+    from transformers import AutoModelForImageTextToText
+
+    base, _ = build_wrapped(family, tmp_path)
+    targets = ["q_proj", "v_proj", "qkv", "linear_fc1", "lm_head"]
+    adapter = save_wrapped_adapter(base, tmp_path / "whole", target_modules=targets)
+    assert any(IN_WHOLE[family] in name for name in load_file(adapter / "adapter_model.safetensors"))
+    engine = in_process(base)
+    assert engine.started[0].task is Task.CAUSAL_LM
+    mounted = engine.mount("whole", adapter)
+    assert isinstance(mounted, Mounted), mounted
+    assert IN_WHOLE[family] in (mounted.facts.unused or "")
+    assert "language_model" in (mounted.facts.remapped or "")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = AutoModelForImageTextToText.from_pretrained(base).eval()
+        prompts = [prompt for prompt in PROMPTS if IMAGE not in prompt]
+        plain = [greedy(model, prompt) for prompt in prompts]
+        model = PeftModel.from_pretrained(model, adapter).eval()
+        expected = [greedy(model, prompt) for prompt in prompts]
+    assert expected != plain
+
+    def answers(asked: Any, *served: ServedAdapter) -> list[list[int]]:
+        how = Sampling(temperature=0)
+        made = asked.answers([Generate(str(n), list(p), 6, served, sampling=how) for n, p in enumerate(prompts)])
+        return [made[str(number)] for number in range(len(prompts))]
+
+    assert answers(engine) == plain
+    assert answers(engine, ServedAdapter("whole", 1.0)) == expected
+    assert answers(in_process(base, merge=(merge_source(adapter),))) == expected
+    told: list[str] = []
+    merge_files(base, [AdapterPath(adapter)], tmp_path / "output", tell=told.append)
+    assert told[0].startswith("adapter `whole` is merged in part")
+    assert answers(in_process(tmp_path / "output")) == expected
+
+
+def test_an_adapter_for_a_tower_alone_has_no_effect(in_process: Any, tmp_path: Path) -> None:
+    base, _ = build_wrapped("qwen3_5", tmp_path)
+    adapter = save_wrapped_adapter(base, tmp_path / "tower", target_modules=["qkv"])
+    failed = in_process(base).mount("tower", adapter)
+    assert isinstance(failed, MountFailed)
+    assert failed.fault.code == ErrorCode.NO_EFFECT
+    assert "the model calls none of its 2 modules" in failed.fault.what
 
 
 def test_lora_on_a_convolution_is_refused_by_name(in_process: Any, tmp_path: Path) -> None:

@@ -156,6 +156,16 @@ def _configs() -> dict[str, Callable[[], Any]]:
             moe_intermediate_size=24,
             moe_shared_expert_intermediate_size=24,
         ),
+        "jamba": lambda: hf.JambaConfig(  # a state and attention in turn, experts in every second layer
+            **llama_like,
+            attn_layer_period=2,
+            attn_layer_offset=1,
+            expert_layer_period=2,
+            expert_layer_offset=1,
+            num_experts=4,
+            mamba_d_state=8,
+            mamba_dt_rank=4,
+        ),
         "phi3": lambda: hf.Phi3Config(**llama_like),
         "gpt_neox": lambda: hf.GPTNeoXConfig(
             vocab_size=MODEL_VOCABULARY,

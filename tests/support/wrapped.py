@@ -70,6 +70,8 @@ def _model(family: str) -> Any:
         tower, text = hf.CLIPVisionConfig(**TOWER), hf.LlamaConfig(**TEXT)
         config = hf.LlavaConfig(text_config=text, vision_config=tower, image_token_index=IMAGE)
         return hf.LlavaForConditionalGeneration(config)
+    if family in ("qwen3_5", "llama4", "mllama"):
+        return _loaded_as_text(family)
     if family == "qwen2_5_vl":
         turned: dict[str, Any] = {"type": "mrope", "mrope_section": [1, 1, 2]}
         return hf.Qwen2_5_VLForConditionalGeneration(hf.Qwen2_5_VLConfig(**_qwen(rope_scaling=turned)))
@@ -77,6 +79,35 @@ def _model(family: str) -> Any:
     config = hf.Qwen3VLConfig(**_qwen(head_dim=8, rope_scaling=rope))
     config.vision_config.deepstack_visual_indexes = [0]
     return hf.Qwen3VLForConditionalGeneration(config)
+
+
+def _loaded_as_text(family: str) -> Any:
+    """Make a model in which the text model has a class of its own, which is loaded alone."""
+    import transformers as hf
+
+    text: dict[str, Any]
+    vision: dict[str, Any]
+    if family == "qwen3_5":
+        text = dict(TEXT, head_dim=8, layer_types=["linear_attention", "full_attention"], linear_num_value_heads=4)
+        text |= {"linear_num_key_heads": 2, "linear_key_head_dim": 8, "linear_value_head_dim": 8}
+        text |= {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 1.0}}
+        vision = _qwen()["vision_config"] | {"patch_size": 14}
+        tokens = {"image_token_id": IMAGE, "video_token_id": 311, "vision_start_token_id": 312}
+        config = hf.Qwen3_5Config(text_config=text, vision_config=vision, **tokens, tie_word_embeddings=False)
+        return hf.Qwen3_5ForConditionalGeneration(config)
+    if family == "llama4":
+        text = TEXT | {"intermediate_size_mlp": 48, "head_dim": 8, "num_local_experts": 4, "num_experts_per_tok": 1}
+        text |= {"interleave_moe_layer_step": 2, "attention_chunk_size": 64}
+        vision = dict(TOWER, vision_output_dim=32, projector_input_dim=32, projector_output_dim=32)
+        config = hf.Llama4Config(text_config=text, vision_config=vision, image_token_index=IMAGE)
+        return hf.Llama4ForConditionalGeneration(config)
+    text = TEXT | {"cross_attention_layers": [1]}
+    vision = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_global_layers": 1}
+    vision |= {"attention_heads": 4, "image_size": 28, "patch_size": 14, "vision_output_dim": 64}
+    vision |= {"intermediate_layers_indices": [1], "max_num_tiles": 1, "supported_aspect_ratios": [[1, 1]]}
+    return hf.MllamaForConditionalGeneration(
+        hf.MllamaConfig(text_config=text, vision_config=vision, image_token_index=IMAGE)
+    )
 
 
 def build_wrapped(family: str, directory: Path) -> tuple[Path, Path]:

@@ -130,6 +130,8 @@ class AdapterStatus(Reported):
     """The highest rank among its modules."""
     remapped: MessageText | None = None
     """What was done to find its modules in the base model; absent when they are where its files say."""
+    unused: MessageText | None = None
+    """Modules of it that the base model never calls for text, so that they do nothing; absent when there are none."""
     reason: ReasonText | None = None
     """Why it is not ready on every pod, as one of the documented words."""
     message: MessageText | None = None

@@ -14,18 +14,45 @@ from graft_runtime.adapters.parts.experts import stacked
 from graft_runtime.adapters.parts.part import Part
 from graft_runtime.adapters.parts.whole import WholeModule
 from graft_runtime.adapters.remap import remap
+from graft_runtime.adapters.unused import check_called, unused
 from graft_runtime.errors import ErrorCode, GraftError, shown
 
 
 def fitted(files: AdapterFiles, layout: BaseLayout) -> tuple[AdapterFiles, BaseLayout]:
     """Put an adapter on a base: its parts at the modules that they change, and the base as the adapter knows it.
 
+    Of an adapter for the larger model that a base's checkpoint is of, what the base has of it.
+
     Returns:
         The adapter, its modules found again where they moved (`remap`); the layout as `fit` returns it.
 
     Raises:
-        GraftError: as `fit` does.
+        GraftError: as `fit` does; NoEffect when nothing of the adapter is in the base.
     """
+    try:
+        return _placed(files, layout)
+    except GraftError as error:
+        if layout.whole is None or error.code not in (ErrorCode.BASE_MISMATCH, ErrorCode.MODULE_MISSING):
+            raise
+        whole = layout.whole
+    on_whole, _ = _placed(files, whole)
+    places = {part.path: layout.from_whole(part.path) for part in on_whole.parts}
+    parts = [replace(part, path=path) for part in on_whole.parts if (path := places[part.path]) is not None]
+    left_out = [path for path, place in places.items() if place is None]
+    if not parts:
+        check_called(files.name, left_out, (), "the text model, which alone is loaded")
+    facts = facts_of(files.recipe, parts, "; ".join(filter(None, [on_whole.facts.remapped, _told(layout)])))
+    facts = facts.model_copy(update={"unused": unused(left_out)})
+    own = fit(parts, layout, name=files.name, base_model=files.recipe.base_model)
+    return replace(on_whole, parts=parts, facts=facts), own
+
+
+def _told(layout: BaseLayout) -> str:
+    moved = [f"{outer} → {inner}" for outer, inner in layout.inside.items() if outer != inner]
+    return f"{', '.join(moved)} at the start of modules' names"
+
+
+def _placed(files: AdapterFiles, layout: BaseLayout) -> tuple[AdapterFiles, BaseLayout]:
 
     def moved(names: Mapping[str, str]) -> list[Part]:
         return [replace(part, path=names.get(part.path, part.path)) for part in files.parts]
@@ -130,8 +157,8 @@ def fit(parts: Sequence[Part], layout: BaseLayout, *, name: str, base_model: str
             ErrorCode.UNSUPPORTED_METHOD,
             f"adapter `{name}` changes modules of a kind that its method does not go with here",
             details=shown([f"{part.path}: {layout.kind(part.path)}" for part in strange]),
-            hint="leave these out when it is trained (exclude_modules; PEFT's `all-linear` takes routers too: name "
-            "modules instead), or merge it with peft's merge_and_unload() and serve the result as a base model",
+            hint="leave these out when it is trained (exclude_modules), or merge it with peft's merge_and_unload() "
+            "and serve the result as a base model",
         )
     if missing or misfits:
         faults = [f"{part.path}: the model has no such module" for part in missing] + misfits

@@ -60,6 +60,7 @@ class AttentionShape:
 
 
 EXPERTS = "experts"
+ROUTER = "a router"
 INPUT_EMBEDDING = "the input embedding"
 ATTENTION = "the attention of all layers"
 """Stand for the path of a module, where an adapter changes what every model has and its file names no module."""
@@ -78,6 +79,8 @@ class BaseLayout:
     norms: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     """Modules whose parameters are vectors: parameter → values."""
     experts: Mapping[str, ExpertsShape] = field(default_factory=dict)
+    routers: Mapping[str, LinearShape] = field(default_factory=dict)
+    """Modules that choose experts by W·x and give more than that."""
     ties: Mapping[str, str] = field(default_factory=dict)
     """The input embedding → the head that shares its weight."""
     twins: tuple[str, ...] = ()
@@ -90,6 +93,10 @@ class BaseLayout:
     """Modules of which an adapter may have more or fewer rows than the base: the input embedding and the heads."""
     former: Mapping[str, str] = field(default_factory=dict)
     """How earlier versions of Transformers called a module with modules of its own → its path."""
+    whole: BaseLayout | None = None
+    """Of the larger model that the checkpoint is of, where only the text model in it is loaded."""
+    inside: Mapping[str, str] = field(default_factory=dict)
+    """How paths of the text model begin in `whole` → how they begin here."""
     wrapper: str = ""
     """What the task model calls the model inside of it (`transformer`, `bert`)."""
     vocabulary: int = 0
@@ -98,7 +105,7 @@ class BaseLayout:
     @property
     def paths(self) -> Iterator[str]:
         """Return the paths of all modules."""
-        return chain(self.linear, self.embeddings, self.norms, self.other)
+        return chain(self.linear, self.embeddings, self.norms, self.routers, self.other)
 
     def resized(self, rows: Mapping[str, int]) -> BaseLayout:
         """Return the layout with other numbers of rows, by the paths of linear modules and embeddings."""
@@ -107,6 +114,13 @@ class BaseLayout:
         linear = {path: replace(self.linear[path], output_features=rows[path]) for path in rows.keys() & self.linear}
         embeddings = {path: replace(self.embeddings[path], rows=rows[path]) for path in rows.keys() & self.embeddings}
         return replace(self, linear={**self.linear, **linear}, embeddings={**self.embeddings, **embeddings})
+
+    def from_whole(self, path: str) -> str | None:
+        """Return where a module of the larger model is in this one; None where it is not."""
+        for outer, inner in self.inside.items():
+            if path == outer or path.startswith(outer + "."):
+                return inner + path[len(outer) :]
+        return None
 
     def kind(self, path: str) -> str | None:
         """Return what a module is, for people; None when there is no such module."""
@@ -118,4 +132,5 @@ class BaseLayout:
     @cached_property
     def _kinds(self) -> dict[str, str]:
         tables = {EXPERTS: self.experts, "a norm": self.norms, "an embedding": self.embeddings, "linear": self.linear}
+        tables[ROUTER] = self.routers
         return {**self.other, **{path: kind for kind, table in tables.items() for path in table}}

@@ -33,6 +33,7 @@ _CODE = (
     "base/files.py",
     "model/load.py",
     "model/tasks.py",
+    "model/whole.py",
 )
 """What decides how a layout looks, below this package."""
 

@@ -43,6 +43,8 @@ class AdapterFacts(Wire):
     """At most these until it is compiled, exactly these from then on."""
     remapped: str | None = None
     """What was done to find its modules in the base, in words; None when they are where its files say."""
+    unused: str | None = None
+    """Modules of it that the model never calls for text, in words: they do nothing. None: there are none."""
     vocabulary_size: int | None = None
     """Token ids that it brings rows for; None: those of the base. Known once it is compiled."""
     virtual_tokens: int = 0

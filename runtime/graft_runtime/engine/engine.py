@@ -11,7 +11,7 @@ from graft_runtime.contract.facts import AdapterFacts
 from graft_runtime.engine.budgets import PLENTY, Budgets
 from graft_runtime.engine.intake import Intake
 from graft_runtime.engine.ledger import room_in_host
-from graft_runtime.engine.loader import AdapterReady, BaseReady, Job, Outcome, fault_of
+from graft_runtime.engine.loader import AdapterReady, BaseReady, Job, Outcome, fault_of, tell_oddities
 from graft_runtime.engine.mounts import Mounts
 from graft_runtime.engine.requests import Request, Turn, failure
 from graft_runtime.engine.scheduler import Scheduler
@@ -157,13 +157,14 @@ class Engine:
         digest, adapter = ready.digest, ready.adapter
         try:
             with torch.inference_mode():
-                self.serving.runner.trial(adapter, ready.name)
+                adapter = self.serving.runner.trial(adapter, ready.name)
         except Exception as error:
             if _is_fatal(error):
                 raise EngineBrokenError("the accelerator failed") from error
             self.mounts.abandon(digest)
             self._tell(MountFailed(digest, fault_of(error, f"adapter `{ready.name}`")))
             return
+        tell_oddities(ready.name, adapter.facts)
         self._events += self.mounts.publish(digest, adapter)
 
     def _mount(self, mount: Mount) -> None:

@@ -92,7 +92,7 @@ class Loader:
         except Exception as error:
             return BaseFailed(fault_of(error, f"base model `{start.name}`"))
         for source, facts in zip(start.merge, merged, strict=True):
-            _tell_remapped(source.part.name, facts.remapped)
+            tell_oddities(source.part.name, facts)
         return BaseReady(base, merged)
 
     def _load_adapter(self, mount: Mount) -> AdapterReady | MountFailed:
@@ -105,7 +105,6 @@ class Loader:
             adapter = compile_adapter(files, base.layout, base.modules, dtype=base.dtype, device=base.device)
         except Exception as error:
             return MountFailed(mount.digest, fault_of(error, f"adapter `{mount.name}`"))
-        _tell_remapped(mount.name, adapter.facts.remapped)
         return AdapterReady(mount.digest, mount.name, adapter)
 
 
@@ -127,9 +126,12 @@ class LoaderThread:
             self._deliver(self._loader.do(self._jobs.get()))
 
 
-def _tell_remapped(name: str, remapped: str | None) -> None:
-    if remapped:
-        logger.warning("adapter `%s` names its modules otherwise than its base: %s", name, remapped)
+def tell_oddities(name: str, facts: AdapterFacts) -> None:
+    """Log what is served otherwise than an adapter's files say."""
+    if facts.remapped:
+        logger.warning("adapter `%s` names its modules otherwise than its base: %s", name, facts.remapped)
+    if facts.unused:
+        logger.warning("adapter `%s` is served in part: %s", name, facts.unused)
 
 
 def fault_of(error: Exception, what: str) -> EngineFault:

@@ -17,6 +17,7 @@ from graft_runtime.adapters.layout import BaseLayout
 from graft_runtime.adapters.parts.low_rank import LinearLowRank
 from graft_runtime.adapters.parts.part import BaseModule, Part
 from graft_runtime.adapters.parts.whole import TrainedTokens
+from graft_runtime.adapters.unused import unused
 from graft_runtime.errors import ErrorCode, GraftError, shown
 
 
@@ -58,6 +59,13 @@ class Addend:
         addend._check_mergeable(layout, shared)
         addend._check_values()
         return addend
+
+    def without(self, paths: Collection[str]) -> Addend:
+        """Return the adapter without these modules, its facts telling which they are."""
+        left_out = [path for path in self.parts if path in paths]
+        facts = self.files.facts.model_copy(update={"unused": unused(left_out)} if left_out else {})
+        parts = {path: parts for path, parts in self.parts.items() if path not in paths}
+        return replace(self, files=replace(self.files, facts=facts), parts=parts)
 
     @property
     def additive(self) -> bool:

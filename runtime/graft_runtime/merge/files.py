@@ -19,11 +19,12 @@ from typing import Any
 from graft_runtime.adapters.files import CONFIG_FILE, WEIGHTS_FILE
 from graft_runtime.adapters.layout import BaseLayout
 from graft_runtime.adapters.strict_json import parse_object
-from graft_runtime.base.files import INDEX_FILE, SINGLE_FILE
+from graft_runtime.base.files import INDEX_FILE, SINGLE_FILE, not_a_model
 from graft_runtime.contract.checkpoints import MODEL_FILE_PATTERNS
 from graft_runtime.durable import PARTIAL_SUFFIX, replacing, write_whole
 from graft_runtime.errors import ErrorCode, GraftError
 from graft_runtime.merge.addend import Addend
+from graft_runtime.merge.first_pass import effective
 from graft_runtime.merge.places import (
     Place,
     Places,
@@ -37,8 +38,9 @@ from graft_runtime.merge.places import (
 from graft_runtime.merge.sums import Sum
 from graft_runtime.merge.ties import index_with_head, save_head, separable, separated_head, untied_config
 from graft_runtime.model.load import empty_model
-from graft_runtime.model.module_tree import layout_of
 from graft_runtime.model.modules import BaseModules
+from graft_runtime.model.observation import hollow
+from graft_runtime.model.whole import layout_in
 
 HEAD_FILE = "model-head.safetensors"
 _SHARDS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
@@ -116,7 +118,7 @@ def merge_files(
         OSError: reading or writing failed.
     """
     model = empty_model(base, name=base.name)
-    layout, modules = layout_of(model, base.name), BaseModules(model)
+    layout, modules = layout_in(base, model, base.name), BaseModules(model)
     shared = modules.shared_weights()
     shared -= separable(layout, shared)
     merged = Sum(
@@ -132,6 +134,16 @@ def merge_files(
             for adapter in adapters
         ]
     )
+    hollow(model)
+    try:
+        merged = effective(model, merged)[0]
+    except GraftError:
+        raise
+    except Exception as error:  # whatever a model raises
+        what = f"{type(model).__name__} failed on a trial: {type(error).__name__}: {error}"
+        raise not_a_model(base.name, what, "use a model that takes text alone") from error
+    for idle in (addend.files for addend in merged.addends if addend.files.facts.unused):
+        tell(f"adapter `{idle.name}` is merged in part: {idle.facts.unused}")
     for moved in (addend.files for addend in merged.addends if addend.files.facts.remapped):
         tell(f"adapter `{moved.name}` names its modules otherwise than its base: {moved.facts.remapped}")
     files = weight_files(base)

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
+from graft_runtime.adapters.unused import check_called
 from graft_runtime.contract.facts import AdapterFacts
-from graft_runtime.contract.tasks import Task
 from graft_runtime.errors import ErrorCode, GraftError
 from graft_runtime.merge.addend import Addend
+from graft_runtime.merge.first_pass import effective, first_pass
 from graft_runtime.merge.sums import Sum
 from graft_runtime.merge.ties import separable, separated_head
 from graft_runtime.messages import MergeSource
 from graft_runtime.model.load import BaseModel
 from graft_runtime.model.module_tree import layout_of
-from graft_runtime.model.tasks import end_token
-from graft_runtime.runners.trial import check_called, trial_prompt
 
 
 def merge_into(
@@ -54,7 +52,10 @@ def merge_into(
             for source in sources
         ]
     )
-    was_finite = _trial(base, merged)
+    merged, output, seen = effective(base.model, merged)
+    was_finite = bool(torch.isfinite(output).all())
+    for addend in merged.addends:
+        check_called(addend.files.name, addend.parts.keys(), seen.called, "what the model computes")
     try:
         _write(base, merged, was_finite=was_finite)
     except Exception:
@@ -73,35 +74,9 @@ def _write(base: BaseModel, merged: Sum, *, was_finite: bool) -> None:
         for name, values in merged.onto(path, module).items():
             module.write(name, values)
     merged.check_effect()
-    if was_finite and not _trial(base, merged):
+    if was_finite and not bool(torch.isfinite(first_pass(base.model, ())[0]).all()):
         raise GraftError(
             ErrorCode.CORRUPT,
             f"with {merged.names} merged in, the model computes values that are not finite",
             hint="lower the weights, use a wider spec.baseModel.dtype, or train again",
         )
-
-
-def _trial(base: BaseModel, merged: Sum) -> bool:
-    """Run one forward pass and tell whether its output is finite.
-
-    Raises GraftError: NoEffect for modules that take no part.
-    """
-    called: set[str] = set()
-    with base.modules.watched(merged.paths, lambda path, _: called.add(path)):
-        output = _output(base)
-    for addend in merged.addends:
-        check_called(addend.files.name, addend.parts.keys(), called, "what the model computes")
-    return bool(torch.isfinite(output).all())
-
-
-def _output(base: BaseModel) -> torch.Tensor:
-    """Return what the model gives for a prompt, whatever its task: logits, logits of starts, or hidden states."""
-    prompt = trial_prompt(base)
-    end = end_token(base.model.config)
-    ids = torch.tensor([prompt if end is None else [*prompt, end]], device=base.device)
-    answer = {"decoder_input_ids": ids} if base.task is Task.SEQ_2_SEQ_LM else {}
-    offered = {"use_cache": False} if "use_cache" in inspect.signature(base.model.forward).parameters else {}
-    with torch.inference_mode():
-        made = base.model(input_ids=ids, return_dict=True, **answer, **offered)
-    output: torch.Tensor = made[0]
-    return output

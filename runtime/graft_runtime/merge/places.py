@@ -122,9 +122,16 @@ def find_place(path: str, parameter: str, spans: Spans, modules: BaseModules, la
 
 
 def stored_names(name: str, layout: BaseLayout) -> Iterator[str]:
-    """Yield the names of a parameter in checkpoints: the model's, the bare model's, those of earlier Transformers."""
+    """Yield the names of a parameter in checkpoints: the model's, the bare model's, those of earlier Transformers.
+
+    The larger model's too, where the checkpoint is of one.
+    """
     yield name
     yield name.removeprefix(layout.wrapper + ".")
+    yield f"{layout.wrapper}.{name}"
     for old, new in layout.former.items():
         if name == new or name.startswith(new + "."):
             yield old + name[len(new) :]
+    for outer, inner in layout.inside.items():
+        if layout.whole is not None and name.startswith(inner + "."):
+            yield from stored_names(outer + name[len(inner) :], layout.whole)

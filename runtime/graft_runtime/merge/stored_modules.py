@@ -15,8 +15,8 @@ from graft_runtime.errors import ErrorCode, GraftError
 from graft_runtime.merge.files import weight_files
 from graft_runtime.merge.places import Place, StoredModule, find_place, read_spans
 from graft_runtime.model.load import empty_model
-from graft_runtime.model.module_tree import layout_of
 from graft_runtime.model.modules import BaseModules
+from graft_runtime.model.whole import layout_in
 
 
 def compile_on_stored(files: AdapterFiles, base: Path, *, task: Task | None, dtype: str) -> CompiledAdapter:
@@ -33,7 +33,7 @@ def compile_on_stored(files: AdapterFiles, base: Path, *, task: Task | None, dty
             than the model.
     """
     model = empty_model(base, name=base.name, task=task)
-    layout = layout_of(model, base.name)
+    layout = layout_in(base, model, base.name)
     modules = _StoredModules(base, BaseModules(model), layout)
     return compile_adapter(files, layout, modules, dtype=getattr(torch, dtype), device=torch.device("cpu"))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
 
@@ -39,6 +39,10 @@ class Sum:
     def paths(self) -> tuple[str, ...]:
         """Return the paths of the modules that change."""
         return tuple(dict.fromkeys(path for addend in self._addends for path in addend.parts))
+
+    def without(self, paths: Collection[str]) -> Sum:
+        """Return the sum without what the adapters do to these modules, which is nothing where nobody calls them."""
+        return Sum([addend.without(paths) for addend in self._addends])
 
     def parameters(self, path: str) -> tuple[str, ...]:
         """Return the names of the parameters of a module that a merge may change."""

@@ -14,6 +14,8 @@ import torch
 from torch.nn import functional
 
 from graft_runtime.adapters.deltas import LowRank
+from graft_runtime.errors import ErrorCode, GraftError
+from graft_runtime.model.modules import with_parameters
 
 
 @dataclass(frozen=True)
@@ -71,3 +73,42 @@ def _projected(module: Any, name: str, expert: int, x: torch.Tensor, beside: Seq
             z = functional.linear(x[own], delta.a[expert]) * adapter.weights[own, None]
             y[own] += (z @ delta.b[expert]).to(y.dtype)
     return y
+
+
+def routed(
+    module: Any, x: torch.Tensor, shares: torch.Tensor, deltas: Sequence[LowRank | None]
+) -> tuple[torch.Tensor, ...]:
+    """Compute what a router gives with adapters: all of it once more, since nothing of it is linear but W·x.
+
+    Args:
+        module: a router.
+        x: [tokens, hidden].
+        shares: [adapters]: how much of each, the same for all tokens.
+        deltas: of the adapters.
+    """
+    weight = module.weight.float()
+    for share, delta in zip(shares, deltas, strict=True):
+        if delta is not None and bool(share):
+            weight = weight + share * (delta.b.T.float() @ delta.a.float())
+    made = with_parameters(module, {"weight": weight.to(module.weight.dtype)}).forward(x)
+    return (made,) if isinstance(made, torch.Tensor) else tuple(made)
+
+
+def with_rows(
+    made: Sequence[torch.Tensor], index: torch.Tensor, tokens: int, rows: Sequence[torch.Tensor]
+) -> list[torch.Tensor]:
+    """Return a router's outputs with those of some of its tokens in the place of their own.
+
+    Raises:
+        GraftError: UnsupportedMethod when they are not of one row a token.
+    """
+    if any(each.numel() % tokens for each in made) or len(made) != len(rows):
+        raise GraftError(
+            ErrorCode.UNSUPPORTED_METHOD,
+            "the model's router gives something else than rows of tokens",
+            hint="train the adapter without the router, or merge it with peft's merge_and_unload()",
+        )
+    return [
+        each.reshape(tokens, -1).index_copy(0, index, row.reshape(len(index), -1).to(each.dtype)).view(each.shape)
+        for each, row in zip(made, rows, strict=True)
+    ]

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,8 +12,8 @@ from graft_runtime.adapters.deltas import CompiledAdapter, ModuleDelta
 from graft_runtime.errors import ErrorCode, GraftError
 from graft_runtime.model.bank import Bank
 from graft_runtime.model.bank_module import BankModule
-from graft_runtime.model.experts import WeightedDeltas, experts_forward
-from graft_runtime.model.modules import Inputs
+from graft_runtime.model.experts import WeightedDeltas, experts_forward, routed, with_rows
+from graft_runtime.model.modules import Inputs, with_parameters
 from graft_runtime.model.rows import AdapterInputs, TokenAdapters
 
 
@@ -129,7 +128,7 @@ class HookedNorm(Hooked):
         taken = taken.each(x.shape[2]) if by_heads else taken
         rows, y = x.reshape(-1, x.shape[-1]), output.reshape(-1, x.shape[-1])
         for _, delta, tokens in self.groups(taken):
-            y[tokens] = _with_parameters(module, delta.parameters).forward(rows[tokens]).to(y.dtype)
+            y[tokens] = with_parameters(module, delta.parameters).forward(rows[tokens]).to(y.dtype)
         return y.view(x.shape)
 
     def _is_heads_first(self, module: Any, x: torch.Tensor) -> bool:
@@ -165,8 +164,17 @@ class HookedExperts(Hooked):
         return output
 
 
-def _with_parameters(module: Any, parameters: Mapping[str, torch.Tensor]) -> Any:
-    """Return a copy of the module with other parameters in the place of some; those of the module stay as they are."""
-    other = copy.copy(module)
-    other._parameters = {**module._parameters, **parameters}
-    return other
+class HookedRouter(Hooked):
+    """A router: it gives scores, weights and experts of each token, all of them made of W·x."""
+
+    def changed(self, module: Any, inputs: Inputs, output: Any) -> Any:
+        x = inputs[0].reshape(-1, inputs[0].shape[-1])
+        taken = self.taken(inputs[0], x.shape[0])
+        weights = torch.cat([self.weights(taken, adapter) for adapter in self.part.groups], dim=1)
+        deltas = [delta.low_rank for delta in self.part.groups.values()]
+        made = [output] if isinstance(output, torch.Tensor) else list(output)
+        for mix in torch.unique(weights, dim=0):
+            if bool(mix.any()):
+                own = (weights == mix).all(dim=1).nonzero()[:, 0]
+                made = with_rows(made, own, x.shape[0], routed(module, x[own], mix, deltas))
+        return made[0] if isinstance(output, torch.Tensor) else tuple(made)

@@ -21,7 +21,7 @@ from torch.nn import functional
 from graft_runtime.adapters.deltas import Rows
 from graft_runtime.model.bank import Bank
 from graft_runtime.model.bank_module import BankModule
-from graft_runtime.model.hooked import Hooked, HookedEmbedding, HookedExperts, HookedNorm, Now
+from graft_runtime.model.hooked import Hooked, HookedEmbedding, HookedExperts, HookedNorm, HookedRouter, Now
 from graft_runtime.model.linear import Linear, add_product, own_linears, product
 from graft_runtime.model.modules import BaseModules, Inputs
 from graft_runtime.model.rows import AdapterInputs, TokenAdapters
@@ -87,6 +87,8 @@ class AdapterModules:
             return _HookedLinear(part, self.bank, self._now, aside, head=module is self._head)
         if any(delta.experts for delta in part.groups.values()):
             return HookedExperts(part, self.bank, self._now)
+        if any(delta.low_rank for delta in part.groups.values()):
+            return HookedRouter(part, self.bank, self._now)
         return HookedNorm(part, self.bank, self._now, self._heads_first)
 
 

@@ -16,9 +16,9 @@ from graft_runtime.adapters.strict_json import parse_object
 from graft_runtime.base.files import check_weights, not_a_model, read_config
 from graft_runtime.contract.tasks import Task
 from graft_runtime.errors import ErrorCode, GraftError, shown
-from graft_runtime.model.module_tree import layout_of
 from graft_runtime.model.modules import BaseModules
 from graft_runtime.model.tasks import auto_class, may_be_missing, task_of
+from graft_runtime.model.whole import layout_in
 
 ROPE_OF_THE_LONGEST_ROW = {"dynamic", "longrope"}
 DTYPES: dict[str, torch.dtype] = {
@@ -103,7 +103,7 @@ def load_base(
         raise not_a_model(name, f"Transformers can't load it: {type(error).__name__}: {error}") from error
     _complete(model, report, task, name)
     model = model.eval().requires_grad_(False).to(device)
-    layout = layout_of(model, name)
+    layout = layout_in(directory, model, name)
     return BaseModel(
         name=name,
         task=task,

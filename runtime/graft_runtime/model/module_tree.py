@@ -33,8 +33,11 @@ def layout_of(model: nn.Module, name: str) -> BaseLayout:
     norms: dict[str, dict[str, int]] = {}
     experts: dict[str, ExpertsShape] = {}
     other: dict[str, str] = {}
+    routers: dict[str, LinearShape] = {}
     for path, module in model.named_modules():
-        if (shape := linear_shape(module)) is not None:
+        if (router := _router(module)) is not None:
+            routers[path] = router
+        elif (shape := linear_shape(module)) is not None:
             linear[path] = shape
         elif isinstance(module, nn.Embedding) and _looks_up(module) and path.rpartition(".")[2] not in READ_WHOLE:
             embeddings[path] = EmbeddingShape(module.num_embeddings, module.embedding_dim)
@@ -54,6 +57,7 @@ def layout_of(model: nn.Module, name: str) -> BaseLayout:
         embeddings,
         norms,
         experts=experts,
+        routers=routers,
         ties=_ties(modules, embedding, head),
         twins=_twins(modules, embedding, embeddings),
         attention=_attention(model),
@@ -93,13 +97,13 @@ def _renamed(names: Iterable[str], renamings: Sequence[WeightRenaming]) -> dict[
     """Return the former beginnings of names that were renamed, where each stands for one of today's."""
     found: dict[str, set[str]] = {}
     for name in names:
-        old, new = _without_common_end(apply_renamings(name, renamings), name)
+        old, new = without_common_end(apply_renamings(name, renamings), name)
         if old != new:
             found.setdefault(old, set()).add(new)
     return {old: new for old, (new, *others) in found.items() if not others}
 
 
-def _without_common_end(one: str, other: str) -> tuple[str, str]:
+def without_common_end(one: str, other: str) -> tuple[str, str]:
     """Return both paths without the steps that they end with alike; at least one step of each is left."""
     ones, others = one.split("."), other.split(".")
     while len(ones) > 1 and len(others) > 1 and ones[-1] == others[-1]:
@@ -169,6 +173,14 @@ def _attention(model: Any) -> AttentionShape | None:
 def _has_encoder(model: Any) -> bool:
     """Tell whether a decoder reads what an encoder made of the prompt."""
     return bool(getattr(getattr(model, "config", None), "is_encoder_decoder", False))
+
+
+def _router(module: nn.Module) -> LinearShape | None:
+    """Return the size of a module that scores experts by a weight of its own; None for others."""
+    weight = getattr(module, "weight", None)
+    if "Router" not in type(module).__name__ or not isinstance(weight, nn.Parameter) or weight.dim() != 2:
+        return None
+    return LinearShape(weight.shape[1], weight.shape[0])
 
 
 def _experts(module: Any) -> ExpertsShape | None:

@@ -6,8 +6,9 @@ keep its weights in another form, several projections in one tensor say, or quan
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -101,3 +102,10 @@ class BaseModules:
         weight = self(head).parameter("weight").detach().clone()
         self.hooked(head).weight = nn.Parameter(weight, requires_grad=False)
         self._model.config.tie_word_embeddings = False
+
+
+def with_parameters(module: Any, parameters: Mapping[str, torch.Tensor]) -> Any:
+    """Return a copy of the module with other parameters in the place of some; those of the module stay as they are."""
+    other = copy.copy(module)
+    other._parameters = {**module._parameters, **parameters}
+    return other

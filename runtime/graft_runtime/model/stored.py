@@ -7,7 +7,7 @@ from pathlib import Path
 from graft_runtime.adapters.layout import BaseLayout
 from graft_runtime.contract.tasks import Task
 from graft_runtime.model.load import empty_model
-from graft_runtime.model.module_tree import layout_of
+from graft_runtime.model.whole import layout_in
 
 
 def stored_layout(base: Path, *, name: str, task: Task | None = None) -> BaseLayout:
@@ -21,4 +21,4 @@ def stored_layout(base: Path, *, name: str, task: Task | None = None) -> BaseLay
     Raises:
         GraftError: NotAModel, UnsafeFile.
     """
-    return layout_of(empty_model(base, name=name, task=task), name)
+    return layout_in(base, empty_model(base, name=name, task=task), name)

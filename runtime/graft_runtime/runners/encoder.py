@@ -68,7 +68,7 @@ class EncoderRunner(Runner):
             made.update(zip(group, outputs, strict=True))
         return [made[index] for index in range(len(rows))]
 
-    def trial(self, adapter: CompiledAdapter, name: str) -> None:
+    def trial(self, adapter: CompiledAdapter, name: str) -> CompiledAdapter:
         """Take an adapter through the model beside the base.
 
         Raises:
@@ -83,7 +83,7 @@ class EncoderRunner(Runner):
                 hint="train LoRA for this task",
             )
 
-        super().trial(adapter, name)
+        return super().trial(adapter, name)
 
     def logits_of(self, prompts: Sequence[Sequence[int]], adapters: Sequence[tuple[RowAdapter, ...]]) -> torch.Tensor:
         """Return the largest value of each row's output, [rows, 1]: rows may have labels of their own."""

@@ -38,9 +38,9 @@ class Runner:
         """Return the length in tokens of the longest row that can run."""
         return self._base.context_length
 
-    def trial(self, adapter: CompiledAdapter, name: str) -> None:
-        """Take an adapter through the model beside the base. Raises GraftError, as `Trials.run` says."""
-        self._trials.run(adapter, name)
+    def trial(self, adapter: CompiledAdapter, name: str) -> CompiledAdapter:
+        """Take an adapter through the model beside the base; see `Trials.run`."""
+        return self._trials.run(adapter, name)
 
     def logits_of(self, prompts: Sequence[Sequence[int]], adapters: Sequence[tuple[RowAdapter, ...]]) -> torch.Tensor:
         """Return the logits after each prompt, [rows, vocabulary]; what no request runs on is used for it.

@@ -7,14 +7,15 @@ more than all the rest of a mount, and every request waits for it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch.nn import functional
 
 from graft_runtime.adapters.deltas import CompiledAdapter, LowRank
+from graft_runtime.adapters.unused import check_called, pattern_of, unused
 from graft_runtime.errors import ErrorCode, GraftError
 from graft_runtime.model.bank import Bank
 from graft_runtime.model.load import BaseModel
@@ -33,7 +34,12 @@ Forward = Callable[[Sequence[list[int]], Sequence[tuple[RowAdapter, ...]]], torc
 
 def trial_prompt(base: BaseModel) -> list[int]:
     """Return token ids that the model has."""
-    return [token % base.vocabulary_size for token in TRIAL_PROMPT]
+    return prompt_within(base.vocabulary_size)
+
+
+def prompt_within(vocabulary: int) -> list[int]:
+    """Return token ids below this one."""
+    return [token % vocabulary for token in TRIAL_PROMPT]
 
 
 def difference(made: torch.Tensor, expected: torch.Tensor) -> float:
@@ -78,26 +84,6 @@ def cannot_serve(base: BaseModel, why: str, hint: str) -> GraftError:
     )
 
 
-def check_called(name: str, paths: Collection[str], called: Collection[str], what: str) -> None:
-    """Check that the model calls a module of an adapter.
-
-    Args:
-        name: how errors call the adapter.
-        paths: of its modules.
-        called: paths of the modules that the model called.
-        what: those modules take part in.
-
-    Raises:
-        GraftError: NoEffect.
-    """
-    if not any(path in called for path in paths):
-        raise GraftError(
-            ErrorCode.NO_EFFECT,
-            f"adapter `{name}` changes nothing: the model calls none of its {len(paths)} modules",
-            hint=f"train it on modules that take part in {what}",
-        )
-
-
 @dataclass(frozen=True, eq=False)
 class _Sample:
     """What a module was given once.
@@ -125,12 +111,15 @@ class Trials:
         self._samples: dict[str, _Sample | None] = {}
         """By the path of a module; None: the model never calls it."""
 
-    def run(self, adapter: CompiledAdapter, name: str) -> None:
+    def run(self, adapter: CompiledAdapter, name: str) -> CompiledAdapter:
         """Check that an adapter can serve.
 
         Args:
             adapter: it need not be active.
             name: how errors call it.
+
+        Returns:
+            The adapter, its facts telling which of its modules the model never calls.
 
         Raises:
             GraftError: NoEffect when the model calls none of its modules, Corrupt when it overflows where the base
@@ -144,6 +133,14 @@ class Trials:
             check_called(name, adapter.modules.keys(), called, "generating text")
         if not bool(self._largest_change(adapter) < LARGEST):
             raise _overflow(name)
+        return self._with_unused(adapter)
+
+    def _with_unused(self, adapter: CompiledAdapter) -> CompiledAdapter:
+        """Tell which modules are never called; where one of several that differ in a number is, the others may be."""
+        called = {pattern_of(path) for path in adapter.modules if self._samples[path] is not None}
+        paths = [path for path in adapter.modules if pattern_of(path) not in called]
+        told = "; ".join(filter(None, [adapter.facts.unused, unused(paths)]))
+        return replace(adapter, facts=adapter.facts.model_copy(update={"unused": told})) if paths else adapter
 
     def _run_model(self, adapter: CompiledAdapter, name: str) -> None:
         given: dict[str, _Sample | None] = dict.fromkeys(adapter.modules)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from graft_runtime.adapters.deltas import LowRank, ModuleDelta
-from graft_runtime.adapters.layout import BaseLayout
+from graft_runtime.adapters.layout import ROUTER, BaseLayout
 from graft_runtime.adapters.parts.part import Part, Source, integers, misfit
 from graft_runtime.contract.facts import DeltaKind
 
@@ -31,6 +31,8 @@ class LinearLowRank(Part):
 
     scale: float
     start: str | None = None
+
+    kinds: ClassVar = ("linear", ROUTER)
 
     @property
     def rank(self) -> int:
@@ -65,7 +67,9 @@ class LinearLowRank(Part):
         return integers(self.path, self.tensors)  # of a convolution they have more dimensions
 
     def misfits(self, layout: BaseLayout) -> Iterable[str]:
-        shape = layout.linear[self.path]
+        if self.path in layout.routers and not self.plain:
+            yield f"{self.path}: a router takes LoRA without options"
+        shape = layout.linear.get(self.path) or layout.routers[self.path]
         rank, outputs = self.file_rank, shape.output_features
         expected = {"lora_A": (rank, shape.input_features), "lora_B": (outputs, rank)}
         for role, tensor in self.tensors.items():
