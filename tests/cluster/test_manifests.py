@@ -236,5 +236,5 @@ def test_the_scale_subresource_scales(installed: LocalCluster, namespace: str) -
 
 @pytest.mark.cluster
 def test_kubectl_explains_the_fields(installed: LocalCluster) -> None:
-    explained = installed.kubectl("explain", "adapterdeployment.spec.strategy")
-    assert "Pods above `replicas` during a roll" in explained
+    explained = " ".join(installed.kubectl("explain", "adapterdeployment.spec.strategy").split())
+    assert "How many pods more than `replicas` there may be during a roll" in explained
