@@ -25,7 +25,7 @@ socketserver.ThreadingTCPServer((os.environ["IP"], 7000), Handler).serve_forever
 """
 
 
-def manifests(service: dict[str, Any]) -> str:
+def manifests(service: dict[str, Any], *, replicas: int) -> str:
     container = {
         "name": "echo",
         "image": "ignored",
@@ -54,7 +54,7 @@ def manifests(service: dict[str, Any]) -> str:
         "apiVersion": "apps/v1",
         "kind": "Deployment",
         "metadata": {"name": "echo"},
-        "spec": {"replicas": 2, "selector": {"matchLabels": {"app": "echo"}}, "template": template},
+        "spec": {"replicas": replicas, "selector": {"matchLabels": {"app": "echo"}}, "template": template},
     }
     made = {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "echo"}, "spec": service}
     return json.dumps({"apiVersion": "v1", "kind": "List", "items": [deployment, made]})
@@ -83,9 +83,10 @@ def test_a_service_follows_its_pods(local_cluster: LocalCluster, namespace: str)
         return local_cluster.kubectl("-n", namespace, *arguments, **more)
 
     spec = {"selector": {"app": "echo"}, "ports": [{"port": 70, "targetPort": "echo"}]}
-    kubectl("apply", "-f", "-", input=manifests(spec))
+    kubectl("apply", "-f", "-", input=manifests(spec, replicas=0))
     address = (local_cluster.get("-n", namespace, "service", "echo")["spec"]["clusterIP"], 70)
-    wait_until(lambda: ask(address) == "ConnectionResetError", "without a ready pod the connection is reset", 2)
+    wait_until(lambda: ask(address) == "ConnectionResetError", "without a ready pod the connection is reset")
+    kubectl("scale", "deployment/echo", "--replicas=2")
     kubectl("rollout", "status", "deployment/echo", "--timeout=20s")
     pods = {one["metadata"]["name"]: one for one in local_cluster.get("-n", namespace, "pods")["items"]}
     wait_until(answers(address, set(pods)), "both pods answer in turn")
