@@ -42,3 +42,13 @@ def test_a_template_that_takes_too_much_is_unsafe_and_the_next_one_is_rendered(
 def test_what_a_template_says_against_its_messages_is_told(renderer: Renderer) -> None:
     with pytest.raises(TemplateFaultError, match="no such role"):
         renderer.render("{{ raise_exception('no such role') }}", HI, {})
+
+
+def test_a_process_that_was_started_ahead_renders() -> None:
+    renderer = Renderer()
+    renderer.start()
+    ahead = renderer.process_id
+    assert renderer.render("{{ messages[0].content }}", HI, {}) == "hi"
+    assert renderer.process_id == ahead is not None
+    renderer.close()
+    assert renderer.process_id is None

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import IO, Any
 
 import msgspec
@@ -60,6 +60,8 @@ class Renderer:
         self._seconds = seconds
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
+        self._answered = False
+        """Whether the process has answered anything: it imports for seconds first."""
         self._unsafe: dict[str, float] = {}
         """Templates that have ended their process, and until when they are not tried."""
 
@@ -92,6 +94,16 @@ class Renderer:
             raise TemplateFaultError(answer.fault)
         return answer.text
 
+    @property
+    def process_id(self) -> int | None:
+        """Return the id of the process; None while there is none."""
+        return None if self._process is None else self._process.pid
+
+    def start(self) -> None:
+        """Start the process, so that the first conversation does not wait for what it imports."""
+        with self._lock:
+            self._started()
+
     def close(self) -> None:
         """End the process; the next conversation starts another."""
         if self._process is not None:
@@ -100,17 +112,24 @@ class Renderer:
             self._process = None
 
     def _ask(self, question: bytes) -> _Answer:
-        deadline = time.monotonic() + (SILENT_SECONDS if self._process is not None else START_SECONDS)
+        process = self._started()
+        deadline = time.monotonic() + (SILENT_SECONDS if self._answered else START_SECONDS)
+        assert process.stdin is not None
+        assert process.stdout is not None
+        _write(process.stdin, question)
+        source = process.stdout.fileno()
+        length = int.from_bytes(_read(source, _LENGTH_BYTES, deadline), "big")
+        answer = msgspec.msgpack.decode(_read(source, length, deadline), type=_Answer)
+        self._answered = True
+        return answer
+
+    def _started(self) -> subprocess.Popen[bytes]:
         if self._process is None:
             pipe = subprocess.PIPE
             self._process = subprocess.Popen([sys.executable, "-m", __name__], stdin=pipe, stdout=pipe, bufsize=0)
+            self._answered = False
             bound_memory(self._process.pid, MEMORY_BYTES)
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        _write(self._process.stdin, question)
-        source = self._process.stdout.fileno()
-        length = int.from_bytes(_read(source, _LENGTH_BYTES, deadline), "big")
-        return msgspec.msgpack.decode(_read(source, length, deadline), type=_Answer)
+        return self._process
 
 
 def _unsafe(why: str) -> GraftError:
@@ -140,9 +159,7 @@ def _read(source: int, size: int, deadline: float | None = None) -> bytes:
     return bytes(content)
 
 
-def _rendered(question: _Question) -> _Answer:
-    from transformers.utils.chat_template_utils import render_jinja_template  # noqa: PLC0415 - in this process alone
-
+def _rendered(question: _Question, render_jinja_template: Callable[..., Any]) -> _Answer:
     used = resource.getrusage(resource.RUSAGE_SELF)
     until = int(used.ru_utime + used.ru_stime) + 1 + question.seconds
     resource.setrlimit(resource.RLIMIT_CPU, (until, resource.getrlimit(resource.RLIMIT_CPU)[1]))
@@ -163,13 +180,14 @@ def _rendered(question: _Question) -> _Answer:
 
 
 def _serve() -> None:
+    from transformers.utils.chat_template_utils import render_jinja_template  # noqa: PLC0415 - in this process alone
+
     source, answers = sys.stdin.fileno(), os.dup(sys.stdout.fileno())
     with contextlib.redirect_stdout(sys.stderr), os.fdopen(answers, "wb", 0) as target, contextlib.suppress(EOFError):
         while True:
             length = int.from_bytes(_read(source, _LENGTH_BYTES), "big")
-            _write(
-                target, msgspec.msgpack.encode(_rendered(msgspec.msgpack.decode(_read(source, length), type=_Question)))
-            )
+            question = msgspec.msgpack.decode(_read(source, length), type=_Question)
+            _write(target, msgspec.msgpack.encode(_rendered(question, render_jinja_template)))
 
 
 if __name__ == "__main__":

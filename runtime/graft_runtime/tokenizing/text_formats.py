@@ -13,7 +13,7 @@ from graft_runtime.errors import ErrorCode, GraftError
 from graft_runtime.tokenizing.defaults import GenerationDefaults, read_defaults
 from graft_runtime.tokenizing.files import TokenizerFiles, read_tokenizer_files
 from graft_runtime.tokenizing.own_tokenizer import Recipe, assembled, brings_one, build, highest, read_own, recipe
-from graft_runtime.tokenizing.tokenizer import Tokenizer, load_base_tokenizer
+from graft_runtime.tokenizing.tokenizer import Tokenizer, load_base_tokenizer, renderer
 
 MAX_TEXT_FORMATS = 1024
 """So many adapters' templates, defaults and tokenizers are kept in memory."""
@@ -65,6 +65,8 @@ def load_base_format(tokenizer: Path, checkpoint: Path) -> BaseTextFormat:
         files = read_tokenizer_files(tokenizer, "the base model")
         made_of = recipe(files)
         text_format = TextFormat(*load_base_tokenizer(tokenizer, checkpoint, made_of.identity()))
+    if text_format.defaults.chat_template is not None:
+        renderer.start()
     return BaseTextFormat(text_format, made_of, files)
 
 
