@@ -48,7 +48,7 @@ def test_no_other_row_changes(family: str, make_base: Any, make_adapter: Any, in
     good = make_adapter("good", base=base)
     # Finite itself, but infinite times any row's activations. A trial would refuse it; one may pass and overflow later.
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engine.engine.serving.runner, "trial", lambda *_: None)
+        patch.setattr(engine.engine.serving.runner, "trial", lambda adapter, _: adapter)
         assert isinstance(engine.mount("infinite", scaled(good, tmp_path / "infinite", 2e38, "lora_A")), Mounted)
     assert isinstance(engine.mount("good", good), Mounted)
     assert isinstance(engine.mount("huge", scaled(good, tmp_path / "huge", 1e8)), Mounted)

@@ -99,9 +99,12 @@ async def test_added_tokens_are_tokens_and_special_ones_leave_the_text(base: Bas
     assert own.defaults.stop_tokens == {257, 260}, "the base's end token means the same here"
     template = own.defaults.chat_template
     assert template is not None
-    messages = [{"role": "user", "content": "a<|tool|>b"}]
+    messages = [{"role": "user", "content": "a tool b"}]
     chat = oracle.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
     assert own.tokenizer.encode_chat(messages, template) == chat
+    messages = [{"role": "user", "content": "a<|tool|>b<|end|>"}]
+    ids = own.tokenizer.encode_chat(messages, template)
+    assert not {259, 260} & {*ids}, "what a user writes is no special token"
 
 
 async def test_what_is_alike_is_in_memory_once(

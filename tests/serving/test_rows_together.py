@@ -90,7 +90,7 @@ def test_decoders(family: str, tmp_path: Path, in_process: Any) -> None:
 def test_decoders_that_the_probe_would_refuse(
     family: str, tmp_path: Path, in_process: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(*_: Any) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
         raise RefusedError("a test")
 
     monkeypatch.setattr(route, "probe", refuse)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping
 from fnmatch import filter as matching
 
 from graft_runtime.adapters.tensors import TensorSpan
 
+_RANKS_OF_ADALORA = re.compile(r"\.lora_[ABE]$")
+"""Its names end without `.weight`."""
 _OTHERS: tuple[tuple[str, str, str], ...] = (
     (
         "adapter_model-*-of-*.safetensors",
@@ -65,9 +68,13 @@ def what_else(names: Collection[str]) -> tuple[str, str] | None:
 
 
 def ungathered(tensors: Mapping[str, TensorSpan]) -> list[str]:
-    """Return the names of tensors that one process of a sharded training wrote without the others' shards."""
+    """Return the names of tensors that one process of a sharded training wrote without the others' shards.
+
+    AdaLoRA's are no such ones: it gives ranks away, all of a module's if need be.
+    """
     return [
         name
         for name, span in tensors.items()
-        if 0 in span.shape or (len(span.shape) < 2 and name.endswith((".lora_A.weight", ".lora_B.weight")))
+        if (0 in span.shape and not _RANKS_OF_ADALORA.search(name))
+        or (len(span.shape) < 2 and name.endswith((".lora_A.weight", ".lora_B.weight")))
     ]
