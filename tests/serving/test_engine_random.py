@@ -48,7 +48,7 @@ from graft_runtime.threads import Threads
 
 TOKENS = 14
 OPERATIONS = 150
-SEEDS = 3
+SEEDS = 4
 NAMES = ("red", "green", "blue", "grey")
 VERSIONS = 2
 PLACES = 2
