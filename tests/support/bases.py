@@ -19,6 +19,29 @@ CHAT_TEMPLATE = (
 )
 MODEL_VOCABULARY = 320
 """Rows of the embedding; the tokenizer knows fewer."""
+TOKENS: dict[str, Any] = {"vocab_size": MODEL_VOCABULARY, "bos_token_id": 256, "eos_token_id": 257, "pad_token_id": 258}
+UNTIED: dict[str, Any] = TOKENS | {"tie_word_embeddings": False}
+"""A tied random model repeats its last token."""
+LIKE_LLAMA: dict[str, Any] = UNTIED | {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+}
+BART: dict[str, Any] = TOKENS | {
+    "d_model": 32,
+    "encoder_layers": 2,
+    "decoder_layers": 2,
+    "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4,
+    "encoder_ffn_dim": 48,
+    "decoder_ffn_dim": 48,
+    "max_position_embeddings": 128,
+    "decoder_start_token_id": 257,
+    "forced_eos_token_id": None,
+}
 
 BaseFactory = Callable[..., Path]
 
@@ -48,19 +71,6 @@ def save_tokenizer(directory: Path) -> None:
 def _configs() -> dict[str, Callable[[], Any]]:
     import transformers as hf
 
-    llama_like: dict[str, Any] = {
-        "vocab_size": MODEL_VOCABULARY,
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 256,
-        "bos_token_id": 256,
-        "eos_token_id": 257,
-        "pad_token_id": 258,
-        "tie_word_embeddings": False,  # a tied random model repeats its last token
-    }
     tokens: dict[str, Any] = {"bos_token_id": 256, "eos_token_id": 257, "tie_word_embeddings": False}
     t5: dict[str, Any] = {
         "vocab_size": MODEL_VOCABULARY,
@@ -76,23 +86,7 @@ def _configs() -> dict[str, Callable[[], Any]]:
         "pad_token_id": 258,
         "tie_word_embeddings": False,
     }
-    bart: dict[str, Any] = {
-        "vocab_size": MODEL_VOCABULARY,
-        "d_model": 32,
-        "encoder_layers": 2,
-        "decoder_layers": 2,
-        "encoder_attention_heads": 4,
-        "decoder_attention_heads": 4,
-        "encoder_ffn_dim": 48,
-        "decoder_ffn_dim": 48,
-        "max_position_embeddings": 128,
-        "decoder_start_token_id": 257,
-        "forced_eos_token_id": None,
-        "pad_token_id": 258,
-        "tie_word_embeddings": False,
-        "bos_token_id": 256,
-        "eos_token_id": 257,
-    }
+    bart = BART | {"tie_word_embeddings": False}
     bert: dict[str, Any] = {
         "vocab_size": MODEL_VOCABULARY,
         "hidden_size": 32,
@@ -120,23 +114,23 @@ def _configs() -> dict[str, Callable[[], Any]]:
         "xlnet": lambda: hf.XLNetConfig(
             vocab_size=MODEL_VOCABULARY, d_model=32, n_layer=2, n_head=4, d_inner=48, num_labels=3, pad_token_id=258
         ),
-        "llama": lambda: hf.LlamaConfig(**llama_like),
-        "mistral": lambda: hf.MistralConfig(**llama_like, sliding_window=8),
-        "tied": lambda: hf.LlamaConfig(**(llama_like | {"tie_word_embeddings": True})),
-        "qwen2": lambda: hf.Qwen2Config(**llama_like),
-        "qwen3": lambda: hf.Qwen3Config(**llama_like, head_dim=8),
+        "llama": lambda: hf.LlamaConfig(**LIKE_LLAMA),
+        "mistral": lambda: hf.MistralConfig(**LIKE_LLAMA, sliding_window=8),
+        "tied": lambda: hf.LlamaConfig(**(LIKE_LLAMA | {"tie_word_embeddings": True})),
+        "qwen2": lambda: hf.Qwen2Config(**LIKE_LLAMA),
+        "qwen3": lambda: hf.Qwen3Config(**LIKE_LLAMA, head_dim=8),
         "gemma3": lambda: hf.Gemma3TextConfig(
-            **llama_like, head_dim=8, sliding_window=8, layer_types=["sliding_attention", "full_attention"]
+            **LIKE_LLAMA, head_dim=8, sliding_window=8, layer_types=["sliding_attention", "full_attention"]
         ),
         "gemma2": lambda: hf.Gemma2Config(  # softcaps, of attention as well
-            **llama_like, head_dim=8, sliding_window=8, attn_logit_softcapping=3.0, final_logit_softcapping=30.0
+            **LIKE_LLAMA, head_dim=8, sliding_window=8, attn_logit_softcapping=3.0, final_logit_softcapping=30.0
         ),
         "gpt_oss": lambda: hf.GptOssConfig(  # attention sinks, experts
-            **llama_like, head_dim=8, sliding_window=8, num_local_experts=4, num_experts_per_tok=2
+            **LIKE_LLAMA, head_dim=8, sliding_window=8, num_local_experts=4, num_experts_per_tok=2
         ),
-        "mixtral": lambda: hf.MixtralConfig(**llama_like, num_local_experts=4, num_experts_per_tok=2),
+        "mixtral": lambda: hf.MixtralConfig(**LIKE_LLAMA, num_local_experts=4, num_experts_per_tok=2),
         "qwen3_moe": lambda: hf.Qwen3MoeConfig(
-            **llama_like,
+            **LIKE_LLAMA,
             head_dim=8,
             num_experts=4,
             num_experts_per_tok=2,
@@ -144,7 +138,7 @@ def _configs() -> dict[str, Callable[[], Any]]:
             norm_topk_prob=True,
         ),
         "nemotron_h": lambda: hf.NemotronHConfig(  # experts without a gate
-            **llama_like | {"num_hidden_layers": None},
+            **LIKE_LLAMA | {"num_hidden_layers": None},
             layers_block_type=["linear_attention", "moe", "full_attention", "moe"],
             head_dim=8,
             mamba_num_heads=4,
@@ -157,7 +151,7 @@ def _configs() -> dict[str, Callable[[], Any]]:
             moe_shared_expert_intermediate_size=24,
         ),
         "jamba": lambda: hf.JambaConfig(  # a state and attention in turn, experts in every second layer
-            **llama_like,
+            **LIKE_LLAMA,
             attn_layer_period=2,
             attn_layer_offset=1,
             expert_layer_period=2,
@@ -166,7 +160,7 @@ def _configs() -> dict[str, Callable[[], Any]]:
             mamba_d_state=8,
             mamba_dt_rank=4,
         ),
-        "phi3": lambda: hf.Phi3Config(**llama_like),
+        "phi3": lambda: hf.Phi3Config(**LIKE_LLAMA),
         "gpt_neox": lambda: hf.GPTNeoXConfig(
             vocab_size=MODEL_VOCABULARY,
             hidden_size=32,

@@ -7,18 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tests.support.bases import MODEL_VOCABULARY, save_tokenizer, torch_on_one_thread
+from tests.support.bases import BART, LIKE_LLAMA, MODEL_VOCABULARY, TOKENS, UNTIED, save_tokenizer, torch_on_one_thread
 
-TOKENS: dict[str, Any] = {"vocab_size": MODEL_VOCABULARY, "bos_token_id": 256, "eos_token_id": 257, "pad_token_id": 258}
-UNTIED: dict[str, Any] = TOKENS | {"tie_word_embeddings": False}
-LIKE_LLAMA: dict[str, Any] = UNTIED | {
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 256,
-}
 LIKE_GPT: dict[str, Any] = UNTIED | {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 256}
 LIKE_MPT: dict[str, Any] = UNTIED | {"d_model": 32, "n_layers": 2, "n_heads": 4, "max_seq_len": 256}
 STATE: dict[str, Any] = UNTIED | {"hidden_size": 32, "num_hidden_layers": 2, "state_size": 8}
@@ -37,18 +27,6 @@ LINEAR: dict[str, Any] = {
     "linear_value_head_dim": 8,
 }
 EXPERTS: dict[str, Any] = {"num_experts": 4, "num_local_experts": 4, "num_experts_per_tok": 2}
-BART: dict[str, Any] = TOKENS | {
-    "d_model": 32,
-    "encoder_layers": 2,
-    "decoder_layers": 2,
-    "encoder_attention_heads": 4,
-    "decoder_attention_heads": 4,
-    "encoder_ffn_dim": 48,
-    "decoder_ffn_dim": 48,
-    "max_position_embeddings": 128,
-    "decoder_start_token_id": 257,
-    "forced_eos_token_id": None,
-}
 T5: dict[str, Any] = TOKENS | {
     "d_model": 32,
     "d_kv": 8,

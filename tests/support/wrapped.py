@@ -8,23 +8,10 @@ from typing import Any
 
 import torch
 
-from tests.support.bases import save_tokenizer, torch_on_one_thread
+from tests.support.bases import LIKE_LLAMA, save_tokenizer, torch_on_one_thread
 
 IMAGE = 310
 """Stands for an image in a prompt; without one it is a token like others."""
-TEXT: dict[str, Any] = {
-    "vocab_size": 320,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 256,
-    "bos_token_id": 256,
-    "eos_token_id": 257,
-    "pad_token_id": 258,
-    "tie_word_embeddings": False,
-}
 TOWER: dict[str, Any] = {
     "hidden_size": 32,
     "intermediate_size": 48,
@@ -50,7 +37,7 @@ def _qwen(**text: Any) -> dict[str, Any]:
         "out_hidden_size": 32,
     }
     tokens: dict[str, Any] = {"image_token_id": IMAGE, "video_token_id": 311, "vision_start_token_id": 312}
-    return tokens | {"text_config": TEXT | text, "vision_config": vision, "tie_word_embeddings": False}
+    return tokens | {"text_config": LIKE_LLAMA | text, "vision_config": vision, "tie_word_embeddings": False}
 
 
 def _model(family: str) -> Any:
@@ -58,16 +45,16 @@ def _model(family: str) -> Any:
 
     if family == "gemma3":
         layers = ["sliding_attention", "full_attention"]
-        text: Any = hf.Gemma3TextConfig(**TEXT, head_dim=8, sliding_window=8, layer_types=layers)
+        text: Any = hf.Gemma3TextConfig(**LIKE_LLAMA, head_dim=8, sliding_window=8, layer_types=layers)
         images = {"mm_tokens_per_image": 4, "image_token_index": IMAGE}
         config: Any = hf.Gemma3Config(text_config=text, vision_config=hf.SiglipVisionConfig(**TOWER), **images)
         return hf.Gemma3ForConditionalGeneration(config)
     if family == "mistral3":
-        tower, text = hf.PixtralVisionConfig(**TOWER), hf.MistralConfig(**TEXT, head_dim=8)
+        tower, text = hf.PixtralVisionConfig(**TOWER), hf.MistralConfig(**LIKE_LLAMA, head_dim=8)
         config = hf.Mistral3Config(text_config=text, vision_config=tower, image_token_index=IMAGE)
         return hf.Mistral3ForConditionalGeneration(config)
     if family == "llava":
-        tower, text = hf.CLIPVisionConfig(**TOWER), hf.LlamaConfig(**TEXT)
+        tower, text = hf.CLIPVisionConfig(**TOWER), hf.LlamaConfig(**LIKE_LLAMA)
         config = hf.LlavaConfig(text_config=text, vision_config=tower, image_token_index=IMAGE)
         return hf.LlavaForConditionalGeneration(config)
     if family in ("qwen3_5", "llama4", "mllama"):
@@ -88,7 +75,9 @@ def _loaded_as_text(family: str) -> Any:
     text: dict[str, Any]
     vision: dict[str, Any]
     if family == "qwen3_5":
-        text = dict(TEXT, head_dim=8, layer_types=["linear_attention", "full_attention"], linear_num_value_heads=4)
+        text = dict(
+            LIKE_LLAMA, head_dim=8, layer_types=["linear_attention", "full_attention"], linear_num_value_heads=4
+        )
         text |= {"linear_num_key_heads": 2, "linear_key_head_dim": 8, "linear_value_head_dim": 8}
         text |= {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 1.0}}
         vision = _qwen()["vision_config"] | {"patch_size": 14}
@@ -96,12 +85,17 @@ def _loaded_as_text(family: str) -> Any:
         config = hf.Qwen3_5Config(text_config=text, vision_config=vision, **tokens, tie_word_embeddings=False)
         return hf.Qwen3_5ForConditionalGeneration(config)
     if family == "llama4":
-        text = TEXT | {"intermediate_size_mlp": 48, "head_dim": 8, "num_local_experts": 4, "num_experts_per_tok": 1}
+        text = LIKE_LLAMA | {
+            "intermediate_size_mlp": 48,
+            "head_dim": 8,
+            "num_local_experts": 4,
+            "num_experts_per_tok": 1,
+        }
         text |= {"interleave_moe_layer_step": 2, "attention_chunk_size": 64}
         vision = dict(TOWER, vision_output_dim=32, projector_input_dim=32, projector_output_dim=32)
         config = hf.Llama4Config(text_config=text, vision_config=vision, image_token_index=IMAGE)
         return hf.Llama4ForConditionalGeneration(config)
-    text = TEXT | {"cross_attention_layers": [1]}
+    text = LIKE_LLAMA | {"cross_attention_layers": [1]}
     vision = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_global_layers": 1}
     vision |= {"attention_heads": 4, "image_size": 28, "patch_size": 14, "vision_output_dim": 64}
     vision |= {"intermediate_layers_indices": [1], "max_num_tiles": 1, "supported_aspect_ratios": [[1, 1]]}
