@@ -34,7 +34,8 @@ from graft_runtime.pod.leases import Lease
 from graft_runtime.pod.mounting import Mounting
 from graft_runtime.pod.preparations import Preparations
 from graft_runtime.store.cache import Cached
-from graft_runtime.threads import Threads
+
+from tests.support.threads import run_at_once
 
 ENGINE = Capabilities(frozenset(DeltaKind), weights=True, adapters_per_request=4, tiers=("device", "host", "disk"))
 LOADED = BaseLoaded("decoder", 64, 320, 1, "float32", Task.CAUSAL_LM, ENGINE)
@@ -138,11 +139,8 @@ def sha(digest: str) -> str:
 
 @pytest.fixture
 def play(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Played]:
-    async def at_once(_: Threads, function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
-        return function(*arguments, **options)
-
     monkeypatch.setattr("graft_runtime.pod.preparations.read_adapter_files", lambda *_, **__: Files)
-    monkeypatch.setattr(Threads, "run", at_once)
+    run_at_once(monkeypatch)
     return Played
 
 

@@ -11,20 +11,14 @@ from typing import Any
 import pytest
 import torch
 from graft_runtime.adapters.files import read_adapter_files
-from graft_runtime.engine import route
 from graft_runtime.errors import ErrorCode, GraftError
 from graft_runtime.messages import Generate, Mounted, MountFailed, Sampling, ServedAdapter
-from graft_runtime.runners.decoder.probe import RefusedError
 from safetensors.torch import load_file, save_file
 
 from tests.support.methods import save_prompt
 
 PROMPTS = ([3, 1, 2, 5, 9, 11, 4], [7, 8, 300, 6], [1, 2, 5])
 WEIGHTS = "adapter_model.safetensors"
-
-
-def _refuse(*_: Any, **__: Any) -> None:
-    raise RefusedError("a test")
 
 
 @torch.inference_mode()
@@ -60,10 +54,10 @@ def test_mixed_with_others(
     *,
     in_process: Any,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    padded_alone: Callable[[], None],
 ) -> None:
     if runner == "padded":
-        monkeypatch.setattr(route, "probe", _refuse)
+        padded_alone()
     base = make_base(family)
     adapters: dict[str, Path] = {name: save_prompt(base, tmp_path / name, name) for name in ("prompt", "p", "prefix")}
     adapters["long"] = save_prompt(base, tmp_path / "long", "prefix", tokens=12)

@@ -44,7 +44,8 @@ from graft_runtime.pod.mounting import Mounting
 from graft_runtime.pod.preparations import Preparations
 from graft_runtime.runners.decoder.pages import PAGE
 from graft_runtime.store.cache import Cached
-from graft_runtime.threads import Threads
+
+from tests.support.threads import run_at_once
 
 TOKENS = 14
 OPERATIONS = 150
@@ -273,11 +274,7 @@ def digest_of(name: str, version: int) -> str:
 @pytest.fixture
 def make_world(in_process: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[..., World]:
     """`make_world(base, versions, oracle, seed, pages)`, with too little of everything."""
-
-    async def at_once(_: Threads, function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
-        return function(*arguments, **options)
-
-    monkeypatch.setattr(Threads, "run", at_once)
+    run_at_once(monkeypatch)
 
     def make(base: Path, versions: dict[str, Path], oracle: Any, seed: int, *, pages: bool) -> World:
         monkeypatch.setattr(catalogue_module, "PATIENCE_SECONDS", float(seed % 2))  # every other time nobody has any

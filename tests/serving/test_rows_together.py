@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from graft_runtime.engine import route
 from graft_runtime.messages import BaseLoaded, Generate, Sampling
-from graft_runtime.runners.decoder.probe import RefusedError
 from graft_runtime.runners.together import Together
 
 from tests.support.families import DECODERS, SEQ_2_SEQ, build_family
@@ -88,12 +86,9 @@ def test_decoders(family: str, tmp_path: Path, in_process: Any) -> None:
 
 @pytest.mark.parametrize("family", SERVED_BY["decoder"])
 def test_decoders_that_the_probe_would_refuse(
-    family: str, tmp_path: Path, in_process: Any, monkeypatch: pytest.MonkeyPatch
+    family: str, tmp_path: Path, in_process: Any, padded_alone: Callable[[], None]
 ) -> None:
-    def refuse(*_: Any, **__: Any) -> None:
-        raise RefusedError("a test")
-
-    monkeypatch.setattr(route, "probe", refuse)
+    padded_alone()
     model = build_family(tmp_path, family)
     engine = in_process(tmp_path)
     assert engine.started[0].runner == "padded"

@@ -42,6 +42,16 @@ BART: dict[str, Any] = TOKENS | {
     "decoder_start_token_id": 257,
     "forced_eos_token_id": None,
 }
+T5: dict[str, Any] = {
+    "d_model": 32,
+    "d_kv": 8,
+    "d_ff": 48,
+    "num_layers": 2,
+    "num_heads": 4,
+    "relative_attention_num_buckets": 8,
+    "relative_attention_max_distance": 16,
+    "decoder_start_token_id": 258,
+}
 
 BaseFactory = Callable[..., Path]
 
@@ -72,20 +82,7 @@ def _configs() -> dict[str, Callable[[], Any]]:
     import transformers as hf
 
     tokens: dict[str, Any] = {"bos_token_id": 256, "eos_token_id": 257, "tie_word_embeddings": False}
-    t5: dict[str, Any] = {
-        "vocab_size": MODEL_VOCABULARY,
-        "d_model": 32,
-        "d_kv": 8,
-        "d_ff": 48,
-        "num_layers": 2,
-        "num_heads": 4,
-        "relative_attention_num_buckets": 8,
-        "relative_attention_max_distance": 16,
-        "decoder_start_token_id": 258,
-        "eos_token_id": 257,
-        "pad_token_id": 258,
-        "tie_word_embeddings": False,
-    }
+    t5 = T5 | {"vocab_size": MODEL_VOCABULARY, "eos_token_id": 257, "pad_token_id": 258, "tie_word_embeddings": False}
     bart = BART | {"tie_word_embeddings": False}
     bert: dict[str, Any] = {
         "vocab_size": MODEL_VOCABULARY,

@@ -98,3 +98,19 @@ def make_oracle() -> Callable[..., Oracle]:
     from tests.support.oracle import Oracle
 
     return Oracle
+
+
+@pytest.fixture
+def padded_alone(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """`padded_alone()`: from then on the probe refuses every base, so that the padded runner serves it."""
+
+    def refuse_all() -> None:
+        from graft_runtime.engine import route
+        from graft_runtime.runners.decoder.probe import RefusedError
+
+        def refuse(*_: Any, **__: Any) -> None:
+            raise RefusedError("a test")
+
+        monkeypatch.setattr(route, "probe", refuse)
+
+    return refuse_all

@@ -7,7 +7,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tests.support.bases import BART, LIKE_LLAMA, MODEL_VOCABULARY, TOKENS, UNTIED, save_tokenizer, torch_on_one_thread
+from tests.support.bases import (
+    BART,
+    LIKE_LLAMA,
+    MODEL_VOCABULARY,
+    T5,
+    TOKENS,
+    UNTIED,
+    save_tokenizer,
+    torch_on_one_thread,
+)
 
 LIKE_GPT: dict[str, Any] = UNTIED | {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 256}
 LIKE_MPT: dict[str, Any] = UNTIED | {"d_model": 32, "n_layers": 2, "n_heads": 4, "max_seq_len": 256}
@@ -27,16 +36,6 @@ LINEAR: dict[str, Any] = {
     "linear_value_head_dim": 8,
 }
 EXPERTS: dict[str, Any] = {"num_experts": 4, "num_local_experts": 4, "num_experts_per_tok": 2}
-T5: dict[str, Any] = TOKENS | {
-    "d_model": 32,
-    "d_kv": 8,
-    "d_ff": 48,
-    "num_layers": 2,
-    "num_heads": 4,
-    "relative_attention_num_buckets": 8,
-    "relative_attention_max_distance": 16,
-    "decoder_start_token_id": 258,
-}
 
 
 def _paligemma(hf: Any) -> Any:
@@ -99,9 +98,9 @@ DECODERS: dict[str, Callable[[Any], Any]] = {
 }
 """By the name that tests give them; what is handed in is Transformers."""
 SEQ_2_SEQ: dict[str, Callable[[Any], Any]] = {
-    "t5": lambda hf: hf.T5Config(**T5),
-    "umt5": lambda hf: hf.UMT5Config(**T5),
-    "long_t5": lambda hf: hf.LongT5Config(**T5, local_radius=4),
+    "t5": lambda hf: hf.T5Config(**(TOKENS | T5)),
+    "umt5": lambda hf: hf.UMT5Config(**(TOKENS | T5)),
+    "long_t5": lambda hf: hf.LongT5Config(**(TOKENS | T5), local_radius=4),
     "bart": lambda hf: hf.BartConfig(**BART),
     "mbart": lambda hf: hf.MBartConfig(**BART),
     "pegasus": lambda hf: hf.PegasusConfig(**BART),

@@ -19,6 +19,7 @@ from typing import IO, Any
 import msgspec
 
 from graft_runtime.errors import ErrorCode, GraftError
+from graft_runtime.messages import FRAME_HEADER_BYTES, frame
 from graft_runtime.one_shot import bound_memory
 from graft_runtime.tokenizing.template_content import Messages
 
@@ -33,7 +34,6 @@ MAX_CHARACTERS = 16 << 20
 """Of one rendered conversation."""
 UNSAFE_SECONDS = 60.0
 """So long a template that has ended its process is not tried again."""
-_LENGTH_BYTES = 4
 
 
 class _Question(msgspec.Struct):
@@ -118,7 +118,7 @@ class Renderer:
         assert process.stdout is not None
         _write(process.stdin, question)
         source = process.stdout.fileno()
-        length = int.from_bytes(_read(source, _LENGTH_BYTES, deadline), "big")
+        length = int.from_bytes(_read(source, FRAME_HEADER_BYTES, deadline), "big")
         answer = msgspec.msgpack.decode(_read(source, length, deadline), type=_Answer)
         self._answered = True
         return answer
@@ -141,7 +141,7 @@ def _unsafe(why: str) -> GraftError:
 
 
 def _write(target: IO[bytes], content: bytes) -> None:
-    rest = memoryview(len(content).to_bytes(_LENGTH_BYTES, "big") + content)
+    rest = memoryview(frame(content))
     while rest:
         rest = rest[os.write(target.fileno(), rest) :]
 
@@ -185,7 +185,7 @@ def _serve() -> None:
     source, answers = sys.stdin.fileno(), os.dup(sys.stdout.fileno())
     with contextlib.redirect_stdout(sys.stderr), os.fdopen(answers, "wb", 0) as target, contextlib.suppress(EOFError):
         while True:
-            length = int.from_bytes(_read(source, _LENGTH_BYTES), "big")
+            length = int.from_bytes(_read(source, FRAME_HEADER_BYTES), "big")
             question = msgspec.msgpack.decode(_read(source, length), type=_Question)
             _write(target, msgspec.msgpack.encode(_rendered(question, render_jinja_template)))
 
