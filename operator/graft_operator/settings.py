@@ -46,6 +46,8 @@ class Settings:
     """Schemes of URIs that the administrator lets pools use."""
     allowed_networks: tuple[str, ...] = ()
     """Networks (CIDR) that remote sources may be in, beside public addresses."""
+    allowed_pod_template_fields: tuple[str, ...] = ()
+    """What spec.podTemplate.spec may hold beside the fields that it always may: paths, each with all below it."""
     signing_key_secret: str = "graft-signing-key"  # noqa: S105 - the name of a Secret
     """The Secret in `namespace` with the key that signs tokens for the pods' control ports."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
@@ -54,10 +56,8 @@ class Settings:
 def parse_settings(arguments: Sequence[str]) -> Settings:
     """Read the arguments after `graft-operator run`; end the process with a message for bad ones."""
     parsed = vars(_parser().parse_args(arguments))
-    parsed["watch_namespaces"] = tuple(parsed["watch_namespaces"])
-    parsed["allowed_schemes"] = tuple(parsed["allowed_schemes"]) or DEFAULT_SCHEMES
-    parsed["allowed_networks"] = tuple(parsed["allowed_networks"])
-    return Settings(**parsed)
+    lists = {name: tuple(value) for name, value in parsed.items() if isinstance(value, list)}
+    return Settings(**parsed | lists | {"allowed_schemes": lists["allowed_schemes"] or DEFAULT_SCHEMES})
 
 
 def port(text: str) -> int:
@@ -98,6 +98,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--watch-namespace", dest="watch_namespaces", action="append", default=[])
     parser.add_argument("--allowed-scheme", dest="allowed_schemes", action="append", choices=[*SCHEMES], default=[])
     parser.add_argument("--allowed-network", dest="allowed_networks", action="append", type=network, default=[])
+    parser.add_argument("--allowed-pod-template-field", dest="allowed_pod_template_fields", action="append", default=[])
     parser.add_argument("--signing-key-secret", required=True)
     parser.add_argument("--log-level", choices=("debug", "info", "warning", "error"), default="info")
     return parser

@@ -117,6 +117,8 @@ class ErrorCode(StrEnum):
     """The spec of an AdapterDeployment breaks its schema or a rule of it."""
     INVALID_POD_TEMPLATE = "InvalidPodTemplate"
     """spec.podTemplate makes no valid pod."""
+    FIELD_NOT_ALLOWED = "FieldNotAllowed"
+    """spec.podTemplate holds a field, or a value, that only the administrator can allow."""
     # requests
     INVALID_REQUEST = "InvalidRequest"
     """A request that can never succeed as it stands."""

@@ -62,7 +62,7 @@ class Stage:
                     *(sys.executable, "-m", "graft_operator", "run", "--namespace", self.namespace),
                     *("--runtime-image", "stub", "--bind-address", "podIP", "--watch-namespace", self.namespace),
                     *("--signing-key-secret", "signing-key", "--health-address", "127.0.0.1"),
-                    *("--health-port", str(self.health_port)),
+                    *("--health-port", str(self.health_port), "--allowed-pod-template-field", "containers.env"),
                 ],
                 env={**os.environ, "KUBECONFIG": str(self.cluster.kubeconfig)},
                 stdout=log,
@@ -355,15 +355,33 @@ def test_a_pod_template_that_can_t_be_is_refused_and_adapters_stay_hot(stage: St
     stage.apply(BILLING)
     stage.wait_ready()
     pods = stage.pods()
-    stage.patch({"op": "add", "path": "/spec/podTemplate/spec/restartPolicy", "value": "Sometimes"})
+    tolerations = [{"key": "gpu", "operator": "Sometimes"}]
+    stage.patch({"op": "add", "path": "/spec/podTemplate/spec/tolerations", "value": tolerations})
     stage.until(lambda: stage.conditions()["Stalled"] == ("True", "InvalidPodTemplate"), "the refusal")
-    assert re.search(r"restartPolicy.*Sometimes", stage.message("Stalled"), re.DOTALL)
+    assert re.search(r"tolerations.*Sometimes", stage.message("Stalled"), re.DOTALL)
     stage.patch({"op": "add", "path": "/spec/adapters/-", "value": SQL})
     stage.until(lambda: stage.adapter("sql")["readyReplicas"] == 1, "an adapter beside the fault")
     assert stage.pods() == pods
-    stage.patch({"op": "remove", "path": "/spec/podTemplate/spec/restartPolicy"})
+    stage.patch({"op": "remove", "path": "/spec/podTemplate/spec/tolerations"})
     stage.wait_ready()
     assert stage.pods() == pods
+
+
+def test_a_field_that_the_administrator_has_not_allowed_makes_no_pod(stage: Stage) -> None:
+    host = {"volumes": [{"name": "host", "hostPath": {"path": "/"}}], "serviceAccountName": "admin"}
+    stage.apply(BILLING, podTemplate={"spec": host})
+    stage.until(lambda: stage.conditions()["Stalled"] == ("True", "FieldNotAllowed"), "the refusal")
+    told = stage.message("Stalled")
+    assert told == (
+        "spec.podTemplate.spec.serviceAccountName is no field that pools may set\n"
+        "  spec.podTemplate.spec.volumes.hostPath is no field that pools may set\n\n"
+        "hint: leave it out, or have the administrator add serviceAccountName, volumes.hostPath to the chart's value"
+        " allowedPodTemplateFields"
+    )
+    stage.until(lambda: " ".join(told.split()) in stage.log, "the same text in the log")
+    assert stage.get("deployments")["items"] == []
+    stage.apply(BILLING)
+    stage.wait_ready()
 
 
 def test_an_image_that_can_t_be_had_is_told_at_once(stage: Stage) -> None:

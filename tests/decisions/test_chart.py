@@ -107,6 +107,7 @@ def test_every_value_reaches_the_operator() -> None:
         watchNamespaces=["team-a", "team-b"],
         allowedSchemes=["pvc", "file"],
         allowedNetworks=["10.0.0.0/8", "fd00::/8"],
+        allowedPodTemplateFields=["hostAliases", "containers.env"],
         bindAddress="podIP",
         logging={"level": "debug"},
     )
@@ -118,6 +119,7 @@ def test_every_value_reaches_the_operator() -> None:
     assert settings.watch_namespaces == ("team-a", "team-b")
     assert settings.allowed_schemes == ("pvc", "file")
     assert settings.allowed_networks == ("10.0.0.0/8", "fd00::/8")
+    assert settings.allowed_pod_template_fields == ("hostAliases", "containers.env")
     assert settings.bind_address == "podIP"
     assert settings.health_address == "10.0.0.7"
     assert settings.log_level == "debug"
@@ -196,6 +198,17 @@ def test_with_a_list_of_namespaces_it_has_rights_there_alone() -> None:
     rights = {role["metadata"]["namespace"]: verbs_of(role["rules"]) for role in roles}
     assert rights.pop("graft-system") == {"secrets": {"get", "patch"}}
     assert rights == {"team-a": OPERATOR_VERBS, "team-b": OPERATOR_VERBS}
+
+
+def test_the_admission_policy_is_in_force_where_pools_are_served() -> None:
+    for values in ({}, {"watchNamespaces": ["team-a", "team-b"]}):
+        documents = rendered(**values)
+        policy, binding = (only(documents, f"ValidatingAdmissionPolicy{kind}") for kind in ("", "Binding"))
+        assert binding["spec"]["policyName"] == policy["metadata"]["name"]
+        assert policy["spec"]["failurePolicy"] == "Fail"
+        assert binding["spec"]["validationActions"] == ["Deny"]
+        (chosen,) = binding["spec"].get("matchResources", {}).get("namespaceSelector", {}).get("matchExpressions", [{}])
+        assert chosen.get("values") == values.get("watchNamespaces")
 
 
 @pytest.mark.parametrize("namespaces", [[], ["team-a"]], ids=["cluster", "namespaces"])
@@ -317,6 +330,7 @@ def test_the_test_of_a_release_asks_the_service_as_restricted_as_the_rest() -> N
         ({"podDefaults": {"containers": []}}, "containers"),
         ({"podDefaults": {"metadata": {"name": "x"}}}, "name"),
         ({"acceleratorResource": "gpu"}, "acceleratorResource"),
+        ({"allowedPodTemplateFields": ["spec.*"]}, "allowedPodTemplateFields"),
     ],
     ids=str,
 )

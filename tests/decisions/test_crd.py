@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
-from graft_operator.resource.crd import CHART_FILE, CRD_FILE, build_crd, render
+from graft_operator.resource.crd import CHART_FILE, CRD_FILE, VALIDATIONS_FILE, build_crd, render
 
 ROOT = Path(__file__).parents[2]
 SCHEMA = build_crd()["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
@@ -26,7 +26,7 @@ def nodes(schema: dict[str, Any], path: str = "") -> Iterator[tuple[str, dict[st
 OURS = [(path, node) for path, node in nodes(SCHEMA) if path.startswith((".spec", ".status"))]
 
 
-@pytest.mark.parametrize("path", [CRD_FILE, CHART_FILE], ids=str)
+@pytest.mark.parametrize("path", [CRD_FILE, CHART_FILE, VALIDATIONS_FILE], ids=str)
 def test_the_committed_file_is_the_generated_one(path: Path) -> None:
     assert (ROOT / path).read_bytes() == render()[path].encode(), "run `make generate`"
 

@@ -98,8 +98,8 @@ def _objects(hub: Hub, web: Origin, certificate: Path) -> tuple[dict[str, Any], 
     }
     runtime = {
         "name": "runtime",
-        "env": [{"name": "SSL_CERT_FILE", "value": "/trust/authority.pem"}],
-        "volumeMounts": [{"name": "trust", "mountPath": "/trust"}],
+        "env": [{"name": "SSL_CERT_FILE", "value": "/mnt/trust/authority.pem"}],
+        "volumeMounts": [{"name": "trust", "mountPath": "/mnt/trust"}],
     }
     mount = {"volumes": [{"name": "trust", "configMap": {"name": "trust"}}], "containers": [runtime]}
     pool = {

@@ -2,6 +2,11 @@
 {{- if contains "graft" .Release.Name }}{{ .Release.Name }}{{ else }}{{ .Release.Name }}-graft{{ end }}-operator
 {{- end }}
 
+{{/* Of objects that lie in no namespace. */}}
+{{- define "graft.clusterName" -}}
+{{ .Release.Namespace | default "default" }}-{{ include "graft.name" . }}
+{{- end }}
+
 {{- define "graft.signingKeySecret" -}}
 {{ include "graft.name" . }}-signing-key
 {{- end }}

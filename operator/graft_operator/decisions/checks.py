@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from graft_runtime.errors import ErrorCode, GraftError
+from graft_runtime.errors import ErrorCode, GraftError, shown
 
 from graft_operator.decisions.wanted_adapters import WantedAdapter
-from graft_operator.resource import AdapterDeploymentSpec, is_declared, source_not_declared
+from graft_operator.resource import AdapterDeploymentSpec, faults_beyond, is_declared, source_not_declared
 from graft_operator.settings import Settings
 
 UriCheck = Callable[[AdapterDeploymentSpec, str, str, Settings], GraftError | None]
@@ -23,6 +23,22 @@ def merge_fault(spec: AdapterDeploymentSpec, settings: Settings) -> GraftError |
     merged = (adapter for adapter in spec.adapters if adapter.name in spec.merged_names)
     faults = (_first(spec, adapter.uri, f"adapter `{adapter.name}`: uri", settings) for adapter in merged)
     return next((fault for fault in faults if fault is not None), None)
+
+
+def pod_template_fault(spec: AdapterDeploymentSpec, settings: Settings) -> GraftError | None:
+    """Return why the overlay may not be laid over the pods."""
+    faults = dict(faults_beyond(spec.pod_template.spec, settings.allowed_pod_template_fields))
+    if not faults:
+        return None
+    told = [f"spec.podTemplate.spec.{field} {fault}" for field, fault in faults.items()]
+    return GraftError(
+        ErrorCode.FIELD_NOT_ALLOWED,
+        told[0],
+        details=shown(told[1:]),
+        hint=f"leave it out, or have the administrator add {', '.join(list(faults)[:5])} to the chart's value"
+        " allowedPodTemplateFields",
+        field=f"spec.podTemplate.spec.{next(iter(faults))}",
+    )
 
 
 def adapter_fault(spec: AdapterDeploymentSpec, adapter: WantedAdapter, settings: Settings) -> GraftError | None:

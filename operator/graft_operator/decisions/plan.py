@@ -21,7 +21,7 @@ from graft_operator.decisions.adapter_sets import (
     unrecorded_sources,
 )
 from graft_operator.decisions.applies import Apply, last_applies, plan_applies, plan_deletes, wanted_objects
-from graft_operator.decisions.checks import base_fault, merge_fault
+from graft_operator.decisions.checks import base_fault, merge_fault, pod_template_fault
 from graft_operator.decisions.conditions import Reason
 from graft_operator.decisions.observed import Applied, Child, Failure, Observed
 from graft_operator.decisions.pool_status import failed_status, make_status
@@ -162,7 +162,8 @@ def _decide_deployment(
 ) -> tuple[KubernetesObject | None, Failure | None]:
     if observed.failure is not None:
         return None, observed.failure
-    fault = base_fault(pool.spec, settings) or merge_fault(pool.spec, settings)
+    checks = (base_fault, merge_fault, pod_template_fault)
+    fault = next((fault for check in checks if (fault := check(pool.spec, settings)) is not None), None)
     if fault is not None:
         return None, Failure(fault.code.value, fault.message)
     try:

@@ -6,6 +6,7 @@
     status   the models of `status`
     rules    a rule that is checked in two places: here in Python, in the API server as CEL
     parsing  from JSON to models, with every fault told
+    pod_template_fields  what spec.podTemplate may hold
     sources  which declared source a URI lies in
 
 `crd` turns the models into the CustomResourceDefinition.
@@ -18,6 +19,7 @@ from graft_operator.resource.parsing import parse_manifest as parse_manifest
 from graft_operator.resource.parsing import parse_spec as parse_spec
 from graft_operator.resource.pod_specs import CacheSpec as CacheSpec
 from graft_operator.resource.pod_specs import EngineSpec as EngineSpec
+from graft_operator.resource.pod_template_fields import faults_beyond as faults_beyond
 from graft_operator.resource.sources import find_source as find_source
 from graft_operator.resource.sources import is_declared as is_declared
 from graft_operator.resource.sources import mount_name as mount_name

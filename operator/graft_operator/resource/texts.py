@@ -130,6 +130,15 @@ LABEL_RULES = (
         lambda labels: not any(key.startswith("graft.dev/") for key in labels),
     ),
 )
+_APPARMOR = "container.apparmor.security.beta.kubernetes.io/"
+ANNOTATION_RULES = (
+    *LABEL_RULES,
+    Rule(
+        f"must not hold keys that start with {_APPARMOR}: an AppArmor profile is a field of securityContext",
+        f"!self.exists(key, key.startsWith('{_APPARMOR}'))",
+        lambda annotations: not any(key.startswith(_APPARMOR) for key in annotations),
+    ),
+)
 
 ServedName = Annotated[str, Field(pattern=ADAPTER_NAME_PATTERN, min_length=1, max_length=63)]
 DigestText = Annotated[str, Field(pattern=DIGEST_PATTERN, max_length=71)]
@@ -142,5 +151,5 @@ MountPath = Annotated[str, Field(min_length=2, max_length=512), Obeys(MOUNT_PATH
 _LabelKey = Annotated[str, Field(max_length=317)]
 Labels = Annotated[dict[_LabelKey, Annotated[str, Field(max_length=63)]], Field(max_length=64), Obeys(LABEL_RULES)]
 Annotations = Annotated[
-    dict[_LabelKey, Annotated[str, Field(max_length=4096)]], Field(max_length=64), Obeys(LABEL_RULES)
+    dict[_LabelKey, Annotated[str, Field(max_length=4096)]], Field(max_length=64), Obeys(ANNOTATION_RULES)
 ]

@@ -184,8 +184,8 @@ def _not_opened(uri: str, error: OSError, told: str, path: str | Path, parent: i
         f"`{uri}` can't be read: {told} {_owner(path, parent)}, and this pod runs as uid {os.geteuid()},"
         f" groups {groups}",
         hint="`chmod -R a+rX` the directory where it is stored, or let the pod read it:"
-        " spec.podTemplate.spec.securityContext.fsGroup or supplementalGroups with the files' group, or runAsUser with"
-        " their owner; it is tried again",
+        " securityContext.fsGroup or supplementalGroups with the files' group, or runAsUser with their owner, in the"
+        " chart's value podDefaults.spec, or in spec.podTemplate.spec where that may hold it; it is tried again",
     )
 
 
