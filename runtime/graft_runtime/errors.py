@@ -22,6 +22,8 @@ class Recovery(Enum):
     """Nobody needs to act; it is tried again."""
     OUTSIDE = "may change outside the pool"
     """A person must act at the source or on the machine; it is tried again, since nobody tells a pod of that."""
+    AT_SOURCE = "needs other files at the source"
+    """A person must put other files there; the same ones would end the same, so only the source is looked at again."""
     BY_A_PERSON = "needs a person"
     """A person must act on the pool or the request; trying the same again would end the same."""
 
@@ -49,7 +51,12 @@ class ErrorCode(StrEnum):
     @property
     def retried(self) -> bool:
         """Tell whether trying the same again may end otherwise."""
-        return self.recovery is not Recovery.BY_A_PERSON
+        return self.recovery in {Recovery.BY_ITSELF, Recovery.OUTSIDE}
+
+    @property
+    def may_change_at_source(self) -> bool:
+        """Tell whether other files at the source would end it."""
+        return self.recovery in {Recovery.AT_SOURCE, Recovery.OUTSIDE}
 
     # sources
     NOT_FOUND = "NotFound", Recovery.OUTSIDE
@@ -77,25 +84,25 @@ class ErrorCode(StrEnum):
     """The directory holds no Hugging Face text model that can be loaded."""
     UNSAFE_FILE = "UnsafeFile", Recovery.OUTSIDE
     """A pickle, a link, a path that leaves the directory, code that would have to be run, a bomb."""
-    CORRUPT = "Corrupt"
+    CORRUPT = "Corrupt", Recovery.AT_SOURCE
     """A file is truncated, malformed or holds values that are not finite."""
-    UNSUPPORTED_METHOD = "UnsupportedMethod"
+    UNSUPPORTED_METHOD = "UnsupportedMethod", Recovery.AT_SOURCE
     """A PEFT method, or an option of one, that Graft does not serve."""
-    INVALID_CONFIG = "InvalidConfig"
+    INVALID_CONFIG = "InvalidConfig", Recovery.AT_SOURCE
     """adapter_config.json has a value that has no meaning."""
-    RANK_TOO_HIGH = "RankTooHigh"
+    RANK_TOO_HIGH = "RankTooHigh", Recovery.AT_SOURCE
     """The rank is over the pool's spec.engine.maxRank."""
-    MODULE_MISSING = "ModuleMissing"
+    MODULE_MISSING = "ModuleMissing", Recovery.AT_SOURCE
     """The adapter names modules that the base model does not have."""
-    SHAPE_MISMATCH = "ShapeMismatch"
+    SHAPE_MISMATCH = "ShapeMismatch", Recovery.AT_SOURCE
     """Tensors of the adapter do not fit the modules of the base model."""
-    BASE_MISMATCH = "BaseMismatch"
+    BASE_MISMATCH = "BaseMismatch", Recovery.AT_SOURCE
     """The adapter was trained for another base model: nothing of it fits."""
-    TOKENIZER_MISMATCH = "TokenizerMismatch"
+    TOKENIZER_MISMATCH = "TokenizerMismatch", Recovery.AT_SOURCE
     """The adapter's own tokenizer makes token ids that neither the adapter nor the base has rows for."""
-    NOT_SCALABLE = "NotScalable"
+    NOT_SCALABLE = "NotScalable", Recovery.AT_SOURCE
     """The entry has a scale other than 1, which means nothing for what the adapter does to the base's weights."""
-    NO_EFFECT = "NoEffect"
+    NO_EFFECT = "NoEffect", Recovery.AT_SOURCE
     """The adapter changes nothing: every delta is zero."""
     MERGE_OUTDATED = "MergeOutdated"
     """The pod has merged another version of the adapter than its set names by now: the pod must be replaced."""

@@ -469,7 +469,7 @@ def test_a_revision_becomes_a_commit_that_the_set_and_the_status_name(stage: Sta
     stage.wait_ready()  # without its Secret: pods start, and would tell what can't be read
     told = stage.adapter("law")
     assert (told["requestedRevision"], told["revision"]) == ("v1", commits["v1"])
-    assert stage.sets()[0].adapters[0].exact_source.revision == commits["v1"]
+    assert stage.sets()[0].adapters[0].revision == commits["v1"]
     pods = stage.pods()
 
     stage.kubectl("create", "secret", "generic", "hub", "--from-literal=token=hf_secret", "--from-literal=other=x")

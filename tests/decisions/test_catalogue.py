@@ -12,15 +12,13 @@ from graft_runtime.contract.checkpoints import Source
 from graft_runtime.contract.facts import AdapterFacts
 from graft_runtime.contract.status import AdapterReport, AdapterState
 from graft_runtime.errors import ErrorCode, GraftError
+from graft_runtime.pod.aliases import Alias, is_settled, report
 from graft_runtime.pod.catalogue import (
     PATIENCE_SECONDS,
-    Alias,
     Artifact,
     Residence,
     Step,
-    is_settled,
     plan_mounts,
-    report,
 )
 from graft_runtime.store.cache import Cached
 from hypothesis import HealthCheck, given, settings
@@ -170,11 +168,12 @@ def test_readiness_waits_for_ready_or_a_reason() -> None:
 
     digest = alias.entry.digest or ""
     assert told(None).state is AdapterState.UNRESOLVED
-    assert not is_settled(told(None), pinned=False)
-    assert not is_settled(told(artifact(digest)), pinned=False)
-    assert is_settled(told(artifact(digest, proven=True)), pinned=False)
-    assert not is_settled(told(artifact(digest, proven=True)), pinned=True)
-    assert is_settled(told(mounted(digest)), pinned=True)
-    unreachable = GraftError(ErrorCode.SOURCE_UNAVAILABLE, "away")
-    assert told(artifact(digest, cached=None, fault=unreachable)).state is AdapterState.FETCHING
-    assert is_settled(told(artifact(digest, cached=None, fault=unreachable)), pinned=True)
+    entry, pinned = alias.entry, alias.entry.model_copy(update={"pinned": True})
+    assert not is_settled(entry, None)
+    assert not is_settled(entry, artifact(digest))
+    assert is_settled(entry, artifact(digest, proven=True))
+    assert not is_settled(pinned, artifact(digest, proven=True))
+    assert is_settled(pinned, mounted(digest))
+    away = artifact(digest, cached=None, fault=GraftError(ErrorCode.SOURCE_UNAVAILABLE, "away"))
+    assert told(away).state is AdapterState.FETCHING
+    assert is_settled(pinned, away)

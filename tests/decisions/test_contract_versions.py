@@ -16,7 +16,7 @@ from typing import Any
 import graft_runtime.contract
 import pytest
 from graft_runtime.contract import wire
-from graft_runtime.contract.adapter_set import AdapterEntry, AdapterSet, AdapterSetVersion
+from graft_runtime.contract.adapter_set import AdapterEntry, AdapterSet, AdapterSetVersion, AdapterVersion
 from graft_runtime.contract.checkpoints import Source
 from graft_runtime.contract.config import (
     BaseModelConfig,
@@ -85,6 +85,12 @@ EXAMPLES: dict[str, Wire] = {
         adapters=(
             AdapterEntry(name="sql", source=SOURCE, digest=DIGEST, revision="c0ffee", scale=0.5, pinned=True),
             AdapterEntry(name="faulty", source=SOURCE, fault=FAULT, inline=False),
+            AdapterEntry(
+                name="moving",
+                source=SOURCE,
+                digest=DIGEST,
+                serving=AdapterVersion(source=SOURCE, digest=DIGEST, revision="c0ffee", scale=0.5),
+            ),
         ),
     ),
     "runtime-status": RuntimeStatus(
@@ -112,6 +118,7 @@ EXAMPLES: dict[str, Wire] = {
                 bytes=4096,
             ),
             AdapterReport(name="faulty", state=AdapterState.FAILED, fault=FAULT),
+            AdapterReport(name="moving", digest=DIGEST, serving=DIGEST, state=AdapterState.CHECKING),
             AdapterReport(name="gone", state=AdapterState.DRAINING, removed=True),
         ),
     ),

@@ -30,7 +30,8 @@ from graft_runtime.messages import (
     encode_events,
 )
 from graft_runtime.pod import catalogue, leases, merged
-from graft_runtime.pod.catalogue import Alias, Artifact, report
+from graft_runtime.pod.aliases import Alias, report
+from graft_runtime.pod.catalogue import Artifact
 from pydantic import BaseModel
 
 KINDS = frozenset({DeltaKind.OFFSET, DeltaKind.GAIN})

@@ -3,145 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
-from graft_runtime.contract.adapter_set import AdapterEntry, AdapterSet
-from graft_runtime.contract.checkpoints import Source
-from graft_runtime.contract.facts import AdapterFacts, DeltaKind
+from graft_runtime.contract.facts import DeltaKind
 from graft_runtime.contract.status import AdapterState
-from graft_runtime.contract.tasks import Task
 from graft_runtime.errors import ErrorCode, GraftError
 from graft_runtime.messages import (
-    BaseLoaded,
     Capabilities,
-    Command,
     Dropped,
     EngineFault,
     Mount,
-    Mounted,
     MountFailed,
-    Tier,
     Unmount,
-    Unmounted,
 )
 from graft_runtime.pod import lending
-from graft_runtime.pod.hot import HotAdapters
-from graft_runtime.pod.leases import Lease
-from graft_runtime.pod.mounting import Mounting
-from graft_runtime.pod.preparations import Preparations
-from graft_runtime.store.cache import Cached
 
-from tests.support.threads import run_at_once
-
-ENGINE = Capabilities(frozenset(DeltaKind), weights=True, adapters_per_request=4, tiers=("device", "host", "disk"))
-LOADED = BaseLoaded("decoder", 64, 320, 1, "float32", Task.CAUSAL_LM, ENGINE)
-
-
-class Files:
-    """What the header checks find in every adapter here."""
-
-    facts = AdapterFacts(method="LORA", rank=4, module_count=1, deltas=["LowRank"])
-
-
-class Fetches:
-    """Everything is in the cache already."""
-
-    async def fetch_until_there(self, source: Source, kind: str, digest: str, name: str, failed: Any) -> Cached:
-        return Cached(digest, Path("/nowhere"), 1)
-
-
-class Holder:
-    """Waits to be told that it can't go on."""
-
-    def __init__(self) -> None:
-        self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-
-    def fail(self, error: GraftError) -> None:
-        self.failed.set_exception(error)
-
-
-class Played:
-    """A residency and the commands that it sent; `answer` plays the engine."""
-
-    def __init__(self, limit: int = 2) -> None:
-        self.sent: list[Command] = []
-        fetches: Any = Fetches()
-        mounting = Mounting(Preparations(fetches, self.highest_token, max_rank=8), self.sent.append, limit)
-        self.residency = HotAdapters(mounting, drain_seconds=0.05, changed=lambda name: None)
-        self.residency.base_loaded(LOADED)
-        self._generation = 0
-        self.kept_in: Tier = "host"
-        """Where the engine keeps what is unmounted."""
-        self.tokenizers: dict[str, int] = {}
-        """The highest token of those that adapters bring, by name."""
-        self.mounted: dict[str, Any] = {}
-        """What the engine tells of an adapter besides, by digest."""
-
-    async def highest_token(self, cached: Cached, name: str) -> int | None:
-        return self.tokenizers.get(name)
-
-    async def apply(self, *, scales: Mapping[str, float] | None = None, **digests: str | None) -> None:
-        """Puts a set in force: `name="x"` is the digest of x's."""
-        self._generation += 1
-        scales = scales or {}
-        entries = tuple(
-            AdapterEntry(
-                name=name,
-                source=Source(uri=f"pvc://shelf/{name}"),
-                digest=digest and sha(digest),
-                scale=scales.get(name, 1.0),
-            )
-            for name, digest in digests.items()
-        )
-        adapter_set = AdapterSet(pool_uid="p", config_hash="c", generation=self._generation, adapters=entries)
-        self.residency.apply(adapter_set)
-        await self.settle()
-
-    async def acquire(self, name: str, seconds: float = 10) -> Lease:
-        (lease,) = await self.residency.acquire([name], seconds)
-        return lease
-
-    async def settle(self) -> None:
-        """Until every task that can go on has gone on; nothing here waits for a clock."""
-        for _ in range(20):
-            await asyncio.sleep(0)
-
-    async def answer(self) -> list[Command]:
-        """The engine does all that it was told; what that was."""
-        told, self.sent[:] = list(self.sent), []
-        for command in told:
-            if isinstance(command, Mount):
-                facts = Files.facts.model_copy(update=self.mounted.get(command.digest, {}))
-                self.residency.on_event(Mounted(command.digest, facts, bytes=1))
-            elif isinstance(command, Unmount):
-                self.residency.on_event(Unmounted(command.digest, self.kept_in if command.keep else None))
-        await self.settle()
-        return told
-
-    async def work(self) -> None:
-        """The engine does what it is told until it is told nothing more."""
-        await self.settle()
-        while await self.answer():
-            pass
-
-    def state(self, name: str) -> AdapterState | None:
-        report = self.residency.report(name)
-        return report.state if report is not None else None
-
-
-def sha(digest: str) -> str:
-    return f"sha256:{digest * 64}"
-
-
-@pytest.fixture
-def play(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Played]:
-    monkeypatch.setattr("graft_runtime.pod.preparations.read_adapter_files", lambda *_, **__: Files)
-    run_at_once(monkeypatch)
-    return Played
+from tests.support.played_engine import LOADED, Files, Holder, sha
 
 
 async def test_two_names_of_the_same_bytes_share_a_mount(play: Any) -> None:
@@ -308,19 +187,6 @@ async def test_a_removed_adapter_drains_and_its_requests_are_revoked_in_the_end(
     assert played.residency.digests == frozenset()
 
 
-async def test_a_name_switches_when_its_new_version_is_ready_and_never_back(play: Any) -> None:
-    played = play()
-    await played.apply(a="1")
-    await played.answer()
-    old = await played.acquire("a", 1)
-    await played.apply(a="2")
-    assert (await played.acquire("a", 1)).digest == sha("1"), "until the new one is ready"
-    await played.answer()
-    new = await played.acquire("a", 1)
-    assert (old.digest, new.digest) == (sha("1"), sha("2"))
-    assert played.sent == [], "requests still run on the old one"
-
-
 async def test_a_version_that_comes_back_while_it_leaves_is_mounted_again(play: Any) -> None:
     played = play()
     await played.apply(a="1")
@@ -386,18 +252,3 @@ async def test_a_tokenizer_with_more_tokens_than_rows_is_a_fault_and_takes_no_pl
     with pytest.raises(GraftError, match="up to 320"):
         await played.acquire("a")
     assert await played.answer() == [], "it is not tried again"
-
-
-async def test_a_scale_that_has_no_meaning_is_a_fault_of_the_name(play: Any) -> None:
-    played = play()
-    played.mounted = {sha("2"): {"deltas": frozenset({DeltaKind.GAIN})}}
-    await played.apply(a="1", b="2", scales={"a": 2.0, "b": 2.0})
-    await played.answer()
-    assert played.state("a") is AdapterState.MOUNTED
-    assert played.residency.report("b").fault.code is ErrorCode.NOT_SCALABLE
-    with pytest.raises(GraftError, match="`b` has scale 2"):
-        await played.acquire("b")
-    await played.apply(a="2", b="2", scales={"a": 2.0})
-    assert (played.state("b"), played.residency.report("b").fault) == (AdapterState.MOUNTED, None)
-    assert played.residency.report("a").fault.code is ErrorCode.NOT_SCALABLE
-    assert (await played.acquire("a")).digest == sha("1"), "the one before goes on answering"

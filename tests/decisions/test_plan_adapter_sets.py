@@ -91,7 +91,7 @@ def test_the_answer_is_stored_and_pushed_to_every_pod() -> None:
 def test_a_recorded_digest_is_not_resolved_again() -> None:
     plan = plan_of(running(BILLING))
     assert plan.resolves == ()
-    assert plan.unrecorded == frozenset()
+    assert plan.remembered == frozenset()
 
 
 def test_a_digest_survives_the_loss_of_the_set_in_the_status() -> None:
@@ -249,7 +249,7 @@ def test_an_adapter_of_another_owner_is_planned_like_one_of_the_spec() -> None:
     )
     assert adapter(plan, "sql").desired_replicas == 2
     assert len(plan.pushes) == 2
-    assert plan.unrecorded == frozenset({source})
+    assert plan.remembered == frozenset({source})
     gone = plan_pool(pool, inline_adapters(pool), carried_out(answered, plan), SETTINGS, NOW)
     assert [entry.name for entry in current_set(gone).adapters] == ["billing"]
 

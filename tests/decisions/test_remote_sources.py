@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from graft_operator import objects
-from graft_operator.decisions.adapter_sets import AdapterPlan, plan_adapters, unrecorded_sources
+from graft_operator.decisions.adapter_sets import AdapterPlan, plan_adapters, sources_to_remember
 from graft_operator.decisions.adapter_status import adapter_status
 from graft_operator.decisions.checks import adapter_fault
 from graft_operator.decisions.observed import Child, Observed, PoolView, ResolvedSource
@@ -136,7 +136,8 @@ def test_a_tag_is_resolved_to_the_commit_that_every_pod_reads() -> None:
     entry = planned(observed(resolutions=ANSWER)).entry
     assert entry is not None
     assert (entry.digest, entry.revision, entry.source) == (DIGEST, COMMIT, ASKED)
-    assert entry.exact_source == Source(uri="hf://acme/sql", revision=COMMIT)
+    assert entry.wanted is not None
+    assert entry.wanted.exact_source == Source(uri="hf://acme/sql", revision=COMMIT)
 
 
 def test_what_was_resolved_outlives_the_operator_and_a_move_of_the_tag() -> None:
@@ -144,7 +145,7 @@ def test_what_was_resolved_outlives_the_operator_and_a_move_of_the_tag() -> None
     moved = {ASKED: ResolvedSource(digest=OTHER, revision=LATER)}
     assert planned(observed(stored(first))).entry == first.entry
     assert planned(observed(stored(first), resolutions=moved)).entry == first.entry
-    assert unrecorded_sources(inline_adapters(pool()), observed(stored(first)), "hash") == frozenset()
+    assert sources_to_remember([first], observed(stored(first)), "hash") == frozenset()
 
 
 def test_the_status_is_enough_to_remember_a_commit() -> None:
@@ -175,7 +176,8 @@ def test_a_digest_in_the_spec_needs_no_resolution() -> None:
     plan = planned(observed(), adapters=[{"name": "sql", "uri": "hf://acme/sql", "revision": "v1", "digest": OTHER}])
     assert plan.unresolved is None
     assert plan.entry is not None
-    assert (plan.entry.digest, plan.entry.exact_source) == (OTHER, ASKED)
+    assert plan.entry.wanted is not None
+    assert (plan.entry.digest, plan.entry.wanted.exact_source) == (OTHER, ASKED)
 
 
 def test_the_status_shows_what_was_asked_and_what_it_is() -> None:

@@ -31,7 +31,8 @@ RETRIES = Backoff(first_seconds=4.0, longest_seconds=60.0)
 @dataclass
 class _Question:
     answer: ResolvedSource | None = None
-    faults: int = 0
+    repeats: int = 0
+    """Answers in a row that brought no other digest."""
     task: asyncio.Task[None] | None = None
 
 
@@ -94,8 +95,10 @@ class Resolutions:
             before = question.answer or ResolvedSource()
             question.answer = replace(before, retry_at=self._clock() + UNREACHABLE_RETRY_SECONDS)
         else:
-            question.faults = 0 if answer.fault is None else question.faults + 1
-            retry_at = 0.0 if answer.fault is None else self._clock() + RETRIES.seconds(question.faults)
+            known = question.answer.digest if question.answer is not None else None
+            is_news = answer.digest is not None and answer.digest != known
+            question.repeats = 1 if is_news else question.repeats + 1
+            retry_at = self._clock() + RETRIES.seconds(question.repeats)
             question.answer = ResolvedSource(answer.digest, answer.revision, answer.fault, retry_at)
         self._mark(key)
 

@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from graft_runtime.contract.adapter_set import AdapterEntry, AdapterSet, AdapterSetVersion
 from graft_runtime.contract.checkpoints import Source
 from graft_runtime.contract.wire import Fault
-from graft_runtime.errors import ErrorCode, GraftError
+from graft_runtime.errors import GraftError
 
 from graft_operator.decisions.checks import adapter_fault
 from graft_operator.decisions.observed import Observed, PodView
+from graft_operator.decisions.versions import Catalogue, Held, entry_of
 from graft_operator.decisions.wanted_adapters import WantedAdapter
 from graft_operator.resource import AdapterDeploymentSpec, is_declared
 from graft_operator.settings import Settings
@@ -32,21 +33,23 @@ class AdapterPlan:
     """Why the spec's version is not served."""
     unresolved: Source | None = None
     """The source whose digest has to be found out."""
+    doubted: Source | None = None
+    """The source to be looked at again: what it held has a fault that other bytes there would end."""
 
-
-@dataclass(frozen=True)
-class _Version:
-    """What a source holds: its bytes, and the exact revision where it has some."""
-
-    digest: str
-    revision: str | None = None
+    @property
+    def asked(self) -> Source | None:
+        """Return the source that a pod is to be asked about."""
+        return self.unresolved or self.doubted
 
 
 @dataclass(frozen=True)
 class _Answers:
     """What is known of sources."""
 
-    versions: Mapping[Source, _Version]
+    held: Mapping[Source, Held]
+    """As written down, or as pods answered where it is written down nowhere."""
+    news: Mapping[Source, Held]
+    """As pods answered."""
     faults: Mapping[Source, Fault]
 
 
@@ -69,24 +72,20 @@ def plan_adapters(
 
     A version that can't be had yet, or at all, leaves the one that is served in place.
     """
-    entries = _entries(stored_sets(observed), config_hash)
-    answers = _Answers(
-        versions=_resolved_versions(observed) | _recorded_versions(observed, entries),
-        faults=_resolution_faults(observed),
-    )
-    served = {entry.name: entry for entry in entries}
-    return tuple(_plan_adapter(spec, adapter, answers, served.get(adapter.name), settings) for adapter in wanted)
+    stored = stored_sets(observed)
+    entries = _entries(stored, config_hash)
+    news = _news(observed)
+    answers = _Answers(held=news | _recorded(observed, entries), news=news, faults=_resolution_faults(observed))
+    catalogue = Catalogue.of(observed, stored.get(config_hash), entries, config_hash)
+    return tuple(_plan_adapter(spec, adapter, answers, catalogue, settings) for adapter in wanted)
 
 
-def unrecorded_sources(wanted: Iterable[WantedAdapter], observed: Observed, config_hash: str) -> frozenset[Source]:
-    """Return the sources whose digests are written down nowhere yet: answers about others may be forgotten."""
-    recorded = _recorded_versions(observed, _entries(stored_sets(observed), config_hash))
-    return frozenset({adapter.source for adapter in wanted} - recorded.keys())
-
-
-def version_of(adapter_set: AdapterSet) -> AdapterSetVersion:
-    """Return what a pod reports once this set is in force."""
-    return AdapterSetVersion(generation=adapter_set.generation, hash=adapter_set.content_hash())
+def sources_to_remember(adapters: Iterable[AdapterPlan], observed: Observed, config_hash: str) -> frozenset[Source]:
+    """Return the sources of which answers must be kept: they are written down nowhere else, or may be outdated."""
+    recorded = _recorded(observed, _entries(stored_sets(observed), config_hash))
+    plans = tuple(adapters)
+    unrecorded = {plan.wanted.source for plan in plans} - recorded.keys()
+    return frozenset(unrecorded | {plan.doubted for plan in plans if plan.doubted is not None})
 
 
 def stored_sets(observed: Observed) -> dict[str, AdapterSet]:
@@ -118,7 +117,7 @@ def next_sets(
 
 def plan_pushes(observed: Observed, sets: Mapping[str, AdapterSet]) -> tuple[Push, ...]:
     """Return the set of each pod that answers and has another one in force."""
-    versions = {config_hash: version_of(adapter_set) for config_hash, adapter_set in sets.items()}
+    versions = {config_hash: adapter_set.version for config_hash, adapter_set in sets.items()}
     return tuple(
         Push(pod, sets[status.config_hash])
         for pod in observed.pods
@@ -138,28 +137,38 @@ def obsolete_hashes(observed: Observed, wanted: Iterable[str]) -> set[str]:
 
 
 def _plan_adapter(
-    spec: AdapterDeploymentSpec,
-    adapter: WantedAdapter,
-    answers: _Answers,
-    served: AdapterEntry | None,
-    settings: Settings,
+    spec: AdapterDeploymentSpec, adapter: WantedAdapter, answers: _Answers, catalogue: Catalogue, settings: Settings
 ) -> AdapterPlan:
     fault = adapter_fault(spec, adapter, settings)
     source = adapter.source
-    version = answers.versions.get(source)
-    if adapter.digest is not None and (version is None or version.digest != adapter.digest):
-        version = _Version(adapter.digest)
-    if fault is None and version is not None:
-        return AdapterPlan(adapter, _entry(adapter, version))
-    previous = _previous(spec, served)
+    held = answers.held.get(source)
+    if adapter.digest is not None and (held is None or held.digest != adapter.digest):
+        held = Held(adapter.digest)
+    if fault is None and held is not None:
+        return _plan_known(spec, adapter, held, answers, catalogue)
+    written = catalogue.entries.get(adapter.name)
+    previous = _previous(spec, written)
     if fault is not None:
         return AdapterPlan(adapter, previous, fault)
     if previous is not None:
         return AdapterPlan(adapter, previous, unresolved=source)
+    entry = entry_of(adapter, None, catalogue, merged=False)
     # The fault that is written down holds until there is another answer, also for the next operator.
-    written = served.fault if served is not None and served.source == source else None
-    entry = _entry(adapter, None).model_copy(update={"fault": answers.faults.get(source, written)})
-    return AdapterPlan(adapter, entry, unresolved=source)
+    told = written.fault if written is not None and written.source == source else None
+    return AdapterPlan(adapter, entry.model_copy(update={"fault": answers.faults.get(source, told)}), unresolved=source)
+
+
+def _plan_known(
+    spec: AdapterDeploymentSpec, adapter: WantedAdapter, held: Held, answers: _Answers, catalogue: Catalogue
+) -> AdapterPlan:
+    """Plan an adapter whose digest is known; where that has a fault, its source may hold other bytes by now."""
+    doubted = adapter.digest is None and catalogue.may_be_cured_at_its_source(adapter.name, held.digest)
+    if doubted:
+        held = answers.news.get(adapter.source, held)
+    entry = entry_of(adapter, held, catalogue, merged=spec.merge is not None)
+    if entry.serving is not None and not is_declared(spec.sources, entry.serving.source.uri):
+        entry = entry.model_copy(update={"serving": None})
+    return AdapterPlan(adapter, entry, doubted=adapter.source if doubted else None)
 
 
 def _previous(spec: AdapterDeploymentSpec, served: AdapterEntry | None) -> AdapterEntry | None:
@@ -173,17 +182,6 @@ def _previous(spec: AdapterDeploymentSpec, served: AdapterEntry | None) -> Adapt
     return served if is_declared(spec.sources, served.source.uri) else None
 
 
-def _entry(adapter: WantedAdapter, version: _Version | None) -> AdapterEntry:
-    return AdapterEntry(
-        name=adapter.name,
-        source=adapter.source,
-        digest=version.digest if version is not None else None,
-        revision=version.revision if version is not None else None,
-        scale=adapter.scale,
-        pinned=adapter.pinned,
-    )
-
-
 def _resolution_faults(observed: Observed) -> dict[Source, Fault]:
     """Return why sources can't be resolved, where a person must look."""
     return {
@@ -193,16 +191,15 @@ def _resolution_faults(observed: Observed) -> dict[Source, Fault]:
     }
 
 
-def _resolved_versions(observed: Observed) -> dict[Source, _Version]:
+def _news(observed: Observed) -> dict[Source, Held]:
+    """Return what pods have answered of sources."""
     return {
-        source: _Version(answer.digest, answer.revision)
-        for source, answer in observed.resolutions.items()
-        if answer.digest
+        source: Held(answer.digest, answer.revision) for source, answer in observed.resolutions.items() if answer.digest
     }
 
 
-def _recorded_versions(observed: Observed, entries: Iterable[AdapterEntry]) -> dict[Source, _Version]:
-    """Return the versions that are written down, in the status and in the adapter sets, which win.
+def _recorded(observed: Observed, entries: Iterable[AdapterEntry]) -> dict[Source, Held]:
+    """Return what is written down of sources, in the status and in the adapter sets, which win.
 
     What was resolved before is not resolved again, also by the next operator.
     """
@@ -212,21 +209,7 @@ def _recorded_versions(observed: Observed, entries: Iterable[AdapterEntry]) -> d
         if adapter.uri
     }
     recorded |= {entry.source: (entry.digest, entry.revision) for entry in entries}
-    disproved = _disproved_digests(observed)
-    return {
-        source: _Version(digest, revision)
-        for source, (digest, revision) in recorded.items()
-        if digest and digest not in disproved
-    }
-
-
-def _disproved_digests(observed: Observed) -> set[str]:
-    """Return digests that no pod has and whose sources hold something else now."""
-    reports = [report for pod in observed.pods if (status := observed.report(pod)) for report in status.adapters]
-    mismatched = {
-        report.digest for report in reports if report.fault and report.fault.code is ErrorCode.DIGEST_MISMATCH
-    }
-    return {digest for digest in mismatched - {report.digest for report in reports if report.ready} if digest}
+    return {source: Held(digest, revision) for source, (digest, revision) in recorded.items() if digest}
 
 
 def _entries(stored: Mapping[str, AdapterSet], config_hash: str) -> list[AdapterEntry]:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from graft_runtime.contract.adapter_set import AdapterSet
+from graft_runtime.contract.adapter_set import AdapterEntry, AdapterSet, AdapterVersion
+from graft_runtime.contract.checkpoints import Source
 from graft_runtime.contract.facts import AdapterFacts
 from graft_runtime.contract.status import AdapterReport
 from graft_runtime.contract.wire import Fault
@@ -41,48 +43,91 @@ def full_message(adapter: AdapterStatus) -> str:
     return message if message.startswith(name) else f"{name}: {message}"
 
 
-def reports_by_name(
+@dataclass(frozen=True)
+class Told:
+    """What a pod says of an adapter, and what its set names."""
+
+    entry: AdapterEntry
+    report: AdapterReport
+
+    @property
+    def answers(self) -> bool:
+        """Tell whether the version that is to answer does."""
+        answering = self.entry.answering
+        if answering is None:
+            return False
+        return answering.digest in {self.report.serving, self.report.digest if self.report.ready else None}
+
+    @property
+    def is_of_wanted(self) -> bool:
+        """Tell whether it speaks of the version that the set wants."""
+        return self.report.digest == self.entry.digest
+
+
+def told_by_name(
     observed: Observed, pods: Sequence[PodView], sets: Mapping[str, AdapterSet]
-) -> Mapping[str, Sequence[AdapterReport]]:
-    """Return what the pods report of the very digests that their sets name."""
-    digests = {
-        config_hash: {entry.name: entry.digest for entry in adapter_set.adapters}
-        for config_hash, adapter_set in sets.items()
+) -> Mapping[str, Sequence[Told]]:
+    """Return what the pods report of the very versions that their sets name."""
+    entries = {
+        config_hash: {entry.name: entry for entry in adapter_set.adapters} for config_hash, adapter_set in sets.items()
     }
-    reports: dict[str, list[AdapterReport]] = defaultdict(list)
+    told: dict[str, list[Told]] = defaultdict(list)
     for pod in pods:
         status = observed.report(pod)
-        wanted = digests.get(status.config_hash, {}) if status is not None else {}
+        named = entries.get(status.config_hash, {}) if status is not None else {}
         for report in status.adapters if status is not None else ():
-            if report.name in wanted and wanted[report.name] == report.digest:
-                reports[report.name].append(report)
-    return reports
+            if report.name in named:
+                told[report.name].append(Told(named[report.name], report))
+    return {name: [one for one in each if one.is_of_wanted or one.answers] for name, each in told.items()}
 
 
-def adapter_status(
-    pool: Pool, observed: Observed, plan: AdapterPlan, reports: Sequence[AdapterReport]
-) -> AdapterStatus:
+def adapter_status(pool: Pool, observed: Observed, plan: AdapterPlan, told: Sequence[Told]) -> AdapterStatus:
     """Make the status of one adapter.
 
     Args:
-        reports: what the pods say of it, as `reports_by_name` has it.
+        told: what the pods say of it, as `told_by_name` has it.
     """
-    ready = [report for report in reports if report.ready]
-    shown = next(iter(ready or reports), None)
-    entry = plan.entry
-    fault = _adapter_fault(observed, plan, reports, missing=pool.spec.replicas - len(ready))
+    before = next((known for known in observed.pool.status.adapters if known.name == plan.wanted.name), None)
+    answering = plan.entry.answering if plan.entry is not None else None
+    fault = _adapter_fault(pool, observed, plan, told)
     return AdapterStatus(
         name=plan.wanted.name,
-        uri=entry.source.uri if entry is not None else None,
-        requested_revision=entry.source.revision if entry is not None else None,
-        ready_replicas=len(ready),
+        **_versions(plan.entry, before, told),
+        ready_replicas=sum(one.answers for one in told),
         desired_replicas=pool.spec.replicas if fault is None or fault.code is not ErrorCode.POOL_IS_MERGED else 0,
-        digest=entry.digest if entry is not None else None,
-        revision=entry.revision if entry is not None else None,
-        **shown_facts(shown.facts if shown is not None else None),
+        **_shown_facts_of(answering, before, told),
         reason=None if fault is None else fault.code.value,
         message=None if fault is None else fault.message,
     )
+
+
+def _versions(entry: AdapterEntry | None, before: AdapterStatus | None, told: Sequence[Told]) -> dict[str, Any]:
+    """Return what the status says of the versions: which is served, and which is wanted instead."""
+    shown = entry.answering if entry is not None else None
+    if entry is None or shown is None:
+        source = entry.source if entry is not None else None
+        return {"uri": source and source.uri, "requested_revision": source and source.revision}
+    served = any(one.answers for one in told) or (before is not None and before.digest == shown.digest)
+    return {
+        "uri": shown.source.uri,
+        "requested_revision": shown.source.revision,
+        "revision": shown.revision,
+        "digest": shown.digest if served else None,
+        "wanted_digest": entry.digest if not served or entry.serving is not None else None,
+    }
+
+
+def _shown_facts_of(
+    answering: AdapterVersion | None, before: AdapterStatus | None, told: Sequence[Told]
+) -> dict[str, Any]:
+    """Return the facts of the version that answers; what was known of it stays while pods speak of another one."""
+    digest = answering.digest if answering is not None else None
+    reports = [one.report for one in told if one.report.digest == digest]
+    shown = next(iter([report for report in reports if report.ready] or reports), None)
+    if shown is None and before is not None and before.digest == digest:
+        known = before.model_dump()
+        return {name: known[name] for name in AdapterFacts.model_fields if name in known}
+    return shown_facts(shown.facts if shown is not None else None)
 
 
 def shown_facts(facts: AdapterFacts | None) -> dict[str, Any]:
@@ -91,19 +136,36 @@ def shown_facts(facts: AdapterFacts | None) -> dict[str, Any]:
     return {name: value for name, value in known.items() if name in AdapterStatus.model_fields}
 
 
-def _adapter_fault(
-    observed: Observed, plan: AdapterPlan, reports: Sequence[AdapterReport], missing: int
-) -> Fault | None:
+def _adapter_fault(pool: Pool, observed: Observed, plan: AdapterPlan, told: Sequence[Told]) -> Fault | None:
     if plan.fault is not None:
         return Fault.of(plan.fault)
     if plan.unresolved is not None:
-        resolution = observed.resolutions.get(plan.unresolved)
-        if resolution is not None and resolution.fault is not None:
-            return resolution.fault
-        if plan.entry is not None and plan.entry.fault is not None:
-            return plan.entry.fault  # an earlier operator's answer
-        return Fault(code=ErrorCode.RESOLVING, message=f"the digest of {plan.unresolved.uri} is being found out")
+        return _fault_of_source(observed, plan, plan.unresolved)
+    served = plan.entry.serving if plan.entry is not None else None
+    reports = [one.report for one in told if one.is_of_wanted]
     fault = next((report.fault for report in reports if report.fault is not None and not report.ready), None)
-    if fault is not None or missing <= 0:
-        return fault
+    if fault is not None:
+        return fault if served is None else _kept(fault, served)
+    missing = max(pool.spec.replicas - sum(report.ready for report in reports), 0)
+    if served is not None:
+        what = f"{missing} more pods have to try the new version; {served.digest} answers until then"
+        return Fault(code=ErrorCode.LOADING, message=what)
+    if not missing:
+        return None
     return Fault(code=ErrorCode.LOADING, message=f"{missing} more pods have to fetch, check and mount it")
+
+
+def _fault_of_source(observed: Observed, plan: AdapterPlan, source: Source) -> Fault:
+    """Return why the digest of the source is not known."""
+    resolution = observed.resolutions.get(source)
+    if resolution is not None and resolution.fault is not None:
+        return resolution.fault
+    if plan.entry is not None and plan.entry.fault is not None:
+        return plan.entry.fault  # an earlier operator's answer
+    return Fault(code=ErrorCode.RESOLVING, message=f"the digest of {source.uri} is being found out")
+
+
+def _kept(fault: Fault, served: AdapterVersion) -> Fault:
+    """Say beside a fault of the wanted version which one goes on answering."""
+    what, *hint = fault.message.split("\n\n", 1)
+    return Fault(code=fault.code, message="\n\n".join([f"{what}; {served.digest} goes on answering", *hint]))

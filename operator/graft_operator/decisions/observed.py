@@ -132,7 +132,7 @@ class ResolvedSource:
     revision: str | None = None
     fault: Fault | None = None
     retry_at: float = 0.0
-    """Unix seconds from which it may be asked again, after a fault."""
+    """Unix seconds from which it may be asked again, where that is of any use."""
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,8 @@ from graft_operator.decisions.adapter_sets import (
     obsolete_hashes,
     plan_adapters,
     plan_pushes,
+    sources_to_remember,
     stored_sets,
-    unrecorded_sources,
 )
 from graft_operator.decisions.applies import Apply, last_applies, plan_applies, plan_deletes, wanted_objects
 from graft_operator.decisions.checks import base_fault, merge_fault, pod_template_fault
@@ -65,8 +65,8 @@ class Plan:
     """What else the pool needs; the pods come last."""
     deletes: tuple[Child, ...] = ()
     resolves: tuple[Resolve, ...] = ()
-    unrecorded: frozenset[Source] = frozenset()
-    """Sources of which answers must be kept: they are written down nowhere else."""
+    remembered: frozenset[Source] = frozenset()
+    """Sources of which answers must be kept: they are written down nowhere else, or what is may be outdated."""
     statuses: Mapping[ObjectKey, AdapterDeploymentStatus] = field(default_factory=dict)
     """The status of each object of which something can be told."""
     transitions: tuple[Transition, ...] = ()
@@ -129,7 +129,7 @@ def plan_pool(pool: Pool, wanted: Sequence[WantedAdapter], observed: Observed, s
     status = _status(pool, target, adapters, stored_sets(observed) if pool.spec.suspend else stored, observed, now=now)
     plan = Plan(
         applied=last,
-        unrecorded=unrecorded_sources(wanted, observed, target.current),
+        remembered=sources_to_remember(adapters, observed, target.current),
         statuses={} if status is None else {observed.pool.key: status},
         transitions=() if status is None else transitions(observed.pool.status, status),
         requeue_after=_requeue_after(adapters, resolves, observed, now),

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from graft_runtime.contract.adapter_set import AdapterSet, AdapterSetVersion
 from graft_runtime.contract.status import BaseReport
 
-from graft_operator.decisions.adapter_sets import AdapterPlan, version_of
-from graft_operator.decisions.adapter_status import adapter_status, counts, is_failed, is_ready, reports_by_name
+from graft_operator.decisions.adapter_sets import AdapterPlan
+from graft_operator.decisions.adapter_status import adapter_status, counts, is_failed, is_ready, told_by_name
 from graft_operator.decisions.conditions import dated
 from graft_operator.decisions.facts import Facts, serves
 from graft_operator.decisions.observed import Failure, Observed
@@ -47,9 +47,9 @@ def make_status(
         now: Unix seconds.
     """
     pods = tuple(sorted((pod for pod in observed.pods if pod.counts), key=lambda pod: pod.name))
-    versions = {config_hash: version_of(adapter_set) for config_hash, adapter_set in sets.items()}
-    reports = reports_by_name(observed, pods, sets)
-    statuses = tuple(adapter_status(pool, observed, plan, reports.get(plan.wanted.name, ())) for plan in adapters)
+    versions = {config_hash: adapter_set.version for config_hash, adapter_set in sets.items()}
+    told = told_by_name(observed, pods, sets)
+    statuses = tuple(adapter_status(pool, observed, plan, told.get(plan.wanted.name, ())) for plan in adapters)
     facts = Facts(
         pool=pool,
         observed=observed,

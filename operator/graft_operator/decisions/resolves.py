@@ -20,11 +20,11 @@ class Resolve:
 
 
 def plan_resolves(adapters: Iterable[AdapterPlan], observed: Observed, current: str, now: float) -> tuple[Resolve, ...]:
-    """Return what to ask of one pod: each unresolved source that may be asked about by `now` (Unix seconds)."""
+    """Return what to ask of one pod: each source in question that may be asked about by `now` (Unix seconds)."""
     pod = _pod_to_ask(observed, current)
     if pod is None:
         return ()
-    sources = {plan.unresolved: None for plan in adapters if plan.unresolved is not None}
+    sources = {plan.asked: None for plan in adapters if plan.asked is not None}
     return tuple(Resolve(pod, source) for source in sources if _retry_at(observed, source) <= now)
 
 
@@ -32,9 +32,7 @@ def waits(adapters: Iterable[AdapterPlan], resolves: Sequence[Resolve], observed
     """Return the seconds until sources that are not in `resolves` may be asked about again."""
     asked = {resolve.source for resolve in resolves}
     seconds = [
-        _retry_at(observed, plan.unresolved) - now
-        for plan in adapters
-        if plan.unresolved is not None and plan.unresolved not in asked
+        _retry_at(observed, plan.asked) - now for plan in adapters if plan.asked is not None and plan.asked not in asked
     ]
     return [wait for wait in seconds if wait > 0]
 

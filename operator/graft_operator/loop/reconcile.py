@@ -99,7 +99,7 @@ class Reconciler:
             await self._effects.carry_out(view, plan, memory)
         except EffectFailedError as error:
             plan = self._plan(view, memory, error.failure)
-        self.resolutions.keep(key, plan.unrecorded)
+        self.resolutions.keep(key, plan.remembered)
         await self._effects.report(view, plan, memory)
         if view.key in plan.statuses:
             metrics.set_pool(key.namespace, key.name, plan.statuses[view.key])

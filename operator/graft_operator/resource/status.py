@@ -113,7 +113,7 @@ class AdapterStatus(Reported):
     name: str = Field(max_length=63)
     """Its name in requests."""
     uri: str | None = Field(default=None, max_length=1024)
-    """The source that `digest` was resolved from."""
+    """The source of `digest`; before anything was served, of `wantedDigest`."""
     requested_revision: str | None = Field(default=None, max_length=256)
     """The revision that the spec asks for; `revision` is the exact one."""
     ready_replicas: Count = 0
@@ -121,7 +121,9 @@ class AdapterStatus(Reported):
     desired_replicas: Count = 0
     """Pods on which it should be."""
     digest: str | None = Field(default=None, max_length=128)
-    """The sha256 of what is served: the adapter's identity."""
+    """The sha256 of what is served under its name; absent before anything was."""
+    wanted_digest: str | None = Field(default=None, max_length=128)
+    """The sha256 of what the spec asks for, while that is not what is served."""
     revision: str | None = Field(default=None, max_length=256)
     """The exact revision of the source, where it has one."""
     method: str | None = Field(default=None, max_length=64)

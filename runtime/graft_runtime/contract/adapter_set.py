@@ -12,13 +12,28 @@ from graft_runtime.contract.wire import Fault, Message, Wire
 ADAPTER_SET_FILE = "adapter-set.json.gz"
 
 
+class AdapterVersion(Wire):
+    """A version of an adapter: its bytes, where they are, and how strongly they act."""
+
+    source: Source
+    digest: Digest
+    revision: str | None = Field(default=None, max_length=256)
+    """The exact revision that `digest` was resolved from; `source` holds the one that was asked for."""
+    scale: float = Field(default=1.0, ge=-1000.0, le=1000.0, allow_inf_nan=False)
+
+    @property
+    def exact_source(self) -> Source:
+        """Return the source where every pod finds the same bytes, also after a branch has moved on."""
+        return self.source.model_copy(update={"revision": self.revision}) if self.revision else self.source
+
+
 class AdapterEntry(Wire):
     """One adapter of the catalogue."""
 
     name: AdapterName
     source: Source
     digest: Digest | None = None
-    """The exact bytes to serve. An entry without one is never mounted: it waits for its resolution."""
+    """The exact bytes that are wanted. An entry without one is never mounted: it waits for its resolution."""
     fault: Fault | None = None
     """Why there is no digest: the source could not be resolved. Requests get this text, readiness waits no longer."""
     revision: str | None = Field(default=None, max_length=256)
@@ -29,10 +44,21 @@ class AdapterEntry(Wire):
     inline: bool = True
     """Listed in the pool's spec, so that readiness waits for it."""
 
+    serving: AdapterVersion | None = None
+    """The version that goes on answering while the wanted one is tried beside it, until a set without it; None: the
+    wanted one answers as soon as it is ready."""
+
     @property
-    def exact_source(self) -> Source:
-        """Return the source where every pod finds the same bytes, also after a branch has moved on."""
-        return self.source.model_copy(update={"revision": self.revision}) if self.revision else self.source
+    def wanted(self) -> AdapterVersion | None:
+        """Return the version that is wanted; None while its digest is not known."""
+        if self.digest is None:
+            return None
+        return AdapterVersion(source=self.source, digest=self.digest, revision=self.revision, scale=self.scale)
+
+    @property
+    def answering(self) -> AdapterVersion | None:
+        """Return the version that is to answer under the name; None while there is none."""
+        return self.serving or self.wanted
 
 
 class AdapterSet(Message):
@@ -42,6 +68,11 @@ class AdapterSet(Message):
     config_hash: str = Field(max_length=64)
     generation: int = Field(ge=1)
     adapters: tuple[AdapterEntry, ...] = Field(default=(), max_length=20_000)
+
+    @property
+    def version(self) -> AdapterSetVersion:
+        """Return what a pod reports once this set is in force."""
+        return AdapterSetVersion(generation=self.generation, hash=self.content_hash())
 
     def entries_hash(self) -> str:
         """Return the content hash of everything but the generation: what decides whether a new generation is needed."""

@@ -32,6 +32,9 @@ class AdapterReport(Wire):
 
     name: AdapterName
     digest: Digest | None = None
+    """Of the wanted version, of which the other fields speak as well."""
+    serving: Digest | None = None
+    """Of the version that answers under the name, while the set names one beside the wanted; None: none does yet."""
     revision: str | None = None
     state: AdapterState
     fault: Fault | None = None

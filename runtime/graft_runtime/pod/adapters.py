@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
-from graft_runtime.contract.adapter_set import AdapterSet
+from graft_runtime.contract.adapter_set import AdapterEntry, AdapterSet
 from graft_runtime.contract.config import Merge
 from graft_runtime.contract.status import AdapterReport
 from graft_runtime.errors import GraftError
@@ -55,6 +55,9 @@ class Adapters(NamedAdapters, Protocol):
 
     def report(self, name: str) -> AdapterReport | None:
         """Return what is true of an adapter; None where there is none of this name."""
+
+    def is_settled(self, entry: AdapterEntry) -> bool:
+        """Tell whether readiness need not wait any longer for an adapter of the set in force."""
 
     def tier(self, name: str) -> Tier | None:
         """Return where the version that answers under a name is; None: in no tier yet, or no such name."""

@@ -8,11 +8,9 @@ from enum import Enum, auto
 from typing import Literal
 
 from graft_runtime.adapters.vocabulary import vocabulary_fault
-from graft_runtime.contract.adapter_set import AdapterEntry
 from graft_runtime.contract.checkpoints import Source
 from graft_runtime.contract.facts import AdapterFacts
-from graft_runtime.contract.status import AdapterReport, AdapterState
-from graft_runtime.contract.wire import Fault
+from graft_runtime.contract.status import AdapterState
 from graft_runtime.errors import ErrorCode, GraftError
 from graft_runtime.messages import Capabilities, Mounted, Tier
 from graft_runtime.pod.capabilities import weight_fault
@@ -40,6 +38,8 @@ class Artifact:
     name: str
     """The first name that it goes by, for errors."""
     pinned: bool = False
+    successor: Artifact | None = None
+    """The version that is wanted under its name instead of it, which has to be tried first."""
     wanted: bool = True
     """Some name of the adapter set points to it."""
     cached: Cached | None = None
@@ -67,6 +67,12 @@ class Artifact:
     """It is mounted and takes no new requests, so that another gets its place."""
     in_host: bool = False
     """Its pack is in host memory, for the next mount."""
+
+    @property
+    def keeps_place(self) -> bool:
+        """Return whether it is pinned, and no successor needs a place to be tried: all places may be pinned."""
+        untried = self.successor is not None and not self.successor.proven and self.successor.fault is None
+        return self.pinned and not untried
 
     @property
     def state(self) -> AdapterState:
@@ -114,17 +120,7 @@ class Artifact:
     @property
     def displaceable(self) -> bool:
         awaited = self.waiters and not self.yielding
-        return self.residence is Residence.MOUNTED and self.wanted and not (self.pinned or self.users or awaited)
-
-
-@dataclass
-class Alias:
-    """One name of the catalogue."""
-
-    entry: AdapterEntry
-    serving: str | None = None
-    """The digest that answers under this name: the entry's, once it is ready; until then the one before."""
-    removed: bool = False
+        return self.residence is Residence.MOUNTED and self.wanted and not (self.keeps_place or self.users or awaited)
 
 
 @dataclass(frozen=True)
@@ -161,7 +157,7 @@ def plan_mounts(artifacts: Iterable[Artifact], limit: int, now: float) -> Plan:
     held = [a for a in everything if a.residence in {Residence.MOUNTING, Residence.MOUNTED}]
     removed = [a for a in held if a.residence is Residence.MOUNTED and not a.wanted and not a.users]
     candidates = [a for a in everything if a.residence is Residence.ABSENT and a.mountable]
-    wants = sorted((a for a in candidates if a.waiters or a.pinned or not a.proven), key=_urgency)
+    wants = sorted((a for a in candidates if a.waiters or a.keeps_place or not a.proven), key=_urgency)
     free = limit - len(held) + len(removed)
     victims = sorted((a for a in held if a.displaceable), key=lambda a: (not a.yielding, a.last_used))
     displaced = victims[: max(len(wants) - free, 0)]
@@ -171,8 +167,9 @@ def plan_mounts(artifacts: Iterable[Artifact], limit: int, now: float) -> Plan:
     leaving = {step.digest for step in steps}
     steps += [Step("mount", a.digest) for a in mounts]
     steps += _turns([a for a in held if a.digest not in leaving], waiting, now)
-    if sum(a.pinned and a.wanted for a in held) >= limit:  # also those that were tried before the places went
-        steps += [Step("refuse", a.digest) for a in candidates]
+    if sum(a.keeps_place and a.wanted for a in held) >= limit:  # also those that were tried before the places went
+        heirs = {a.successor.digest for a in held if a.successor is not None}
+        steps += [Step("refuse", a.digest) for a in candidates if a.digest not in heirs]
     return Plan(steps, short=bool(waiting))
 
 
@@ -181,65 +178,27 @@ def _turns(held: list[Artifact], waiting: list[Artifact], now: float) -> list[St
     if not waiting:
         return [Step("stay", a.digest) for a in held if a.yielding]
     overdue = sum(a.since is not None and now - a.since >= PATIENCE_SECONDS for a in waiting)
-    busy = [a for a in held if a.residence is Residence.MOUNTED and a.users and a.wanted and not a.pinned]
+    busy = [a for a in held if a.residence is Residence.MOUNTED and a.users and a.wanted and not a.keeps_place]
     more = max(overdue - sum(a.yielding for a in busy), 0)
     oldest = sorted((a for a in busy if not a.yielding), key=lambda a: a.turn)
     return [Step("yield", a.digest) for a in oldest[:more]]
 
 
 def _urgency(artifact: Artifact) -> tuple[bool, bool, float]:
-    return not artifact.pinned, not artifact.waiters, artifact.since or 0.0
+    return not artifact.keeps_place, not artifact.waiters, artifact.since or 0.0
 
 
-def scale_fault(entry: AdapterEntry, artifact: Artifact) -> GraftError | None:
+def scale_fault(name: str, scale: float, artifact: Artifact) -> GraftError | None:
     """Return why an adapter can't be served with this scale. What it is made of is known once it was mounted."""
-    if artifact.engine is not None and (fault := weight_fault(entry.name, entry.scale, artifact.engine)) is not None:
+    if artifact.engine is not None and (fault := weight_fault(name, scale, artifact.engine)) is not None:
         return fault
-    if entry.scale == 1 or artifact.facts is None or artifact.facts.scalable:
+    if scale == 1 or artifact.facts is None or artifact.facts.scalable:
         return None
     return GraftError(
         ErrorCode.NOT_SCALABLE,
-        f"adapter `{entry.name}` has scale {entry.scale:g}, and what it does to the base model is no sum to be scaled",
+        f"adapter `{name}` has scale {scale:g}, and what it does to the base model is no sum to be scaled",
         hint="leave scale out (1); only adapters that add to the base model's weights can be scaled, as LoRA does",
     )
-
-
-def report(alias: Alias, artifact: Artifact | None) -> AdapterReport:
-    """Return what the status says of a name.
-
-    Args:
-        alias: the name.
-        artifact: of the entry's digest, where it has one.
-    """
-    entry = alias.entry
-    if artifact is None:
-        state = AdapterState.UNRESOLVED if entry.fault is None else AdapterState.FAILED
-        return AdapterReport(name=entry.name, state=state, fault=entry.fault)
-    return AdapterReport(
-        name=entry.name,
-        digest=artifact.digest,
-        revision=entry.exact_source.revision,
-        state=AdapterState.DRAINING if alias.removed else _state(entry, artifact),
-        fault=_fault(entry, artifact),
-        facts=artifact.facts,
-        bytes=artifact.bytes,
-    )
-
-
-def _state(entry: AdapterEntry, artifact: Artifact) -> AdapterState:
-    return artifact.state if scale_fault(entry, artifact) is None else AdapterState.FAILED
-
-
-def _fault(entry: AdapterEntry, artifact: Artifact) -> Fault | None:
-    fault = artifact.fault or scale_fault(entry, artifact)
-    return Fault.of(fault) if fault is not None else None
-
-
-def is_settled(adapter: AdapterReport, *, pinned: bool) -> bool:
-    """Return whether readiness need not wait for this adapter any longer."""
-    if adapter.fault is not None:
-        return True
-    return adapter.ready and not (pinned and adapter.state is AdapterState.CACHED)
 
 
 def no_place(name: str, limit: int) -> GraftError:
@@ -262,7 +221,7 @@ def check_places(group: Mapping[str, Artifact], everything: Iterable[Artifact], 
     Raises:
         GraftError: NotComposable.
     """
-    pinned = sum(other.pinned and other.wanted for other in everything if other.digest not in group)
+    pinned = sum(other.keeps_place and other.wanted for other in everything if other.digest not in group)
     if len(group) > 1 and len(group) + pinned > limit:
         others = f", beside {pinned} pinned ones" if pinned else ""
         raise GraftError(

@@ -6,13 +6,14 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterator
 
-from graft_runtime.contract.adapter_set import AdapterSet
+from graft_runtime.contract.adapter_set import AdapterEntry, AdapterSet
 from graft_runtime.contract.config import Merge
 from graft_runtime.contract.status import AdapterReport
 from graft_runtime.errors import ErrorCode, GraftError
 from graft_runtime.messages import BaseLoaded, MergeSource, Tier
 from graft_runtime.pod.adapters import AdapterEvent
-from graft_runtime.pod.catalogue import Alias, Artifact, report, scale_fault
+from graft_runtime.pod.aliases import Alias, is_settled, report
+from graft_runtime.pod.catalogue import Artifact, scale_fault
 from graft_runtime.pod.leases import Lease, unknown_model
 from graft_runtime.pod.lending import Lending
 from graft_runtime.pod.mounting import Mounting
@@ -56,7 +57,7 @@ class HotAdapters:
         for entry in entries.values():
             alias = self._aliases.setdefault(entry.name, Alias(entry))
             alias.entry = entry
-            if entry.digest is None:
+            if entry.answering is None:
                 alias.serving = None
         self._mounting.forgive()
         self._refresh()
@@ -98,8 +99,13 @@ class HotAdapters:
     def tier(self, name: str) -> Tier | None:
         """Return where what answers under a name is; None: in no tier yet, or no such name."""
         alias = self._aliases.get(name)
-        artifact = self._mounting.get(alias.serving or alias.entry.digest) if alias is not None else None
+        artifact = self._answering(alias) if alias is not None else None
         return artifact.tier if artifact is not None else None
+
+    def is_settled(self, entry: AdapterEntry) -> bool:
+        """Tell whether the version that is to answer under the name does, or has a fault."""
+        version = entry.answering
+        return is_settled(entry, self._mounting.get(version.digest) if version is not None else None)
 
     def on_event(self, event: AdapterEvent) -> None:
         """Take what the engine says of a version, and let names be answered by it."""
@@ -117,18 +123,21 @@ class HotAdapters:
         if alias is None:
             raise GraftError(ErrorCode.UNKNOWN_MODEL, f"`{name}` is not served here any more", field="model")
         fault = alias.entry.fault
-        if alias.entry.digest is None and fault is not None:
+        artifact = self._answering(alias)
+        if artifact is None and fault is not None:
             raise GraftError(fault.code, fault.message, field="model")
-        if alias.entry.digest is None:
+        if artifact is None:
             raise GraftError(
                 ErrorCode.RESOLVING,
                 f"the exact version of adapter `{name}` is not known yet",
                 hint="try again; the AdapterDeployment's status says more",
                 field="model",
             )
-        artifact = self._mounting.get(alias.serving or alias.entry.digest)
-        assert artifact is not None, "all that names point to is kept"
         return alias, artifact
+
+    def _answering(self, alias: Alias) -> Artifact | None:
+        """Return the version that requests under a name get; None while its digest is not known."""
+        return self._mounting.get(alias.version.digest) if alias.version is not None else None
 
     def _remove(self, alias: Alias) -> None:
         alias.removed = True
@@ -147,21 +156,23 @@ class HotAdapters:
         self._names = {}
         for name, alias in self._aliases.items():
             self._switch(alias)
-            for digest in {alias.serving, alias.entry.digest} - {None}:
-                self._names.setdefault(str(digest), []).append(name)
-        wanted = {digest: [self._aliases[name].entry for name in names] for digest, names in self._names.items()}
-        self._mounting.keep(wanted)
+            for digest in alias.versions:
+                self._names.setdefault(digest, []).append(name)
+        self._mounting.keep({digest: [self._aliases[name] for name in names] for digest, names in self._names.items()})
 
     def _switch(self, alias: Alias) -> bool:
-        """Let a name be answered by its new version when that is ready. Return whether an old one is left behind."""
-        new, old = self._mounting.get(alias.entry.digest), alias.serving
-        if new is None or not new.proven or old == new.digest or scale_fault(alias.entry, new) is not None:
+        """Let a name be answered by the version that is to, when that is ready. Return whether one is left behind."""
+        new, old = alias.entry.answering, alias.serving
+        artifact = self._mounting.get(new.digest) if new is not None else None
+        if new is None or new == old or artifact is None or not artifact.proven:
             return False
-        alias.serving = new.digest
-        if old is None:
+        if scale_fault(alias.entry.name, new.scale, artifact) is not None:
+            return False
+        alias.serving = new
+        if old is None or old.digest == new.digest:
             return False
         logger.info("`%s` is answered by %s from now on", alias.entry.name, new.digest)
-        self._lending.wake(old)
+        self._lending.wake(old.digest)
         return True
 
     def _returned(self, lease: Lease) -> None:

@@ -8,7 +8,8 @@ from typing import Protocol
 from graft_runtime.contract.facts import AdapterFacts
 from graft_runtime.errors import ErrorCode, GraftError
 from graft_runtime.messages import ServedAdapter, Tier
-from graft_runtime.pod.catalogue import Alias, Artifact
+from graft_runtime.pod.aliases import Alias
+from graft_runtime.pod.catalogue import Artifact
 
 
 class Holder(Protocol):
@@ -23,7 +24,7 @@ class Lease:
 
     def __init__(self, alias: Alias, artifact: Artifact, tier: Tier | None, ended: Callable[[Lease], None]) -> None:
         self.digest = artifact.digest
-        self.served = ServedAdapter(artifact.digest, alias.entry.scale)
+        self.served = ServedAdapter(artifact.digest, alias.scale)
         self.alias = alias
         self.artifact = artifact
         self.tier = tier

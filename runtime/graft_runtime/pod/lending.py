@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 
 from graft_runtime.errors import ErrorCode, GraftError
 from graft_runtime.messages import Tier
-from graft_runtime.pod.catalogue import PATIENCE_SECONDS, Alias, Artifact, Residence, scale_fault
+from graft_runtime.pod.aliases import Alias
+from graft_runtime.pod.catalogue import PATIENCE_SECONDS, Artifact, Residence, scale_fault
 from graft_runtime.pod.leases import Lease
 from graft_runtime.pod.mounting import Mounting
 
@@ -87,7 +88,7 @@ class Lending:
         """Return those that a request has to wait for. Raises GraftError where waiting is no use."""
         pairs = [self._find(name) for name in names]
         for alias, artifact in pairs:
-            fault = scale_fault(alias.entry, artifact)
+            fault = scale_fault(alias.entry.name, alias.scale, artifact)
             if fault is None and artifact.residence is not Residence.MOUNTED:
                 fault = artifact.fault
             if fault is not None:

@@ -106,6 +106,11 @@ class MergedAdapters:
         hint = f"this pool serves its merge alone, as `{merge}`; remove spec.merge to serve adapters by name"
         return unknown_model(name, field, hint=hint)
 
+    def is_settled(self, entry: AdapterEntry) -> bool:
+        """Tell whether it is in the base, or has a fault."""
+        report = self.report(entry.name)
+        return report is not None and (report.ready or report.fault is not None)
+
     def tier(self, name: str) -> Tier | None:
         """Return None: no adapter is anywhere by itself."""
         return None
@@ -139,7 +144,7 @@ class MergedAdapters:
         return AdapterReport(
             name=name,
             digest=entry.digest,
-            revision=entry.exact_source.revision,
+            revision=entry.revision or entry.source.revision,
             state=AdapterState.FAILED if fault is not None else self._state(entry),
             fault=fault,
             facts=self._facts.get(name) or (files.facts if files is not None else None),
@@ -214,7 +219,8 @@ class MergedAdapters:
             failed(error)
 
         entry = self._entries.get(part.name)
-        source = entry.exact_source if entry is not None else part.source
+        wanted = entry.wanted if entry is not None else None
+        source = wanted.exact_source if wanted is not None else part.source
         cached = await self._fetches.fetch_until_there(source, "adapter", digest, part.name, refuse)
         if cached is None:
             return False

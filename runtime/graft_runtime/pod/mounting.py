@@ -10,6 +10,7 @@ from graft_runtime.contract.adapter_set import AdapterEntry
 from graft_runtime.errors import GraftError
 from graft_runtime.messages import BaseLoaded, Command, Dropped, Mount, Mounted, MountFailed, Unmount, Unmounted
 from graft_runtime.pod.adapters import AdapterEvent
+from graft_runtime.pod.aliases import Alias
 from graft_runtime.pod.capabilities import adapter_fault
 from graft_runtime.pod.catalogue import Artifact, Residence, Step, check_places, no_place, plan_mounts
 from graft_runtime.pod.preparations import Preparations
@@ -61,20 +62,28 @@ class Mounting:
             if artifact.facts is not None and artifact.fault is None:
                 artifact.fault = adapter_fault(artifact.name, artifact.facts, artifact.engine)
 
-    def keep(self, wanted: Mapping[str, Sequence[AdapterEntry]]) -> None:
-        """Bring the versions in line with what names want: by digest, the entries of these names."""
-        for digest, entries in wanted.items():
-            sources = [entry.exact_source for entry in entries]
+    def keep(self, aliases: Mapping[str, Sequence[Alias]]) -> None:
+        """Bring the versions in line with what names need: by digest, these names."""
+        for digest, needing in aliases.items():
+            sources = [alias.versions[digest].exact_source for alias in needing]
             artifact = self._artifacts.get(digest)
             if artifact is None or (artifact.cached is None and artifact.source not in sources):
-                artifact = self._artifacts.setdefault(digest, Artifact(digest, sources[0], entries[0].name))
+                artifact = self._artifacts.setdefault(digest, Artifact(digest, sources[0], needing[0].entry.name))
                 self._preparations.start(artifact, sources[0], self._prepared)
             artifact.wanted = True
-            artifact.pinned = any(entry.pinned and digest == entry.digest for entry in entries)
-        for artifact in [artifact for digest, artifact in self._artifacts.items() if digest not in wanted]:
+        for digest, needing in aliases.items():
+            self._pin(self._artifacts[digest], [alias.entry for alias in needing if alias.entry.pinned])
+        for artifact in [artifact for digest, artifact in self._artifacts.items() if digest not in aliases]:
             self._let_go(artifact)
         self.digests = frozenset(self._artifacts)
         self.advance()
+
+    def _pin(self, artifact: Artifact, pinned: Sequence[AdapterEntry]) -> None:
+        """Pin the version that is to answer under one of these entries' names."""
+        pinning = [entry for entry in pinned if entry.answering and entry.answering.digest == artifact.digest]
+        artifact.pinned = bool(pinning)
+        followed = bool(pinning) and all(entry.digest != artifact.digest for entry in pinning)
+        artifact.successor = self.get(pinning[0].digest) if followed else None
 
     def forgive(self) -> None:
         """Try again what failed for reasons that may have passed."""

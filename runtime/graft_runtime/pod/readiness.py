@@ -6,7 +6,6 @@ import asyncio
 
 from graft_runtime.pod.adapters import Adapters
 from graft_runtime.pod.base_life import BaseLife
-from graft_runtime.pod.catalogue import is_settled
 from graft_runtime.pod.sets import AdapterSets
 
 
@@ -37,7 +36,5 @@ class Readiness:
         if asyncio.get_running_loop().time() - since >= self._startup_seconds:
             return True
         return self._sets.current is not None and all(
-            (report := self._adapters.report(entry.name)) is not None and is_settled(report, pinned=entry.pinned)
-            for entry in self._sets.current.adapters
-            if entry.inline
+            self._adapters.is_settled(entry) for entry in self._sets.current.adapters if entry.inline
         )
