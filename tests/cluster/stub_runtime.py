@@ -179,16 +179,19 @@ class StubRuntime:
 
 def report_of(entry: AdapterEntry) -> AdapterReport:
     """What becomes of an entry, by its URI."""
+    serving = entry.serving.digest if entry.serving is not None else None
     if entry.digest is None:
         state = AdapterState.UNRESOLVED if entry.fault is None else AdapterState.FAILED
-        return AdapterReport(name=entry.name, state=state, fault=entry.fault)
+        return AdapterReport(name=entry.name, serving=serving, state=state, fault=entry.fault)
     if "misfit" in entry.source.uri:
         fault = Fault(code=ErrorCode.RANK_TOO_HIGH, message="rank 128 is over the pool's maxRank 64")
-        return AdapterReport(name=entry.name, digest=entry.digest, state=AdapterState.FAILED, fault=fault)
+        return AdapterReport(
+            name=entry.name, digest=entry.digest, serving=serving, state=AdapterState.FAILED, fault=fault
+        )
     state = AdapterState.CHECKING if "slow" in entry.source.uri else AdapterState.MOUNTED
     remapped = "nothing → model at the start of modules' names" if "drifted" in entry.source.uri else None
     facts = AdapterFacts(method="LORA", rank=8, module_count=14, deltas=["LowRank"], remapped=remapped)
-    return AdapterReport(name=entry.name, digest=entry.digest, state=state, facts=facts)
+    return AdapterReport(name=entry.name, digest=entry.digest, serving=serving, state=state, facts=facts)
 
 
 def answer(body: RuntimeStatus | Accepted | Resolution) -> web.Response:

@@ -12,8 +12,19 @@ from graft_runtime.contract.checkpoints import Source
 from graft_runtime.contract.facts import AdapterFacts, DeltaKind
 from graft_runtime.contract.status import AdapterState
 from graft_runtime.contract.tasks import Task
-from graft_runtime.errors import GraftError
-from graft_runtime.messages import BaseLoaded, Capabilities, Command, Mount, Mounted, Tier, Unmount, Unmounted
+from graft_runtime.errors import ErrorCode, GraftError
+from graft_runtime.messages import (
+    BaseLoaded,
+    Capabilities,
+    Command,
+    EngineFault,
+    Mount,
+    Mounted,
+    MountFailed,
+    Tier,
+    Unmount,
+    Unmounted,
+)
 from graft_runtime.pod.hot import HotAdapters
 from graft_runtime.pod.leases import Lease
 from graft_runtime.pod.mounting import Mounting
@@ -58,6 +69,8 @@ class Played:
         self.residency.base_loaded(LOADED)
         self._generation = 0
         self.entries: tuple[AdapterEntry, ...] = ()
+        self.bad: Collection[str] = ()
+        """Digests of what can't be mounted."""
         self.kept_in: Tier = "host"
         """Where the engine keeps what is unmounted."""
         self.tokenizers: dict[str, int] = {}
@@ -108,7 +121,9 @@ class Played:
         """The engine does all that it was told; what that was."""
         told, self.sent[:] = list(self.sent), []
         for command in told:
-            if isinstance(command, Mount):
+            if isinstance(command, Mount) and command.digest in self.bad:
+                self.residency.on_event(MountFailed(command.digest, EngineFault(ErrorCode.SHAPE_MISMATCH, "bad")))
+            elif isinstance(command, Mount):
                 facts = Files.facts.model_copy(update=self.mounted.get(command.digest, {}))
                 self.residency.on_event(Mounted(command.digest, facts, bytes=1))
             elif isinstance(command, Unmount):

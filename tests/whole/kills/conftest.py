@@ -22,13 +22,13 @@ LEAD = 1e-4
 """Of each token of the expected answers over the next best: what else is in a batch must not decide."""
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def checkpoints(tiny_base: Path, make_adapter: Callable[..., Path]) -> dict[str, Path]:
     """By name; the base's as well."""
     return {BASE: tiny_base} | {name: make_adapter(name) for name in (*ADAPTERS, EXTRA)}
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def pool(tmp_path_factory: pytest.TempPathFactory, checkpoints: dict[str, Path]) -> Iterator[Pool]:
     """Ready. Faults of its control plane hurt nobody else."""
     with LocalCluster.start(tmp_path_factory.mktemp("kills")) as cluster:
@@ -47,7 +47,7 @@ def pool(tmp_path_factory: pytest.TempPathFactory, checkpoints: dict[str, Path])
         yield Pool(cluster, address)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def expected(pool: Pool, checkpoints: dict[str, Path]) -> Callable[[str, str, int], str]:
     """`expected(name, prompt, tokens)`: what Transformers and PEFT answer, greedily, in float32."""
     from transformers import AutoTokenizer
@@ -69,7 +69,7 @@ def expected(pool: Pool, checkpoints: dict[str, Path]) -> Callable[[str, str, in
     return answer
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def load(pool: Pool, expected: Callable[[str, str, int], str]) -> Iterator[Load]:
     """Running, and every name was answered."""
     digests = pool.digests()

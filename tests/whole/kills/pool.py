@@ -34,6 +34,17 @@ class Pool:
     def apply(self, *adapters: str) -> None:
         self.kubectl("apply", "-f", "-", input=json.dumps(_manifest(adapters)))
 
+    def point(self, adapter: str, uri: str) -> None:
+        """Let an adapter's entry name another source."""
+        names = [entry["name"] for entry in self.get()["spec"]["adapters"]]
+        change = [{"op": "replace", "path": f"/spec/adapters/{names.index(adapter)}/uri", "value": uri}]
+        self.kubectl("patch", f"ad/{POOL}", "--type=json", "-p", json.dumps(change))
+
+    def pods(self) -> dict[str, str]:
+        """The names of the pods, by UID."""
+        pods = self.cluster.get("pods", "-n", NAMESPACE)["items"]
+        return {pod["metadata"]["uid"]: pod["metadata"]["name"] for pod in pods}
+
     def get(self) -> Any:
         return self.cluster.get("ad", POOL, "-n", NAMESPACE)
 

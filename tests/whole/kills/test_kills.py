@@ -6,23 +6,20 @@ docs/architecture.md states the bounds.
 
 from __future__ import annotations
 
-import logging
 import os
 import signal
 import time
-from collections import Counter
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.support.waiting import wait_until
+from tests.whole.kills.judging import RIGHT, describe, told
 
 if TYPE_CHECKING:
-    from tests.whole.kills.load import Load, Result
+    from tests.whole.kills.load import Load
     from tests.whole.kills.pool import Pool
 
-logger = logging.getLogger(__name__)
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
 
 # Seconds from the kill to all Ready.
@@ -36,10 +33,7 @@ HANG_BOUND = 25.0
 ROUTED_AWAY = 5.0
 """Seconds from the kill after which the Service leads nobody to the dead pod any more."""
 HELD, HELD_SECONDS = 2, 0.5
-ROUND_SECONDS = 20.0
-"""In which the clients have asked for every name."""
-
-RIGHT, ERROR, CUT = "right", "error in OpenAI's shape", "connection refused or cut"
+ERROR, CUT = "error in OpenAI's shape", "connection refused or cut"
 
 
 def test_every_answer_is_right_before_the_first_kill(load: Load) -> None:
@@ -127,30 +121,3 @@ def until_ready(pool: Pool, is_back: Callable[[], bool], deadline: float) -> Non
     pool.eventually(is_back, "the victim runs again", deadline)
     pool.eventually(changed, "a change is taken", deadline)
     pool.eventually(pool.is_ready, "the pool is Ready", deadline)
-
-
-def told(load: Load, since: float) -> Counter[str]:
-    """How many requests ended in which way since then; none was wrong, and by now each name answers."""
-    now = time.monotonic()
-
-    def every_name_answers() -> bool:
-        return {result.asked.name for result in load.results(now) if right_and_begun(result, now)} == load.names
-
-    wait_until(every_name_answers, "every name answers", ROUND_SECONDS)
-    results = load.results(since)
-    wrong = [describe(result, since) for result in results if result.outcome == "wrong"]
-    assert not wrong, "\n".join(wrong)
-    counts = Counter(str(result.outcome.value) for result in results)
-    for line in (str(dict(counts)), *(describe(result, since) for result in results if result.outcome != RIGHT)):
-        logger.info(line)
-    return counts
-
-
-def right_and_begun(result: Result, since: float) -> bool:
-    return result.outcome == RIGHT and result.began >= since
-
-
-def describe(result: Result, since: float) -> str:
-    asked = result.asked
-    what = f"{asked.name}, {asked.tokens} tokens{' streamed' if asked.streamed else ''}"
-    return f"{result.began - since:+.2f} to {result.ended - since:+.2f} s: {what}: {result.outcome}: {result.why!r}"
