@@ -12,18 +12,32 @@ from graft_runtime.tokenizing.pieces import Detokenizer, StopStrings
 
 
 class Answer:
-    """Ends at once with the letter `a`."""
+    """Says one token, and ends with it.
+
+    Args:
+        finish: why it ends.
+    """
+
+    def __init__(self, finish: str = "stop") -> None:
+        self._finish = finish
 
     async def next(self) -> tuple[list[int], str | None]:
-        return [0], "stop"
+        return [0], self._finish
 
     def cancel(self) -> None:
         """There is nothing to stop."""
 
 
-def _choice(index: int, text: Detokenizer) -> Choice:
-    answer: Any = Answer()
+def _choice(index: int, text: Detokenizer, finish: str = "stop") -> Choice:
+    answer: Any = Answer(finish)
     return Choice(index, answer, text, StopStrings(()))
+
+
+@pytest.mark.parametrize(("finish", "tokens"), [("stop", 2), ("length", 1)])
+async def test_the_token_that_ends_an_answer_is_counted_and_not_shown(finish: str, tokens: int) -> None:
+    choice = _choice(0, Detokenizer(lambda ids: "a" * len(ids)), finish)
+    assert "".join([piece.text async for piece in choice.pieces()]) == "a"
+    assert choice.tokens == tokens
 
 
 async def test_whatever_goes_wrong_in_one_choice_ends_the_request() -> None:

@@ -77,6 +77,7 @@ EXAMPLES: dict[str, Wire] = {
         cache_bytes=1 << 30,
         merge=MERGE,
         composition=True,
+        allowed_origins=("https://chat.example.com",),
     ),
     "adapter-set": AdapterSet(
         pool_uid="pool",

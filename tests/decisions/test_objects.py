@@ -93,11 +93,13 @@ def test_the_runtime_config_says_what_the_spec_says() -> None:
             cache={"size": "1000"},
             adapterStartupSeconds=5,
             composition=True,
+            allowedOrigins=["https://chat.example.com"],
             terminationGracePeriodSeconds=30,
         )
     )
     assert yaml.safe_dump(config.model_dump(mode="json", by_alias=True, exclude_defaults=True)) == (
         "adapterStartupSeconds: 5\n"
+        "allowedOrigins:\n- https://chat.example.com\n"
         "baseModel:\n  dtype: float32\n  name: chat\n  source:\n    uri: pvc://models/gemma\n  task: SEQ_CLS\n"
         "cacheBytes: 950\n"
         "composition: true\n"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 from collections.abc import AsyncIterator
 from types import SimpleNamespace
 from typing import Any
@@ -15,14 +16,15 @@ from graft_runtime.http.reading import SMALL_BODY_BYTES, Bodies
 MIB = 1 << 20
 
 
-def request(*chunks: bytes, length: str | None = None, ends: bool = True) -> Any:
+def request(*chunks: bytes, length: str | None = None, ends: bool = True, coding: str | None = None) -> Any:
     async def stream() -> AsyncIterator[bytes]:
         for chunk in chunks:
             yield chunk
         if not ends:
             await asyncio.Event().wait()
 
-    return SimpleNamespace(stream=stream, headers={"content-length": length} if length is not None else {})
+    headers = {"content-length": length, "content-encoding": coding}
+    return SimpleNamespace(stream=stream, headers={name: value for name, value in headers.items() if value is not None})
 
 
 async def test_what_is_held_is_given_back() -> None:
@@ -60,3 +62,43 @@ async def test_a_body_that_stops_is_not_waited_for(monkeypatch: pytest.MonkeyPat
         with pytest.raises(GraftError, match=r"not whole after 0\.01 s"):
             async with bodies.read(request(bytes(MIB), ends=False)):
                 pass
+
+
+@pytest.mark.parametrize("size", [0, 1, MIB])
+async def test_a_packed_body_is_unpacked(size: int) -> None:
+    content = bytes(range(256)) * (size // 256) + b"x" * (size % 256)
+    packed = gzip.compress(content)
+    pieces = [packed[at : at + 7] for at in range(0, len(packed), 7)]
+    async with Bodies(MIB, MIB).read(request(*pieces, coding="GZIP")) as read:
+        assert read == content
+
+
+async def test_a_packed_body_counts_by_what_is_in_it() -> None:
+    bomb = gzip.compress(bytes(64 * MIB))
+    assert len(bomb) < 65 << 10
+    bodies = Bodies(2 * MIB, MIB)
+    with pytest.raises(GraftError) as caught:
+        async with bodies.read(request(bomb, coding="gzip")):
+            pass
+    assert caught.value.code == "Overloaded", "no more than there is room for is unpacked"
+    with pytest.raises(GraftError, match=f"more than {MIB} bytes"):
+        async with Bodies(MIB, 2 * MIB).read(request(bomb, coding="gzip")):
+            pass
+
+
+@pytest.mark.parametrize(
+    ("body", "coding", "says"),
+    [
+        (b"{}", "gzip", "no gzip"),
+        (gzip.compress(bytes(999))[:-9], "gzip", "no gzip"),
+        (gzip.compress(b"{}") + b"more", "gzip", "no gzip"),
+        (b"{}", "br", "`br`"),
+        (b"{}", "gzip, gzip", "`gzip, gzip`"),
+    ],
+)
+async def test_what_can_not_be_unpacked_is_told_so(body: bytes, coding: str, says: str) -> None:
+    with pytest.raises(GraftError, match=says) as caught:
+        async with Bodies(MIB, MIB).read(request(body, coding=coding)):
+            pass
+    assert caught.value.code == "InvalidRequest"
+    assert caught.value.hint

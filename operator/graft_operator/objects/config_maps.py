@@ -56,6 +56,7 @@ def build_runtime_config(pool: Pool) -> RuntimeConfig:
         cache_bytes=_cache_bytes(spec.cache.size_bytes),
         merge=_merge(spec),
         composition=spec.composition,
+        allowed_origins=spec.allowed_origins,
     )
 
 

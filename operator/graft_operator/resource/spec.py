@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar
 
+from graft_runtime.contract.config import MAX_ORIGINS, Origin
 from graft_runtime.contract.schemes import CLAIM, DIRECTORY, deepest_prefix
 from pydantic import AfterValidator, Field
 
@@ -63,6 +64,9 @@ class AdapterDeploymentSpec(Ruled):
     """Serves these adapters merged into the base, instead of each by its name; a change rolls the pods."""
     composition: Bool = False
     """Lets requests ask for a weighted sum of adapters, `adapters` beside `model`; a change rolls the pods."""
+    allowed_origins: tuple[Origin, ...] = Field(default=(), max_length=MAX_ORIGINS)
+    """Origins whose pages may ask the pods from a browser, `https://chat.example.com`, or `*`; a change rolls the pods.
+    """
     engine: EngineSpec = EngineSpec()
     """Limits of a pod's engine; a change rolls the pods."""
     accelerator: AcceleratorSpec = AcceleratorSpec()

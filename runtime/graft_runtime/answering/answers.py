@@ -30,13 +30,14 @@ class Choice:
     text: Detokenizer
     stops: StopStrings
     tokens: int = 0
+    """With the one that ends the answer."""
 
     async def pieces(self) -> AsyncIterator[Piece]:
         """Yield the text as it comes. Raises GraftError: the engine's fault."""
         finish = None
         while finish is None:
             tokens, finish = await self.answer.next()
-            self.tokens += len(tokens)
+            self.tokens += len(tokens) + (finish == "stop")
             text = self.text.push(tokens)
             if finish is not None:
                 text += self.text.finish()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field
 
@@ -14,6 +14,10 @@ from graft_runtime.contract.wire import Message, Wire
 # File names inside the directories that the operator mounts into a pod.
 RUNTIME_CONFIG_FILE = "runtime-config.json"
 SOURCE_TOKEN_FILE = "token"  # noqa: S105 - in the directory of a source's Secret
+
+
+MAX_ORIGINS = 16
+Origin = Annotated[str, Field(pattern=r"^(\*|https?://[A-Za-z0-9.:\[\]-]+)$", max_length=255)]
 
 
 class SourceMount(Wire):
@@ -97,6 +101,8 @@ class RuntimeConfig(Message):
     """None: hot mode."""
     composition: bool = False
     """Requests may name several adapters, with weights."""
+    allowed_origins: tuple[Origin, ...] = Field(default=(), max_length=MAX_ORIGINS)
+    """Whose pages may ask from a browser, and read the answers."""
 
     @property
     def served_name(self) -> str:

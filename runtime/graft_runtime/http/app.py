@@ -11,6 +11,7 @@ from typing import Any
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import PlainTextResponse
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from graft_runtime.answering.models import Models
@@ -18,7 +19,7 @@ from graft_runtime.errors import ErrorCode, GraftError
 from graft_runtime.http.control import control_router
 from graft_runtime.http.faults import error_response, fault_response
 from graft_runtime.http.framing import OneLength
-from graft_runtime.http.generations import Generations
+from graft_runtime.http.generations import ADAPTERS_HEADER, DIGEST_HEADER, Generations
 from graft_runtime.http.routes.chat import chat_router
 from graft_runtime.http.routes.completions import completions_router
 from graft_runtime.http.routes.models import models_router
@@ -29,6 +30,8 @@ from graft_runtime.pod.pod import Pod
 logger = logging.getLogger(__name__)
 
 REQUEST_ID_HEADER = "X-Request-Id"
+EXPOSED_HEADERS = (REQUEST_ID_HEADER, DIGEST_HEADER, ADAPTERS_HEADER, "Retry-After")
+"""What scripts of pages may read of an answer."""
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
 
@@ -37,7 +40,10 @@ def api_app(pod: Pod, models: Models, generations: Generations) -> ASGIApp:
     app = _app(error_response)
     for router in (models_router(models, pod.adapters), completions_router(generations), chat_router(generations)):
         app.include_router(router)
-    return _WithRequestId(OneLength(_SayingClose(app, lambda: pod.leaving)))
+    served: ASGIApp = _WithHead(app)
+    if origins := pod.config.allowed_origins:
+        served = CORSMiddleware(served, origins, ["GET", "POST"], ["*"], expose_headers=EXPOSED_HEADERS)
+    return _WithRequestId(OneLength(_SayingClose(served, lambda: pod.leaving)))
 
 
 def probe_app(pod: Pod) -> ASGIApp:
@@ -86,6 +92,8 @@ def _app(response: Callable[[GraftError], Response]) -> FastAPI:
         what = f"{request.method} {request.url.path} is not a route of this server"
         answer = response(GraftError(ErrorCode.INVALID_REQUEST, what, hint="look up the path and the method"))
         answer.status_code = error.status_code
+        if allowed := (error.headers or {}).get("Allow"):
+            answer.headers["Allow"] = "GET, HEAD" if allowed == "GET" else allowed
         return answer
 
     async def on_gone(_: Request, error: Exception) -> Response:
@@ -99,6 +107,17 @@ def _app(response: Callable[[GraftError], Response]) -> FastAPI:
     app.add_exception_handler(ClientGoneError, on_gone)
     app.add_exception_handler(Exception, on_bug)
     return app
+
+
+class _WithHead:
+    """Answers HEAD as GET; the server leaves the body out."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        method = "GET" if scope["method"] == "HEAD" else scope["method"]
+        await self._app({**scope, "method": method}, receive, send)
 
 
 class _WithRequestId:

@@ -141,10 +141,10 @@ class Generations:
             if usage:
                 yield event(words.usage_chunk())
             record.status = 200
+            yield DONE
         except GraftError as error:
             record.status = error.code.http_status
             yield event(error_body(error))
-        yield DONE
 
     def _first(self, record: _Record) -> None:
         if not record.answered:

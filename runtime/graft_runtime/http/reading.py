@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import zlib
 from collections.abc import AsyncIterator
 
 from fastapi import Request
@@ -41,7 +42,7 @@ class Bodies:
         content, taken = bytearray(), 0
         try:
             async with asyncio.timeout(BODY_SECONDS):
-                async for chunk in request.stream():
+                async for chunk in _unpacked(request):
                     content += chunk
                     self._check_size(len(content))
                     taken += self._take(max(0, len(content) - SMALL_BODY_BYTES) - taken)
@@ -71,3 +72,39 @@ class Bodies:
                 f"the request's body has more than {self._most} bytes",
                 hint="send less at once",
             )
+
+
+async def _unpacked(request: Request) -> AsyncIterator[bytes]:
+    """Yield the body in pieces; what is packed comes piece by piece as well, so that others go on meanwhile.
+
+    Raises:
+        GraftError: InvalidRequest, for a coding other than gzip, and for what is no gzip.
+    """
+    coding = request.headers.get("content-encoding", "identity").lower()
+    if coding == "identity":
+        async for chunk in request.stream():
+            yield chunk
+        return
+    if coding not in {"gzip", "x-gzip"}:
+        what = f"the request's body has `Content-Encoding` `{coding}`, expected gzip or none"
+        raise GraftError(ErrorCode.INVALID_REQUEST, what, hint="send it as it is, or in gzip")
+    gzip = zlib.decompressobj(wbits=zlib.MAX_WBITS | 16)
+    async for chunk in request.stream():
+        packed = chunk
+        while packed and not gzip.eof:
+            try:
+                piece = gzip.decompress(packed, SMALL_BODY_BYTES)
+            except zlib.error as error:
+                raise _no_gzip(str(error)) from None
+            yield piece
+            packed = gzip.unconsumed_tail
+            await asyncio.sleep(0)
+        if packed or gzip.unused_data:
+            raise _no_gzip("more follows its end")
+    if not gzip.eof:
+        raise _no_gzip("it ends too early")
+
+
+def _no_gzip(why: str) -> GraftError:
+    what = f"the request's body is no gzip, which its `Content-Encoding` says: {why}"
+    return GraftError(ErrorCode.INVALID_REQUEST, what, hint="send it as it is, or in gzip")

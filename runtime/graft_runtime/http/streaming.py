@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from typing import Any, NoReturn, TypeVar
 
@@ -14,6 +15,13 @@ Result = TypeVar("Result")
 
 CLIENT_GONE = 499
 """The status that is logged for a request whose client went away; nobody sees it."""
+
+
+SILENT_SECONDS = 15.0
+"""Of a stream, until a comment goes out: proxies cut what is silent for a minute, browsers are told to wait so long."""
+COMMENT = b": waiting\n\n"
+_LINE_ENDS = re.compile("[\x7f-\x9f\u2028\u2029]")
+"""What readers may split lines at, or a terminal obeys, beside what JSON escapes by itself."""
 
 
 class ClientGoneError(Exception):
@@ -46,8 +54,10 @@ async def disconnected(receive: Receive) -> NoReturn:
 
 
 def event(value: Mapping[str, Any]) -> bytes:
-    """Encode one event."""
-    return b"data: " + json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
+    """Encode one event: one line to every reader, all else as it is."""
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    line = _LINE_ENDS.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+    return f"data: {line}\n\n".encode()
 
 
 DONE = b"data: [DONE]\n\n"
@@ -67,11 +77,12 @@ class EventStream(Response):
         super().__init__(None, 200, {"Cache-Control": "no-cache", **headers})
         del self.headers["content-length"]
         self._events, self._closed = events, closed
+        self._silent = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-            await unless(self._send_all(send), disconnected(receive))
+            await unless(self._send_all(send), disconnected(receive), self._comment(send))
         except (ClientGoneError, OSError):
             return
         finally:
@@ -79,5 +90,13 @@ class EventStream(Response):
 
     async def _send_all(self, send: Send) -> None:
         async for content in self._events:
+            self._silent = False
             await send({"type": "http.response.body", "body": content, "more_body": True})
         await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _comment(self, send: Send) -> NoReturn:
+        while True:
+            self._silent = True
+            await asyncio.sleep(SILENT_SECONDS)
+            if self._silent:
+                await send({"type": "http.response.body", "body": COMMENT, "more_body": True})

@@ -182,7 +182,11 @@ class PodProcess:
         return call(self.address, port, "GET", path, seconds=seconds, X_Request_Id=request_id)
 
     def post(self, path: str, body: Any, *, seconds: float = 60) -> Reply:
-        return call(self.address, 8000, "POST", path, body, seconds=seconds)
+        return self.ask("POST", path, body, seconds=seconds)
+
+    def ask(self, method: str, path: str, body: Any = None, *, seconds: float = 60, **headers: str) -> Reply:
+        """Ask the API port."""
+        return call(self.address, 8000, method, path, body, seconds=seconds, **headers)
 
     def complete(self, model: str, prompt: Any = "hello", *, seconds: float = 60, **fields: Any) -> Reply:
         """Greedy, 8 tokens."""

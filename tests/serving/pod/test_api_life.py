@@ -258,8 +258,8 @@ def test_at_the_end_of_the_grace_streams_end_with_an_error_event(make_pod: Calla
         os.kill(pod.engine_pid, signal.SIGSTOP)
         pod.process.send_signal(signal.SIGTERM)
         events = response.read().split(b"\n\n")
-    assert json.loads(events[-3].strip().removeprefix(b"data: "))["error"]["code"] == "ShuttingDown"
-    assert events[-2] == b"data: [DONE]"
+    assert json.loads(events[-2].strip().removeprefix(b"data: "))["error"]["code"] == "ShuttingDown"
+    assert events[-1] == b"", "and no `[DONE]`, which would make a whole answer of it"
     assert pod.process.wait(20) == 0
 
 

@@ -1,0 +1,81 @@
+"""What clients, proxies and browsers do before any model is asked: methods, encodings, origins."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+PAGE = "https://chat.example.com"
+
+
+@pytest.fixture(scope="module")
+def pod(make_pod: Callable[..., Any]) -> Any:
+    pod = make_pod(allowed_origins=(PAGE,))
+    pod.mount_set(pod.set_of(1))
+    pod.start(program=(str(Path(__file__).with_name("plain_engine.py")),))
+    pod.wait_ready()
+    return pod
+
+
+BODY = {"model": "tiny", "prompt": "hello", "max_tokens": 3}
+PREFLIGHT = {"Access_Control_Request_Method": "POST", "Access_Control_Request_Headers": "authorization,x-stainless-os"}
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "allowed"),
+    [
+        ("GET", "/v1/completions", "POST"),
+        ("PUT", "/v1/models", "GET, HEAD"),
+        ("DELETE", "/v1/models/tiny", "GET, HEAD"),
+    ],
+)
+def test_another_method_is_told_which_there_are(pod: Any, method: str, path: str, allowed: str) -> None:
+    reply = pod.ask(method, path)
+    assert (reply.status, reply.headers["allow"]) == (405, allowed)
+    assert f"{method} {path}" in reply.json["error"]["message"]
+
+
+def test_what_can_be_got_has_a_head(pod: Any) -> None:
+    got, head = pod.ask("GET", "/v1/models"), pod.ask("HEAD", "/v1/models")
+    assert (head.status, head.content) == (200, b"")
+    assert head.headers["content-length"] == got.headers["content-length"] == str(len(got.content))
+    assert pod.ask("HEAD", "/v1/models/nobody").status == 404
+    assert pod.ask("HEAD", "/v1/completions").status == 405
+
+
+def test_a_packed_body_is_answered_like_a_plain_one(pod: Any) -> None:
+    packed = gzip.compress(json.dumps(BODY).encode())
+    replies = [pod.post("/v1/completions", BODY), pod.ask("POST", "/v1/completions", packed, Content_Encoding="gzip")]
+    assert [reply.status for reply in replies] == [200, 200]
+    assert replies[0].json["choices"] == replies[1].json["choices"]
+    strange = pod.ask("POST", "/v1/completions", packed, Content_Encoding="zstd")
+    assert (strange.status, "`zstd`" in strange.json["error"]["message"]) == (400, True)
+
+
+def test_pages_of_the_origins_that_the_pool_allows_may_ask_and_others_may_not(pod: Any) -> None:
+    asked = pod.ask("OPTIONS", "/v1/chat/completions", Origin=PAGE, **PREFLIGHT)
+    assert (asked.status, asked.headers["access-control-allow-origin"]) == (200, PAGE)
+    assert "x-stainless-os" in asked.headers["access-control-allow-headers"].lower()
+    answer = pod.ask("POST", "/v1/completions", BODY, Origin=PAGE)
+    assert (answer.status, answer.headers["access-control-allow-origin"]) == (200, PAGE)
+    assert "x-request-id" in answer.headers["access-control-expose-headers"].lower()
+    fault = pod.ask("POST", "/v1/completions", b"{", Origin=PAGE)
+    assert (fault.status, fault.headers["access-control-allow-origin"]) == (400, PAGE)
+    stranger = pod.ask("OPTIONS", "/v1/chat/completions", Origin="https://other.example.com", **PREFLIGHT)
+    assert stranger.status == 400
+    assert "access-control-allow-origin" not in stranger.headers
+
+
+def test_a_pool_that_names_no_origin_allows_none(make_pod: Callable[..., Any]) -> None:
+    pod = make_pod()
+    pod.mount_set(pod.set_of(1))
+    pod.start(program=(str(Path(__file__).with_name("plain_engine.py")),))
+    pod.wait_ready()
+    asked = pod.ask("OPTIONS", "/v1/chat/completions", Origin=PAGE, **PREFLIGHT)
+    assert (asked.status, asked.headers["allow"]) == (405, "POST")
+    assert "access-control-allow-origin" not in pod.ask("POST", "/v1/completions", BODY, Origin=PAGE).headers
