@@ -46,6 +46,8 @@ def test_a_minimal_spec_has_the_documented_defaults() -> None:
 def test_the_base_s_name_wins_over_its_uri() -> None:
     spec = parse_spec(minimal(baseModel={"uri": "pvc://models/gemma", "name": "chat"}, adapters=[adapter("gemma")]))
     assert spec.base_model.served_name == "chat"
+    owned = parse_spec(minimal(baseModel={"uri": "pvc://models/gemma", "name": "google/gemma-3-270m"}))
+    assert owned.base_model.served_name == "google/gemma-3-270m"
 
 
 def adapter(name: str, **fields: Any) -> dict[str, Any]:

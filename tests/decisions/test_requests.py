@@ -8,18 +8,19 @@ from typing import Any
 import pytest
 from graft_runtime.errors import GraftError
 from graft_runtime.http.bodies import parse_body
+from graft_runtime.http.neutral import ANY, BODY_FIELDS
 from graft_runtime.http.routes.chat import ChatBody
 from graft_runtime.http.routes.completions import CompletionBody
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-FIELDS = [*CompletionBody.model_fields, *ChatBody.model_fields, "n", "tools", "user", "logit_bias", "stranger"]
+FIELDS = [*CompletionBody.model_fields, *ChatBody.model_fields, "tools", "user", "response_format", "stranger"]
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5)
 VALUES = st.recursive(
     SCALARS,
     lambda inner: (
         st.lists(inner, max_size=3)
-        | st.dictionaries(st.sampled_from(["role", "content", "type", "text", "name", "x"]), inner, max_size=3)
+        | st.dictionaries(st.sampled_from(["role", "content", "type", "text", "name", "id", "x"]), inner, max_size=3)
     ),
     max_leaves=8,
 )
@@ -66,6 +67,101 @@ def test_half_of_a_character_is_a_fault(field: str) -> None:
 def test_the_alias_of_max_tokens_goes_first() -> None:
     body = {"model": "a", "messages": [{"role": "user", "content": "x"}], "max_tokens": 5, "max_completion_tokens": 7}
     assert parse_body(json.dumps(body).encode(), ChatBody).token_limit == 7
+
+
+COMPLETION: dict[str, Any] = {"model": "a", "prompt": "b"}
+SAID: dict[str, Any] = {"role": "user", "content": "c"}
+CHAT: dict[str, Any] = {"model": "a", "messages": [SAID]}
+ROUTES: list[tuple[type[Any], dict[str, Any]]] = [(CompletionBody, COMPLETION), (ChatBody, CHAT)]
+
+
+def fault_of(body: Any, model: type[Any]) -> GraftError | None:
+    return parsed(body, model)[1]
+
+
+@pytest.mark.parametrize(("model", "body"), ROUTES)
+def test_null_asks_for_nothing_whatever_its_name(model: type[Any], body: dict[str, Any]) -> None:
+    declared = model.model_fields.keys() - body.keys()
+    assert fault_of(body | dict.fromkeys([*declared, *BODY_FIELDS, "stranger"]), model) is None
+
+
+@pytest.mark.parametrize(("model", "body"), ROUTES)
+@pytest.mark.parametrize("name", BODY_FIELDS)
+def test_a_neutral_value_passes_and_another_does_not(model: type[Any], body: dict[str, Any], name: str) -> None:
+    neutral = BODY_FIELDS[name]
+    passing = [value for value in neutral if value is not ANY] or ["whatever"] * len(neutral)
+    assert all(fault_of(body | {name: value}, model) is None for value in passing)
+    fault = fault_of(body | {name: ["it", "asks", "for", {"something": 7}]}, model)
+    if ANY in neutral:
+        assert fault is None
+    else:
+        assert fault is not None
+        assert (fault.code, fault.field) == ("UnsupportedParameter", name)
+
+
+def test_what_no_table_has_is_refused_with_its_name() -> None:
+    fault = fault_of(COMPLETION | {"temprature": 1}, CompletionBody)
+    assert fault is not None
+    assert (fault.code, fault.field) == ("InvalidRequest", "temprature")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "whole"),
+    [
+        ("max_tokens", 8.0, 8),
+        ("seed", -3.0, -3),
+        ("top_k", 5.0, 5),
+        ("max_tokens", 8.5, None),
+        ("max_tokens", True, None),
+    ],
+)
+def test_a_whole_number_may_be_written_with_a_point(name: str, value: Any, whole: int | None) -> None:
+    body, fault = parsed(COMPLETION | {name: value}, CompletionBody)
+    assert (fault is None) == (whole is not None)
+    assert body is None or (getattr(body, name), type(getattr(body, name))) == (whole, int)
+
+
+@pytest.mark.parametrize(
+    ("message", "rendered"),
+    [
+        ({"role": "assistant", "content": None, "refusal": None}, {"content": ""}),
+        ({"role": "assistant"}, {"content": ""}),
+        ({"role": "assistant", "content": None, "refusal": "No."}, {"content": "No."}),
+        ({"role": "assistant", "content": [{"type": "refusal", "refusal": "No."}]}, {"content": "No."}),
+        ({"role": "user", "content": []}, {"content": ""}),
+        ({"role": "user", "content": "a", "id": "msg_1", "annotations": [{"type": "url_citation"}]}, {"content": "a"}),
+        ({"role": "assistant", "content": "a", "reasoning_content": "b"}, {"content": "a", "reasoning_content": "b"}),
+        ({"role": "assistant", "content": "a", "reasoning": "b"}, {"content": "a", "reasoning_content": "b"}),
+        (
+            {"role": "assistant", "content": "a", "provider_specific_fields": {"x": 1}, "prefix": False},
+            {"content": "a"},
+        ),
+        (
+            {"role": "user", "content": [{"type": "text", "text": "a", "cache_control": {"type": "ephemeral"}}]},
+            {"content": "a"},
+        ),
+    ],
+)
+def test_what_messages_hold_beside_their_text(message: dict[str, Any], rendered: dict[str, Any]) -> None:
+    body, fault = parsed({"model": "a", "messages": [message]}, ChatBody)
+    assert fault is None
+    assert [one.rendered() for one in body.messages] == [{"role": message["role"], **rendered}]
+
+
+@pytest.mark.parametrize(
+    ("message", "field"),
+    [
+        ({"role": "user", "content": None}, "content"),
+        ({"role": "assistant", "content": "a", "refusal": "No."}, "refusal"),
+        ({"role": "assistant", "content": "a", "prefix": True}, "prefix"),
+        ({"role": "assistant", "content": "a", "tool_calls": [{"id": "1"}]}, "tool_calls"),
+        ({"role": "user", "content": [{"type": "text", "text": "a", "mood": 1}]}, "content[0].mood"),
+    ],
+)
+def test_what_messages_ask_for_and_get_not_is_refused(message: dict[str, Any], field: str) -> None:
+    fault = fault_of({"model": "a", "messages": [message]}, ChatBody)
+    assert fault is not None
+    assert fault.field == f"messages[0].{field}"
 
 
 def test_what_the_official_client_sends_back_of_an_answer_is_taken() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Annotated, Literal
 
+from graft_runtime.contract.checkpoints import ModelName
 from graft_runtime.contract.schemes import CLAIM, DIRECTORY, HUB, LABEL, SCHEMES, MountKind, Scheme, listed
 from graft_runtime.contract.tasks import Task
 from pydantic import Field
@@ -48,8 +49,8 @@ def _inside_sources(remote: Iterable[Scheme]) -> str:
 class BaseModelSpec(Ruled):
     """The Hugging Face checkpoint that every pod loads once."""
 
-    name: ServedName | None = None
-    """Its name in requests; by default the last part of `uri`."""
+    name: ModelName | None = None
+    """Its name in requests, with an owner or not (`google/gemma-3-270m`); by default the last part of `uri`."""
     uri: Uri = Field(
         description=f"Where its checkpoint is: {_inside_sources(scheme for scheme in _REMOTE if scheme.models)}"
     )

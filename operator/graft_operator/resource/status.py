@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Annotated, Literal
 
+from graft_runtime.contract.checkpoints import MODEL_NAME_MAX
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic.alias_generators import to_camel
 
@@ -77,7 +78,7 @@ class AdapterCounts(Reported):
 class BaseModelStatus(Reported):
     """The base model as the pods report it."""
 
-    name: str = Field(max_length=63)
+    name: str = Field(max_length=MODEL_NAME_MAX)
     """Its name in requests."""
     digest: str | None = Field(default=None, max_length=128)
     """The sha256 of what is served."""

@@ -12,6 +12,10 @@ ADAPTER_NAME_PATTERN = r"^[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?$"
 DIGEST_PATTERN = r"^sha256:[0-9a-f]{64}$"
 Digest = Annotated[str, Field(pattern=DIGEST_PATTERN, max_length=71)]
 AdapterName = Annotated[str, Field(pattern=ADAPTER_NAME_PATTERN, min_length=1, max_length=63)]
+_PART = ADAPTER_NAME_PATTERN.strip("^$")
+MODEL_NAME_MAX = 127
+ModelName = Annotated[str, Field(pattern=rf"^{_PART}(/{_PART})?$", min_length=1, max_length=MODEL_NAME_MAX)]
+"""A base model's: one that the Hub knows as `OWNER/NAME` keeps its name."""
 
 # The digest of a checkpoint covers the files that match these patterns, at the top of its directory.
 # A change of either list gives the same directory another digest.

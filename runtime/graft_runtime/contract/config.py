@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field
 
-from graft_runtime.contract.checkpoints import AdapterName, Digest, Source
+from graft_runtime.contract.checkpoints import AdapterName, Digest, ModelName, Source
 from graft_runtime.contract.schemes import CLAIM, MountKind
 from graft_runtime.contract.tasks import Task
 from graft_runtime.contract.wire import Message, Wire
@@ -41,7 +41,7 @@ class SourceMount(Wire):
 class BaseModelConfig(Wire):
     """The base model of a pool."""
 
-    name: AdapterName
+    name: ModelName
     source: Source
     digest: Digest | None = None
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"

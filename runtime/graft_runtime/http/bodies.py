@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from typing import Any, ClassVar, TypeVar
+from typing import Annotated, Any, ClassVar, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, StrictInt, ValidationError
 
 from graft_runtime.adapters.strict_json import parse_object
 from graft_runtime.errors import ErrorCode, GraftError, cut
@@ -16,14 +16,20 @@ MAX_VALUES = 1 << 20
 """In one body: as many token ids as the longest context has. Each value takes some sixty bytes once it is read."""
 LARGEST_INTEGER = 2**63 - 1
 """What numbers of a request are held in beyond this process."""
-ANY = object()
-"""A parameter that changes no answer, whatever its value."""
 _SURROGATE = re.compile(rb"\\u[dD]")
 """Half of a character may hide behind it, which is no text: it can't be tokenized or sent back."""
 _STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
 """One that does not end goes to the end of the body; no place is looked at twice."""
 _INDEX = re.compile(r"\[\d+\]")
 _REQUIRED = frozenset({"role", "content", "type", "text", "name"})
+
+
+def _whole(value: Any) -> Any:
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Whole = Annotated[StrictInt, BeforeValidator(_whole)]
+"""A whole number; to JSON 8.0 is one."""
 
 
 class Body(BaseModel):
@@ -64,34 +70,6 @@ def parse_body(content: bytes, model: type[AnyBody]) -> AnyBody:
     return body
 
 
-def check_neutral(extras: Mapping[str, Any], known: Mapping[str, tuple[Any, ...]], where: str = "") -> None:
-    """Check that parameters which are not supported ask for nothing.
-
-    Args:
-        extras: the parameters.
-        known: those that exist, and their values besides null that ask for nothing; ANY: all do.
-        where: the object that holds them, for errors: a message, or "" for the body itself.
-
-    Raises:
-        GraftError: InvalidRequest for others, UnsupportedParameter.
-    """
-    for name, value in extras.items():
-        field = f"{where}.{name}" if where else name
-        if name not in known:
-            what = "a field of a message" if where else "a parameter of this route"
-            raise invalid(field, f"`{field}` is not {what}", hint="leave it out")
-        neutral = known[name]
-        if value is None or ANY in neutral or any(_same(value, other) for other in neutral):
-            continue
-        leave_out = f"leave `{name}` out" + (f", or send {json.dumps(neutral[0])}" if neutral else "")
-        raise GraftError(
-            ErrorCode.UNSUPPORTED_PARAMETER,
-            f"`{field}` is {shown(value)}, and Graft does not support it",
-            hint="send text messages only" if where else leave_out,
-            field=field,
-        )
-
-
 def invalid(field: str | None, what: str, hint: str | None = None) -> GraftError:
     """Return the 400 for a field."""
     return GraftError(ErrorCode.INVALID_REQUEST, what, field=field, hint=hint)
@@ -113,10 +91,6 @@ def _check_size(content: bytes) -> None:
     outside = _STRING.sub(b"", content)
     if (values := sum(map(outside.count, (b",", b"[", b"{")))) > MAX_VALUES:
         raise invalid(None, f"the request's body holds about {values} values, expected at most {MAX_VALUES}")
-
-
-def _same(value: Any, other: Any) -> bool:
-    return value == other and isinstance(value, bool) == isinstance(other, bool)
 
 
 def _first_fault(error: ValidationError, body: Mapping[str, Any], expected: Mapping[str, str]) -> GraftError:

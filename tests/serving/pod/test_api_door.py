@@ -9,7 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from graft_runtime.contract.checkpoints import Source
+from graft_runtime.contract.config import BaseModelConfig
 
+OWNED = "acme/tiny-1b"
 PAGE = "https://chat.example.com"
 
 
@@ -71,11 +74,27 @@ def test_pages_of_the_origins_that_the_pool_allows_may_ask_and_others_may_not(po
     assert "access-control-allow-origin" not in stranger.headers
 
 
-def test_a_pool_that_names_no_origin_allows_none(make_pod: Callable[..., Any]) -> None:
-    pod = make_pod()
+@pytest.fixture(scope="module")
+def owned(make_pod: Callable[..., Any]) -> Any:
+    """Return a pod with a base that is named as on the Hub."""
+    source = Source(uri="pvc://shelf/base")
+    pod = make_pod(base_model=BaseModelConfig(name=OWNED, source=source, dtype="float32"))
     pod.mount_set(pod.set_of(1))
     pod.start(program=(str(Path(__file__).with_name("plain_engine.py")),))
     pod.wait_ready()
-    asked = pod.ask("OPTIONS", "/v1/chat/completions", Origin=PAGE, **PREFLIGHT)
+    return pod
+
+
+def test_a_pool_that_names_no_origin_allows_none(owned: Any) -> None:
+    asked = owned.ask("OPTIONS", "/v1/chat/completions", Origin=PAGE, **PREFLIGHT)
     assert (asked.status, asked.headers["allow"]) == (405, "POST")
-    assert "access-control-allow-origin" not in pod.ask("POST", "/v1/completions", BODY, Origin=PAGE).headers
+    answer = owned.ask("POST", "/v1/completions", BODY | {"model": OWNED}, Origin=PAGE)
+    assert answer.status == 200
+    assert "access-control-allow-origin" not in answer.headers
+
+
+def test_a_base_may_be_named_as_on_the_hub(owned: Any) -> None:
+    assert [card["id"] for card in owned.get("/v1/models").json["data"]] == [OWNED]
+    assert owned.get(f"/v1/models/{OWNED}").json["id"] == OWNED
+    assert owned.get("/v1/models/acme/other").status == 404
+    assert owned.complete(OWNED).json["model"] == OWNED

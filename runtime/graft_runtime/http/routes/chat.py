@@ -10,22 +10,26 @@ from pydantic import BaseModel, ConfigDict, Field, StrictStr
 
 from graft_runtime.answering.answers import Piece
 from graft_runtime.answering.asked import Conversation
-from graft_runtime.http.bodies import check_neutral
+from graft_runtime.http.bodies import invalid
 from graft_runtime.http.generations import Generations
+from graft_runtime.http.neutral import MESSAGE_FIELDS, PART_FIELDS, check_neutral
 from graft_runtime.http.routes.text import Count, TextBody, Words
-
-_NEUTRAL: dict[str, tuple[Any, ...]] = dict.fromkeys(
-    ("refusal", "annotations", "audio", "function_call", "tool_calls"), ([],)
-)
-"""Fields of messages that are not supported, and what asks for nothing."""
 
 
 class TextPart(BaseModel):
     """A part of a message."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="allow", frozen=True)
     type: Literal["text"]
     text: StrictStr
+
+
+class RefusalPart(BaseModel):
+    """A part of an assistant's message: what it said instead of an answer."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    type: Literal["refusal"]
+    text: StrictStr = Field(validation_alias="refusal")
 
 
 class ChatMessage(BaseModel):
@@ -33,14 +37,31 @@ class ChatMessage(BaseModel):
 
     model_config = ConfigDict(extra="allow", frozen=True)
     role: Literal["system", "developer", "user", "assistant"]
-    content: StrictStr | Annotated[list[TextPart], Field(min_length=1, max_length=1024, fail_fast=True)]
+    content: StrictStr | Annotated[list[TextPart | RefusalPart], Field(max_length=1024, fail_fast=True)] | None = None
+    """None of an assistant that said nothing, or refused."""
+    refusal: StrictStr | None = None
     name: StrictStr | None = Field(default=None, max_length=256)
+    reasoning_content: StrictStr | None = None
+    """What an assistant thought before; the chat template shows it, or does not."""
+    reasoning: StrictStr | None = None
+    """The same, by its newer name."""
 
     def rendered(self) -> dict[str, Any]:
         """Return it as chat templates know it."""
-        content = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+        said = self.content if self.content is not None else self.refusal or ""
+        content = said if isinstance(said, str) else "".join(part.text for part in said)
         role = "system" if self.role == "developer" else self.role
-        return {"role": role, "content": content} | ({"name": self.name} if self.name is not None else {})
+        more = {"name": self.name, "reasoning_content": self.reasoning_content or self.reasoning}
+        return {"role": role, "content": content} | {key: text for key, text in more.items() if text is not None}
+
+    def check(self, where: str) -> None:
+        """Check what single fields don't show. Raises GraftError: InvalidRequest, UnsupportedParameter."""
+        if self.content is None and self.role != "assistant":
+            raise invalid(f"{where}.content", f"`{where}.content` is missing", hint=f"send `{where}.content`")
+        refused = {"refusal": self.refusal} if self.content is not None else {}
+        check_neutral(refused | (self.model_extra or {}), MESSAGE_FIELDS, where)
+        for at, part in enumerate(self.content if isinstance(self.content, list) else ()):
+            check_neutral(part.model_extra, PART_FIELDS, f"{where}.content[{at}]")
 
 
 class ChatBody(TextBody):
@@ -68,7 +89,7 @@ class ChatBody(TextBody):
     def check(self) -> None:
         super().check()
         for index, message in enumerate(self.messages):
-            check_neutral(message.model_extra or {}, _NEUTRAL, f"messages[{index}]")
+            message.check(f"messages[{index}]")
 
 
 class ChatWords(Words):

@@ -29,7 +29,7 @@ def models_router(models: Models, adapters: Adapters) -> APIRouter:
     async def list_models() -> Response:
         return JSONResponse({"object": "list", "data": [card(name) for name in models]})
 
-    @router.get("/v1/models/{name}")
+    @router.get("/v1/models/{name:path}")
     async def get_model(name: str) -> Response:
         models.check_known(name)
         return JSONResponse(card(name))

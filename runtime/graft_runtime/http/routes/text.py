@@ -12,51 +12,16 @@ from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictFloat, Stri
 
 from graft_runtime.answering.answers import Generation, Piece
 from graft_runtime.answering.asked import NamedAdapter, Prompts, TextRequest
-from graft_runtime.http.bodies import ANY, LARGEST_INTEGER, Body, check_neutral, invalid, shown
+from graft_runtime.http.bodies import LARGEST_INTEGER, Body, Whole, invalid, shown
+from graft_runtime.http.neutral import BODY_FIELDS, check_neutral
 
 MAX_STOPS = 16
 MAX_ADAPTERS = 4
 MAX_WEIGHT = 1000
 
 Number = StrictInt | StrictFloat
-Count = Annotated[StrictInt, Field(ge=1, le=LARGEST_INTEGER)]
+Count = Annotated[Whole, Field(ge=1, le=LARGEST_INTEGER)]
 Stop = Annotated[StrictStr, Field(min_length=1, max_length=256)]
-
-_NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "n": (1,),
-    "best_of": (1,),
-    "presence_penalty": (0,),
-    "frequency_penalty": (0,),
-    "logit_bias": ({},),
-    "logprobs": (False,),
-    "top_logprobs": (0,),
-    "echo": (False,),
-    "suffix": ("",),
-    "user": (ANY,),
-    "safety_identifier": (ANY,),
-    "prompt_cache_key": (ANY,),
-    "prompt_cache_retention": (ANY,),
-    "metadata": (ANY,),
-    "store": (False,),
-    "service_tier": ("auto", "default"),
-    "response_format": ({"type": "text"},),
-    "tools": ([],),
-    "tool_choice": ("none", "auto"),
-    "parallel_tool_calls": (ANY,),
-    "functions": ([],),
-    "function_call": ("none", "auto"),
-    "modalities": (["text"],),
-    "audio": (),
-    "prediction": (),
-    "reasoning_effort": (),
-    "verbosity": (),
-    "web_search_options": (),
-    "repetition_penalty": (1,),
-    "min_p": (0,),
-    "min_tokens": (0,),
-    "logits_processors": ([],),
-}
-"""Known parameters that are not supported, and the values besides null that ask for nothing."""
 
 
 class StreamOptions(BaseModel):
@@ -83,9 +48,9 @@ class TextBody(Body):
     max_tokens: Count | None = None
     temperature: Annotated[Number, Field(ge=0, le=2)] | None = None
     top_p: Annotated[Number, Field(gt=0, le=1)] | None = None
-    top_k: Annotated[StrictInt, Field(ge=-1, le=LARGEST_INTEGER)] | None = None
+    top_k: Annotated[Whole, Field(ge=-1, le=LARGEST_INTEGER)] | None = None
     """An extension: only the k likeliest tokens; 0 or -1 for no limit."""
-    seed: Annotated[StrictInt, Field(ge=-LARGEST_INTEGER, le=LARGEST_INTEGER)] | None = None
+    seed: Annotated[Whole, Field(ge=-LARGEST_INTEGER, le=LARGEST_INTEGER)] | None = None
     stop: Stop | Annotated[list[Stop], Field(max_length=MAX_STOPS, fail_fast=True)] | None = None
     stream: StrictBool | None = None
     stream_options: StreamOptions | None = None
@@ -135,7 +100,7 @@ class TextBody(Body):
         )
 
     def check(self) -> None:
-        check_neutral(self.model_extra or {}, _NEUTRAL)
+        check_neutral(self.model_extra, BODY_FIELDS)
         if self.stream_options is not None and not self.stream:
             raise invalid(
                 "stream_options", "`stream_options` is given without `stream: true`", "leave it out, or stream"
