@@ -129,6 +129,8 @@ class ErrorCode(StrEnum):
     # requests
     INVALID_REQUEST = "InvalidRequest"
     """A request that can never succeed as it stands."""
+    BODY_TOO_LARGE = "BodyTooLarge", Recovery.BY_A_PERSON, 413
+    """A request's body has more bytes than one may."""
     UNKNOWN_MODEL = "UnknownModel", Recovery.BY_A_PERSON, 404
     """`model` names nothing that this pool serves."""
     UNSUPPORTED_PARAMETER = "UnsupportedParameter"
@@ -170,6 +172,7 @@ class GraftError(Exception):
         details: further lines, one fault each, shown indented under `what`.
         hint: what to do about it.
         field: the request parameter or resource field at fault, where there is one.
+        retry_after: seconds after which trying again may help, where they can be told.
     """
 
     def __init__(
@@ -180,12 +183,14 @@ class GraftError(Exception):
         details: Sequence[str] = (),
         hint: str | None = None,
         field: str | None = None,
+        retry_after: float | None = None,
     ) -> None:
         self.code = code
         self.what = cut(what)
         self.details = tuple(cut(detail, MAX_DETAIL_CHARACTERS) for detail in details[:MAX_DETAILS])
         self.hint = hint and cut(hint)
         self.field = field and cut(field, MAX_DETAIL_CHARACTERS)
+        self.retry_after = retry_after
         super().__init__(self.what)
 
     @property
@@ -198,6 +203,22 @@ class GraftError(Exception):
 
     def __str__(self) -> str:
         return f"{self.message}   [code: {self.code}]"
+
+
+def context_too_long(context: str, what: str, field: str) -> GraftError:
+    """Return the fault of a prompt that the context has no room for, in the words that clients look for.
+
+    Args:
+        context: what it holds, as in `512 tokens`.
+        what: the prompt comes to.
+        field: of the request, which holds it.
+    """
+    return GraftError(
+        ErrorCode.CONTEXT_TOO_LONG,
+        f"This model's maximum context length is {context}. However, {what}",
+        hint="shorten the prompt or lower max_tokens; spec.engine.maxSequenceLength may allow more",
+        field=field,
+    )
 
 
 def cut(text: str, limit: int = MAX_CHARACTERS) -> str:

@@ -19,17 +19,17 @@ def taken(admission: Admission, name: str) -> int:
 
 
 async def test_the_first_leaves_room_for_the_second_and_the_second_for_the_third() -> None:
-    admission = Admission(8)  # 72 in all
-    assert taken(admission, "a") == 54
-    assert taken(admission, "b") == 18
+    admission = Admission(2)  # 66 in all
+    assert taken(admission, "a") == 49
+    assert taken(admission, "b") == 17
     admission.leave(40, ["a"])
-    assert taken(admission, "a") == 13, "to half of 54"
-    assert taken(admission, "b") == 9
-    assert taken(admission, "c") == 18
+    assert taken(admission, "a") == 15, "to half of 49"
+    assert taken(admission, "b") == 7
+    assert taken(admission, "c") == 16
 
 
 async def test_over_one_s_own_share_is_another_fault_than_over_the_pod_s() -> None:
-    admission = Admission(8)
+    admission = Admission(2)
     taken(admission, "a")
     with pytest.raises(GraftError) as caught:
         admission.enter(1, ["a"])
@@ -48,10 +48,10 @@ async def test_one_request_of_any_size_is_taken_when_there_is_no_other() -> None
 
 
 async def test_a_sum_counts_for_each_of_its_adapters() -> None:
-    admission = Admission(8)
-    admission.enter(30, ["a", "b"])
+    admission = Admission(2)
+    admission.enter(24, ["a", "b"])
     with pytest.raises(GraftError, match="`b`"):
         admission.enter(1, ["b"])
-    admission.leave(30, ["a", "b"])
+    admission.leave(24, ["a", "b"])
     admission.enter(1, ["b"])
     assert admission.in_flight == 1

@@ -6,10 +6,8 @@ import asyncio
 from collections import Counter
 from collections.abc import Sequence
 
+from graft_runtime.answering.turnover import Turnover
 from graft_runtime.errors import ErrorCode, GraftError
-
-WAITING_PER_PLACE = 8
-"""So many requests may wait for each place in the batch."""
 
 
 class Admission:
@@ -22,9 +20,10 @@ class Admission:
     """
 
     def __init__(self, max_sequences: int) -> None:
-        self._capacity = max_sequences * (1 + WAITING_PER_PLACE)
+        self._turnover = Turnover(max_sequences)
         self._idle = asyncio.Event()
-        self._entered = asyncio.get_running_loop().time()
+        self._clock = asyncio.get_running_loop().time
+        self._entered = self._clock()
         """When the last request came, by the event loop's clock."""
         self._by_name: Counter[str] = Counter()
         self.in_flight = 0
@@ -43,7 +42,8 @@ class Admission:
             GraftError: ShuttingDown, OverShare, Overloaded.
         """
         self._check_open()
-        share = self._capacity * 3 // 4 // len({*self._by_name, *names})
+        now = self._clock()
+        share = self._turnover.capacity(now) * 3 // 4 // len({*self._by_name, *names})
         for name in names:
             if (held := self._by_name[name]) and held + count > share:
                 raise GraftError(
@@ -51,33 +51,38 @@ class Admission:
                     f"{held} requests to `{name}` are on their way here, its share is {share}",
                     hint="try again later, or give the pool more replicas",
                     field="model",
+                    retry_after=self._turnover.seconds(held + count - share, now),
                 )
         self.check(count)
         self.in_flight += count
-        self._entered = asyncio.get_running_loop().time()
+        self._entered = now
         self._by_name.update(dict.fromkeys(names, count))
+        self._turnover.entered(self.in_flight, now)
 
     def check(self, count: int) -> None:
         """Check that the pod has room for this many answers. Raises GraftError: ShuttingDown, Overloaded."""
         self._check_open()
-        if self.in_flight and self.in_flight + count > self._capacity:
+        now = self._clock()
+        capacity = self._turnover.capacity(now)
+        if self.in_flight and self.in_flight + count > capacity:
             raise GraftError(
                 ErrorCode.OVERLOADED,
-                f"{self.in_flight} requests are on their way here, the most is {self._capacity}",
+                f"{self.in_flight} requests are on their way here, the most is {capacity} by now",
                 hint="try again later, or give the pool more replicas",
+                retry_after=self._turnover.seconds(self.in_flight + count - capacity, now),
             )
 
     def leave(self, count: int, names: Sequence[str]) -> None:
         """Take note that this many answers are awaited no longer."""
         self.in_flight -= count
         self._by_name -= Counter(dict.fromkeys(names, count))
+        self._turnover.left(count, self.in_flight, self._clock())
         self._idle.set()
 
     async def wait_quiet(self, seconds: float) -> None:
         """Wait until no answer is awaited, and from now on for `seconds` no request has come."""
-        loop = asyncio.get_running_loop()
-        begun = loop.time()
-        while self.in_flight or (rest := max(begun, self._entered) + seconds - loop.time()) > 0:
+        begun = self._clock()
+        while self.in_flight or (rest := max(begun, self._entered) + seconds - self._clock()) > 0:
             if self.in_flight:
                 self._idle.clear()
                 await self._idle.wait()

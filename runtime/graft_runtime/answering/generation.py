@@ -14,7 +14,7 @@ from graft_runtime.answering.asked import TextRequest
 from graft_runtime.answering.composition import Target, single_target, summed_target
 from graft_runtime.answering.models import Models
 from graft_runtime.contract.tasks import Task
-from graft_runtime.errors import ErrorCode, GraftError
+from graft_runtime.errors import ErrorCode, GraftError, context_too_long
 from graft_runtime.messages import BaseLoaded, Generate, Sampling, Tier
 from graft_runtime.pod.adapters import NamedAdapters
 from graft_runtime.pod.base_life import LoadedBase
@@ -189,13 +189,8 @@ def _check_prompt(request: TextRequest, prompt: list[int], index: int, loaded: B
     if len(prompt) >= context or (asked or 1) > loaded.room_after(len(prompt) + target.virtual_tokens):
         tokens = f"`{parameter}` has {len(prompt)} tokens"
         what = f"{tokens} and up to {asked} are to follow" if asked else tokens
-        apart = loaded.task is not Task.CAUSAL_LM
-        raise GraftError(
-            ErrorCode.CONTEXT_TOO_LONG,
-            f"{what}; the context holds {context} {'of each' if apart else 'with the answer'}",
-            hint="shorten the prompt or lower max_tokens; spec.engine.maxSequenceLength may allow more",
-            field=parameter,
-        )
+        whole = "with the answer" if loaded.task is Task.CAUSAL_LM else "of each"
+        raise context_too_long(f"{context} tokens {whole}", what, parameter)
 
 
 def _token_limit(request: TextRequest, defaults: GenerationDefaults, room: int) -> int:

@@ -34,7 +34,7 @@ class Bodies:
         """Read the request's body; its memory is counted until the block ends.
 
         Raises:
-            GraftError: InvalidRequest, when it is too long or too slow; Overloaded, when others take the memory.
+            GraftError: BodyTooLarge; InvalidRequest, when it is too slow; Overloaded, when others take the memory.
             ClientGoneError: before it was whole.
         """
         announced = request.headers.get("content-length", "")
@@ -68,7 +68,7 @@ class Bodies:
     def _check_size(self, size: int) -> None:
         if size > self._most:
             raise GraftError(
-                ErrorCode.INVALID_REQUEST,
+                ErrorCode.BODY_TOO_LARGE,
                 f"the request's body has more than {self._most} bytes",
                 hint="send less at once",
             )

@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from graft_runtime.errors import ErrorCode, GraftError
+from graft_runtime.errors import ErrorCode, GraftError, context_too_long
 from graft_runtime.tokenizing.defaults import GenerationDefaults, as_template, read_defaults
 from graft_runtime.tokenizing.pieces import Detokenizer
 from graft_runtime.tokenizing.rendering import Renderer
@@ -103,13 +103,8 @@ class Tokenizer:
 
     def _check_length(self, characters: int, context: int | None, field: str) -> None:
         if context is not None and characters > context * self._longest:
-            most = f"{context} tokens of at most {self._longest} characters each"
-            raise GraftError(
-                ErrorCode.CONTEXT_TOO_LONG,
-                f"`{field}` comes to {characters} characters, and the context holds {most}",
-                hint="shorten the prompt; spec.engine.maxSequenceLength may allow more",
-                field=field,
-            )
+            most = f"{context} tokens, of at most {self._longest} characters each"
+            raise context_too_long(most, f"`{field}` comes to {characters} characters", field)
 
     @cached_property
     def _longest(self) -> int:

@@ -61,7 +61,7 @@ PART, LIMIT = "messages[0].content[0].type", "max_completion_tokens"
 
 COMPLETIONS: list[tuple[str, Any, int, str, str | None, str]] = [
     # what, body, status, code, param, what the message must say
-    ("an unknown model", OK | {"model": "nobody"}, 404, "UnknownModel", "model", "'nobody'"),
+    ("an unknown model", OK | {"model": "nobody"}, 404, "model_not_found", "model", "'nobody'"),
     ("no model", {"prompt": "hello"}, 400, "InvalidRequest", "model", "missing"),
     ("a model that is no name", OK | {"model": 3}, 400, "InvalidRequest", "model", "name of an adapter"),
     ("malformed JSON", b'{"model": ', 400, "InvalidRequest", None, "valid JSON"),
@@ -75,8 +75,8 @@ COMPLETIONS: list[tuple[str, Any, int, str, str | None, str]] = [
     ("an empty prompt among others", OK | {"prompt": ["a", ""]}, 400, "InvalidRequest", "prompt", "empty"),
     ("a prompt of another type", OK | {"prompt": {"a": 1}}, 400, "InvalidRequest", "prompt", "list of strings"),
     ("too many prompts", OK | {"prompt": ["a"] * 129}, 400, "InvalidRequest", "prompt", "128"),
-    ("a prompt over the context", OK | {"prompt": "a" * 300}, 400, "ContextTooLong", "prompt", "256"),
-    ("prompt and answer over it", OK | {"max_tokens": 9999}, 400, "ContextTooLong", "prompt", "9999"),
+    ("a prompt over the context", OK | {"prompt": "a" * 300}, 400, "context_length_exceeded", "prompt", "256"),
+    ("prompt and answer over it", OK | {"max_tokens": 9999}, 400, "context_length_exceeded", "prompt", "9999"),
     ("a token outside the vocabulary", OK | {"prompt": [1, 320]}, 400, "InvalidRequest", "prompt", "0 to 319"),
     ("a token beyond any integer", OK | {"prompt": [2**70]}, 400, "InvalidRequest", "prompt", "0 to 319"),
     ("a negative token", OK | {"prompt": [1, -1]}, 400, "InvalidRequest", "prompt[1]", "-1"),
@@ -152,7 +152,7 @@ def test_an_error_in_a_stream_s_request_is_an_error_and_no_stream(pod: Any) -> N
 
 def test_a_body_without_end_is_cut_off(pod: Any) -> None:
     reply = pod.post("/v1/completions", b" " * (9 << 20))
-    assert reply.status == 400
+    assert (reply.status, reply.json["error"]["code"]) == (413, "BodyTooLarge")
     assert "bytes" in reply.json["error"]["message"]
 
 

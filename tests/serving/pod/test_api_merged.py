@@ -59,7 +59,7 @@ def test_only_the_merge_is_served(merged: Any) -> None:
     text = merged.text("both")
     for name in ("tiny", "billing", "sql", "nobody"):
         reply = merged.complete(name)
-        assert (reply.status, reply.json["error"]["code"]) == (404, "UnknownModel")
+        assert (reply.status, reply.json["error"]["code"]) == (404, "model_not_found")
         assert "`both`" in reply.json["error"]["message"]
         assert merged.get(f"/v1/models/{name}").status == 404
     omitted = merged.post("/v1/completions", {"prompt": "hello", "temperature": 0, "max_tokens": 8})

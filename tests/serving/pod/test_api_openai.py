@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import warnings
 from collections.abc import Callable, Iterator
@@ -129,6 +130,25 @@ async def test_the_asynchronous_client_works_too(pod: Any, reference: Any) -> No
     async with openai.AsyncOpenAI(base_url=f"http://{pod.address}:8000/v1", api_key="none") as client:
         answer = await client.completions.create(model="tiny", prompt="hello", temperature=0, max_tokens=8)
     assert answer.choices[0].text == reference("tiny", "hello", 8)
+
+
+async def test_a_burst_waits_for_its_places_and_nothing_of_it_fails(pod: Any) -> None:
+    """Twelve and a half for each place, as 200 on 16, and the client tries none of them again."""
+    options: dict[str, Any] = {"prompt": "hello", "temperature": 0, "max_tokens": 8}
+    async with openai.AsyncOpenAI(base_url=f"http://{pod.address}:8000/v1", api_key="none", max_retries=0) as client:
+        asked = [client.completions.create(model=MODELS[number % 2], **options) for number in range(100)]
+        answers = await asyncio.gather(*asked)
+    assert len({answer.choices[0].text for answer in answers}) == 2
+
+
+def test_the_client_knows_a_prompt_over_the_context_and_an_unknown_model(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.completions.create(model="plain", prompt="a" * 300)
+    assert (caught.value.code, caught.value.param) == ("context_length_exceeded", "prompt")
+    assert "This model's maximum context length is 256 tokens" in caught.value.message
+    with pytest.raises(openai.NotFoundError) as unknown:
+        client.completions.create(model="nobody", prompt="a")
+    assert (unknown.value.code, unknown.value.param) == ("model_not_found", "model")
 
 
 def test_chat_follows_the_base_s_template_and_an_adapter_s_own(pod: Any, reference: Any) -> None:

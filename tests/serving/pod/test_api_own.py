@@ -161,8 +161,8 @@ def test_virtual_tokens_are_part_of_the_context(pod: Any) -> None:
         assert pod.complete(model, [1] * (room - 1), max_tokens=1).status == 200
         assert pod.complete(model, [1] * (room - 4), max_tokens=None).json["usage"]["completion_tokens"] <= 4
         reply = pod.complete(model, [1] * room, max_tokens=1, stream=True)
-        assert (reply.status, reply.json["error"]["code"]) == (400, "ContextTooLong")
-        assert f"the context holds {room}" in reply.json["error"]["message"]
+        assert (reply.status, reply.json["error"]["code"]) == (400, "context_length_exceeded")
+        assert f"This model's maximum context length is {room} tokens" in reply.json["error"]["message"]
 
 
 def test_text_of_a_grown_vocabulary_comes_out(pod: Any) -> None:
@@ -251,7 +251,7 @@ def test_a_sum_ends_when_the_time_of_one_of_its_adapters_is_over(pod: Any, entri
             events = response.read().split(b"\n\n")
         finally:
             os.kill(pod.engine_pid, signal.SIGCONT)
-    assert json.loads(events[-3].strip().removeprefix(b"data: "))["error"]["code"] == "UnknownModel"
+    assert json.loads(events[-2].strip().removeprefix(b"data: "))["error"]["code"] == "model_not_found"
     assert pod.push(pod.set_of(whole + 2, *entries)).status == 200
     wait_until(lambda: pod.complete("other").status == 200)
 
@@ -265,8 +265,8 @@ BAD: list[tuple[str, dict[str, Any], int, str, str, str]] = [
         "model",
         "tiny",
     ),
-    ("a stranger", {"adapters": [{"name": "plain"}, {"name": "x"}]}, 404, "UnknownModel", "adapters[1].name", "'x'"),
-    ("the base", {"adapters": [{"name": "tiny"}]}, 404, "UnknownModel", "adapters[0].name", "'tiny'"),
+    ("a stranger", {"adapters": [{"name": "plain"}, {"name": "x"}]}, 404, "model_not_found", "adapters[1].name", "'x'"),
+    ("the base", {"adapters": [{"name": "tiny"}]}, 404, "model_not_found", "adapters[0].name", "'tiny'"),
     ("twice", {"adapters": [{"name": "a"}, {"name": "a"}]}, 400, "InvalidRequest", "adapters[1].name", "once"),
     ("five", {"adapters": [{"name": str(n)} for n in range(5)]}, 400, "InvalidRequest", "adapters", "up to 4"),
     ("no list", {"adapters": "plain"}, 400, "InvalidRequest", "adapters", "up to 4"),

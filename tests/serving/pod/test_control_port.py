@@ -298,7 +298,7 @@ def test_past_its_time_an_answer_on_a_removed_adapter_is_cut_off(pod: Any, adapt
         finally:
             os.kill(pod.engine_pid, signal.SIGCONT)
     assert 4 < time.monotonic() - started < 10, "drainSeconds is 5 here"
-    assert b'"code":"UnknownModel"' in rest
+    assert b'"code":"model_not_found"' in rest
 
 
 def test_readiness_waits_for_the_set_and_for_each_inline_adapter(

@@ -102,7 +102,7 @@ def test_texts_beyond_the_context_are_refused_unread_and_hold_up_nobody(pod: Any
         client.start()
     while any(client.is_alive() for client in clients):
         assert pod.complete("tiny", "small", seconds=20).status == 200
-    assert {reply.json["error"]["code"] for reply in replies} == {"ContextTooLong"}
+    assert {reply.json["error"]["code"] for reply in replies} == {"context_length_exceeded"}
     assert {reply.json["error"]["param"] for reply in replies} == {"prompt", "messages"}
     assert "characters" in replies[0].json["error"]["message"]
 
