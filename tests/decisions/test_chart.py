@@ -76,7 +76,7 @@ def test_the_operator_reads_what_the_chart_writes() -> None:
         runtime_image_pull_policy="IfNotPresent",
         pod_defaults=PodDefaults(
             spec={
-                "securityContext": {"fsGroup": 65532, "runAsGroup": 65532},
+                "securityContext": {"fsGroup": 65532, "runAsUser": 65532, "runAsGroup": 65532},
                 "containers": [{"name": "runtime", "resources": {"requests": {"cpu": "250m", "memory": "1Gi"}}}],
                 "topologySpreadConstraints": [SPREAD],
             }
@@ -98,7 +98,7 @@ def test_every_value_reaches_the_operator() -> None:
         podDefaults={
             "metadata": {"labels": {"team": "a"}, "annotations": {"note": 'a "$(NAME)"'}},
             "spec": {
-                "securityContext": {"fsGroup": None, "runAsGroup": None},
+                "securityContext": {"fsGroup": None, "runAsUser": None, "runAsGroup": None},
                 "containers": None,
                 "topologySpreadConstraints": None,
             },

@@ -262,6 +262,7 @@ def test_a_volume_of_ours_takes_another_source_whole() -> None:
         ({"automountServiceAccountToken": {}}, "is a map, expected a single value"),
         ({"containers": [{"name": "runtime", "args": ["x"]}]}, "spec.podTemplate.spec.containers.args is set"),
         ({"containers": [{"name": "runtime", "command": ["x"]}]}, "spec.podTemplate.spec.containers.command is set"),
+        ({"securityContext": {"runAsGroup": 1}}, "securityContext.runAsGroup is set without runAsUser"),
         ({"terminationGracePeriodSeconds": 5}, "use spec.terminationGracePeriodSeconds"),
     ],
     ids=str,

@@ -52,7 +52,7 @@ def overlay(base: Mapping[str, Any], patch: Mapping[str, Any], field: str = POD_
     """
     try:
         _refuse_reserved(patch)
-        return _overlay(base, patch, ())
+        return _with_a_user(_overlay(base, patch, ()))
     except _ClashError as clash:
         place, fault = clash.args
         place = ".".join((field, *place))
@@ -84,6 +84,14 @@ def _refuse_reserved(patch: Mapping[str, Any]) -> None:
             for name in ("command", "args"):
                 if name in container:
                     raise _ClashError(("containers", name), f"is set on the container `{CONTAINER}`; Graft writes it")
+
+
+def _with_a_user(spec: dict[str, Any]) -> dict[str, Any]:
+    """Return the pod spec; refuse a group alone: the API server takes it, and container runtimes start no such pod."""
+    context = spec.get("securityContext") or {}
+    if "runAsGroup" in context and "runAsUser" not in context:
+        raise _ClashError(("securityContext", "runAsGroup"), "is set without runAsUser: container runtimes refuse that")
+    return spec
 
 
 def _merge(base: Any, patch: Any, path: tuple[str, ...]) -> Any:
