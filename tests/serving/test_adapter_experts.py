@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from graft_runtime.errors import ErrorCode
 from graft_runtime.messages import Generate, Mounted, MountFailed, Sampling, ServedAdapter
 from safetensors.torch import load_file, save_file
 
@@ -188,3 +189,31 @@ def test_lora_on_a_router(family: str, make_base: Callable[..., Path], make_adap
     alone = [Generate(str(n), list(p), 6, sampling=Sampling(temperature=0)) for n, p in enumerate(PROMPTS)]
     assert engine.answers(asked) == merged.answers(alone)
     assert engine.answers(alone) != merged.answers(alone)
+
+
+def test_parameters_that_the_base_lacks_are_passed_over(tiny_base: Path, make_adapter: Any, in_process: Any) -> None:
+    """As PEFT does: it writes them for every model of a family that may have experts."""
+    adapter = make_adapter("dense", base=tiny_base, target_modules=["q_proj"])
+    set_config(adapter, target_parameters=["mlp.experts.gate_up_proj", "mlp.experts.down_proj"])
+    engine = in_process(tiny_base)
+    assert isinstance(engine.mount("dense", adapter), Mounted)
+    check(engine, {None: loaded(tiny_base), "dense": loaded(tiny_base, adapter)})
+
+
+def test_experts_that_the_config_names_and_the_file_lacks(
+    make_base: Callable[..., Path], make_adapter: Any, in_process: Any
+) -> None:
+    base = make_base("mixtral")
+    adapter = make_adapter("lost", base=base, target_modules=["q_proj"])
+    set_config(adapter, target_parameters=["mlp.experts.down_proj"])
+    failed = in_process(base).mount("lost", adapter)
+    assert isinstance(failed, MountFailed)
+    assert failed.fault.code == ErrorCode.CORRUPT
+    assert failed.fault.details == tuple(
+        f"target_parameters names model.layers.{layer}.mlp.experts.down_proj, no tensor is of it" for layer in range(2)
+    )
+
+
+def set_config(adapter: Path, **fields: Any) -> None:
+    config = adapter / "adapter_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | fields))

@@ -268,7 +268,6 @@ WITHOUT_TENSORS: dict[str, Any] = {
     "lora_bias": True,
     "modules_to_save": ["lm_head"],
     "trainable_token_indices": [1, 2],
-    "target_parameters": ["mlp.experts.down_proj"],
 }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from graft_runtime.model.rows import RowAdapter
 from graft_runtime.runners.together import Sharing, Together
 from safetensors.torch import load_file, save_file
 
+from tests.support.families import build_family
 from tests.support.oracle import Answer, Oracle
 
 TASK = "SEQ_2_SEQ_LM"
@@ -151,3 +153,23 @@ def test_trained_tokens_reach_the_encoder_and_the_decoder(make_base: Any, make_a
     for prompt in ([9, 4, 9, 300, 2], [4, 5]):
         (answer,) = engine.answers([submit("x", prompt, "tokens")]).values()
         assert_same(answer, oracle.answer(prompt, "tokens", tokens=NEW_TOKENS))
+
+
+@pytest.mark.parametrize("family", ["led", "fsmt"])
+def test_modules_that_are_handed_tokens_before_rows(
+    family: str, tmp_path: Path, make_adapter: Any, in_process: Any
+) -> None:
+    """Some of FSMT's and LED's are; LED pads rows to its windows as well. Rows of eight are as many as their tokens."""
+    base = tmp_path / "base"
+    build_family(base, family)
+    engine, oracle = in_process(base), Oracle(base, TASK)
+    for name in ("one", "other"):
+        adapter = make_adapter(name, base=base, task=TASK, target_modules="all-linear", lora_alpha=64)
+        oracle.load(adapter)
+        assert isinstance(engine.mount(name, adapter), Mounted)
+    unequal = [(prompt, name) for prompt in PROMPTS for name in ("one", None, "other")]
+    eights = [([*b"hello yo"[turn:], *b"hello yo"[:turn]], ("one", None, "other")[turn % 3]) for turn in range(8)]
+    for rows in (unequal, eights):
+        answers = engine.answers([submit(str(row), prompt, asked) for row, (prompt, asked) in enumerate(rows)])
+        for row, (prompt, asked) in enumerate(rows):
+            assert_same(answers[str(row)], oracle.answer(prompt, asked, tokens=NEW_TOKENS))

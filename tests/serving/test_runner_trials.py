@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from graft_runtime.messages import BaseFailed, Generate, Sampling
+from graft_runtime.errors import ErrorCode
+from graft_runtime.messages import BaseFailed, Generate, Mounted, MountFailed, Sampling
 from graft_runtime.runners.together import Together
 from safetensors.torch import load_file, save_file
 
@@ -142,3 +143,23 @@ def test_rows_that_can_t_be_kept_apart_get_a_batch_each(
     engine = in_process(make_base("bloom"))
     assert engine.engine.serving.runner.together.rows is Together.ONE_ROW
     assert engine.answers(submits) == expected
+
+
+def test_an_adapter_that_would_reach_other_rows_is_not_mounted(
+    make_base: Any, make_adapter: Any, in_process: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its base hands a module the rows in another order than the others: no model of Transformers does."""
+    from transformers.models.bloom.modeling_bloom import BloomMLP
+
+    stock = BloomMLP.forward
+    monkeypatch.setattr(
+        BloomMLP, "forward", lambda self, states, residual: stock(self, states.flip(0), residual.flip(0)).flip(0)
+    )
+    base = make_base("bloom")
+    engine = in_process(base)
+    failed = engine.mount("mlp", make_adapter("mlp", base=base, target_modules=["dense_h_to_4h"]))
+    assert isinstance(failed, MountFailed), failed
+    assert failed.fault.code == ErrorCode.UNSUPPORTED_METHOD
+    assert "changes what the base says in the same pass" in failed.fault.what
+    assert failed.fault.details[0] == "transformer.h.0.mlp.dense_h_to_4h"
+    assert isinstance(engine.mount("qkv", make_adapter("qkv", base=base, target_modules=["query_key_value"])), Mounted)

@@ -98,3 +98,14 @@ async def test_a_conversion_without_end_or_memory(slow: Path, tmp_path: Path, mo
     assert caught.value.code.passes
     assert not (tmp_path / "made").exists()
     assert not (tmp_path / "made.partial").exists()
+
+
+@pytest.mark.parametrize("file", ["qwen.tiktoken", "tiktoken.model", "tokenizer.model"])
+async def test_a_vocabulary_of_tiktoken_is_named(file: str, tmp_path: Path) -> None:
+    """Qwen 1, Kimi, and GLM-4 or Meta's own Llama 3: it lacks the pattern that splits text, so any other is a guess."""
+    write(tmp_path / "base", "llama", {file: b"IQ== 0\nIg== 1\nIw== 2\n"})
+    with pytest.raises(GraftError, match=f"in {file}, a vocabulary of tiktoken") as caught:
+        await convert(tmp_path / "base", tmp_path / "made")
+    assert caught.value.code is ErrorCode.NOT_A_MODEL
+    assert "add a tokenizer.json that makes the same tokens" in str(caught.value)
+    assert not (tmp_path / "made").exists()

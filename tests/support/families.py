@@ -113,6 +113,12 @@ SEQ_2_SEQ: dict[str, Callable[[Any], Any]] = {
         max_encoder_position_embeddings=128,
         max_decoder_position_embeddings=128,
     ),
+    "fsmt": lambda hf: hf.FSMTConfig(
+        **(BART | {"num_beams": 1}),
+        langs=["en", "de"],
+        src_vocab_size=MODEL_VOCABULARY,
+        tgt_vocab_size=MODEL_VOCABULARY,
+    ),
 }
 
 

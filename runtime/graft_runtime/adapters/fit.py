@@ -9,7 +9,7 @@ from dataclasses import replace
 from graft_runtime.adapters.files import AdapterFiles, facts_of
 from graft_runtime.adapters.keys import is_saved
 from graft_runtime.adapters.layout import ATTENTION, INPUT_EMBEDDING, BaseLayout
-from graft_runtime.adapters.methods.recipe import Saving, Targeting, misshapen
+from graft_runtime.adapters.methods.recipe import Saving, Stacking, Targeting, misshapen
 from graft_runtime.adapters.parts.experts import stacked
 from graft_runtime.adapters.parts.part import Part
 from graft_runtime.adapters.parts.whole import WholeModule
@@ -73,7 +73,7 @@ def _placed(files: AdapterFiles, layout: BaseLayout) -> tuple[AdapterFiles, Base
     if found is not None:
         told = "; ".join(filter(None, [files.facts.remapped, found.told]))
         files = replace(files, parts=moved(found.names), facts=files.facts.model_copy(update={"remapped": told}))
-    _check_heads(files, layout)
+    _check_named(files, layout)
     return files, fit(files.parts, layout, name=files.name, base_model=files.recipe.base_model)
 
 
@@ -115,18 +115,23 @@ def _check_depth(files: AdapterFiles, names: Mapping[str, str], layout: BaseLayo
         )
 
 
-def _check_heads(files: AdapterFiles, layout: BaseLayout) -> None:
-    """Check that a head that the config names is not left out of the file.
+def _check_named(files: AdapterFiles, layout: BaseLayout) -> None:
+    """Check that a head or the experts that the config names are not left out of the file.
 
-    A head may be left out where the base's own head has no name that PEFT knows.
+    A head may be left out where the base's own head has no name that PEFT knows. Parameters that a base lacks may be
+    named: PEFT passes over them.
 
     Raises:
         GraftError: Corrupt.
     """
-    saved = files.recipe.saved if isinstance(files.recipe, Saving) else ()
-    if not saved or UNNAMED_HEAD in layout.linear or any(is_saved(part.path, saved) for part in files.parts):
-        return
-    raise misshapen(files.name, [f"modules_to_save names {', '.join(saved)}, no tensor is of these"])
+    recipe = files.recipe
+    saved = recipe.saved if isinstance(recipe, Saving) else ()
+    if saved and UNNAMED_HEAD not in layout.linear and not any(is_saved(part.path, saved) for part in files.parts):
+        raise misshapen(files.name, [f"modules_to_save names {', '.join(saved)}, no tensor is of these"])
+    stacks = [f"{path}.{name}" for path, shape in layout.experts.items() for name in shape.parameters]
+    named = [path for path in stacks if isinstance(recipe, Stacking) and recipe.names_parameter(path)]
+    if named and not any(part.path in layout.experts for part in files.parts):
+        raise misshapen(files.name, [f"target_parameters names {path}, no tensor is of it" for path in named])
 
 
 UNNAMED_HEAD = "classification_head.out_proj"

@@ -10,7 +10,6 @@ import torch
 from graft_runtime.engine.next_tokens import next_tokens
 from graft_runtime.engine.requests import Generation, Result
 from graft_runtime.model.bank import Bank
-from graft_runtime.model.rows import RowAdapter
 from graft_runtime.runners.together import MakesBatches, Sharing
 
 MAX_BATCHES = 8
@@ -52,14 +51,6 @@ class BatchRunner(MakesBatches, Protocol):
 
     bank: Bank
     together: Sharing
-
-    def shares(self, rows: Sequence[tuple[int, tuple[RowAdapter, ...]]]) -> bool:
-        """Tell whether rows may begin in one batch.
-
-        Args:
-            rows: the length of each in tokens, virtual ones included, and its adapters.
-        """
-        ...
 
     def run(self, batch: Any) -> torch.Tensor:
         """Return the logits after each row's last token, [rows, vocabulary]."""

@@ -216,7 +216,8 @@ class Bank:
         self._resize()
         for path, delta in adapter.modules.items():
             if path not in self.modules:
-                self.modules[path] = BankModule(self._shapes.get(path), _bucket(self._limit), self._dtype, self.device)
+                shape, most = self._shapes.get(path), _bucket(self._limit)
+                self.modules[path] = BankModule(path, shape, most, self._dtype, self.device)
             self.modules[path].put(adapter, delta, place.slot, place.start, self.width)
 
     def _free(self, columns: int) -> int:

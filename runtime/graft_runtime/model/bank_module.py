@@ -47,6 +47,7 @@ class BankModule:
     """What the active adapters add to one module.
 
     Args:
+        path: of the module.
         shape: of the module if it is linear.
         limit: columns of the bank at its widest.
         dtype: of the model.
@@ -55,9 +56,14 @@ class BankModule:
     Attributes:
         vectors: [slots, features], by the name of `ModuleDelta`'s part.
         groups: the adapters that have rows or parameters of their own here, or a low rank that fits no column.
+        tokens_first: whether the module is handed [tokens, rows, ·]; told by the first pass that shows it.
+        heads_first: likewise whether a norm of heads is handed [rows, heads, tokens, ·].
     """
 
-    def __init__(self, shape: LinearShape | None, limit: int, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self, path: str, shape: LinearShape | None, limit: int, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        self.path, self.tokens_first, self.heads_first = path, False, False
         self._shape, self._limit, self._dtype, self._device = shape, limit, dtype, device
         self._users: dict[str, set[CompiledAdapter]] = {}
         self._columns: tuple[Columns, Columns] | None = None

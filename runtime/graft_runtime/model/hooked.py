@@ -57,9 +57,14 @@ class Hooked:
         """Return the module's output as the adapters change it."""
         raise NotImplementedError
 
-    def taken(self, x: torch.Tensor, count: int) -> TokenAdapters:
-        """Return what the tokens of an input take."""
-        return self.step.of(count, x.shape[0], head=self.head)
+    def taken(self, shape: tuple[int, ...]) -> TokenAdapters:
+        """Return what the tokens of an input take; `shape` is the input's without its features.
+
+        A module is handed rows and tokens in one order always; as many rows as tokens don't tell which order.
+        """
+        if len(shape) > 1 and 1 < self.step.rows in shape[:2] and 1 < shape[0] != shape[1]:
+            self.part.tokens_first = shape[1] == self.step.rows
+        return self.step.of(shape, self.part.path, head=self.head, tokens_first=self.part.tokens_first)
 
     def groups(self, taken: TokenAdapters) -> Iterator[tuple[CompiledAdapter, ModuleDelta, torch.Tensor]]:
         """Yield each adapter that is computed by itself, with its delta and the tokens that are the adapter's alone."""
@@ -83,7 +88,7 @@ class HookedEmbedding(Hooked):
 
     def changed(self, module: Any, inputs: Inputs, output: torch.Tensor) -> torch.Tensor:
         ids = self._ids.reshape(-1)
-        taken = self.taken(self._ids, ids.shape[0])
+        taken = self.taken(self._ids.shape)
         y = output.reshape(ids.shape[0], -1)
         scale = getattr(module, "embed_scale", 1.0)
         for adapter, delta, tokens in self.groups(taken):
@@ -106,39 +111,35 @@ class HookedEmbedding(Hooked):
 class HookedNorm(Hooked):
     """A norm of tokens, or of the heads of queries and keys: [rows, tokens, heads, ·] or [rows, heads, tokens, ·]."""
 
-    def __init__(self, part: BankModule, bank: Bank, now: Now, heads_first: dict[int, bool]) -> None:
-        super().__init__(part, bank, now)
-        self._heads_first = heads_first
-
     def changed(self, module: Any, inputs: Inputs, output: torch.Tensor) -> torch.Tensor:
         x = inputs[0]
         if len(inputs) != 1 or output.shape != x.shape:
             raise GraftError(
                 ErrorCode.UNSUPPORTED_METHOD,
-                f"{type(module).__name__} takes more than what it normalises",
+                f"`{self.part.path}` takes more than what it normalises",
                 hint="train the adapter without this module, or merge it with peft's merge_and_unload()",
             )
-        if x.dim() == 4 and self._is_heads_first(module, x):
+        if x.dim() == 4 and self._is_heads_first(x):
             return self._normed(module, x.transpose(1, 2), output.transpose(1, 2)).transpose(1, 2)
         return self._normed(module, x, output)
 
     def _normed(self, module: Any, x: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
         by_heads = x.dim() == 4
-        taken = self.taken(x, x.shape[: 2 if by_heads else -1].numel())
+        taken = self.taken(x.shape[: 2 if by_heads else -1])
         taken = taken.each(x.shape[2]) if by_heads else taken
         rows, y = x.reshape(-1, x.shape[-1]), output.reshape(-1, x.shape[-1])
         for _, delta, tokens in self.groups(taken):
             y[tokens] = with_parameters(module, delta.parameters).forward(rows[tokens]).to(y.dtype)
         return y.view(x.shape)
 
-    def _is_heads_first(self, module: Any, x: torch.Tensor) -> bool:
+    def _is_heads_first(self, x: torch.Tensor) -> bool:
         """Tell whether the module's heads come before the tokens.
 
         A module hands its heads over in one order always; a pass of as many tokens as heads does not tell which order.
         """
         if x.shape[1] != x.shape[2]:
-            self._heads_first[id(module)] = x.shape[0] * x.shape[1] != self.step.all.slots.shape[0]
-        return self._heads_first.get(id(module), False)
+            self.part.heads_first = x.shape[0] * x.shape[1] != self.step.all.slots.shape[0]
+        return self.part.heads_first
 
 
 class HookedExperts(Hooked):
@@ -148,11 +149,11 @@ class HookedExperts(Hooked):
         if len(inputs) != 3 or inputs[0].dim() != 2 or output.shape != inputs[0].shape:
             raise GraftError(
                 ErrorCode.UNSUPPORTED_METHOD,
-                f"the model calls {type(module).__name__} in another way than Transformers' experts are",
+                f"the model calls `{self.part.path}` in another way than Transformers' experts are",
                 hint="train the adapter without the experts, or merge it with peft's merge_and_unload()",
             )
         x, experts, weights = inputs
-        taken = self.taken(x, x.shape[0])
+        taken = self.taken(x.shape[:-1])
         beside = [
             WeightedDeltas(delta.experts, self.weights(taken, adapter)[:, 0])
             for adapter, delta in self.part.groups.items()
@@ -169,7 +170,7 @@ class HookedRouter(Hooked):
 
     def changed(self, module: Any, inputs: Inputs, output: Any) -> Any:
         x = inputs[0].reshape(-1, inputs[0].shape[-1])
-        taken = self.taken(inputs[0], x.shape[0])
+        taken = self.taken(inputs[0].shape[:-1])
         weights = torch.cat([self.weights(taken, adapter) for adapter in self.part.groups], dim=1)
         deltas = [delta.low_rank for delta in self.part.groups.values()]
         made = [output] if isinstance(output, torch.Tensor) else list(output)

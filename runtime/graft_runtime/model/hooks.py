@@ -41,7 +41,6 @@ class AdapterModules:
         own_linears(model)
         self._modules = BaseModules(model)
         self._head = model.get_output_embeddings()
-        self._heads_first: dict[int, bool] = {}
         self._now = Now()
         self._hooks = ExitStack()
         self._hung: tuple[int, bool] | None = None
@@ -89,7 +88,7 @@ class AdapterModules:
             return HookedExperts(part, self.bank, self._now)
         if any(delta.low_rank for delta in part.groups.values()):
             return HookedRouter(part, self.bank, self._now)
-        return HookedNorm(part, self.bank, self._now, self._heads_first)
+        return HookedNorm(part, self.bank, self._now)
 
 
 class _HookedLinear(Hooked):
@@ -120,11 +119,11 @@ class _HookedLinear(Hooked):
         if self.now.step is None:
             return y
         rows = x.reshape(-1, x.shape[-1])
-        return self._with_columns(rows, y.view(rows.shape[0], -1), self.taken(x, rows.shape[0])).view(y.shape)
+        return self._with_columns(rows, y.view(rows.shape[0], -1), self.taken(x.shape[:-1])).view(y.shape)
 
     def changed_inputs(self, module: Any, inputs: Inputs) -> Inputs:
         x = inputs[0]
-        taken = self.taken(x, x.shape[:-1].numel())
+        taken = self.taken(x.shape[:-1])
         if self.part.uses("input_gain"):
             gain = self.part.vector("input_gain", taken.slots)
             x = (x.reshape(gain.shape) * gain.to(x.dtype)).view(x.shape)
@@ -136,7 +135,7 @@ class _HookedLinear(Hooked):
 
     def changed(self, module: Any, inputs: Inputs, output: torch.Tensor) -> torch.Tensor:
         x = inputs[0].reshape(-1, inputs[0].shape[-1])
-        taken = self.taken(inputs[0], x.shape[0])
+        taken = self.taken(inputs[0].shape[:-1])
         y = output.reshape(x.shape[0], -1)
         for adapter, delta, tokens in self.groups(taken):
             if delta.rows is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -90,39 +91,51 @@ class AdapterInputs:
     def __init__(self, taken: TokenAdapters, tokens: Sequence[int], last: torch.Tensor, *, uniform: bool) -> None:
         self.all = taken
         self.last = taken if len(last) == taken.slots.shape[0] else taken.of(last)
-        self._rows = len(tokens)
-        self._even = len(set(tokens)) == 1
+        self.rows = len(tokens)
+        self._width = tokens[0] if len(set(tokens)) == 1 else None
+        """Of the rows, if they are all of one length."""
         self._uniform = uniform
-        self._others: dict[int, TokenAdapters] = {}
+        self._others: dict[tuple[tuple[int, ...], bool], TokenAdapters] = {}
 
-    def of(self, count: int, leading: int, *, head: bool = False) -> TokenAdapters:
+    def of(self, shape: tuple[int, ...], path: str, *, head: bool = False, tokens_first: bool = False) -> TokenAdapters:
         """Return what the tokens of a module's input take.
 
         Args:
-            count: of its tokens.
-            leading: its first dimension.
+            shape: of the input without its features.
+            path: of the module.
             head: whether it is the head.
+            tokens_first: whether the input is [tokens, rows, ·], and not [rows, tokens, ·].
 
         Raises:
             GraftError: UnsupportedMethod when the model hands the module tokens that can't be told apart.
         """
+        count = math.prod(shape)
         if head and count == self.last.slots.shape[0]:
             return self.last
-        if count == self.all.slots.shape[0]:
+        if count == self.all.slots.shape[0] and (self._uniform or not tokens_first or shape[0] == 1):
             return self.all
-        if count not in self._others:
-            self._others[count] = self._other(count, leading)
-        return self._others[count]
+        if (shape, tokens_first) not in self._others:
+            self._others[shape, tokens_first] = self.all.of(self._tokens(shape, count, path, tokens_first=tokens_first))
+        return self._others[shape, tokens_first]
 
-    def _other(self, count: int, leading: int) -> TokenAdapters:
+    def _tokens(self, shape: tuple[int, ...], count: int, path: str, *, tokens_first: bool) -> torch.Tensor:
+        """Return which token of the pass each of a module's stands for, [count].
+
+        What a row has beyond its tokens is its own, as what it attends to, a sum or the padding of its windows: it
+        stands for the row's last token.
+        """
         device = self.all.slots.device
         if self._uniform:
-            return self.all.of(torch.zeros(count, dtype=torch.long, device=device))
-        if self._even and leading == self._rows and count % self._rows == 0:  # a row's own: what it attends to, a sum
-            width = self.all.slots.shape[0] // self._rows
-            return self.all.of(torch.arange(self._rows, device=device) * width + width - 1).each(count // self._rows)
-        raise GraftError(
-            ErrorCode.UNSUPPORTED_METHOD,
-            f"the model hands one of its modules {count} tokens of {self.all.slots.shape[0]}",
-            hint="train the adapter without the modules that see only some tokens, as experts do",
-        )
+            return torch.zeros(count, dtype=torch.long, device=device)
+        at = 1 if tokens_first else 0
+        if self._width is None or shape[at : at + 1] != (self.rows,):
+            raise GraftError(
+                ErrorCode.UNSUPPORTED_METHOD,
+                f"the model hands `{path}` {count} tokens of {self.all.slots.shape[0]}",
+                hint="train the adapter without the modules that see only some tokens, as experts do",
+            )
+        rows = torch.arange(self.rows, device=device) * self._width
+        own = torch.arange(count // self.rows, device=device).clamp(max=self._width - 1)
+        if count != self.all.slots.shape[0]:
+            own = own.fill_(self._width - 1)
+        return (own[:, None] + rows if tokens_first else rows[:, None] + own).flatten()

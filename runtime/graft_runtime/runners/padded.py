@@ -22,7 +22,7 @@ from graft_runtime.runners.caches import can_join, cut_left, join, keeps_state, 
 from graft_runtime.runners.module_state import ModuleState
 from graft_runtime.runners.padding import padded, padding_mask, padding_token
 from graft_runtime.runners.runner import Runner
-from graft_runtime.runners.together import try_together
+from graft_runtime.runners.together import logits_of, try_together
 from graft_runtime.runners.trial import trial_row, trying
 
 NAME = "padded"
@@ -157,13 +157,7 @@ class PaddedRunner(Runner):
     logits = run
 
     def logits_of(self, prompts: Sequence[Sequence[int]], adapters: Sequence[tuple[RowAdapter, ...]]) -> torch.Tensor:
-        rows = [(prompt, row) for prompt, row in zip(prompts, adapters, strict=True)]
-        alike = self.shares([(len(prompt), row) for prompt, row in rows])
-        batches = [rows] if alike else [[row] for row in rows]
-        return torch.cat([self._first(batch) for batch in batches])
-
-    def _first(self, rows: Sequence[tuple[Sequence[int], tuple[RowAdapter, ...]]]) -> torch.Tensor:
-        return self.run(self.start([prompt for prompt, _ in rows], [[] for _ in rows], [row for _, row in rows]))
+        return logits_of(self, prompts, adapters)
 
     def _inputs(self, batch: PaddedBatch) -> dict[str, Any]:
         positions = (batch.mask.cumsum(-1) - 1).clamp(min=0)

@@ -23,7 +23,7 @@ from graft_runtime.runners.padding import padded, padding_mask, padding_token
 from graft_runtime.runners.positions import Positions
 from graft_runtime.runners.runner import Runner
 from graft_runtime.runners.seq2seq_batch import Seq2SeqBatch
-from graft_runtime.runners.together import try_together
+from graft_runtime.runners.together import logits_of, try_together
 
 
 class Seq2SeqRunner(Runner):
@@ -74,7 +74,7 @@ class Seq2SeqRunner(Runner):
         return logits.masked_fill(begins & others, -torch.inf)
 
     def logits_of(self, prompts: Sequence[Sequence[int]], adapters: Sequence[tuple[RowAdapter, ...]]) -> torch.Tensor:
-        return self.logits(self.start(prompts, [[] for _ in prompts], adapters))
+        return logits_of(self, prompts, adapters)
 
     def logits(self, batch: Seq2SeqBatch) -> torch.Tensor:
         if batch.states is None:

@@ -65,9 +65,29 @@ class MakesBatches(Protocol):
         """Return a new batch of these rows; `answers` is what the rows have been answered already."""
         ...
 
+    def shares(self, rows: Sequence[tuple[int, tuple[RowAdapter, ...]]]) -> bool:
+        """Tell whether rows may begin in one batch.
+
+        Args:
+            rows: the length of each in tokens, virtual ones included, and its adapters.
+        """
+        ...
+
     def logits(self, batch: Any) -> torch.Tensor:
         """Return the logits after each row's last token, [rows, vocabulary]."""
         ...
+
+
+def logits_of(
+    runner: MakesBatches, prompts: Sequence[Sequence[int]], adapters: Sequence[tuple[RowAdapter, ...]]
+) -> torch.Tensor:
+    """Return the logits after each prompt: of one batch if the rows may share it, else of one batch each."""
+    rows = list(zip(prompts, adapters, strict=True))
+    batches = [rows] if runner.shares([(len(prompt), own) for prompt, own in rows]) else [[row] for row in rows]
+    started = [
+        runner.start([prompt for prompt, _ in rows], [[] for _ in rows], [own for _, own in rows]) for rows in batches
+    ]
+    return torch.cat([runner.logits(batch) for batch in started])
 
 
 def try_together(base: BaseModel, runner: MakesBatches, *, pads: bool, can_join: Callable[[Any], bool]) -> Sharing:

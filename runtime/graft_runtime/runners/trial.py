@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from graft_runtime.adapters.deltas import CompiledAdapter, LowRank
 from graft_runtime.adapters.unused import check_called, pattern_of, unused
-from graft_runtime.errors import ErrorCode, GraftError
+from graft_runtime.errors import ErrorCode, GraftError, shown
 from graft_runtime.model.bank import Bank
 from graft_runtime.model.load import BaseModel
 from graft_runtime.model.rows import RowAdapter
@@ -110,6 +110,8 @@ class Trials:
         self._base, self._bank, self._forward = base, bank, forward
         self._samples: dict[str, _Sample | None] = {}
         """By the path of a module; None: the model never calls it."""
+        self._alone: torch.Tensor | None = None
+        """What the base says of the trial prompt, once it was asked."""
 
     def run(self, adapter: CompiledAdapter, name: str) -> CompiledAdapter:
         """Check that an adapter can serve.
@@ -123,7 +125,8 @@ class Trials:
 
         Raises:
             GraftError: NoEffect when the model calls none of its modules, Corrupt when it overflows where the base
-                does not, UnsupportedMethod when the model does not keep tokens in order.
+                does not, UnsupportedMethod when the model does not keep tokens in order, and the adapter changes what
+                the base says beside it.
         """
         narrow = self._base.dtype == torch.float16  # what each module does may fit, and their sum not
         if narrow or adapter.facts.virtual_tokens or not adapter.modules.keys() <= self._samples.keys():
@@ -159,7 +162,21 @@ class Trials:
         adapted, plain = (logits < float("inf")).all(dim=-1).tolist()  # -inf: no token of this row's vocabulary
         if plain and not adapted:
             raise _overflow(name)
+        if plain and not self._is_the_base_s(logits[1:], prompt):
+            raise GraftError(
+                ErrorCode.UNSUPPORTED_METHOD,
+                f"adapter `{name}` changes what the base says in the same pass: the model hands one of its modules "
+                "rows or tokens in an order of its own",
+                details=shown([*adapter.modules]),
+                hint="train the adapter without that module, or merge it with peft's merge_and_unload()",
+            )
         self._samples |= given
+
+    def _is_the_base_s(self, beside: torch.Tensor, prompt: list[int]) -> bool:
+        """Tell whether the base says this of the trial prompt; the row of a larger vocabulary beside it widens it."""
+        if self._alone is None:
+            self._alone = self._forward([prompt], [()])
+        return agree(beside[:, : self._alone.shape[1]], self._alone, self._base.dtype)
 
     def _largest_change(self, adapter: CompiledAdapter) -> torch.Tensor:
         """Return the largest value that a delta makes of its module's sample or holds in a vector; NaN if any is NaN.

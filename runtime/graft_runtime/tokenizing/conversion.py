@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -26,8 +27,15 @@ SENTENCEPIECE_FILES = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.mod
 TEKKEN_FILE = "tekken.json"
 VOCABULARIES = (*SENTENCEPIECE_FILES, TEKKEN_FILE, "vocab.json", "vocab.txt")
 """A tokenizer without a tokenizer.json is in one of these."""
+TIKTOKEN_FILES = ("tiktoken.model", "*.tiktoken")
+"""Vocabularies of tiktoken: how a text is split, and which tokens are special, stands in Python code beside them."""
 CONVERSION_SECONDS = 300.0
 _HINT = "add a tokenizer.json: AutoTokenizer.from_pretrained(...).save_pretrained(...) writes one"
+_TIKTOKEN_HINT = (
+    "add a tokenizer.json that makes the same tokens: use the model's copy for Transformers, or make one with "
+    "Transformers' TikTokenConverter, the pattern and the special tokens of the code beside the file"
+)
+_TIKTOKEN_LINE = re.compile(rb"[A-Za-z0-9+/]+={0,2} [0-9]+\r?\n")
 
 
 class Converted(BaseModel):
@@ -46,14 +54,7 @@ async def convert(source: Path, target: Path) -> None:
     Raises:
         GraftError: NotAModel when it can't be converted, and see `run_once`.
     """
-    if not any((source / name).exists() for name in VOCABULARIES):
-        known = ", ".join((TOKENIZER_FILE, *VOCABULARIES))
-        raise GraftError(
-            ErrorCode.NOT_A_MODEL,
-            f"the base model has no tokenizer: its checkpoint holds none of {known}",
-            hint="save its tokenizer beside the model with the tokenizer's save_pretrained()",
-            field="spec.baseModel.uri",
-        )
+    _check_vocabulary(source)
     partial = target.with_name(f"{target.name}{PARTIAL_SUFFIX}")
     await asyncio.to_thread(_remove_partial, target.parent)
     arguments = ["-m", __name__, str(source), str(partial)]
@@ -65,6 +66,30 @@ async def convert(source: Path, target: Path) -> None:
         await asyncio.to_thread(_put_in_place, partial, target)
     finally:
         await asyncio.to_thread(shutil.rmtree, partial, ignore_errors=True)
+
+
+def _check_vocabulary(source: Path) -> None:
+    """Check that there is a file that could be converted. Raises GraftError: NotAModel."""
+    if any((source / name).exists() for name in VOCABULARIES):
+        return
+    if found := sorted(path.name for pattern in TIKTOKEN_FILES for path in source.glob(pattern)):
+        raise _of_tiktoken(found[0])
+    known = ", ".join((TOKENIZER_FILE, *VOCABULARIES))
+    raise GraftError(
+        ErrorCode.NOT_A_MODEL,
+        f"the base model has no tokenizer: its checkpoint holds none of {known}",
+        hint="save its tokenizer beside the model with the tokenizer's save_pretrained()",
+        field="spec.baseModel.uri",
+    )
+
+
+def _of_tiktoken(file: str) -> GraftError:
+    return GraftError(
+        ErrorCode.NOT_A_MODEL,
+        f"the base model's tokenizer is in {file}, a vocabulary of tiktoken, which does not say how a text is split",
+        hint=_TIKTOKEN_HINT,
+        field="spec.baseModel.uri",
+    )
 
 
 def _remove_partial(directory: Path) -> None:
@@ -87,6 +112,8 @@ def converted(source: Path, target: Path) -> Converted:
     except MemoryError:
         what = f"the tokenizer of {source.name} needs more memory to be converted than there is for that"
         return Converted(fault=Fault.of(GraftError(ErrorCode.NO_CAPACITY, what)))
+    except GraftError as error:
+        return Converted(fault=Fault.of(error))
     except Exception as error:
         said = " ".join(str(error).split())
         what = f"the tokenizer of {source.name} can't be converted: {type(error).__name__}: {said}"
@@ -117,7 +144,11 @@ def _name_tekken_s_tokens(tokenizer: Any) -> None:
 
 
 def _check_sentencepiece(source: Path) -> None:
-    """Check that the files named so are of SentencePiece: Transformers blames other libraries. Raises ValueError."""
+    """Check that the files named so are of SentencePiece: Transformers blames other libraries.
+
+    Raises:
+        ValueError, GraftError: NotAModel for a vocabulary of tiktoken, which Llama 3 and GLM-4 call `tokenizer.model`.
+    """
     from sentencepiece import SentencePieceProcessor  # noqa: PLC0415 - in the child process alone
 
     for name in SENTENCEPIECE_FILES:
@@ -125,6 +156,9 @@ def _check_sentencepiece(source: Path) -> None:
             try:
                 SentencePieceProcessor(model_file=str(source / name))
             except Exception as error:
+                with (source / name).open("rb") as file:
+                    if _TIKTOKEN_LINE.match(file.read(4096)):
+                        raise _of_tiktoken(name) from error
                 raise ValueError(f"{name} is no model of SentencePiece") from error
 
 

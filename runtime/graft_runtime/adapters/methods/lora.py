@@ -52,6 +52,10 @@ class Lora:
         """Tell whether the config gives this module an adapter."""
         return path in self._config.targets
 
+    def names_parameter(self, path: str) -> bool:
+        """Tell whether target_parameters means this one."""
+        return self._config.names_parameter(path)
+
     def parts(self, tensors: Mapping[str, TensorSpan]) -> list[Part]:
         """Make the parts of the tensors; see `Recipe`."""
         config = self._config
@@ -62,7 +66,7 @@ class Lora:
         if foreign:
             raise foreign_tensors(self._name, self.method, foreign)
         stacks = self._stacks(keys)
-        faults = self._absent(parts, keys, stacks)
+        faults = self._absent(parts, keys)
         for (path, parameter), roles in stacks.items():
             rank = config.rank_of(f"{path}.{parameter}")
             scale = config.scale_of(f"{path}.{parameter}", rank)
@@ -118,13 +122,11 @@ class Lora:
         embeddings = [path for path, roles in keys.modules.items() if "lora_embedding_A" in roles]
         return [f"{path}: {option} on an embedding" for path in embeddings] if option else []
 
-    def _absent(self, parts: Iterable[Part], keys: Keys, stacks: Mapping[tuple[str, str], Roles]) -> list[str]:
+    def _absent(self, parts: Iterable[Part], keys: Keys) -> list[str]:
         """Return what the config speaks of and no tensor tells."""
         faults = absent(self._config.saved, parts)
         if self._config.tokens and not any("trainable_tokens_delta" in roles for roles in keys.modules.values()):
             faults.append("trainable_token_indices names tokens, trainable_tokens_delta is missing")
-        if self._config.parameters and not stacks and not any(self._target(path) != path for path in keys.modules):
-            faults.append(f"target_parameters names {', '.join(self._config.parameters)}, no tensor is of these")
         return faults
 
     def _strangers(self, path: str, roles: Roles) -> Iterable[str]:

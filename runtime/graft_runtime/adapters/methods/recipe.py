@@ -83,6 +83,15 @@ class Saving(Protocol):
     """modules_to_save."""
 
 
+@runtime_checkable
+class Stacking(Protocol):
+    """A recipe whose config names parameters that stack the weights of several modules."""
+
+    def names_parameter(self, path: str) -> bool:
+        """Tell whether this parameter has an adapter."""
+        ...
+
+
 def foreign_tensors(name: str, method: str, tensors: Sequence[str]) -> GraftError:
     """Return the error for tensors that the method has no role for."""
     return GraftError(
