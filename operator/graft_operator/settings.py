@@ -5,11 +5,14 @@ from __future__ import annotations
 import argparse
 import ipaddress
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from graft_runtime.contract.schemes import SCHEMES
+
+from graft_operator.quantities import QUANTITY_PATTERN
 
 DEFAULT_SCHEMES = tuple(scheme.name for scheme in SCHEMES.values() if scheme.allowed)
 FIELD_MANAGER = "graft"
@@ -36,6 +39,10 @@ class Settings:
     pod_defaults: PodDefaults = PodDefaults()
     accelerator_resource: str = "nvidia.com/gpu"
     """The extended resource of pools that name none."""
+    cache_size: str = "100Gi"
+    """Of the caches of pools that name none."""
+    adapter_size: str = "4Gi"
+    """The most that the files of one adapter may have, in pools that name no other."""
     bind_address: Literal["all", "podIP"] = "all"
     """Where a pod's servers listen: on all addresses or on status.podIP alone."""
     health_address: str = "0.0.0.0"  # noqa: S104 - probes and metrics come from outside the pod
@@ -76,6 +83,12 @@ def pod_defaults(text: str) -> PodDefaults:
         raise argparse.ArgumentTypeError(f"{error}: expected JSON with metadata and spec of a pod template") from error
 
 
+def quantity(text: str) -> str:
+    if re.fullmatch(QUANTITY_PATTERN, text) is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is no size: expected one such as 100Gi")
+    return text
+
+
 def network(text: str) -> str:
     try:
         return str(ipaddress.ip_network(text))
@@ -92,6 +105,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--pod-defaults", type=pod_defaults, default=PodDefaults())
     parser.add_argument("--accelerator-resource", default="nvidia.com/gpu")
+    parser.add_argument("--cache-size", type=quantity, default="100Gi")
+    parser.add_argument("--adapter-size", type=quantity, default="4Gi")
     parser.add_argument("--bind-address", choices=("all", "podIP"), default="all")
     parser.add_argument("--health-address", default="0.0.0.0")  # noqa: S104
     parser.add_argument("--health-port", type=port, default=8080)

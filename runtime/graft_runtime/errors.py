@@ -90,6 +90,10 @@ class ErrorCode(StrEnum):
     """A PEFT method, or an option of one, that Graft does not serve."""
     INVALID_CONFIG = "InvalidConfig", Recovery.AT_SOURCE
     """adapter_config.json has a value that has no meaning."""
+    TOO_LARGE = "TooLarge", Recovery.OUTSIDE
+    """The adapter's files have more bytes than the pool takes (spec.cache.adapterSize)."""
+    TOO_COSTLY = "TooCostly", Recovery.AT_SOURCE
+    """What the adapter needs of the base's weights takes longer to compute than loading one may take."""
     RANK_TOO_HIGH = "RankTooHigh", Recovery.AT_SOURCE
     """The rank is over the pool's spec.engine.maxRank."""
     MODULE_MISSING = "ModuleMissing", Recovery.AT_SOURCE

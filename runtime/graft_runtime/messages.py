@@ -146,6 +146,8 @@ class Capabilities(msgspec.Struct, frozen=True, array_like=True):
     """The most that one request may sum; 1: no sums."""
     tiers: tuple[Tier, ...] = ("device", "disk")
     """Where it keeps adapters, or reads them from, the fastest first."""
+    device_bytes: int | None = None
+    """Of the device's memory for mounted adapters; None: as many adapters as its limits say, whatever their size."""
 
 
 class BaseLoaded(_Message, frozen=True, tag=True, array_like=True):
@@ -190,6 +192,8 @@ class MountFailed(_Message, frozen=True, tag=True, array_like=True):
 
     digest: str
     fault: EngineFault
+    bytes: int | None = None
+    """That it would take in the memory of the model's device; None: nobody knows."""
 
 
 class Unmounted(_Message, frozen=True, tag=True, array_like=True):

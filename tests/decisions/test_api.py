@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from graft_operator.quantities import quantity_bytes
 from graft_operator.resource import (
     AdapterDeploymentStatus,
     AdapterSpec,
     AdapterStatus,
-    CacheSpec,
     Condition,
     EngineSpec,
     SourceSpec,
@@ -63,11 +63,7 @@ def test_an_integer_is_a_scale() -> None:
     [("1", 1), ("20k", 20_000), ("3M", 3_000_000), ("2Ki", 2048), ("20Gi", 20 * 2**30), ("1Ti", 2**40)],
 )
 def test_a_cache_size_in_bytes(size: str, expected: int) -> None:
-    assert CacheSpec(size=size).size_bytes == expected
-
-
-def test_a_cache_without_size_has_no_bytes() -> None:
-    assert CacheSpec().size_bytes is None
+    assert quantity_bytes(size) == expected
 
 
 def test_every_fault_is_told_at_once() -> None:

@@ -38,8 +38,8 @@ def mounted(digest: str, **fields: Any) -> Artifact:
     return artifact(digest, proven=True, residence=Residence.MOUNTED, **fields)
 
 
-def planned(artifacts: Iterable[Artifact], limit: int, now: float = 0.0) -> list[Step]:
-    return plan_mounts(artifacts, limit, now).steps
+def planned(artifacts: Iterable[Artifact], limit: int, now: float = 0.0, room: int | None = None) -> list[Step]:
+    return plan_mounts(artifacts, limit, now, room).steps
 
 
 def test_each_is_tried_once_and_not_again() -> None:
@@ -56,6 +56,31 @@ def test_the_least_recently_used_makes_room() -> None:
     held = [mounted("old", last_used=1), mounted("older", last_used=0), mounted("new", last_used=2)]
     steps = planned([*held, artifact("asked", proven=True, waiters=1)], 3)
     assert steps == [Step("unmount", "older"), Step("mount", "asked")], "the engine lets go at once"
+
+
+def test_as_many_make_room_as_there_must_be_bytes() -> None:
+    held = [mounted(name, last_used=at, device_bytes=10) for at, name in enumerate("abc")]
+    asked = artifact("asked", proven=True, waiters=1, device_bytes=25)
+    assert planned([*held, asked], 9, room=40) == [Step("unmount", "a"), Step("unmount", "b"), Step("mount", "asked")]
+    assert planned([*held, asked], 9, room=55) == [Step("mount", "asked")]
+    held[0].users = held[1].users = 1
+    assert planned([*held, asked], 9, room=40) == [], "nobody goes for nothing"
+
+
+def test_a_large_one_that_waits_is_in_nobody_s_way() -> None:
+    busy = [mounted("busy", users=1, device_bytes=30)]
+    large = artifact("large", proven=True, waiters=1, since=0.0, device_bytes=20)
+    small = artifact("small", proven=True, waiters=1, since=1.0, device_bytes=5)
+    assert planned([*busy, large, small], 9, room=40) == [Step("mount", "small")]
+
+
+def test_what_can_never_fit_is_refused_and_nobody_goes_for_it() -> None:
+    pinned, other = mounted("pinned", pinned=True, device_bytes=30), mounted("other", device_bytes=5)
+    assert planned([pinned, other, artifact("new", bytes=11)], 9, room=40) == [Step("too large", "new")]
+    assert planned([pinned, other, artifact("new", bytes=10)], 9, room=40) == [
+        Step("unmount", "other"),
+        Step("mount", "new"),
+    ]
 
 
 def test_pinned_used_and_awaited_ones_stay() -> None:
@@ -135,24 +160,29 @@ ARTIFACTS: st.SearchStrategy[list[dict[str, Any]]] = st.lists(
         turn=st.integers(0, 9),
         yielding=st.booleans(),
         since=st.none() | st.floats(0, 9),
+        device_bytes=st.integers(1, 9),
     ),
     max_size=8,
 )
 
 
 @settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(ARTIFACTS, st.integers(1, 4))
-def test_never_more_than_fit_and_never_one_in_use(fields: list[dict[str, Any]], limit: int) -> None:
+@given(ARTIFACTS, st.integers(1, 4), st.none() | st.integers(1, 30))
+def test_never_more_than_fit_and_never_one_in_use(fields: list[dict[str, Any]], limit: int, room: int | None) -> None:
     everything = {str(number): artifact(str(number), **options) for number, options in enumerate(fields)}
-    steps = planned(everything.values(), limit, 9.0)
+    steps = planned(everything.values(), limit, 9.0, room)
     held = [a for a in everything.values() if a.residence in {Residence.MOUNTING, Residence.MOUNTED}]
     mounts, unmounts = ([step for step in steps if step.action == action] for action in ("mount", "unmount"))
     assert len(held) - len(unmounts) + len(mounts) <= max(limit, len(held))
+    if room is not None:
+        before = sum(a.size for a in held)
+        after = before + sum((1 if s in mounts else -1) * everything[s.digest].size for s in (*mounts, *unmounts))
+        assert after <= max(room, before)
     assert [step.action for step in steps][: len(unmounts)] == ["unmount"] * len(unmounts), "before what needs the room"
     assert len({step.digest for step in steps}) == len(steps), "one thing at a time for each"
     for step in steps:
         chosen = everything[step.digest]
-        if step.action in {"mount", "refuse"}:
+        if step.action in {"mount", "refuse", "too large"}:
             assert chosen.residence is Residence.ABSENT
             continue
         assert chosen.residence is Residence.MOUNTED or step.action == "stay"

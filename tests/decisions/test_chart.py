@@ -104,6 +104,8 @@ def test_every_value_reaches_the_operator() -> None:
             },
         },
         acceleratorResource="amd.com/gpu",
+        cacheSize="30Gi",
+        adapterSize="200Mi",
         watchNamespaces=["team-a", "team-b"],
         allowedSchemes=["pvc", "file"],
         allowedNetworks=["10.0.0.0/8", "fd00::/8"],
@@ -116,6 +118,7 @@ def test_every_value_reaches_the_operator() -> None:
     defaults = PodDefaults({"team": "a"}, {"note": 'a "$(NAME)"'}, {"securityContext": {}})
     assert settings.pod_defaults == defaults, "null takes a value away, and nothing is expanded"
     assert settings.accelerator_resource == "amd.com/gpu"
+    assert (settings.cache_size, settings.adapter_size) == ("30Gi", "200Mi")
     assert settings.watch_namespaces == ("team-a", "team-b")
     assert settings.allowed_schemes == ("pvc", "file")
     assert settings.allowed_networks == ("10.0.0.0/8", "fd00::/8")
@@ -331,6 +334,8 @@ def test_the_test_of_a_release_asks_the_service_as_restricted_as_the_rest() -> N
         ({"podDefaults": {"metadata": {"name": "x"}}}, "name"),
         ({"acceleratorResource": "gpu"}, "acceleratorResource"),
         ({"allowedPodTemplateFields": ["spec.*"]}, "allowedPodTemplateFields"),
+        ({"cacheSize": "much"}, "cacheSize"),
+        ({"adapterSize": 5}, "adapterSize"),
     ],
     ids=str,
 )

@@ -36,7 +36,8 @@ imagePullPolicy: IfNotPresent
 command: [graft-runtime]
 args: [serve, --config-directory, /graft/config, --adapter-set-directory, /graft/adapter-set, --keys-directory,
   /graft/keys, --cache-directory, /graft/cache, --state-directory, /graft/state, --bind-address, 0.0.0.0, --pod-uid,
-  $(POD_UID), --source-mount, models, /graft/sources/models, --source-mount, shelf, /mnt/shelf]
+  $(POD_UID), --cache-bytes, "102005473280", --adapter-bytes, "4294967296",
+  --source-mount, models, /graft/sources/models, --source-mount, shelf, /mnt/shelf]
 env:
 - {name: POD_IP, valueFrom: {fieldRef: {fieldPath: status.podIP}}}
 - {name: POD_UID, valueFrom: {fieldRef: {fieldPath: metadata.uid}}}

@@ -143,6 +143,7 @@ REFUSED: Mapping[str, tuple[Change, ErrorCode, str]] = {
     "half a rank": (set_to(r=4.5), ErrorCode.INVALID_CONFIG, "r is 4.5"),
     "a rank that is true": (set_to(r=True), ErrorCode.INVALID_CONFIG, "r is True"),
     "Megatron": (set_to(megatron_config={"tensor_model_parallel_size": 2}), ErrorCode.UNSUPPORTED_METHOD, "megatron"),
+    "an invocation of a book": (set_to(alora_invocation_tokens=[1] * 257), ErrorCode.INVALID_CONFIG, "at most 256"),
     "zeros": (lambda tensors, _: [t.zero_() for t in tensors.values()], ErrorCode.NO_EFFECT, "nothing"),
     "an alpha of zero": (set_to(lora_alpha=0), ErrorCode.NO_EFFECT, "nothing"),
     "a catastrophic pattern that does not match": (

@@ -98,12 +98,12 @@ def test_what_is_not_to_be_kept_is_forgotten_wherever_it_is(engine: Any, make_ad
 
 def test_without_room_in_host_memory_it_is_on_disk_alone(engine: Any, make_adapter: Any) -> None:
     adapter = make_adapter("one")
-    engine.engine.mounts.open_host(engine.mount("one", adapter).bytes, CPU)
+    engine.engine.mounts.open(1 << 40, engine.mount("one", adapter).bytes, CPU)
     assert events(engine, Unmount("one", keep=True)) == [Unmounted("one", "host")]
     engine.mount("two", make_adapter("two", r=2))
     assert events(engine, Unmount("two", keep=True)) == [Dropped(["one"]), Unmounted("two", "host")]
     assert engine.mount("one", adapter).tier == "disk"
-    engine.engine.mounts.open_host(1, CPU)
+    engine.engine.mounts.open(1 << 40, 1, CPU)
     assert events(engine, Unmount("one", keep=True)) == [Unmounted("one", "disk")]
 
 

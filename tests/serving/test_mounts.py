@@ -23,7 +23,7 @@ def adapter() -> CompiledAdapter:
 def mounts() -> Mounts:
     """With `a` mounted, room for one more, and for one in host memory."""
     made = Mounts(2)
-    made.open_host(8, CPU)
+    made.open(16, 8, CPU)
     mount(made, "a")
     return made
 
@@ -49,6 +49,21 @@ def test_mounting_twice_is_mounting_once(mounts: Mounts) -> None:
     assert mounts.begin("b") is None
     assert mounts.begin("b") is None
     assert mounts.digests == {"a", "b"}
+
+
+def test_no_more_bytes_than_there_are(mounts: Mounts) -> None:
+    mounts.open(15, 8, CPU)
+    assert mounts.begin("b") is None
+    with pytest.raises(GraftError, match=r"`big` needs 0 MiB .* 0 MiB of it are left"):
+        mounts.check_room(adapter(), "big")
+    mounts.abandon("b")
+    mounts.unmount("a", keep=True)
+    assert mount(mounts, "b") == "disk"
+    with pytest.raises(GraftError) as caught:
+        mounts.begin("a")
+    assert caught.value.code is ErrorCode.NO_CAPACITY
+    mounts.unmount("b", keep=False)
+    assert mount(mounts, "a") == "host", "it stayed there"
 
 
 def test_no_more_than_the_limit(mounts: Mounts) -> None:
@@ -93,7 +108,7 @@ def test_host_memory_keeps_what_it_has_room_for(mounts: Mounts) -> None:
     assert mounts.unmount("b", keep=True) == [Dropped(["a"]), Unmounted("b", "host")]
     assert mount(mounts, "b") == "host"
     assert (mounts.host.bytes, mount(mounts, "a")) == (0, "disk")
-    mounts.open_host(7, CPU)
+    mounts.open(16, 7, CPU)
     assert mounts.unmount("a", keep=True) == [Unmounted("a", "disk")]
 
 

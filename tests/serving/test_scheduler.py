@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from graft_runtime.engine.requests import Encoding, Request, Result, first_position
+from graft_runtime.engine.requests import NEVER, Encoding, Request, Result, first_position
 from graft_runtime.engine.scheduler import Scheduler
 from graft_runtime.messages import Encode, ServedAdapter
 
@@ -127,6 +128,34 @@ def test_an_adapter_takes_part_from_the_last_place_of_its_invocation_on() -> Non
     assert first_position([1, 2, 3], []) == 0
     assert first_position([7, 8, 1, 7, 8, 2], [7, 8]) == 3
     assert first_position([7, 1], [7, 8]) > 1 << 40
+
+
+def test_the_invocation_is_found_where_a_plain_search_finds_it() -> None:
+    draw = random.Random(7)
+    for _ in range(2000):
+        prompt = [draw.randrange(2) for _ in range(draw.randrange(30))]
+        invocation = [draw.randrange(2) for _ in range(1 + draw.randrange(6))]
+        places = [at for at in range(len(prompt)) if prompt[at : at + len(invocation)] == invocation]
+        assert first_position(prompt, invocation) == max(places, default=NEVER)
+
+
+def test_a_prompt_of_near_invocations_costs_no_more_than_any_other() -> None:
+    compared = 0
+
+    class Token(int):
+        def __eq__(self, other: object) -> bool:
+            nonlocal compared
+            compared += 1
+            return int(self) == int(str(other))
+
+        def __ne__(self, other: object) -> bool:
+            return not self == other
+
+        __hash__ = int.__hash__
+
+    prompt = [Token(1)] * 10_000
+    assert first_position(prompt, [Token(2), *[Token(1)] * 255]) == NEVER
+    assert compared < 5 * len(prompt)
 
 
 def of(adapter: str, number: int, tokens: int = 10) -> Request:

@@ -7,6 +7,7 @@ import errno
 import io
 import os
 import resource
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -292,6 +293,100 @@ async def test_callers_at_the_same_time_share_one_copy(tmp_path: Path, sources: 
     assert len(cache.copied) == 1
     again = await fetches.fetch(source, "adapter", found[0].digest, "a")
     assert (again, len(cache.copied)) == (found[0], 1), "what is in the cache is not fetched"
+    await fetches.close()
+
+
+@pytest.fixture
+def sparse(tmp_path: Path) -> str:
+    """Where an adapter is whose weights are a hole of a tebibyte."""
+    write_adapter(tmp_path / "shelf" / "hole", "x")
+    os.truncate(tmp_path / "shelf" / "hole" / "adapter_model.safetensors", 1 << 40)
+    return "pvc://shelf/hole"
+
+
+@pytest.mark.parametrize(
+    ("limits", "told"),
+    [
+        ({"adapter_bytes": 5000}, ("TooLarge", "1099511627778", "5000")),
+        ({}, ("NoCapacity", "1099511627778", f"{4 * ADAPTER_BYTES} bytes", f"{ADAPTER_BYTES} are in use")),
+    ],
+)
+def test_what_is_too_large_is_refused_unread_and_nobody_goes_for_it(
+    tmp_path: Path, sources: Sources, sparse: str, limits: dict[str, Any], told: tuple[str, ...]
+) -> None:
+    kept: list[str] = []
+    cache = Cache(tmp_path / "cache", 4 * ADAPTER_BYTES, lambda: kept, **limits)
+    others = [copy(cache, sources, name) for name in ("a", "b")]
+    kept.append(others[0].digest)
+    watched = Watched((MOUNT,), {"shelf": tmp_path / "shelf"})
+    with pytest.raises(GraftError) as caught:
+        cache.copy(watched, sparse, "adapter")
+    assert all(part in str(caught.value) for part in told)
+    assert watched.opened == []
+    assert [cache.find(other.digest) for other in others] == others
+
+
+def test_a_base_may_be_larger_than_adapters(tmp_path: Path, sources: Sources) -> None:
+    cache = Cache(tmp_path / "cache", None, tuple, adapter_bytes=ADAPTER_BYTES - 1)
+    (tmp_path / "shelf" / "m").mkdir()
+    (tmp_path / "shelf" / "m" / "config.json").write_text("{}")
+    (tmp_path / "shelf" / "m" / "model.safetensors").write_bytes(b"x" * 2 * ADAPTER_BYTES)
+    assert cache.copy(sources, "pvc://shelf/m", "model").bytes == 2 * ADAPTER_BYTES + 2
+    with pytest.raises(GraftError, match="at most"):
+        copy(cache, sources, "a")
+
+
+def test_a_file_that_grows_while_it_is_read_ends_where_it_was_announced_to(tmp_path: Path) -> None:
+    file = tmp_path / "shelf" / "a" / "adapter_model.safetensors"
+    write_adapter(tmp_path / "shelf" / "a", "a")
+
+    def grow(name: str) -> None:
+        if name == file.name:
+            with file.open("ab") as weights:
+                weights.write(b"x")
+
+    cache = Cache(tmp_path / "cache", None, tuple)
+    with pytest.raises(GraftError, match="changed while it was read: it had 1000 bytes"):
+        cache.copy(Watched((MOUNT,), {"shelf": tmp_path / "shelf"}, before_read=grow), "pvc://shelf/a", "adapter")
+
+
+class StuckCache(Cache):
+    """A cache to which hosts whose name begins with `slow` never deliver."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.let_go = threading.Event()
+        self.stuck: list[str] = []
+
+    def copy(self, sources: Sources, uri: str, kind: Kind, revision: str | None = None) -> Cached:
+        if uri.startswith("https://slow"):
+            self.stuck.append(uri)
+            self.let_go.wait()
+            raise GraftError(ErrorCode.SOURCE_UNAVAILABLE, "it was slow")
+        if uri.startswith("https://"):
+            return Cached("sha256:" + "0" * 64, Path(), 0)
+        return super().copy(sources, uri, kind, revision)
+
+
+@pytest.mark.parametrize("hosts", [1, 8])
+async def test_slow_hosts_keep_nobody_else_waiting(tmp_path: Path, sources: Sources, hosts: int) -> None:
+    cache = StuckCache(tmp_path / "cache", None, tuple)
+    fetches = Fetches(sources, cache)
+    uris = [f"https://slow{at % hosts}.example/{at}.zip" for at in range(8 * hosts)]
+    slow = [asyncio.create_task(fetches.resolve(Source(uri=uri), "adapter")) for uri in uris[::2]]
+    slow += [asyncio.create_task(fetches.fetch(Source(uri=uri), "adapter", None, uri)) for uri in uris[1::2]]
+    others = Source(uri="pvc://shelf/a"), Source(uri="https://quick.example/a.zip")
+    async with asyncio.timeout(30):
+        for source in others:
+            await fetches.resolve(source, "adapter")
+        await fetches.fetch(Source(uri="pvc://shelf/b"), "adapter", None, "b")
+        await fetches.fetch(Source(uri="https://fast.example/a.zip"), "adapter", None, "a")
+        with pytest.raises(GraftError, match="model"):
+            await fetches.fetch(Source(uri="pvc://shelf/a"), "model", None, "base")
+    assert len(cache.stuck) <= 4 * hosts
+    cache.let_go.set()
+    assert all(isinstance(ended, GraftError) for ended in await asyncio.gather(*slow, return_exceptions=True))
+    assert len(cache.stuck) == len(uris), "those that waited had their turn"
     await fetches.close()
 
 

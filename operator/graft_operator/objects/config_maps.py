@@ -31,6 +31,7 @@ from graft_operator.objects.pool import (
     keys_name,
     metadata_of,
 )
+from graft_operator.quantities import quantity_bytes
 from graft_operator.resource import AdapterDeploymentSpec, SourceSpec
 
 # Of a pod's grace period, the seconds that streams and processes get to end after the drain.
@@ -53,7 +54,8 @@ def build_runtime_config(pool: Pool) -> RuntimeConfig:
         sources=tuple(_source_mount(source) for source in sorted(spec.sources, key=lambda source: source.name)),
         adapter_startup_seconds=spec.adapter_startup_seconds,
         drain_seconds=spec.termination_grace_period_seconds - SECONDS_TO_END,
-        cache_bytes=_cache_bytes(spec.cache.size_bytes),
+        cache_bytes=cache_bytes(spec.cache.size) if spec.cache.size else None,
+        adapter_bytes=quantity_bytes(spec.cache.adapter_size) if spec.cache.adapter_size else None,
         merge=_merge(spec),
         composition=spec.composition,
         allowed_origins=spec.allowed_origins,
@@ -128,6 +130,7 @@ def _source_mount(source: SourceSpec) -> SourceMount:
     return SourceMount(name=source.name, kind=source.kind, uri_prefixes=prefixes, endpoint=source.endpoint)
 
 
-def _cache_bytes(size: int | None) -> int | None:
+def cache_bytes(size: str) -> int:
+    """Return what the runtime may fill of a volume of this size."""
     # The kubelet evicts a pod whose emptyDir grows over its limit; directories and partial files need room as well.
-    return None if size is None else max(1, size * 19 // 20)
+    return max(1, quantity_bytes(size) * 19 // 20)

@@ -8,7 +8,9 @@ from graft_runtime.contract.config import SOURCE_TOKEN_FILE
 from graft_runtime.contract.environment import MEMORY_LIMIT
 from graft_runtime.contract.ports import API_PORT, CONTROL_PORT, PROBE_PORT
 
+from graft_operator.objects.config_maps import cache_bytes
 from graft_operator.objects.pool import Pool, adapter_set_name, config_name, keys_name
+from graft_operator.quantities import quantity_bytes
 from graft_operator.resource import SourceSpec, mount_name
 from graft_operator.settings import Settings
 
@@ -35,7 +37,7 @@ def build_pod_spec(pool: Pool, settings: Settings, config_hash: str) -> dict[str
         "terminationGracePeriodSeconds": pool.spec.termination_grace_period_seconds,
         "securityContext": {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}},
         "containers": [_container(pool, settings)],
-        "volumes": _volumes(pool, config_hash),
+        "volumes": _volumes(pool, settings, config_hash),
     }
 
 
@@ -80,6 +82,8 @@ def _arguments(pool: Pool, settings: Settings) -> list[str]:
     arguments = ["serve", "--config-directory", CONFIG_DIRECTORY, "--adapter-set-directory", ADAPTER_SET_DIRECTORY]
     arguments += ["--keys-directory", KEYS_DIRECTORY, "--cache-directory", CACHE_DIRECTORY]
     arguments += ["--state-directory", STATE_DIRECTORY, "--bind-address", bind_address, "--pod-uid", "$(POD_UID)"]
+    arguments += ["--cache-bytes", str(cache_bytes(settings.cache_size))]
+    arguments += ["--adapter-bytes", str(quantity_bytes(settings.adapter_size))]
     for source in _sources(pool):
         if source.mount_path or _is_mounted(source):
             arguments += ["--source-mount", source.name, source.mount_path or _source_directory(source)]
@@ -111,14 +115,13 @@ def _probes(startup_timeout_seconds: int) -> dict[str, Any]:
     }
 
 
-def _volumes(pool: Pool, config_hash: str) -> list[dict[str, Any]]:
-    size = pool.spec.cache.size
+def _volumes(pool: Pool, settings: Settings, config_hash: str) -> list[dict[str, Any]]:
     return [
         {"name": "config", "configMap": {"name": config_name(pool, config_hash)}},
         # A pod boots without it too, with the last set that it accepted or none.
         {"name": "adapter-set", "configMap": {"name": adapter_set_name(pool, config_hash), "optional": True}},
         {"name": "keys", "configMap": {"name": keys_name(pool)}},
-        {"name": "cache", "emptyDir": {"sizeLimit": size} if size else {}},
+        {"name": "cache", "emptyDir": {"sizeLimit": pool.spec.cache.size or settings.cache_size}},
         {"name": "state", "emptyDir": {}},
         {"name": "scratch", "emptyDir": {}},
         *(_source_volume(source) for source in _sources(pool) if _is_mounted(source)),

@@ -7,11 +7,11 @@ from typing import Annotated, Any
 from graft_runtime.contract.config import EngineConfig
 from pydantic import Field
 
+from graft_operator.quantities import QUANTITY_PATTERN
 from graft_operator.resource.rules import Rule, Ruled
 from graft_operator.resource.texts import Annotations, Int, Labels
 
-QUANTITY_UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
-QUANTITY_UNITS |= {"Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
+Quantity = Annotated[str, Field(pattern=QUANTITY_PATTERN, max_length=20)]
 
 
 class EngineSpec(EngineConfig, Ruled):
@@ -36,16 +36,10 @@ class AcceleratorSpec(Ruled):
 class CacheSpec(Ruled):
     """The pod's copy of the checkpoints: an emptyDir."""
 
-    size: Annotated[str, Field(pattern=r"^[1-9][0-9]{0,15}(k|M|G|T|Ki|Mi|Gi|Ti)?$", max_length=20)] | None = None
-    """The most that it may hold, such as 20Gi; by default what the node's disk holds."""
-
-    @property
-    def size_bytes(self) -> int | None:
-        """Return `size` in bytes."""
-        if self.size is None:
-            return None
-        digits = self.size.rstrip("kKMGTi")
-        return int(digits) * QUANTITY_UNITS[self.size[len(digits) :]]
+    size: Quantity | None = None
+    """The most that it may hold, such as 20Gi; by default the administrator's choice, 100Gi at first."""
+    adapter_size: Quantity | None = None
+    """The most that the files of one adapter may have; by default the administrator's choice, 4Gi at first."""
 
 
 class StrategySpec(Ruled):

@@ -22,8 +22,18 @@ BaseModules = Callable[[str], BaseModule]
 """The modules of a base by their path."""
 
 
+def _go_on() -> None:
+    """Do nothing: there is time."""
+
+
 def compile_adapter(
-    files: AdapterFiles, layout: BaseLayout, modules: BaseModules, *, dtype: torch.dtype, device: torch.device
+    files: AdapterFiles,
+    layout: BaseLayout,
+    modules: BaseModules,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    check_time: Callable[[], None] = _go_on,
 ) -> CompiledAdapter:
     """Read the weights of a checked adapter and fit the weights to the base.
 
@@ -37,6 +47,7 @@ def compile_adapter(
         modules: of the base model; read, never written.
         dtype: of the model's weights.
         device: of the model's weights.
+        check_time: called after each part; raises where too much time is over.
 
     Raises:
         GraftError: BaseMismatch, ModuleMissing, ShapeMismatch, Corrupt, NoEffect, UnsafeFile, UnsupportedMethod.
@@ -45,6 +56,7 @@ def compile_adapter(
     deltas: dict[str, ModuleDelta] = {}
     files, own_layout = fitted(files, layout)
     for path, delta in compile_parts(files, files.parts, own_layout, modules, device=device, values=values):
+        check_time()
         cast = values.cast(path, delta, dtype)
         deltas[path] = _both(files.name, path, deltas[path], cast) if path in deltas else cast
     prefix = _prefix(files, own_layout, modules, device, values)

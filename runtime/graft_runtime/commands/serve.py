@@ -46,6 +46,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar=("NAME", "DIRECTORY"),
         help="where a declared source is mounted; may be repeated",
     )
+    for name, text in (("cache", "the cache"), ("adapter", "the files of one adapter")):
+        parser.add_argument(
+            f"--{name}-bytes", type=int, metavar="BYTES", help=f"the most that {text} may have, unless the config says"
+        )
     parser.add_argument(
         "--allowed-network",
         type=parse_network,
@@ -73,6 +77,8 @@ def run(options: argparse.Namespace, engine: Callable[[], EnginePort] = EngineCh
         state=options.state_directory,
         sources=sources,
         allowed_networks=tuple(options.allowed_network),
+        cache_bytes=options.cache_bytes,
+        adapter_bytes=options.adapter_bytes,
     )
     try:
         config = read_config(options.config_directory)

@@ -96,7 +96,9 @@ class RuntimeConfig(Message):
     drain_seconds: int = Field(default=110, ge=0, le=86_400)
     """How long running requests may go on after SIGTERM."""
     cache_bytes: int | None = Field(default=None, ge=1)
-    """The most that the cache may hold; None: what the disk holds."""
+    """The most that the cache may hold; None: as the administrator says."""
+    adapter_bytes: int | None = Field(default=None, ge=1)
+    """The most that the files of one adapter may have; None: as the administrator says."""
     merge: Merge | None = None
     """None: hot mode."""
     composition: bool = False

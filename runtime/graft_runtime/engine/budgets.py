@@ -18,6 +18,7 @@ class Budgets:
         pages: whether a decoder's keys and values lie in pages, and steps of rows that decode are static; None: what
             suits the device.
         prompt_tokens: of all prompts in one step of the decoder; None: what suits the device.
+        device_bytes: of mounted adapters; None: what the ledger finds.
         host_bytes: of adapters that have left the device; None: what the ledger finds.
         failed_steps: in a row, and the engine gives up: a fresh process may do better.
         clock: seconds.
@@ -26,6 +27,7 @@ class Budgets:
     bank_columns: int = WIDEST
     pages: bool | None = None
     prompt_tokens: int | None = None
+    device_bytes: int | None = None
     host_bytes: int | None = None
     failed_steps: int = 3
     clock: Callable[[], float] = time.perf_counter

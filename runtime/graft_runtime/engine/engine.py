@@ -149,20 +149,22 @@ class Engine:
             self._tell(BaseFailed(fault_of(error, f"base model `{base.name}`")))
             return
         given = self._budgets.host_bytes
-        self.mounts.open_host(room_in_host(base.device) if given is None else given, base.device)
+        in_host = room_in_host(base.device) if given is None else given
+        self.mounts.open(self._serving.device_bytes, in_host, base.device)
         self._tell(self._serving.loaded)
 
     def _publish_adapter(self, ready: AdapterReady) -> None:
         """Try a loaded adapter on the model; once the trial has passed, requests may name the adapter."""
         digest, adapter = ready.digest, ready.adapter
         try:
+            self.mounts.check_room(adapter, ready.name)
             with torch.inference_mode():
                 adapter = self.serving.runner.trial(adapter, ready.name)
         except Exception as error:
             if _is_fatal(error):
                 raise EngineBrokenError("the accelerator failed") from error
             self.mounts.abandon(digest)
-            self._tell(MountFailed(digest, fault_of(error, f"adapter `{ready.name}`")))
+            self._tell(MountFailed(digest, fault_of(error, f"adapter `{ready.name}`"), adapter.bytes))
             return
         tell_oddities(ready.name, adapter.facts)
         self._events += self.mounts.publish(digest, adapter)
@@ -172,7 +174,7 @@ class Engine:
             self.mounts.begin(mount.digest)
             return
         try:
-            mounted = self.mounts.begin(mount.digest)
+            mounted = self.mounts.begin(mount.digest, mount.name)
         except Exception as error:
             if _is_fatal(error):
                 raise EngineBrokenError("the accelerator failed") from error

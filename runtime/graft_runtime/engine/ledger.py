@@ -22,6 +22,8 @@ MOVING = 2
 """A sequence that grows holds its old extent and the new one for a moment; one in pages does not."""
 GRAPHS_SHARE, GRAPHS_CAP = 16, 1 << 30
 """This fraction of what is free on an accelerator is for CUDA graphs, and no more bytes than that."""
+DEVICE_SHARE = 4
+"""This fraction of what is free is for mounted adapters; on an accelerator, no less than the bank at its widest."""
 HOST_SHARE = 8
 """On a CPU, where keys and values get a quarter: this fraction of what is free is for adapters that are not mounted."""
 HOST_SHARE_BESIDE_ACCELERATOR = 2
@@ -85,6 +87,22 @@ def check_room(name: str, weights: int, device: torch.device) -> None:
         )
 
 
+def check_adapter_room(name: str, needed: int, device: torch.device) -> None:
+    """Check that an adapter's values fit into the free memory, before any is read. Raises GraftError: NoCapacity."""
+    if needed > (free := _free(device)):
+        raise adapter_too_large(name, needed, free)
+
+
+def adapter_too_large(name: str, needed: int, left: int) -> GraftError:
+    """Return the fault of an adapter for which there are too few bytes."""
+    return GraftError(
+        ErrorCode.NO_CAPACITY,
+        f"adapter `{name}` needs {_mebibytes(needed)} MiB of the memory for mounted adapters; {_mebibytes(left)} MiB"
+        " of it are left",
+        hint="mount or pin fewer adapters, give the pod more memory, or train the adapter on fewer modules",
+    )
+
+
 def _free(device: torch.device) -> int:
     return free_memory() if device.type == "cpu" else torch.cuda.mem_get_info(device)[0]
 
@@ -123,6 +141,19 @@ def open_ledger(layers: Sequence[LayerShape], *, bank: int, dtype: torch.dtype, 
         token,
     )
     return ledger
+
+
+def room_on_device(bank: int, device: torch.device) -> int:
+    """Return, and log, the bytes of the device's memory for mounted adapters.
+
+    Args:
+        bank: bytes of the active bank at its widest.
+        device: whose memory it is.
+    """
+    free = _free(device)
+    room = free // DEVICE_SHARE if device.type == "cpu" else max(bank, free // DEVICE_SHARE)
+    logger.info("memory: %d MiB free; mounted adapters up to %d MiB", _mebibytes(free), _mebibytes(room))
+    return room
 
 
 def room_in_host(device: torch.device) -> int:

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
+import math
 import queue
 import threading
+import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
 from graft_runtime.adapters.compile import compile_adapter
 from graft_runtime.adapters.deltas import CompiledAdapter
-from graft_runtime.adapters.files import read_adapter_files
+from graft_runtime.adapters.files import AdapterFiles, read_adapter_files
 from graft_runtime.contract.facts import AdapterFacts
-from graft_runtime.engine.ledger import check_room
+from graft_runtime.engine.ledger import check_adapter_room, check_room
 from graft_runtime.errors import ErrorCode, GraftError
 from graft_runtime.merge.memory import merge_into
 from graft_runtime.messages import (
@@ -28,6 +31,11 @@ from graft_runtime.messages import (
 from graft_runtime.model.load import BaseModel, device_of_base, load_base, weight_bytes
 
 logger = logging.getLogger(__name__)
+
+LOAD_SECONDS = 900.0
+"""The most that one adapter may take: PiSSA on a large model takes minutes."""
+LONG_WORK = 10**10
+"""Operations; an adapter that takes more, about a second, is no longer in the way of others."""
 
 Job = Start | Mount
 
@@ -55,24 +63,27 @@ Outcome = BaseReady | BaseFailed | AdapterReady | MountFailed
 
 
 class Loader:
-    """Does one job at a time, in order; whatever goes wrong becomes a typed fault.
+    """Does jobs; whatever goes wrong becomes a typed fault. Adapters may be loaded in several threads.
 
     Args:
         base: that adapters are loaded for; as a rule the first job loads it.
         max_rank: of one adapter, once there is a base.
+        seconds: that one adapter may take.
     """
 
-    def __init__(self, base: BaseModel | None = None, max_rank: int = 0) -> None:
+    def __init__(self, base: BaseModel | None = None, max_rank: int = 0, seconds: float = LOAD_SECONDS) -> None:
         self._base = base
         self._max_rank = max_rank
+        self._seconds = seconds
 
     def do(self, job: Job) -> Outcome:
         """Do the job. Raises nothing."""
         if isinstance(job, Start):
-            return self._load_base(job)
-        return self._load_adapter(job)
+            return self.load_base(job)
+        files = self.read(job)
+        return files if isinstance(files, MountFailed) else self.load(job, files)
 
-    def _load_base(self, start: Start) -> BaseReady | BaseFailed:
+    def load_base(self, start: Start) -> BaseReady | BaseFailed:
         try:
             self._max_rank = start.limits.max_rank
             directory = Path(start.directory)
@@ -95,35 +106,98 @@ class Loader:
             tell_oddities(source.part.name, facts)
         return BaseReady(base, merged)
 
-    def _load_adapter(self, mount: Mount) -> AdapterReady | MountFailed:
-        if self._base is None:
+    def read(self, mount: Mount) -> AdapterFiles | MountFailed:
+        """Read an adapter's config and header."""
+        try:
+            return read_adapter_files(Path(mount.directory), name=mount.name, max_rank=self._max_rank)
+        except Exception as error:
+            return MountFailed(mount.digest, fault_of(error, f"adapter `{mount.name}`"))
+
+    def load(self, mount: Mount, files: AdapterFiles) -> AdapterReady | MountFailed:
+        """Read an adapter's weights, and make of them what the engine computes with."""
+        base, ends = self._base, time.monotonic() + self._seconds
+        if base is None:
             what = f"adapter `{mount.name}` can't be mounted: no base model is loaded"
             return MountFailed(mount.digest, EngineFault(ErrorCode.NOT_READY, what))
+
+        def check_time() -> None:
+            if time.monotonic() > ends:
+                raise _too_costly(mount.name, self._seconds)
+
         try:
-            files = read_adapter_files(Path(mount.directory), name=mount.name, max_rank=self._max_rank)
-            base = self._base
-            adapter = compile_adapter(files, base.layout, base.modules, dtype=base.dtype, device=base.device)
+            values = sum(math.prod(span.shape) for span in files.tensors.values())
+            check_adapter_room(mount.name, values * base.dtype.itemsize, base.device)
+            adapter = compile_adapter(
+                files, base.layout, base.modules, dtype=base.dtype, device=base.device, check_time=check_time
+            )
         except Exception as error:
             return MountFailed(mount.digest, fault_of(error, f"adapter `{mount.name}`"))
         return AdapterReady(mount.digest, mount.name, adapter)
 
 
-class LoaderThread:
-    """A Loader beside the steps."""
+class LoaderThreads:
+    """A Loader beside the steps: one thread for what is short, one for adapters that take long; the shortest first.
 
-    def __init__(self, deliver: Callable[[Outcome], None]) -> None:
+    Args:
+        deliver: takes the outcome of each job, in the thread that did it.
+        loader: that does them.
+    """
+
+    def __init__(self, deliver: Callable[[Outcome], None], loader: Loader | None = None) -> None:
+        self._deliver, self._loader = deliver, loader or Loader()
         self._jobs: queue.SimpleQueue[Job] = queue.SimpleQueue()
-        self._deliver = deliver
-        self._loader = Loader()
-        threading.Thread(target=self._run, name="loader", daemon=True).start()
+        self._short, self._long = queue.PriorityQueue[_Load](), queue.PriorityQueue[_Load]()
+        self._numbers = itertools.count()
+        for name, run in (("loader", self._run_short), ("long loader", self._run_long)):
+            threading.Thread(target=run, name=name, daemon=True).start()
 
     def submit(self, job: Job) -> None:
-        """Put a job in the loader's queue and return at once; the outcome is delivered from the loader's thread."""
+        """Put a job in the loader's queue and return at once."""
         self._jobs.put(job)
 
-    def _run(self) -> None:
+    def _run_short(self) -> None:
         while True:
-            self._deliver(self._loader.do(self._jobs.get()))
+            while self._short.empty() or not self._jobs.empty():
+                self._begin(self._jobs.get())
+            self._finish(self._short.get())
+
+    def _run_long(self) -> None:
+        while True:
+            self._finish(self._long.get())
+
+    def _begin(self, job: Job) -> None:
+        if isinstance(job, Start):
+            self._deliver(self._loader.load_base(job))
+            return
+        files = self._loader.read(job)
+        if isinstance(files, MountFailed):
+            self._deliver(files)
+            return
+        work = sum(part.work for part in files.parts)
+        jobs = self._long if work > LONG_WORK else self._short
+        jobs.put(_Load(work, files.bytes, next(self._numbers), job, files))
+
+    def _finish(self, job: _Load) -> None:
+        self._deliver(self._loader.load(job.mount, job.files))
+
+
+@dataclass(order=True, frozen=True)
+class _Load:
+    """An adapter whose files were read, in the order in which such are loaded."""
+
+    work: int
+    bytes: int
+    number: int
+    mount: Mount = field(compare=False)
+    files: AdapterFiles = field(compare=False)
+
+
+def _too_costly(name: str, seconds: float) -> GraftError:
+    return GraftError(
+        ErrorCode.TOO_COSTLY,
+        f"adapter `{name}` is not ready to be mounted after {seconds:g} s, the most that loading one may take",
+        hint="save it as plain LoRA: PiSSA and OLoRA by save_pretrained with path_initial_model_for_weight_conversion",
+    )
 
 
 def tell_oddities(name: str, facts: AdapterFacts) -> None:

@@ -8,6 +8,7 @@ import torch
 
 from graft_runtime.adapters.deltas import CompiledAdapter
 from graft_runtime.engine.host import HostMemory
+from graft_runtime.engine.ledger import adapter_too_large
 from graft_runtime.errors import ErrorCode, GraftError
 from graft_runtime.messages import Dropped, Mounted, Tier, Unmounted
 
@@ -26,10 +27,11 @@ class Mounts:
 
     Args:
         limit: how many.
+        room: bytes for all of them.
     """
 
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
+    def __init__(self, limit: int, room: int | None = None) -> None:
+        self._limit, self.room = limit, room
         self._mounts: dict[str, _Mount] = {}
         self.device = torch.device("cpu")
         self.host = HostMemory(0)
@@ -39,11 +41,17 @@ class Mounts:
         """Return the digests of the adapters that are mounted, or on their way."""
         return frozenset(self._mounts)
 
-    def open_host(self, room: int, device: torch.device) -> None:
-        """Keep adapters that leave `device` in `room` bytes of host memory from now on."""
-        self.host, self.device = HostMemory(room), device
+    def open(self, room: int, host_room: int, device: torch.device) -> None:
+        """Mount in so many bytes of `device`, and keep in so many bytes of host memory what leaves it, from now on."""
+        self.room, self.host, self.device = room, HostMemory(host_room), device
 
-    def begin(self, digest: str) -> Mounted | None:
+    def check_room(self, adapter: CompiledAdapter, name: str) -> None:
+        """Check that there are bytes for one more adapter. Raises GraftError: NoCapacity."""
+        held = sum(mount.adapter.bytes for mount in self._mounts.values() if mount.adapter is not None)
+        if self.room is not None and held + adapter.bytes > self.room:
+            raise adapter_too_large(name, adapter.bytes, self.room - held)
+
+    def begin(self, digest: str, name: str = "") -> Mounted | None:
         """Mount an adapter that is on the device or in host memory; make room for any other.
 
         Returns:
@@ -68,6 +76,7 @@ class Mounts:
             self._mounts[digest] = _Mount()
             return None
         try:
+            self.check_room(kept, name)
             adapter = kept.to(self.device)
         except Exception:
             self.host.put(digest, kept)

@@ -18,7 +18,7 @@ from typing import BinaryIO, NoReturn
 import torch
 
 from graft_runtime.engine.engine import Engine, EngineBrokenError
-from graft_runtime.engine.loader import LoaderThread, Outcome
+from graft_runtime.engine.loader import LoaderThreads, Outcome
 from graft_runtime.logs import configure_logs
 from graft_runtime.messages import FRAME_HEADER_BYTES, MAX_FRAME_BYTES, Command, decode_command, encode_events
 
@@ -44,7 +44,7 @@ def main() -> NoReturn:
     inbox: Inbox = queue.SimpleQueue()
     threading.Thread(target=_read, args=(connection.makefile("rb"), inbox), name="reader", daemon=True).start()
     try:
-        run(Engine(LoaderThread(inbox.put).submit), inbox, connection.sendall)
+        run(Engine(LoaderThreads(inbox.put).submit), inbox, connection.sendall)
     except EngineBrokenError as error:
         logger.critical("%s; the engine process exits", error, exc_info=error)
         _exit(EXIT_BROKEN)

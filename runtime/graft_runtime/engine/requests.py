@@ -157,8 +157,24 @@ def first_position(prompt: Sequence[int], invocation: Sequence[int]) -> int:
         prompt: token ids.
         invocation: token ids.
     """
-    length = len(invocation)
-    if not length:
+    if not invocation:
         return 0
-    starts = range(len(prompt) - length, -1, -1)
-    return next((at for at in starts if list(prompt[at : at + length]) == list(invocation)), NEVER)
+    # Knuth, Morris and Pratt's search from the end: each token is looked at about twice, whatever repeats.
+    wanted = invocation[::-1]
+    falls = [0]
+    """How much of `wanted` still matches where its first 1, 2, … tokens did and the next does not."""
+    for token in wanted[1:]:
+        falls.append(_matched(wanted, falls, falls[-1], token))
+    matched = 0
+    for at in range(len(prompt) - 1, -1, -1):
+        matched = _matched(wanted, falls, matched, prompt[at])
+        if matched == len(wanted):
+            return at
+    return NEVER
+
+
+def _matched(wanted: Sequence[int], falls: Sequence[int], matched: int, token: int) -> int:
+    """Return how many tokens of `wanted` match up to this one, after so many did before it."""
+    while matched and token != wanted[matched]:
+        matched = falls[matched - 1]
+    return matched + (token == wanted[matched])

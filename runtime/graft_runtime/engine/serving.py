@@ -6,6 +6,7 @@ from graft_runtime.contract.facts import AdapterFacts, DeltaKind
 from graft_runtime.contract.tasks import Task
 from graft_runtime.engine.batches import BatchFlow
 from graft_runtime.engine.budgets import Budgets
+from graft_runtime.engine.ledger import room_on_device
 from graft_runtime.engine.one_pass import OnePassFlow
 from graft_runtime.engine.packed import PackedFlow
 from graft_runtime.engine.requests import Flow
@@ -41,6 +42,9 @@ class Serving:
         parameters = sum(parameter.numel() for parameter in base.model.parameters())  # packed ones are none any more
         self.runner = choose_runner(base, start.limits, budgets)
         self.scheduler = Scheduler(_flow(self.runner, start.limits.max_sequences, budgets))
+        bank, given = self.runner.bank.bytes_at_most, budgets.device_bytes
+        self.device_bytes = room_on_device(bank, base.device) if given is None else given
+        """For mounted adapters."""
         self.loaded = BaseLoaded(
             runner=self.runner.name,
             context_length=self.runner.context_length,
@@ -48,16 +52,16 @@ class Serving:
             parameter_count=parameters,
             dtype=str(base.dtype).removeprefix("torch."),
             task=base.task,
-            capabilities=_capabilities(base.task),
+            capabilities=_capabilities(base.task, self.device_bytes),
             merged=merged,
         )
 
 
-def _capabilities(task: Task) -> Capabilities:
+def _capabilities(task: Task, device_bytes: int) -> Capabilities:
     """Return what this engine does with adapters: all that they can be compiled to, where it has a meaning."""
     deltas = frozenset(DeltaKind) if task.generates else frozenset(DeltaKind) - _OF_PROMPTS
     tiers: tuple[Tier, ...] = ("device", "host", "disk")
-    return Capabilities(deltas, weights=True, adapters_per_request=ADAPTERS_PER_REQUEST, tiers=tiers)
+    return Capabilities(deltas, True, ADAPTERS_PER_REQUEST, tiers, device_bytes)
 
 
 def _flow(runner: Runner, max_sequences: int, budgets: Budgets) -> Flow:

@@ -16,6 +16,8 @@ from graft_runtime.messages import Capabilities, Mounted, Tier
 from graft_runtime.pod.capabilities import weight_fault
 from graft_runtime.store.cache import Cached
 
+_ANY = 1 << 62
+"""More bytes than any device has."""
 PATIENCE_SECONDS = 1.0
 """So long an adapter waits for one whose requests end by themselves; then another has to take no new ones."""
 
@@ -48,6 +50,9 @@ class Artifact:
     engine: Capabilities | None = None
     """Of the engine that is to serve it; None before the base serves."""
     bytes: int | None = None
+    """Of its files."""
+    device_bytes: int | None = None
+    """In the memory of the model's device; None before it was compiled."""
     highest_token: int | None = None
     """The highest id that its own tokenizer makes and the base's does not; None for none."""
     proven: bool = False
@@ -73,6 +78,11 @@ class Artifact:
         """Return whether it is pinned, and no successor needs a place to be tried: all places may be pinned."""
         untried = self.successor is not None and not self.successor.proven and self.successor.fault is None
         return self.pinned and not untried
+
+    @property
+    def size(self) -> int:
+        """Return the bytes that it takes on the device, as far as they are known: at first, its files'."""
+        return self.device_bytes or self.bytes or 0
 
     @property
     def state(self) -> AdapterState:
@@ -108,7 +118,7 @@ class Artifact:
 
     def mounted(self, event: Mounted, base_rows: int) -> None:
         """Take note that the engine has it; with a fault, it is to be unmounted at once."""
-        self.in_host, self.yielding, self.facts = False, False, event.facts
+        self.in_host, self.yielding, self.facts, self.device_bytes = False, False, event.facts, event.bytes
         self.fault = vocabulary_fault(self.name, self.highest_token, event.facts.vocabulary_size, base_rows)
         self.proven = self.proven or self.fault is None
         self.residence = Residence.MOUNTED if self.fault is None else Residence.UNMOUNTING
@@ -125,9 +135,10 @@ class Artifact:
 
 @dataclass(frozen=True)
 class Step:
-    """One thing to do. `yield` and `stay`: a mounted adapter takes no new requests, or does again."""
+    """One thing to do. `yield` and `stay`: a mounted adapter takes no new requests, or does again. `refuse`: there is
+    no place for it, `too large`: there are too few bytes for it, as long as the pinned ones stay."""
 
-    action: Literal["mount", "unmount", "yield", "stay", "refuse"]
+    action: Literal["mount", "unmount", "yield", "stay", "refuse", "too large"]
     digest: str
 
 
@@ -139,7 +150,7 @@ class Plan:
     short: bool
 
 
-def plan_mounts(artifacts: Iterable[Artifact], limit: int, now: float) -> Plan:
+def plan_mounts(artifacts: Iterable[Artifact], limit: int, now: float, room: int | None = None) -> Plan:
     """Plan what to mount and to unmount now.
 
     An adapter is mounted when a request waits for it, when it is pinned, or to try it once: first come, first served.
@@ -152,17 +163,27 @@ def plan_mounts(artifacts: Iterable[Artifact], limit: int, now: float) -> Plan:
         limit: how many the engine can hold. It lets go at once of what nobody uses: such a place can be filled in the
             same breath.
         now: seconds of the clock of `Artifact.since`.
+        room: bytes for all that the engine holds; None: any.
     """
+    room = _ANY if room is None else room
     everything = list(artifacts)
     held = [a for a in everything if a.residence in {Residence.MOUNTING, Residence.MOUNTED}]
     removed = [a for a in held if a.residence is Residence.MOUNTED and not a.wanted and not a.users]
     candidates = [a for a in everything if a.residence is Residence.ABSENT and a.mountable]
-    wants = sorted((a for a in candidates if a.waiters or a.keeps_place or not a.proven), key=_urgency)
-    free = limit - len(held) + len(removed)
+    left = room - sum(a.size for a in held if a.keeps_place and a.wanted)
+    too_large = [a for a in candidates if a.size > left]
+    wants = sorted(
+        (a for a in candidates if a.size <= left and (a.waiters or a.keeps_place or not a.proven)), key=_urgency
+    )
+    free = _Free(limit - len(held) + len(removed), room - sum(a.size for a in held) + sum(a.size for a in removed))
     victims = sorted((a for a in held if a.displaceable), key=lambda a: (not a.yielding, a.last_used))
-    displaced = victims[: max(len(wants) - free, 0)]
-    room = max(free + len(displaced), 0)
-    mounts, waiting = wants[:room], wants[room:]
+    displaced: list[Artifact] = []
+    mounts: list[Artifact] = []
+    waiting: list[Artifact] = []
+    for wanted in wants:
+        out = free.room_for(wanted, victims)
+        (waiting if out is None else mounts).append(wanted)
+        displaced += out or ()
     steps = [Step("unmount", a.digest) for a in [*removed, *displaced]]
     leaving = {step.digest for step in steps}
     steps += [Step("mount", a.digest) for a in mounts]
@@ -170,7 +191,30 @@ def plan_mounts(artifacts: Iterable[Artifact], limit: int, now: float) -> Plan:
     if sum(a.keeps_place and a.wanted for a in held) >= limit:  # also those that were tried before the places went
         heirs = {a.successor.digest for a in held if a.successor is not None}
         steps += [Step("refuse", a.digest) for a in candidates if a.digest not in heirs]
+    else:
+        steps += [Step("too large", a.digest) for a in too_large]
     return Plan(steps, short=bool(waiting))
+
+
+@dataclass
+class _Free:
+    """What is free on the device while a plan is made."""
+
+    places: int
+    bytes: int
+
+    def room_for(self, wanted: Artifact, victims: list[Artifact]) -> list[Artifact] | None:
+        """Return who goes for this one, from the front of `victims`; None, and nobody goes, where all is too little."""
+        places, bytes_ = self.places, self.bytes
+        for count in range(len(victims) + 1):
+            if places > 0 and bytes_ >= wanted.size:
+                self.places, self.bytes = places - 1, bytes_ - wanted.size
+                out = victims[:count]
+                del victims[:count]
+                return out
+            if count < len(victims):
+                places, bytes_ = places + 1, bytes_ + victims[count].size
+        return None
 
 
 def _turns(held: list[Artifact], waiting: list[Artifact], now: float) -> list[Step]:
@@ -207,6 +251,16 @@ def no_place(name: str, limit: int) -> GraftError:
         ErrorCode.ALL_PLACES_PINNED,
         f"adapter `{name}` can't be mounted: pinned adapters hold all {limit} places",
         hint="pin fewer adapters, or raise spec.engine.maxMountedAdapters",
+    )
+
+
+def no_bytes(name: str, needed: int, room: int) -> GraftError:
+    """Return why an adapter is refused: it takes more bytes than there are beside pinned ones."""
+    return GraftError(
+        ErrorCode.NO_CAPACITY,
+        f"adapter `{name}` needs {needed} bytes of the device's memory; for mounted adapters there are {room}, pinned"
+        " ones included",
+        hint="pin fewer adapters, give the pod more memory, or train the adapter on fewer modules",
     )
 
 

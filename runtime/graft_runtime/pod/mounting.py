@@ -12,7 +12,7 @@ from graft_runtime.messages import BaseLoaded, Command, Dropped, Mount, Mounted,
 from graft_runtime.pod.adapters import AdapterEvent
 from graft_runtime.pod.aliases import Alias
 from graft_runtime.pod.capabilities import adapter_fault
-from graft_runtime.pod.catalogue import Artifact, Residence, Step, check_places, no_place, plan_mounts
+from graft_runtime.pod.catalogue import Artifact, Residence, Step, check_places, no_bytes, no_place, plan_mounts
 from graft_runtime.pod.preparations import Preparations
 
 logger = logging.getLogger(__name__)
@@ -117,6 +117,7 @@ class Mounting:
             case Mounted() if artifact.residence is not Residence.UNMOUNTING:
                 self._mounted(artifact, event)
             case MountFailed():
+                artifact.device_bytes = event.bytes or artifact.device_bytes
                 self._mount_failed(artifact, event.fault.error())
             case Unmounted() if artifact.residence is Residence.UNMOUNTING:
                 artifact.residence, artifact.in_host = Residence.ABSENT, event.tier == "host"
@@ -155,12 +156,17 @@ class Mounting:
 
     def _mount_next(self) -> None:
         self._advancing = False
-        plan = plan_mounts(self._artifacts.values(), self._limit, asyncio.get_running_loop().time())
+        now = asyncio.get_running_loop().time()
+        plan = plan_mounts(self._artifacts.values(), self._limit, now, self._room)
         self.short = plan.short
         for step in plan.steps:
             artifact = self._artifacts[step.digest]
             self._take(step, artifact)
             self.touched(artifact)
+
+    @property
+    def _room(self) -> int | None:
+        return self._base.capabilities.device_bytes if self._base is not None else None
 
     def _take(self, step: Step, artifact: Artifact) -> None:
         match step.action:
@@ -178,3 +184,5 @@ class Mounting:
                 artifact.yielding = step.action == "yield"
             case "refuse":
                 artifact.fault = no_place(artifact.name, self._limit)
+            case "too large":
+                artifact.fault = no_bytes(artifact.name, artifact.size, self._room or 0)

@@ -47,6 +47,10 @@ class Places:
     """The mounts of declared sources, by name."""
     allowed_networks: tuple[Network, ...] = ()
     """Beside the public ones: where sources may be."""
+    cache_bytes: int | None = None
+    """The most that the cache may hold, where the config says nothing; None: what the disk holds."""
+    adapter_bytes: int | None = None
+    """The most that the files of one adapter may have, where the config says nothing."""
 
 
 class Pod:
@@ -65,7 +69,12 @@ class Pod:
         self.metrics = Metrics()
         self.board = StatusBoard(self._head, self._report)
         self.engine = EngineClient(engine, self._heard)
-        cache = Cache(places.cache, config.cache_bytes, self._digests_in_use)
+        cache = Cache(
+            places.cache,
+            config.cache_bytes or places.cache_bytes,
+            self._digests_in_use,
+            adapter_bytes=config.adapter_bytes or places.adapter_bytes,
+        )
         self.fetches = Fetches(Sources(config.sources, places.sources, places.allowed_networks), cache)
         self._text_formats = TextFormats()
         self.adapters = self._open_adapters()

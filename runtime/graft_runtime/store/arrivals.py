@@ -36,12 +36,28 @@ class Arrival:
     uri: str
     contents: Contents
     create: CreateFile
+    most: int | None = None
+    """Bytes that it may have; None: as many as there is room for."""
     taken: int = 0
     records: dict[str, FileRecord] = field(default_factory=dict)
     """The files that are whole."""
 
+    def expect(self, size: int) -> None:
+        """Check that there may be so many bytes, before any is written. Raises GraftError: TooLarge, NoCapacity."""
+        if self.most is not None and size > self.most:
+            raise GraftError(
+                ErrorCode.TOO_LARGE,
+                f"`{self.uri}` has {size} bytes, the pool takes adapters of at most {self.most}"
+                " (spec.cache.adapterSize)",
+                hint="save the adapter alone, without whole modules that were not trained, or raise"
+                " spec.cache.adapterSize",
+            )
+        self.contents.check_room(size, self.uri)
+
     def write(self, file: IO[bytes], piece: bytes) -> None:
-        """Write all of a piece. Raises GraftError: NoCapacity; OSError."""
+        """Write all of a piece. Raises GraftError: TooLarge, NoCapacity; OSError."""
+        if self.most is not None and self.taken + len(piece) > self.most:
+            self.expect(self.taken + len(piece))
         self.contents.take_room(len(piece), self.uri)
         self.taken += len(piece)
         rest = memoryview(piece)
@@ -57,12 +73,14 @@ class Arrival:
         if name in self.records:
             return self.records[name]
         target = self.directory / name
-        hasher, size = hashlib.sha256(), 0
+        hasher, size, announced = hashlib.sha256(), 0, source.size(name)
         with source.open_file(name) as opened, self.create(target, "xb") as file:
             while chunk := _read(opened.read, source.uri, name):
                 self.write(file, chunk)
                 hasher.update(chunk)
                 size += len(chunk)
+                if announced is not None and size > announced:
+                    raise _broke_off(source.uri, name, f"it changed while it was read: it had {announced} bytes")
         sync(target)  # its name must not outlive its bytes when the node loses power
         target.chmod(0o444)
         record = FileRecord(name, size, hasher.hexdigest())
@@ -93,6 +111,9 @@ class _SpoolFile:
     def write(self, piece: bytes, /) -> None:
         self.arrival.write(self.file, piece)
 
+    def expect(self, size: int, /) -> None:
+        self.arrival.expect(size)
+
 
 class Arrivals:
     """What is on its way into a cache. Thread-safe.
@@ -121,15 +142,16 @@ class Arrivals:
         contents.give_up_partial = self._give_up_one
 
     @contextlib.contextmanager
-    def spool(self, uri: str) -> Iterator[Spool]:
+    def spool(self, uri: str, most: int | None) -> Iterator[Spool]:
         """Give a file that is gone afterwards; meanwhile it takes room as everything else does."""
-        with self.arrive(uri) as arrival, self._create(arrival.directory / "archive", "w+b") as file:
+        with self.arrive(uri, None, most) as arrival, self._create(arrival.directory / "archive", "w+b") as file:
             yield _SpoolFile(file, arrival)
 
     @contextlib.contextmanager
-    def arrive(self, uri: str, key: str | None = None) -> Iterator[Arrival]:
+    def arrive(self, uri: str, key: str | None, most: int | None) -> Iterator[Arrival]:
         """Give a directory for a copy; what came whole before its source broke off is kept for the next of its key."""
         arrival = self._take(uri, key)
+        arrival.most = most
         keep = False
         try:
             yield arrival
@@ -171,8 +193,8 @@ def _read(read: Callable[[int], bytes | None], uri: str, name: str) -> bytes:
     try:
         return read(CHUNK_BYTES) or b""
     except OSError as error:
-        raise GraftError(
-            ErrorCode.SOURCE_UNAVAILABLE,
-            f"`{uri}` broke off in {name}: {error.strerror}",
-            hint="it is tried again",
-        ) from error
+        raise _broke_off(uri, name, str(error.strerror)) from error
+
+
+def _broke_off(uri: str, name: str, why: str) -> GraftError:
+    return GraftError(ErrorCode.SOURCE_UNAVAILABLE, f"`{uri}` broke off in {name}: {why}", hint="it is tried again")

@@ -45,6 +45,7 @@ class Cache:
         directory: of this pod alone.
         capacity: bytes, or None for what the disk holds.
         in_use: the digests that must stay.
+        adapter_bytes: the most that one adapter may have; None: what there is room for.
         create: makes its files.
     """
 
@@ -54,8 +55,10 @@ class Cache:
         capacity: int | None,
         in_use: Callable[[], Collection[str]],
         *,
+        adapter_bytes: int | None = None,
         create: CreateFile = io.FileIO,
     ) -> None:
+        self._adapter_bytes = adapter_bytes
         directory.mkdir(parents=True, exist_ok=True)
         self._contents = Contents(directory / "sha256", capacity, in_use)
         self._arrivals = Arrivals(directory / "partial", self._contents, create=create)
@@ -77,16 +80,17 @@ class Cache:
 
         Raises:
             GraftError: SourceNotDeclared, UnsafeFile, NotFound, Unauthorized, ForbiddenAddress, SourceUnavailable,
-                NotAnAdapter, NotAModel, DigestMismatch, NoCapacity.
+                NotAnAdapter, NotAModel, DigestMismatch, TooLarge, NoCapacity.
         """
+        most = self._adapter_bytes if kind == "adapter" else None
         try:
-            with sources.open(uri, revision, lambda: self._arrivals.spool(uri)) as directory:
+            with sources.open(uri, revision, lambda: self._arrivals.spool(uri, most)) as directory:
                 if directory.identity is None:
-                    return self._copy(directory, kind)
+                    return self._copy(directory, kind, most)
                 key = f"{kind} {directory.identity}"
                 with self._alone(key):
                     known = self.find(self._known.get(key, ""))
-                    cached = known or self._copy(directory, kind, key)
+                    cached = known or self._copy(directory, kind, most, key)
                     if known is None:
                         self._remember(key, cached.digest)
                 return replace(cached, revision=directory.revision)
@@ -94,11 +98,12 @@ class Cache:
             self._arrivals.forget()
             raise _disk_fault(uri, error) from error
 
-    def _copy(self, directory: Directory, kind: Kind, key: str | None = None) -> Cached:
+    def _copy(self, directory: Directory, kind: Kind, most: int | None, key: str | None = None) -> Cached:
         names = directory.names()
         folders = [] if config_file(kind) in names else directory.folders_with(config_file(kind))
         selected = select_files(names, kind, directory.uri, folders)
-        with self._arrivals.arrive(directory.uri, key) as arrival:
+        with self._arrivals.arrive(directory.uri, key, most) as arrival:
+            arrival.expect(sum(directory.size(name) or 0 for name in selected))
             records = [arrival.copy_file(directory, name) for name in selected]
             digest, size = digest_of(records), sum(record.size for record in records)
             return Cached(digest, self._contents.add(arrival.directory, digest, size), size)

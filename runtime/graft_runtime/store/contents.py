@@ -61,6 +61,20 @@ class Contents:
         sync(self._directory)
         return target
 
+    def check_room(self, size: int, uri: str) -> None:
+        """Check that so many bytes fit beside what is in use, before anything goes. Raises GraftError: NoCapacity."""
+        if self._capacity is None:
+            return
+        with self.lock:
+            in_use = self._in_use()
+            kept = sum(held for name, held in self._sizes.items() if f"sha256:{name}" in in_use)
+        if size > self._capacity - kept:
+            raise GraftError(
+                ErrorCode.NO_CAPACITY,
+                f"`{uri}` has {size} bytes; of the {self._capacity} bytes of the cache {kept} are in use",
+                hint="give the cache more bytes (spec.cache.size), or list fewer adapters",
+            )
+
     def take_room(self, size: int, uri: str) -> None:
         """Reserve bytes for what arrives from a URI. Raises GraftError: NoCapacity."""
         with self.lock:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from types import TracebackType
 from typing import NoReturn
 
@@ -27,6 +27,7 @@ class Download:
         pace: what the source must at least deliver.
         shown: how errors call the file; the URL itself may carry a signature.
         size: bytes, where the source announced them.
+        expect: called with the bytes that an answer announces, before any is read; raises where they are too many.
     """
 
     def __init__(
@@ -38,7 +39,9 @@ class Download:
         pace: Pace,
         shown: str,
         size: int | None = None,
+        expect: Callable[[int], None] = lambda size: None,
     ) -> None:
+        self._expect = expect
         self._client, self._url, self._headers, self._pace = client, url, headers, pace
         self._shown, self._size = shown, size
         self._position = 0
@@ -46,7 +49,7 @@ class Download:
         self._response: httpx2.Response | None = None
         self._pieces: Iterator[bytes] = iter(())
         self._failures = 0
-        self._window = (time.monotonic(), 0)
+        self._begun = time.monotonic()
 
     def __enter__(self) -> Download:
         return self
@@ -91,17 +94,19 @@ class Download:
             raise GraftError(
                 ErrorCode.DIGEST_MISMATCH, f"{self._shown} is longer than the {self._size} bytes that were announced"
             )
-        since, before = self._window
-        now = time.monotonic()
-        if now - since >= self._pace.window_seconds:
-            if self._position - before < self._pace.window_bytes:
-                self._unavailable(f"it delivers fewer than {self._pace.window_bytes} bytes in {now - since:.0f} s")
-            self._window = (now, self._position)
+        if self._late:
+            of = f" of {self._size}" if self._size is not None else ""
+            most = self._pace.seconds_for(self._position)
+            self._unavailable(f"{self._position}{of} bytes took more than {most:.0f} s, the most that they may take")
+
+    @property
+    def _late(self) -> bool:
+        return time.monotonic() - self._begun > self._pace.seconds_for(self._position)
 
     def _broke(self, why: str) -> None:
         self.close()
         self._failures += 1
-        if self._failures >= self._pace.tries:
+        if self._failures >= self._pace.tries or self._late:
             self._unavailable(f"{why}, {self._failures} times after {self._position} bytes")
         time.sleep(self._pace.pauses.seconds(self._failures))
 
@@ -136,6 +141,8 @@ class Download:
                 ErrorCode.DIGEST_MISMATCH, f"{self._shown} has {announced} bytes, the source listed {self._size}"
             )
         self._size = announced if self._size is None else self._size
+        if self._size is not None:
+            self._expect(self._size)
 
     def _check_resumed(self, response: httpx2.Response) -> None:
         tag = response.headers.get("etag")

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from weakref import WeakValueDictionary
 
 from graft_runtime.backoff import Backoff
 from graft_runtime.contract.checkpoints import Source
@@ -13,11 +14,14 @@ from graft_runtime.errors import ErrorCode, GraftError
 from graft_runtime.store.cache import Cache, Cached
 from graft_runtime.store.checkpoints import Kind
 from graft_runtime.store.sources import Sources
+from graft_runtime.threads import Threads
 
 logger = logging.getLogger(__name__)
 
-COPIES_AT_ONCE = 8
-"""More than slow sources are likely to be: the others wait while all threads are taken."""
+PER_ORIGIN = 4
+"""Copies of adapters at once from one host, or from one mount: what is slow has its own others wait."""
+COPIES = 64
+"""At once from all mounts, as many from all hosts, and as many for those who ask which bytes a source holds now."""
 RETRIES = Backoff(first_seconds=1.0, longest_seconds=60.0)
 SLOW_RETRIES = Backoff(first_seconds=4.0, longest_seconds=60.0)
 """Where a person must act: files may appear, or still be on their way."""
@@ -48,7 +52,10 @@ class Fetches:
         self._sources = sources
         self._cache = cache
         self._wait_seconds = wait_seconds
-        self._threads = ThreadPoolExecutor(COPIES_AT_ONCE, thread_name_prefix="copy")
+        self._bases, self._questions = Threads(1, "base"), Threads(COPIES, "resolve")
+        self._mounted, self._remote = Threads(COPIES, "mounted"), Threads(COPIES, "remote")
+        self._origins: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
+        """Of those that are being read."""
         self._running: dict[tuple[Source, Kind], asyncio.Task[Cached]] = {}
 
     async def resolve(self, source: Source, kind: Kind) -> Cached:
@@ -57,10 +64,13 @@ class Fetches:
         Raises:
             GraftError: see Cache.copy.
         """
+        return await self._joined(source, kind, self._questions)
+
+    async def _joined(self, source: Source, kind: Kind, threads: Threads) -> Cached:
         key = (source, kind)
         task = self._running.get(key)
         if task is None:
-            task = asyncio.create_task(self._copy(source, kind))
+            task = asyncio.create_task(self._copy(source, kind, threads))
             self._running[key] = task
             task.add_done_callback(lambda ended: self._ended(key, ended))
         return await asyncio.shield(task)
@@ -73,7 +83,7 @@ class Fetches:
         """
         if digest is not None and (cached := self._cache.find(digest)) is not None:
             return cached
-        cached = await self.resolve(source, kind)
+        cached = await self._joined(source, kind, self._threads(source, kind))
         if digest is not None and cached.digest != digest:
             raise GraftError(
                 ErrorCode.DIGEST_MISMATCH,
@@ -104,15 +114,21 @@ class Fetches:
         for task in list(self._running.values()):
             task.cancel()
         self._sources.close()
-        self._threads.shutdown(wait=False, cancel_futures=True)
 
     def _ended(self, key: tuple[Source, Kind], task: asyncio.Task[Cached]) -> None:
         self._running.pop(key, None)
         if not task.cancelled():
             task.exception()  # whoever asked may be gone; an error nobody takes is not a fault of ours
 
-    async def _copy(self, source: Source, kind: Kind) -> Cached:
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(
-            self._threads, self._cache.copy, self._sources, source.uri, kind, source.revision
-        )
+    def _threads(self, source: Source, kind: Kind) -> Threads:
+        if kind == "model":
+            return self._bases
+        return self._remote if self._sources.place(source.uri).scheme.mount == "remote" else self._mounted
+
+    async def _copy(self, source: Source, kind: Kind, threads: Threads) -> Cached:
+        copy = partial(self._cache.copy, self._sources, source.uri, kind, source.revision)
+        if threads is self._bases:
+            return await threads.run(copy)
+        origin = self._sources.place(source.uri).origin
+        async with self._origins.setdefault(origin, asyncio.Semaphore(PER_ORIGIN)):
+            return await threads.run(copy)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import os
 import socket
-from collections.abc import Iterable, Sequence
+import threading
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import httpx2
 
@@ -34,14 +36,19 @@ class Pace:
     """What a source must at least deliver."""
 
     silent_seconds: float = SILENT_SECONDS
-    """The longest pause between two pieces."""
-    window_seconds: float = 60.0
-    window_bytes: int = 1 << 20
-    """The least in any window."""
+    """The longest pause between two pieces, and the most until the head of an answer is whole."""
+    free_seconds: float = 60.0
+    """That a file may take whatever its size."""
+    bytes_per_second: int = 128 << 10
+    """The least rate beyond that, from the file's first byte on."""
     tries: int = 8
     """Connections in a row that bring nothing before we give up; the whole download is then tried again, later."""
     pauses: Backoff = PAUSES
     """Between them."""
+
+    def seconds_for(self, size: int) -> float:
+        """Return the most seconds that so many bytes may take."""
+        return self.free_seconds + size / self.bytes_per_second
 
 
 DEFAULT_PACE = Pace()
@@ -111,10 +118,14 @@ class GuardedTransport(httpx2.BaseTransport):
     """Resolves a host once, checks what it found, and connects to exactly that: no second look-up can differ.
 
     Plain http is for networks that the administrator allows; the certificate is that of the host's name.
+
+    Args:
+        guard: tells which addresses a source may have.
+        head_seconds: that an answer's head may take, however little of it comes at a time.
     """
 
-    def __init__(self, guard: AddressGuard) -> None:
-        self._guard = guard
+    def __init__(self, guard: AddressGuard, head_seconds: float) -> None:
+        self._guard, self._head_seconds = guard, head_seconds
         # A connection to an address must not serve two hosts: its certificate was checked for one of them.
         limits = httpx2.Limits(max_connections=64, max_keepalive_connections=0)
         try:
@@ -150,10 +161,14 @@ class GuardedTransport(httpx2.BaseTransport):
     def _first_answer(self, request: httpx2.Request, addresses: Sequence[Address]) -> httpx2.Response:
         for address in addresses[:-1]:
             try:
-                return self._inner.handle_request(_pinned(request, address))
+                return self._answer(_pinned(request, address))
             except (httpx2.ConnectError, httpx2.ConnectTimeout):
                 continue
-        return self._inner.handle_request(_pinned(request, addresses[-1]))
+        return self._answer(_pinned(request, addresses[-1]))
+
+    def _answer(self, request: httpx2.Request) -> httpx2.Response:
+        with _cut_after(self._head_seconds, request):
+            return self._inner.handle_request(request)
 
 
 def make_client(guard: AddressGuard, pace: Pace) -> httpx2.Client:
@@ -162,12 +177,42 @@ def make_client(guard: AddressGuard, pace: Pace) -> httpx2.Client:
     The environment's proxies, tokens and .netrc are not used.
     """
     return httpx2.Client(
-        transport=GuardedTransport(guard),
+        transport=GuardedTransport(guard, pace.silent_seconds),
         follow_redirects=True,
         max_redirects=MAX_REDIRECTS,
         timeout=httpx2.Timeout(pace.silent_seconds, connect=min(CONNECT_SECONDS, pace.silent_seconds)),
         trust_env=False,
     )
+
+
+@contextlib.contextmanager
+def _cut_after(seconds: float, request: httpx2.Request) -> Iterator[None]:
+    """Cut the connections that the request opens, once the block takes longer than so many seconds.
+
+    A time-out of httpx is one for each read, which a source that sends byte by byte never reaches.
+    """
+    connections: list[socket.socket] = []
+
+    def trace(event: str, info: dict[str, Any]) -> None:
+        if event == "connection.connect_tcp.complete":
+            connections.append(info["return_value"].get_extra_info("socket").dup())
+
+    def cut() -> None:
+        for connection in connections:
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+
+    request.extensions = {**request.extensions, "trace": trace}
+    timer = threading.Timer(seconds, cut)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+        timer.join()
+        for connection in connections:
+            connection.close()
 
 
 def parse_network(text: str) -> Network:

@@ -40,6 +40,8 @@ REFUSED = {
 }
 _PLAIN_STARTS = (None, True, False, "gaussian", "eva", "orthogonal", "mica")
 """Values of init_lora_weights that leave the base as it is."""
+MAX_INVOCATION = 256
+"""Tokens that each prompt is searched for."""
 BIASES = ("none", "all", "lora_only")
 
 
@@ -165,7 +167,10 @@ def _tokens(reader: FieldReader) -> Mapping[str, tuple[int, ...]]:
 
 def _invocation(reader: FieldReader) -> tuple[int, ...]:
     value = reader.config.get("alora_invocation_tokens")
-    return () if value in NEUTRAL else reader.tokens("alora_invocation_tokens", value)
+    tokens = () if value in NEUTRAL else reader.tokens("alora_invocation_tokens", value)
+    if len(tokens) > MAX_INVOCATION:
+        reader.faults.append(f"alora_invocation_tokens has {len(tokens)} tokens, expected at most {MAX_INVOCATION}")
+    return tokens
 
 
 def _check_together(read: LoraConfig, reader: FieldReader) -> None:

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 PISSA, OLORA = "pissa", "olora"
 STARTS = (PISSA, OLORA)
 """Values of init_lora_weights that took the start of A and B out of the base's weight."""
+_DECOMPOSITION = 20
+"""About the operations of a matrix's decomposition, as a multiple of rows × columns × the fewer of them."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,13 @@ class LinearLowRank(Part):
     def file_rank(self) -> int:
         """Return the rank of the tensors in the file."""
         return self.tensors["lora_A"].shape[0]
+
+    @property
+    def work(self) -> int:
+        inputs, outputs = self.tensors["lora_A"].shape[1], self.tensors["lora_B"].shape[0]
+        if self.start:
+            return _DECOMPOSITION * inputs * outputs * min(inputs, outputs)
+        return 0 if self.additive else inputs * outputs * self.rank
 
     @property
     def deltas(self) -> frozenset[DeltaKind]:

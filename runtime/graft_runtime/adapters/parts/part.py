@@ -97,6 +97,11 @@ class Part:
         return None
 
     @property
+    def work(self) -> int:
+        """Return about how many operations it takes to compile the part, beside reading its tensors."""
+        return 0
+
+    @property
     def deltas(self) -> frozenset[DeltaKind]:
         """Return all kinds of deltas that the part may be compiled to."""
         return frozenset({DeltaKind.LOW_RANK})

@@ -25,6 +25,8 @@ from graft_runtime.store.sources.directory import Access, Caps, Place, Spool
 
 ZIP_SUFFIX = ".zip"
 _BROKEN = (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, NotImplementedError)
+_Files = dict[str, tuple[Callable[[], IO[bytes]], int]]
+"""By path: what opens a file, and its bytes."""
 _HEADER_BYTES = 1 << 20
 """The most that one header of a tar archive may take; pieces of files are read in pieces of at most this size."""
 _DIRECTORY_BYTES = 4 << 20
@@ -37,7 +39,8 @@ def open_source(place: Place, access: Access) -> Iterator[ArchiveDirectory]:
     token = place.read_token()
     headers = {"Authorization": f"Bearer {token}"} if token else {}
     with access.spool() as kept:
-        with Download(access.client, place.uri, headers, pace=access.pace, shown=f"`{place.uri}`") as download:
+        shown = f"`{place.uri}`"
+        with Download(access.client, place.uri, headers, pace=access.pace, shown=shown, expect=kept.expect) as download:
             spool_archive(download.read, kept, place.uri, access.caps)
         yield open_archive(place.uri, kept.file, access.caps)
 
@@ -70,7 +73,7 @@ class ArchiveDirectory:
     revision: str | None = None
     identity: str | None = None
 
-    def __init__(self, uri: str, files: dict[str, Callable[[], IO[bytes]]]) -> None:
+    def __init__(self, uri: str, files: _Files) -> None:
         self.uri = uri
         tops = {path.partition("/")[0] for path in files if "/" in path}
         inside = len(tops) == 1 and all("/" in path for path in files)
@@ -87,9 +90,13 @@ class ArchiveDirectory:
     def open_file(self, name: str) -> Member:
         """Open a file of the directory. Raises GraftError: Corrupt."""
         try:
-            return Member(self._files[name](), self.uri, name)
+            return Member(self._files[name][0](), self.uri, name)
         except _BROKEN as error:
             _corrupt(self.uri, f"{name}: {error}", error)
+
+    def size(self, name: str) -> int | None:
+        """Return the bytes of a file as the archive's directory has them."""
+        return self._files[name][1]
 
     def check(self, record: FileRecord, copy: Path) -> None:
         """Do nothing: the archive's own checksums are compared while the archive is read."""
@@ -121,9 +128,9 @@ def open_archive(uri: str, file: IO[bytes], caps: Caps) -> ArchiveDirectory:
         _corrupt(uri, str(error), error)
 
 
-def _zip_files(uri: str, file: IO[bytes], caps: Caps, limit: int) -> dict[str, Callable[[], IO[bytes]]]:
+def _zip_files(uri: str, file: IO[bytes], caps: Caps, limit: int) -> _Files:
     archive = zipfile.ZipFile(cast(IO[bytes], _ShortReads(file, uri)))
-    files: dict[str, Callable[[], IO[bytes]]] = {}
+    files: _Files = {}
     infos = archive.infolist()
     _check_totals(uri, caps, limit, [info.file_size for info in infos])
     for info in infos:
@@ -134,14 +141,14 @@ def _zip_files(uri: str, file: IO[bytes], caps: Caps, limit: int) -> dict[str, C
             _unsafe(uri, f"{info.filename!r} is encrypted")
         path = _safe_path(uri, info.orig_filename, files)
         if not info.is_dir():
-            files[path] = partial(archive.open, info)
+            files[path] = partial(archive.open, info), info.file_size
     return files
 
 
-def _tar_files(uri: str, file: IO[bytes], caps: Caps, limit: int) -> dict[str, Callable[[], IO[bytes]]]:
+def _tar_files(uri: str, file: IO[bytes], caps: Caps, limit: int) -> _Files:
     content = _Capped(gzip.GzipFile(fileobj=file, mode="rb"), uri, limit)
     archive = tarfile.TarFile(fileobj=cast(IO[bytes], content), errorlevel=2)
-    files: dict[str, Callable[[], IO[bytes]]] = {}
+    files: _Files = {}
     sizes: list[int] = []
     for info in archive:
         sizes.append(info.size)
@@ -149,7 +156,7 @@ def _tar_files(uri: str, file: IO[bytes], caps: Caps, limit: int) -> dict[str, C
         if info.isdir():
             _safe_path(uri, info.name, files)
         elif info.type in {tarfile.REGTYPE, tarfile.AREGTYPE} and not info.issparse():
-            files[_safe_path(uri, info.name, files)] = partial(_open_tar_member, archive, info)
+            files[_safe_path(uri, info.name, files)] = partial(_open_tar_member, archive, info), info.size
         else:
             _unsafe(uri, f"{info.name!r} is a link or a device")
     content.headers_left = None

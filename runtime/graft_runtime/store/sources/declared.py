@@ -67,11 +67,12 @@ class Sources:
             GraftError: SourceNotDeclared, UnsafeFile, NotFound, Unauthorized, ForbiddenAddress, SourceUnavailable,
                 Corrupt, NoCapacity.
         """
-        place = self._place(uri, revision)
+        place = self.place(uri, revision)
         access = Access(self._client, self._pace, self._caps, self._settled_seconds, spool)
         return READERS[place.scheme.name](place, access)
 
-    def _place(self, uri: str, revision: str | None) -> Place:
+    def place(self, uri: str, revision: str | None = None) -> Place:
+        """Return what a URI names, before it is opened. Raises GraftError: SourceNotDeclared, UnsafeFile."""
         if (character := refused_character(uri)) is not None:
             raise GraftError(
                 ErrorCode.UNSAFE_FILE,

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Protocol, Self
+from urllib.parse import urlsplit
 
 import httpx2
 
@@ -55,6 +56,9 @@ class Directory(Protocol):
 
     def open_file(self, name: str) -> Reader: ...
 
+    def size(self, name: str) -> int | None:
+        """Return the bytes of a file as its source announces them, holes included; None where it does not."""
+
     def check(self, record: FileRecord, copy: Path) -> None:
         """Compare what was read with what the source announced. Raises GraftError: DigestMismatch."""
 
@@ -65,7 +69,10 @@ class Spool(Protocol):
     file: IO[bytes]
 
     def write(self, piece: bytes, /) -> None:
-        """Write all of a piece. Raises GraftError: NoCapacity; OSError."""
+        """Write all of a piece. Raises GraftError: TooLarge, NoCapacity; OSError."""
+
+    def expect(self, size: int, /) -> None:
+        """Check that there may be so many bytes, before any has come. Raises GraftError: TooLarge, NoCapacity."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +99,14 @@ class Place:
         """Return the server to ask, without a slash at its end; empty where the URI itself names the server."""
         declared = self.mount.endpoint if self.mount is not None else None
         return (declared or self.scheme.endpoint or "").rstrip("/")
+
+    @property
+    def origin(self) -> str:
+        """Return what all reads of the same source wait for: a host, or a mount."""
+        if self.scheme.mount == "remote":
+            return urlsplit(self.endpoint or self.uri).netloc
+        assert self.mount is not None, "only what is mounted is declared"
+        return self.mount.name
 
     def read_token(self) -> str | None:
         """Read the token of the source's Secret, at each use, so that a Secret that changes needs no restart.

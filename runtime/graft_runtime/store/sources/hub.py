@@ -99,13 +99,16 @@ class HubDirectory:
 
     def open_file(self, name: str) -> Download:
         """Open one of `names` for reading from the Hub; see Download.read for what reading raises."""
-        path = self._prefix + name
-        sibling = self._files[path]
-        size = sibling.lfs.size if sibling.lfs else sibling.size
+        path, size = self._prefix + name, self.size(name)
         url = hf_hub_url(self._address.repository, path, revision=self.revision, endpoint=self._address.endpoint)
         return Download(
             self._client, url, _headers(self._address), pace=self._pace, shown=f"`{self.uri}`: {name}", size=size
         )
+
+    def size(self, name: str) -> int | None:
+        """Return the bytes of a file as the Hub lists them."""
+        sibling = self._files[self._prefix + name]
+        return sibling.lfs.size if sibling.lfs else sibling.size
 
     def check(self, record: FileRecord, copy: Path) -> None:
         """Compare what was read with what the Hub lists. Raises GraftError: DigestMismatch."""
@@ -185,8 +188,8 @@ def _read_body(response: httpx2.Response, pace: Pace) -> bytes:
         body += piece
         if len(body) > MAX_LISTING_BYTES:
             raise httpx2.RemoteProtocolError(f"its listing is longer than {MAX_LISTING_BYTES} bytes")
-        if time.monotonic() - started > pace.window_seconds:
-            raise httpx2.ReadTimeout(f"its listing took longer than {pace.window_seconds:.0f} s")
+        if time.monotonic() - started > pace.free_seconds:
+            raise httpx2.ReadTimeout(f"its listing took longer than {pace.free_seconds:.0f} s")
     return bytes(body)
 
 

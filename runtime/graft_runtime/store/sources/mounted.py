@@ -114,6 +114,11 @@ class MountedDirectory:
         self._stamps[name] = Stamp.of(status)
         return os.fdopen(descriptor, "rb", buffering=0)
 
+    def size(self, name: str) -> int | None:
+        """Return the bytes of a file, holes included."""
+        stamp = self._stamp(name)
+        return stamp.size if stamp is not None else None
+
     def _stamp(self, name: str) -> Stamp | None:
         try:
             return Stamp.of(os.stat(name, dir_fd=self._descriptor, follow_symlinks=False))

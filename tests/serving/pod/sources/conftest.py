@@ -14,7 +14,7 @@ from graft_runtime.store.sources import Sources
 
 from tests.support.hub import Hub
 
-FAST = Pace(silent_seconds=2.0, window_seconds=0.3, window_bytes=4096, tries=3, pauses=Backoff(0.01, 8.0))
+FAST = Pace(silent_seconds=2.0, free_seconds=2.0, bytes_per_second=100_000, tries=3, pauses=Backoff(0.01, 8.0))
 LOOPBACK = (parse_network("127.0.0.0/8"),)
 
 

@@ -123,6 +123,22 @@ def test_the_certificate_is_that_of_the_name(web: Any, archives: Callable[[], So
     assert web.asked == []
 
 
+@pytest.mark.parametrize(
+    "content",
+    [bytes(5000), zipped(("adapter_config.json", CONFIG), ("adapter_model.safetensors", bytes(5000)))],
+    ids=["packed", "unpacked"],
+)
+def test_more_than_an_adapter_may_have(
+    web: Any, archives: Callable[[], Sources], tmp_path: Path, content: bytes, unfinished: Any
+) -> None:
+    web.files["/a.zip"] = content
+    cache = Cache(tmp_path / "small", None, tuple, adapter_bytes=1000)
+    with pytest.raises(GraftError) as caught:
+        cache.copy(archives(), f"{web.url}/a.zip", "adapter")
+    assert caught.value.code == "TooLarge"
+    assert unfinished() == []
+
+
 def test_more_than_the_cache_holds(web: Any, archives: Callable[[], Sources], tmp_path: Path, unfinished: Any) -> None:
     web.files["/a.tar.gz"] = tar(*FILES.items())
     cache = Cache(tmp_path / "small", 1000, tuple)

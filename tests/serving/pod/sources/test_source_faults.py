@@ -31,17 +31,18 @@ class Shop:
         self._entries: dict[str, AdapterEntry] = {}
         self._generation = 1
 
-    def offer(self, name: str, files: dict[str, bytes]) -> str:
+    def offer(self, name: str, files: dict[str, bytes], owner: str = "acme") -> str:
         """Puts an adapter on the Hub; the path of its weights on the other server."""
-        self.hub.put(f"acme/{name}", self.hub.commit, files, "main")
+        self.hub.put(f"{owner}/{name}", self.hub.commit, files, "main")
         return f"/{_sha256(files[WEIGHTS])}"
 
-    def order(self, name: str, files: dict[str, bytes]) -> None:
+    def order(self, name: str, files: dict[str, bytes], place: str = "hf://acme") -> None:
         """Has the pod serve it."""
         digest = digest_of(
             FileRecord(path, len(data), hashlib.sha256(data).hexdigest()) for path, data in files.items()
         )
-        source = Source(uri=f"hf://acme/{name}", revision=self.hub.commit)
+        revision = self.hub.commit if place.startswith("hf:") else None
+        source = Source(uri=f"{place}/{name}", revision=revision)
         self._entries[name] = AdapterEntry(name=name, source=source, digest=digest)
         self._generation += 1
         assert self.pod.push(self.pod.set_of(self._generation, *self._entries.values())).status == 200
@@ -79,10 +80,12 @@ def _sha256(content: bytes) -> str:
 
 @pytest.fixture
 def shop(hub: Any, secret: Path, make_pod: Callable[..., Any]) -> Iterator[Shop]:
+    slow_host = hub.url.replace("127.0.0.1", "localhost")  # another host, for what its name tells
     pod = make_pod(
         sources=(
             SourceMount(name="shelf", kind="claim"),
             SourceMount(name="acme", kind="remote", uri_prefixes=("hf://acme/",), endpoint=hub.url),
+            SourceMount(name="slow", kind="remote", uri_prefixes=("hf://slow/",), endpoint=slow_host),
         ),
         cache_bytes=CACHE_BYTES,
     )
@@ -130,13 +133,19 @@ def test_sources_that_fail_and_a_pod_that_goes_on(shop: Shop, files: Callable[[s
                 break
         handler.close_connection = True
 
-    slow_ones = {f"slow-{number}": slow | {WEIGHTS: slow[WEIGHTS] + bytes([number])} for number in range(3)}
+    slow_ones = {f"slow-{number}": slow | {WEIGHTS: slow[WEIGHTS] + bytes([number])} for number in range(8)}
     for name, content in slow_ones.items():
-        hub.cdn.faults[shop.offer(name, content)] = [drip] * 9
-        shop.order(name, content)
+        hub.cdn.faults[shop.offer(name, content, "slow")] = [drip] * 9
+        shop.order(name, content, "hf://slow")
     shop.offer("good", good)
     shop.order("good", good)
-    assert shop.ready("good").state in {AdapterState.MOUNTED, AdapterState.CACHED}
+    claimed = files("claimed")
+    (pod.shelf / "claimed").mkdir()
+    for file, data in claimed.items():
+        (pod.shelf / "claimed" / file).write_bytes(data)
+    shop.order("claimed", claimed, "pvc://shelf")
+    for name in ("good", "claimed"):
+        assert shop.ready(name).state in {AdapterState.MOUNTED, AdapterState.CACHED}
     assert {pod.report(name).state for name in slow_ones} == {AdapterState.FETCHING}
 
     # cut, and read on from where it broke

@@ -265,7 +265,13 @@ def test_a_slow_source_is_given_up(hub: Any, sources: Sources, cache: Cache) -> 
 
     hub.cdn.faults[hub.weights_path] = [drip] * 9
     fault = refusal(cache, sources)
-    assert (fault.code, "bytes in" in fault.message) == ("SourceUnavailable", True)
+    assert (fault.code, "bytes took" in fault.message) == ("SourceUnavailable", True)
+
+
+def test_what_the_hub_lists_as_too_large_is_not_asked_for(hub: Any, sources: Sources, tmp_path: Path) -> None:
+    cache = Cache(tmp_path / "small", None, tuple, adapter_bytes=len(hub.weights))
+    assert refusal(cache, sources).code == "TooLarge"
+    assert hub.cdn.paths() == []
 
 
 def test_more_than_the_cache_holds_is_no_capacity(hub: Any, sources: Sources, tmp_path: Path, unfinished: Any) -> None:

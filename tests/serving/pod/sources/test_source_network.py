@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import socket
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,31 @@ from graft_runtime.store.network import AddressGuard, Pace, make_client, parse_n
 
 PACE = Pace(silent_seconds=2.0)
 LOOPBACK = AddressGuard([parse_network("127.0.0.0/8")])
+
+
+@pytest.mark.parametrize("before", [b"", b"HTTP/1.1 200 OK\r\nX-More: "])
+def test_an_answer_that_begins_byte_by_byte_is_not_waited_for(before: bytes) -> None:
+    ended = threading.Event()
+
+    def dawdle() -> None:
+        connection, _ = listening.accept()
+        with connection:
+            connection.sendall(before)
+            while not ended.wait(0.02):
+                with contextlib.suppress(OSError):
+                    connection.sendall(b"x" if before else b"\r\n")
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        server = threading.Thread(target=dawdle)
+        server.start()
+        with (
+            make_client(LOOPBACK, Pace(silent_seconds=0.3)) as client,
+            pytest.raises(httpx2.HTTPError),
+            client.stream("GET", f"http://127.0.0.1:{listening.getsockname()[1]}/"),
+        ):
+            pass
+        ended.set()
+        server.join()
 
 
 @pytest.mark.parametrize("content", [None, "no certificate"])
