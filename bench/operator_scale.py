@@ -199,7 +199,8 @@ async def _versions(cluster: Cluster, namespace: str) -> Versions:
     return {
         (kind.name, body["metadata"]["name"]): body["metadata"]["resourceVersion"]
         for kind in watched_kinds()
-        for body in await cluster.list(kind.name, namespace, kind.selector, metadata_only=True)
+        async for page in cluster.pages(kind.name, namespace, kind.selector)
+        for body in page.items
     }
 
 
@@ -226,9 +227,10 @@ async def _is_idle(operator: OperatorProcess) -> bool:
 
 async def _is_settled(cluster: Cluster, namespace: str, pools: int) -> bool:
     """The controllers have said all that they will, and each status tells so."""
-    statuses = [body.get("status", {}) for body in await cluster.list(ADAPTER_DEPLOYMENT.name, namespace, None)]
-    conditions = [{found["type"]: found["status"] for found in status.get("conditions", ())} for status in statuses]
-    return [found.get("Reconciling") for found in conditions] == ["False"] * pools
+    found = [page async for page in cluster.pages(ADAPTER_DEPLOYMENT.name, namespace, None)]
+    statuses = [body.get("status", {}) for page in found for body in page.items]
+    conditions = [{one["type"]: one["status"] for one in status.get("conditions", ())} for status in statuses]
+    return [one.get("Reconciling") for one in conditions] == ["False"] * pools
 
 
 async def _until(holds: Callable[[], Awaitable[bool]], what: str) -> None:

@@ -24,6 +24,8 @@ from graft_operator.settings import Settings
 logger = logging.getLogger(__name__)
 
 WORKERS = 16
+NAMESPACE_WORKERS = 12
+"""That may be at work for one namespace at the same time."""
 KOPF_ENDS_SECONDS = 2.0
 RETRY_SECONDS = 1.0
 
@@ -33,7 +35,7 @@ class Operator:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._queue: WorkQueue[PoolKey] = WorkQueue()
+        self._queue: WorkQueue[PoolKey] = WorkQueue(group=lambda key: key.namespace, share=NAMESPACE_WORKERS)
         self._store = Store(self._queue.mark)
         self._stopping = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
@@ -92,7 +94,6 @@ class Operator:
         assert self._sync is not None
         self._tasks = [
             *(asyncio.create_task(self._reconciler.work(), name=f"worker {number}") for number in range(WORKERS)),
-            asyncio.create_task(self._sync.run(), name="sync"),
             asyncio.create_task(self._keyring.watch(self._mark_all), name="keys"),
         ]
         stop_kopf = asyncio.Event()
@@ -100,7 +101,7 @@ class Operator:
             handlers.watch(
                 self._settings,
                 access=self._cluster.access,
-                on_event=self._sync.take,
+                feed=self._sync,
                 on_started=self._take_signals,
                 stop=stop_kopf,
             ),

@@ -28,6 +28,8 @@ class Kind:
     """Return the pool that an object belongs to, or None where it belongs to none. Kinds without it are not watched."""
     selector: str | None = None
     """The label selector of lists and watches; None: all objects."""
+    made: bool = False
+    """Pools make it: an object is one of theirs only where the pool controls it."""
 
     @property
     def api_version(self) -> str:
@@ -56,17 +58,18 @@ def named_by_label(body: Mapping[str, Any]) -> PoolKey | None:
     return None if name is None else PoolKey(body["metadata"]["namespace"], name)
 
 
-def _child(name: str, group: str, version: str, plural: str) -> Kind:
-    return Kind(name, group, version, plural, named_by_label, DEPLOYMENT_LABEL)
+def _child(name: str, group: str, version: str, plural: str, *, made: bool = True) -> Kind:
+    return Kind(name, group, version, plural, named_by_label, DEPLOYMENT_LABEL, made)
 
 
 ADAPTER_DEPLOYMENT = Kind("AdapterDeployment", "graft.dev", "v1alpha1", "adapterdeployments", named_by_itself)
 CONFIG_MAP = _child("ConfigMap", "", "v1", "configmaps")
 DEPLOYMENT = _child("Deployment", "apps", "v1", "deployments")
+REPLICA_SET = _child("ReplicaSet", "apps", "v1", "replicasets", made=False)
 NETWORK_POLICY = _child("NetworkPolicy", "networking.k8s.io", "v1", "networkpolicies")
 POD_DISRUPTION_BUDGET = _child("PodDisruptionBudget", "policy", "v1", "poddisruptionbudgets")
 SERVICE = _child("Service", "", "v1", "services")
-POD = _child("Pod", "", "v1", "pods")
+POD = _child("Pod", "", "v1", "pods", made=False)
 EVENT = Kind("Event", "", "v1", "events")
 SECRET = Kind("Secret", "", "v1", "secrets")
 
@@ -76,6 +79,7 @@ KINDS = {
         ADAPTER_DEPLOYMENT,
         CONFIG_MAP,
         DEPLOYMENT,
+        REPLICA_SET,
         NETWORK_POLICY,
         POD_DISRUPTION_BUDGET,
         SERVICE,

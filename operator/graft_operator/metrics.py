@@ -20,6 +20,15 @@ REQUESTS = Counter(
     ["method", "status"],
     registry=REGISTRY,
 )
+UNREADABLE = Counter(
+    "graft_operator_unreadable_objects",
+    "Objects and events that were left out, for they can't be read",
+    ["kind"],
+    registry=REGISTRY,
+)
+DROPPED_EVENTS = Counter(
+    "graft_operator_dropped_events", "Events that were not written, for there were too many", registry=REGISTRY
+)
 OBSERVED = Gauge(
     "graft_operator_observed_timestamp_seconds",
     "Unix time at which a pass had ended over each pool that was there at the start; 0: not yet",

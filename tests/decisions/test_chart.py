@@ -161,6 +161,7 @@ OPERATOR_VERBS = {
     "adapterdeployments/status.graft.dev": {"get", "patch"},
     "adapterdeployments/finalizers.graft.dev": {"update"},
     "deployments.apps": WRITTEN,
+    "replicasets.apps": READ,
     "services": WRITTEN,
     "configmaps": WRITTEN,
     "poddisruptionbudgets.policy": WRITTEN,

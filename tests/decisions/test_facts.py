@@ -20,6 +20,7 @@ from graft_runtime.contract.checkpoints import Source
 from graft_runtime.contract.config import EngineConfig
 from graft_runtime.contract.facts import AdapterFacts, DeltaKind
 from graft_runtime.contract.status import AdapterReport
+from graft_runtime.contract.wire import Text
 from graft_runtime.messages import (
     FRAME_HEADER_BYTES,
     Mounted,
@@ -41,6 +42,7 @@ VALUES: dict[Any, Any] = {
     int: 3,
     bool: False,
     str | None: "a → b",
+    Text | None: "a → b",
     int | None: 330,
 }
 FACTS = AdapterFacts.model_validate(

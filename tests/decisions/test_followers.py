@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from typing import cast
 
 import pytest
-from graft_operator.clients.followers import FollowerLimits, PodFollower, updated
+from graft_operator.clients.followers import MAX_REPORTS, FollowerLimits, PodFollower, updated
 from graft_operator.clients.resolutions import Resolutions
 from graft_operator.clients.runtime_client import (
     OtherVersionError,
@@ -16,6 +16,7 @@ from graft_operator.clients.runtime_client import (
     RuntimeRefusedError,
     RuntimeUnreachableError,
 )
+from graft_operator.clients.shares import Room
 from graft_operator.decisions.observed import PodReport
 from graft_operator.keys import PoolKey
 from graft_runtime.backoff import Backoff
@@ -241,8 +242,8 @@ async def test_a_question_is_asked_until_there_is_an_answer(pod: Pod) -> None:
     source = Source(uri="pvc://shelf/a")
     asked = Resolutions(cast(RuntimeClient, pod), marks.append, clock=lambda: 1000.0, again_seconds=0)
     pod.resolutions = [Resolution(), Resolution(), Resolution(digest="sha256:" + "a" * 64)]
-    asked.ask(KEY, source, POD)
-    asked.ask(KEY, source, POD)
+    asked.ask(KEY, source, [POD])
+    asked.ask(KEY, source, [POD])
     await until(lambda: marks == [KEY])
     assert asked.known(KEY)[source].digest == "sha256:" + "a" * 64
     asked.keep(KEY, ())
@@ -258,13 +259,93 @@ async def test_faults_are_asked_again_later_and_later(pod: Pod) -> None:
     pod.resolutions = [fault, fault, RuntimeUnreachableError("gone")]
     waits = []
     for count in (1, 2):
-        asked.ask(KEY, source, POD)
+        asked.ask(KEY, source, [POD])
         await until(lambda: len(marks) == count)  # noqa: B023 - awaited in this turn
         waits.append(asked.known(KEY)[source].retry_at)
     assert waits == [1004.0, 1008.0]
-    asked.ask(KEY, source, POD)
+    asked.ask(KEY, source, [POD])
     await until(lambda: len(marks) == 3)
     found = asked.known(KEY)[source].fault
     assert found is not None, "a pod that could not be asked takes no answer back"
     assert found.code is ErrorCode.NOT_FOUND
     await asked.close()
+
+
+class Pods:
+    """Stands in for the client of several pods: what each answers, by its address; nothing: it hangs."""
+
+    def __init__(self, **answers: Resolution | Exception) -> None:
+        self.answers = answers
+        self.asked: list[str] = []
+
+    async def resolve(self, pod: PodAddress, request: ResolveRequest) -> Resolution:
+        self.asked.append(pod.uid)
+        answer = self.answers.get(pod.uid)
+        if answer is None:
+            await asyncio.Event().wait()
+        if isinstance(answer, Exception):
+            raise answer
+        assert answer is not None
+        return answer
+
+
+FOUND = Resolution(digest="sha256:" + "a" * 64)
+HUNG_FIRST = [PodAddress(uid, "10.0.0.1") for uid in ("hung", "well", "idle")]
+
+
+@pytest.mark.parametrize(
+    ("answers", "asked"),
+    [
+        pytest.param({"hung": FOUND}, ["hung"], id="the-first-answers"),
+        pytest.param({"well": FOUND}, ["hung", "well"], id="the-first-hangs"),
+        pytest.param({"hung": RuntimeUnreachableError("no"), "well": FOUND}, ["hung", "well"], id="the-first-is-gone"),
+        pytest.param({"idle": FOUND}, ["hung", "well", "idle"], id="two-hang"),
+    ],
+)
+async def test_a_pod_that_hangs_delays_no_answer(answers: dict[str, Resolution | Exception], asked: list[str]) -> None:
+    marks: list[PoolKey] = []
+    pods, source = Pods(**answers), Source(uri="pvc://shelf/a")
+    found = Resolutions(cast(RuntimeClient, pods), marks.append, patience_seconds=0.01)
+    found.ask(KEY, source, HUNG_FIRST)
+    await until(lambda: marks == [KEY])
+    assert found.known(KEY)[source].digest == FOUND.digest
+    assert pods.asked == asked
+    await found.close()
+
+
+async def test_where_no_pod_answers_the_source_is_asked_about_again_soon() -> None:
+    marks: list[PoolKey] = []
+    gone, source = RuntimeUnreachableError("no"), Source(uri="pvc://shelf/a")
+    pods = Pods(hung=gone, well=gone, idle=gone)
+    found = Resolutions(cast(RuntimeClient, pods), marks.append, clock=lambda: 1000.0, patience_seconds=0.01)
+    found.ask(KEY, source, HUNG_FIRST)
+    await until(lambda: marks == [KEY])
+    assert found.known(KEY)[source].retry_at == 1001.0
+    assert pods.asked == ["hung", "well", "idle"]
+    await found.close()
+
+
+def test_of_a_pod_that_names_adapters_without_end_some_are_remembered() -> None:
+    known = None
+    for turn in range(3):
+        known = updated(known, status(*(f"lie-{turn}-{number}" for number in range(MAX_REPORTS))))
+    assert known is not None
+    assert len(known.adapters) == MAX_REPORTS
+
+
+async def test_a_namespace_whose_pods_report_too_much_is_not_believed_and_others_are(pod: Pod) -> None:
+    room = Room(10_000)
+    liar = PodFollower(cast(RuntimeClient, pod), PodAddress("liar", "10.0.0.1", "bad"), lambda: None, HURRIED, room)
+    pod.answers.put_nowait(status(*(f"lie-{number}" for number in range(500))))
+    await until(lambda: liar.report.asked)
+    assert liar.report.status is None
+    assert liar.report.unreachable is not None
+    other = Pod()
+    honest = PodFollower(
+        cast(RuntimeClient, other), PodAddress("good", "10.0.0.2", "good"), lambda: None, HURRIED, room
+    )
+    other.answers.put_nowait(status("a"))
+    await until(lambda: honest.report.status is not None)
+    await asyncio.gather(*liar.stop(), *honest.stop(), return_exceptions=True)
+    assert room.take("bad", 10_000)
+    assert room.take("good", 10_000), "what a pod took is given back with it"

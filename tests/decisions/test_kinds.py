@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping
 from typing import Any, cast
 
 import pytest
-from graft_operator.clients.cluster import Access, Cluster
+from graft_operator.clients.cluster import Access, Cluster, Page
 from graft_operator.keys import ObjectKey, PoolKey
 from graft_operator.kinds import ADAPTER_DEPLOYMENT, KINDS, POD, Kind, watched_kinds
 from graft_operator.loop.handlers import make_registry
@@ -15,6 +15,7 @@ from graft_operator.loop.sync import Sync
 from graft_operator.settings import Settings
 
 KEY = PoolKey("team", "support")
+SETTINGS = Settings(namespace="graft-system", runtime_image="runtime", watch_namespaces=("team",))
 TOY = {
     "metadata": {"namespace": "team", "name": "spinning-top", "uid": "t", "resourceVersion": "1"},
     "spec": {"adapterDeploymentName": "support"},
@@ -39,11 +40,9 @@ class Listing:
     def __init__(self) -> None:
         self.listed: list[str] = []
 
-    async def list(
-        self, kind: str, namespace: str | None, label_selector: str | None, *, metadata_only: bool = False
-    ) -> Sequence[dict[str, Any]]:
+    async def pages(self, kind: str, namespace: str | None, label_selector: str | None) -> AsyncIterator[Page]:
         self.listed.append(kind)
-        return [TOY] if kind == "Toy" else []
+        yield Page([TOY] if kind == "Toy" else [], "1")
 
 
 @pytest.mark.parametrize(
@@ -64,8 +63,7 @@ def test_the_path_of_all_objects() -> None:
 async def test_a_new_kind_is_listed_and_stored_and_marks_its_pool(toy: Kind) -> None:
     marked: list[PoolKey] = []
     store, api = Store(marked.append), Listing()
-    settings = Settings(namespace="graft-system", runtime_image="runtime", watch_namespaces=("team",))
-    await Sync(cast(Cluster, api), store, settings).load()
+    await Sync(cast(Cluster, api), store, SETTINGS).load()
     assert api.listed == [kind.name for kind in watched_kinds()]
     assert marked == [KEY]
     assert [(child.kind, child.name) for child in store.children(KEY)] == [("Toy", "spinning-top")]
@@ -78,7 +76,8 @@ def test_a_new_kind_is_watched(toy: Kind) -> None:
     async def access() -> Access:
         raise AssertionError
 
-    registry = make_registry(access, lambda kind, event, body: None)
+    feed = Sync(cast(Cluster, Listing()), Store(lambda key: None), SETTINGS)
+    registry = make_registry(access, feed, SETTINGS.watch_namespaces)
     selectors = [handler.selector for handler in registry._watching.get_all_handlers()]
     assert [selector and (selector.group, selector.version, selector.any_name) for selector in selectors] == [
         (kind.group, kind.version, kind.plural) for kind in watched_kinds()

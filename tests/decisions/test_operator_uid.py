@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import pwd
+from collections.abc import Mapping
+from typing import Any
 
 import pytest
-from graft_operator.clients.cluster import Access
+from graft_operator.clients.cluster import Access, UnavailableError
+from graft_operator.kinds import Kind
 from graft_operator.loop import handlers
 from graft_operator.settings import Settings
 
@@ -28,7 +31,7 @@ async def test_watches_start_under_a_uid_without_an_entry(monkeypatch: pytest.Mo
     await handlers.watch(
         Settings(namespace="graft-system", runtime_image="graft-runtime:1"),
         access=_no_server,
-        on_event=lambda *_: None,
+        feed=_Feed(),
         on_started=on_started,
         stop=stop,
     )
@@ -37,3 +40,13 @@ async def test_watches_start_under_a_uid_without_an_entry(monkeypatch: pytest.Mo
 
 async def _no_server() -> Access:
     return Access("http://127.0.0.1:9", None, None, None, None, verify=True)
+
+
+class _Feed:
+    """Takes nothing."""
+
+    async def list(self, kind: Kind, namespace: str | None) -> str:
+        raise UnavailableError("there is no server")
+
+    def take(self, kind: Kind, event: str, body: Mapping[str, Any]) -> None:
+        raise AssertionError

@@ -45,7 +45,7 @@ from tests.support.pools import (
 def test_an_unknown_digest_is_asked_of_one_pod_and_the_entry_waits_for_it() -> None:
     observed = with_pods(carried_out(fresh(spec_of(BILLING)), plan_of(fresh(spec_of(BILLING)))), ready=False)
     plan = plan_of(observed)
-    assert [(resolve.pod.name, resolve.source.uri) for resolve in plan.resolves] == [("support-0", BILLING["uri"])]
+    assert [(resolve.pods[0].name, resolve.source.uri) for resolve in plan.resolves] == [("support-0", BILLING["uri"])]
     assert stored_sets(observed)[next(iter(stored_sets(observed)))].adapters[0].digest is None
     assert adapter(plan, "billing").reason == "Resolving"
     assert told(plan)["Stalled"] == ("False", "NoFault")
@@ -56,7 +56,7 @@ def test_a_pod_of_the_current_template_is_asked_before_others() -> None:
     observed = with_pods(carried_out(fresh(spec_of(BILLING)), plan_of(fresh(spec_of(BILLING)))))
     old, new = observed.pods
     mixed = replace(observed, pods=(replace(old, template_hash="before"), replace(new, ready=False)))
-    assert [resolve.pod.name for resolve in plan_of(mixed).resolves] == [new.name]
+    assert [resolve.pods[0].name for resolve in plan_of(mixed).resolves] == [new.name]
 
 
 def test_a_source_that_can_t_be_resolved_tells_the_pods_why_so_that_none_waits_for_it() -> None:

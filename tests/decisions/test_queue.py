@@ -42,6 +42,15 @@ async def taken(queue: WorkQueue[Key]) -> Key | None:
     return None
 
 
+async def several(queue: WorkQueue[str], count: int) -> list[str | None]:
+    """What can be taken at this moment, one after the other."""
+    found: list[str | None] = []
+    for _ in range(count):
+        key = await taken(queue)
+        found.append(key)
+    return found
+
+
 async def test_a_burst_becomes_one_pass(queue: WorkQueue[str], clock: Clock) -> None:
     for _ in range(5):
         queue.mark("a")
@@ -116,3 +125,53 @@ async def test_a_waiting_worker_wakes_up() -> None:
     await asyncio.sleep(0)
     queue.mark("a", after=0)
     assert await asyncio.wait_for(waiting, 1) == "a"
+
+
+async def test_a_group_with_many_keys_keeps_no_other_waiting(clock: Clock) -> None:
+    queue = WorkQueue[str](clock, group=lambda key: key.partition("/")[0])
+    for number in range(100):
+        queue.mark(f"many/{number}")
+    clock.now += 1
+    assert await taken(queue) == "many/0"
+    queue.mark("few/0", after=0)
+    queue.mark("few/1", after=0)
+    assert await several(queue, 4) == ["many/1", "few/0", "many/2", "few/1"]
+
+
+async def test_a_group_leaves_workers_for_the_others(clock: Clock) -> None:
+    queue = WorkQueue[str](clock, group=lambda key: key.partition("/")[0], share=2)
+    for number in range(3):
+        queue.mark(f"many/{number}", after=0)
+    assert await several(queue, 3) == ["many/0", "many/1", None]
+    queue.mark("few/0", after=0)
+    assert await taken(queue) == "few/0"
+    waiting = asyncio.ensure_future(queue.take())
+    await asyncio.sleep(0)
+    queue.done("many/0")
+    assert await asyncio.wait_for(waiting, 1) == "many/2"
+
+
+async def test_what_is_due_and_marked_again_is_taken_once(clock: Clock) -> None:
+    queue = WorkQueue[str](clock, share=1)
+    queue.mark("a", after=0)
+    queue.mark("b", after=0)
+    assert await taken(queue) == "a"
+    assert await taken(queue) is None
+    queue.mark("b", after=0)
+    queue.mark("b")
+    queue.done("a")
+    assert await taken(queue) == "b"
+    queue.done("b")
+    clock.now += 1
+    assert await taken(queue) is None
+
+
+async def test_a_retry_is_taken_once(clock: Clock) -> None:
+    queue = WorkQueue[str](clock)
+    queue.mark("a", after=0)
+    assert await taken(queue) == "a"
+    queue.retry("a")
+    queue.done("a")
+    clock.now += RETRIES.first_seconds
+    queue.mark("b", after=0)
+    assert await several(queue, 3) == ["a", "b", None]

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
+import json
 from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
 
 import pytest
 from aiohttp import web
 from graft_operator.clients import runtime_client
 from graft_operator.clients.runtime_client import (
+    POLLS_A_SECOND,
+    POLLS_AT_ONCE,
     PodAddress,
     RuntimeClient,
     RuntimeRefusedError,
@@ -24,7 +29,7 @@ from tests.support.adapter_sets import set_of
 
 POD = PodAddress("pod-uid", "127.0.0.1")
 SET = set_of(3)
-Handler = Callable[[web.Request], Awaitable[web.Response]]
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 @pytest.fixture
@@ -145,3 +150,121 @@ async def test_a_resolution_comes_back(client: RuntimeClient, serve: Serve) -> N
 
 def test_addresses_of_version_6_are_bracketed() -> None:
     assert PodAddress("uid", "fd00::1").url == "http://[fd00::1]:8001"
+
+
+@pytest.mark.parametrize("announced", [True, False])
+async def test_an_answer_without_end_is_broken_off(
+    client: RuntimeClient, serve: Serve, monkeypatch: pytest.MonkeyPatch, announced: bool
+) -> None:
+    monkeypatch.setattr(runtime_client, "ANSWER_BYTES", 100_000)
+    sent = 0
+
+    async def flood(request: web.Request) -> web.StreamResponse:
+        nonlocal sent
+        response = web.StreamResponse(headers={"Content-Length": str(2**40)} if announced else {})
+        await response.prepare(request)
+        while True:
+            await response.write(b"[" * 10_000)
+            sent += 10_000
+
+    await serve(flood)
+    with pytest.raises(RuntimeUnreachableError, match="larger than 100000 bytes"):
+        await client.status(POD, "", 0)
+    assert sent < 20 * 2**20
+
+
+async def test_pods_of_one_namespace_share_the_room_for_their_answers(
+    client: RuntimeClient, serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    both, done = asyncio.Barrier(2), asyncio.Event()
+    client._reading.most = 150_000
+
+    async def slow(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse()
+        await response.prepare(request)
+        await response.write(b"x" * 100_000)
+        await both.wait()
+        await done.wait()
+        return response
+
+    await serve(slow)
+    asked = [asyncio.create_task(client.status(POD, "", 0)) for _ in range(2)]
+    await asyncio.wait(asked, return_when=asyncio.FIRST_COMPLETED)
+    refused = next(task for task in asked if task.done())
+    with pytest.raises(RuntimeUnreachableError, match="too much is being read at once"):
+        refused.result()
+    done.set()
+    await asyncio.gather(*asked, return_exceptions=True)
+    assert client._reading.take(POD.namespace, 150_000)
+
+
+async def test_a_packed_answer_is_not_unpacked(client: RuntimeClient, serve: Serve) -> None:
+    async def bomb(_: web.Request) -> web.Response:
+        return web.Response(body=gzip.compress(b"[" * 2**24), headers={"Content-Encoding": "gzip"})
+
+    await serve(bomb)
+    with pytest.raises(RuntimeUnreachableError, match="no RuntimeStatus"):
+        await client.status(POD, "", 0)
+
+
+async def test_a_pod_that_always_has_news_is_asked_a_few_times_a_second(
+    client: RuntimeClient, serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slept: list[float] = []
+    real_sleep = asyncio.sleep
+
+    async def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        await real_sleep(0)
+
+    async def news(_: web.Request) -> web.Response:
+        return web.Response(status=204)
+
+    monkeypatch.setattr(asyncio, "sleep", sleep)
+    await serve(news)
+    for _ in range(POLLS_AT_ONCE + 8):
+        await client.status(POD, "", 0)
+    assert slept[:POLLS_AT_ONCE] == [0] * POLLS_AT_ONCE
+    assert slept[-1] > 0.5 * 8 / POLLS_A_SECOND
+    await client.status(PodAddress("another", "127.0.0.1"), "", 0)
+    assert slept[-1] == 0
+
+
+@pytest.mark.parametrize(
+    "lie",
+    [
+        {"bootId": "x" * 1000},
+        {"base": {"name": "x" * 1000, "state": "Serving"}},
+        {"sequence": 2**70},
+        {"adapters": [{"name": "x" * 1000, "state": "Mounted"}]},
+        {"adapters": [{"name": "a", "state": "Mounted", "revision": "x" * 1000}]},
+        {
+            "adapters": [
+                {
+                    "name": "a",
+                    "state": "Mounted",
+                    "facts": {"method": "LORA", "rank": 10**9, "moduleCount": 1, "deltas": []},
+                }
+            ]
+        },
+    ],
+)
+async def test_what_no_runtime_says_counts_as_no_answer(
+    client: RuntimeClient, serve: Serve, lie: dict[str, Any]
+) -> None:
+    told = {"bootId": "b", "sequence": 1, "poolUid": "p", "configHash": "c", "ready": True}
+    told |= {"base": {"name": "base", "state": "Serving"}, "adapterSet": {"generation": 1}}
+    await serve(_says(json.dumps(told)))
+    assert await client.status(POD, "", 0) is not None
+
+    answer = _says(json.dumps(told | lie))
+    await serve(answer)
+    with pytest.raises(RuntimeUnreachableError, match="no RuntimeStatus"):
+        await client.status(POD, "", 0)
+
+
+def _says(text: str) -> Handler:
+    async def answer(_: web.Request) -> web.Response:
+        return web.Response(text=text)
+
+    return answer

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import AsyncIterator
 from typing import Any, cast
 
 import pytest
-from graft_operator.clients.cluster import Cluster, ConflictError, RejectedError, UnavailableError
+from graft_operator.clients.cluster import Cluster, ConflictError, Page, RejectedError, UnavailableError
 from graft_operator.clients.control_tokens import new_key, to_secret_data
 from graft_operator.clients.keyring import Keyring
-from graft_operator.keys import PoolKey
-from graft_operator.kinds import watched_kinds
+from graft_operator.keys import ObjectKey, PoolKey
+from graft_operator.kinds import ADAPTER_DEPLOYMENT, POD
 from graft_operator.loop.store import Store
-from graft_operator.loop.sync import Sync, SyncLimits
+from graft_operator.loop.sync import Sync
 from graft_operator.settings import Settings
 
-from tests.support.waiting import until
+from tests.support.bodies import makers, pod_body, pool_body
 
 SETTINGS = Settings(namespace="graft-system", runtime_image="runtime", watch_namespaces=("team",))
 KEY = PoolKey("team", "support")
@@ -30,15 +30,14 @@ class Api:
         self.errors: list[Exception] = []
         self.secret: dict[str, Any] | None = None
         self.rival: dict[str, Any] | None = None
-        self.listed: list[tuple[str, str | None, str | None, bool]] = []
+        self.listed: list[tuple[str, str | None, str | None]] = []
+        self.unreadable: dict[str, str] = {}
 
-    async def list(
-        self, kind: str, namespace: str | None, label_selector: str | None, *, metadata_only: bool = False
-    ) -> Sequence[dict[str, Any]]:
-        self.listed.append((kind, namespace, label_selector, metadata_only))
+    async def pages(self, kind: str, namespace: str | None, label_selector: str | None) -> AsyncIterator[Page]:
+        self.listed.append((kind, namespace, label_selector))
         if self.errors:
             raise self.errors.pop(0)
-        return [body for found, body in self.bodies if found == kind]
+        yield Page([body for found, body in self.bodies if found == kind], "77", self.unreadable.get(kind))
 
     async def get(self, kind: str, namespace: str, name: str) -> dict[str, Any] | None:
         if self.errors:
@@ -53,19 +52,12 @@ class Api:
         return body
 
 
-def pool() -> tuple[str, dict[str, Any]]:
-    metadata = {"namespace": "team", "name": "support", "uid": "p", "resourceVersion": "1"}
-    return "AdapterDeployment", {"metadata": metadata, "spec": {}}
-
-
 def pod(name: str) -> tuple[str, dict[str, Any]]:
-    labels = {"graft.dev/deployment": "support"}
-    metadata = {"namespace": "team", "name": name, "uid": name, "resourceVersion": "1", "labels": labels}
-    return "Pod", {"metadata": metadata}
+    return "Pod", pod_body(name)
 
 
-def sync_of(api: Api, store: Store, **limits: float) -> Sync:
-    return Sync(cast(Cluster, api), store, SETTINGS, SyncLimits(**limits))
+def sync_of(api: Api, store: Store) -> Sync:
+    return Sync(cast(Cluster, api), store, SETTINGS, retry_seconds=0)
 
 
 @pytest.fixture
@@ -74,15 +66,15 @@ def store() -> Store:
 
 
 async def test_the_first_load_waits_for_the_definition(store: Store) -> None:
-    api = Api(pool(), pod("a"))
+    api = Api(*makers(), pod("a"))
     api.errors = [RejectedError("the server could not find the requested resource", 404), UnavailableError("later")]
-    found = sync_of(api, store, retry_seconds=0)
+    found = sync_of(api, store)
     await found.load()
     assert found.loaded
     assert store.pool(KEY) is not None
     assert [view.name for view in store.pods(KEY)] == ["a"]
-    assert ("AdapterDeployment", "team", None, False) in api.listed
-    assert ("Pod", "team", "graft.dev/deployment", False) in api.listed
+    assert ("AdapterDeployment", "team", None) in api.listed
+    assert ("Pod", "team", "graft.dev/deployment") in api.listed
 
 
 async def test_missing_rights_end_the_process_at_once(store: Store) -> None:
@@ -92,43 +84,51 @@ async def test_missing_rights_end_the_process_at_once(store: Store) -> None:
         await sync_of(api, store).load()
 
 
-async def test_what_was_deleted_unseen_is_pruned(store: Store) -> None:
-    api = Api(pool(), pod("a"), pod("b"))
+async def test_a_list_forgets_what_was_deleted_unseen(store: Store) -> None:
+    api = Api(*makers(), pod("a"), pod("b"))
     found = sync_of(api, store)
     await found.load()
     api.bodies = [pod("b")]
-    await found.prune()
+    await found.list(ADAPTER_DEPLOYMENT, None)
+    await found.list(POD, None)
     assert store.pool(KEY) is None
-    assert [view.name for view in store.pods(KEY)] == ["b"]
-    assert api.listed[-1][3], "metadata is enough"
+    assert set(store.keys_of("Pod")) == {ObjectKey("Pod", "team", "b")}
 
 
-async def test_one_pruning_for_a_burst_of_news_and_only_after_its_end(store: Store) -> None:
+async def test_a_watch_goes_on_from_where_the_first_load_ended(store: Store) -> None:
     api = Api()
-    found = sync_of(api, store, prune_soon_seconds=0.02)
-    running = asyncio.create_task(found.run())
-    for _ in range(20):
-        found.take(*pool_event(None))
-        assert not api.listed
-        await asyncio.sleep(0)
-    await until(lambda: len(api.listed) == len(watched_kinds()))
-    await asyncio.sleep(0.05)
-    running.cancel()
-    await asyncio.gather(running, return_exceptions=True)
-    assert len(api.listed) == len(watched_kinds())
+    found = sync_of(api, store)
+    await found.load()
+    listed = len(api.listed)
+    assert await found.list(POD, "team") == "77"
+    assert len(api.listed) == listed
+    assert await found.list(POD, "team") == "77"
+    assert len(api.listed) == listed + 1, "a watch that begins anew begins with a list"
 
 
-def pool_event(event: str | None) -> tuple[str, str | None, dict[str, Any]]:
-    kind, body = pool()
-    return kind, event, body
+async def test_an_object_that_cannot_be_read_keeps_nobody_from_the_others(store: Store) -> None:
+    broken = {"metadata": {**pool_body()["metadata"], "name": "broken", "ownerReferences": "none", "generation": []}}
+    odd = pod_body("odd", conditions="none")
+    api = Api(*makers(), ("AdapterDeployment", broken), ("Pod", odd), pod("a"))
+    await sync_of(api, store).load()
+    assert [view.name for view in store.pods(KEY)] == ["a"]
 
 
-@pytest.mark.parametrize("event", [None, "ADDED", "MODIFIED"])
-async def test_an_event_shows_an_object_until_one_says_that_it_is_deleted(store: Store, event: str | None) -> None:
+async def test_nothing_is_forgotten_after_a_list_with_gaps(store: Store) -> None:
+    api = Api(*makers(), pod("a"))
+    found = sync_of(api, store)
+    await found.load()
+    api.bodies, api.unreadable = makers(), {"Pod": "a"}
+    await found.list(POD, None)
+    assert [view.name for view in store.pods(KEY)] == ["a"]
+
+
+@pytest.mark.parametrize("event", ["ADDED", "MODIFIED"])
+async def test_an_event_shows_an_object_until_one_says_that_it_is_deleted(store: Store, event: str) -> None:
     found = sync_of(Api(), store)
-    found.take(*pool_event(event))
+    found.take(ADAPTER_DEPLOYMENT, event, pool_body())
     assert store.pool(KEY) is not None
-    found.take(*pool_event("DELETED"))
+    found.take(ADAPTER_DEPLOYMENT, "DELETED", pool_body())
     assert store.pool(KEY) is None
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from urllib.parse import urlencode
 
@@ -14,6 +14,7 @@ from kubernetes.aio import config as client_config
 from kubernetes.aio.client import ApiClient, Configuration
 
 from graft_operator import metrics
+from graft_operator.clients.bodies import TooLargeError, read_body, read_json
 from graft_operator.kinds import KINDS
 from graft_operator.objects import KubernetesObject
 from graft_operator.settings import FIELD_MANAGER
@@ -22,9 +23,15 @@ REQUEST_SECONDS = 10.0
 LIST_SECONDS = 60.0
 RELOAD_SECONDS = 5.0
 PAGE = 500
+"""Objects that are asked for at once, where they are small."""
+PAGE_BYTES = 4 * 2**20
+"""Of an answer with several objects: parsed, it may take twenty times as much."""
+ANSWER_BYTES = 16 * 2**20
+"""Of any answer. An object of 1.5 MiB, as much as etcd takes, can have 9 MiB of JSON."""
 NEVER_A_VERSION = "1"
 """A resourceVersion that no object has: an apply with it creates, and conflicts where the object exists."""
-METADATA_ONLY = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
+TABLE = "application/json;as=Table;g=meta.k8s.io;v=v1"
+"""Names and a few words about each object, whatever is in it."""
 
 
 class ClusterError(Exception):
@@ -45,6 +52,21 @@ class RejectedError(ClusterError):
 
 class UnavailableError(ClusterError):
     """No answer, or one that says to try again."""
+
+
+class UnreadableError(ClusterError):
+    """An answer that is too large, or no JSON that can be read."""
+
+
+@dataclass(frozen=True)
+class Page:
+    """Some of the objects of one kind."""
+
+    items: Sequence[KubernetesObject]
+    version: str
+    """The resourceVersion of the whole list: a watch goes on from there."""
+    unreadable: str | None = None
+    """The name of an object that is left out."""
 
 
 @dataclass(frozen=True)
@@ -155,25 +177,27 @@ class Cluster:
             if error.status != 404:
                 raise
 
-    async def list(
-        self, kind: str, namespace: str | None, label_selector: str | None, *, metadata_only: bool = False
-    ) -> Sequence[KubernetesObject]:
-        """Return all objects of a kind, in one namespace or in all."""
-        query = {"limit": str(PAGE)} | ({"labelSelector": label_selector} if label_selector else {})
-        items: list[KubernetesObject] = []
+    async def pages(self, kind: str, namespace: str | None, label_selector: str | None) -> AsyncIterator[Page]:
+        """Yield all objects of a kind, in one namespace or in all; pages are the smaller, the larger the objects."""
+        selected = {"labelSelector": label_selector} if label_selector else {}
+        path, limit, token = KINDS[kind].path(namespace), PAGE, ""
         while True:
-            page = await self._call(
-                "GET",
-                KINDS[kind].path(namespace),
-                query=query,
-                accept=METADATA_ONLY if metadata_only else "application/json",
-                seconds=LIST_SECONDS,
-            )
-            items += page.get("items") or ()
-            token = page.get("metadata", {}).get("continue")
-            if not token:
-                return items
-            query = query | {"continue": token}
+            query = {"limit": str(limit)} | selected | ({"continue": token} if token else {})
+            most = PAGE_BYTES if limit > 1 else ANSWER_BYTES
+            unreadable = None
+            try:
+                page = await self._call("GET", path, query=query, seconds=LIST_SECONDS, most=most)
+            except UnreadableError:
+                if limit > 1:
+                    limit = max(1, limit // 8)
+                    continue
+                page = await self._call("GET", path, query=query | {"includeObject": "None"}, accept=TABLE)
+                unreadable = str(page["rows"][0]["cells"][0]) if page.get("rows") else None
+            metadata = page.get("metadata", {})
+            yield Page(page.get("items") or (), metadata.get("resourceVersion", ""), unreadable)
+            if not (token := metadata.get("continue")):
+                return
+            limit = min(PAGE, 2 * limit)
 
     async def _call(
         self,
@@ -184,27 +208,41 @@ class Cluster:
         body: KubernetesObject | None = None,
         accept: str = "application/json",
         seconds: float = REQUEST_SECONDS,
+        most: int = ANSWER_BYTES,
     ) -> KubernetesObject:
         content_type = "application/apply-patch+yaml" if method == "PATCH" else "application/json"
         headers = {"Accept": accept, "Content-Type": content_type}
         url = path + (f"?{urlencode(query)}" if query else "")
-        status, content = await self._send(method, url, headers, body, seconds)
+        status, content = await self._send(method, url, headers, body, seconds=seconds, most=most)
         if status == 401 and await self._reload():
-            status, content = await self._send(method, url, headers, body, seconds)
+            status, content = await self._send(method, url, headers, body, seconds=seconds, most=most)
         if 200 <= status < 300:
-            answer: KubernetesObject = json.loads(content)
+            try:
+                answer: KubernetesObject = read_json(content)
+            except ValueError as error:
+                raise UnreadableError(f"{method} {path}: the answer can't be read: {error}") from error
             return answer
         raise _error(status, content, f"{method} {path}")
 
     async def _send(
-        self, method: str, url: str, headers: Mapping[str, str], body: KubernetesObject | None, seconds: float
+        self,
+        method: str,
+        url: str,
+        headers: Mapping[str, str],
+        body: KubernetesObject | None,
+        *,
+        seconds: float,
+        most: int,
     ) -> tuple[int, bytes]:
         try:
             request = await self._client.param_serialize(
                 method, url, header_params=dict(headers), body=body, auth_settings=["BearerToken"]
             )
             response = await self._client.call_api(*request, _request_timeout=seconds)
-            content = await response.read()
+            async with response.response as answer:
+                content = await read_body(answer.content.iter_any(), most)
+        except TooLargeError as error:
+            raise UnreadableError(f"{method} {url}: {error}", response.status) from error
         except TimeoutError as error:
             metrics.REQUESTS.labels(method, "0").inc()
             raise UnavailableError(f"{method} {url}: no answer within {seconds:g} s") from error

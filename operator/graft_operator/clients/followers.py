@@ -23,6 +23,7 @@ from graft_operator.clients.runtime_client import (
     RuntimeRefusedError,
     RuntimeUnreachableError,
 )
+from graft_operator.clients.shares import Room
 from graft_operator.decisions.observed import PodReport, PodView
 from graft_operator.keys import PoolKey
 
@@ -30,6 +31,10 @@ logger = logging.getLogger(__name__)
 
 
 BACKOFF = Backoff(first_seconds=0.2, longest_seconds=3.0)
+MAX_REPORTS = 1024
+"""Adapters of one pod that are remembered; those of the spec and some that are being unloaded."""
+NAMESPACE_BYTES = 64 * 2**20
+"""Of the reports of one namespace's pods."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +58,7 @@ def updated(known: RuntimeStatus | None, news: RuntimeStatus) -> RuntimeStatus:
     adapters = {report.name: report for report in news.adapters}
     if known is not None and known.boot_id == news.boot_id:
         adapters = {report.name: report for report in known.adapters} | adapters
-    kept = tuple(adapters[name] for name in sorted(adapters) if not adapters[name].removed)
+    kept = tuple(adapters[name] for name in sorted(adapters) if not adapters[name].removed)[:MAX_REPORTS]
     return news.model_copy(update={"adapters": kept})
 
 
@@ -62,6 +67,7 @@ class PodFollower:
 
     Args:
         changed: called whenever `report` is another one.
+        room: for what the pods of each namespace report.
     """
 
     def __init__(
@@ -70,7 +76,10 @@ class PodFollower:
         address: PodAddress,
         changed: Callable[[], None],
         limits: FollowerLimits = DEFAULT_LIMITS,
+        room: Room | None = None,
     ) -> None:
+        self._room = room or Room(NAMESPACE_BYTES)
+        self._size = 0
         self.address = address
         self.report = PodReport()
         self._client = client
@@ -87,6 +96,7 @@ class PodFollower:
     def stop(self) -> list[asyncio.Task[None]]:
         """Cancel everything; return the tasks to wait for."""
         self._first.cancel()
+        self._remember(None)
         tasks = [task for task in (self._polling, self._pushing) if task is not None]
         for task in tasks:
             task.cancel()
@@ -157,11 +167,24 @@ class PodFollower:
 
     def _heard(self, news: RuntimeStatus | None) -> None:
         status = self.report.status if news is None else updated(self.report.status, news)
-        self._set_report(PodReport(status=status, asked=True))
+        if self._remember(status):
+            self._set_report(PodReport(status=status, asked=True))
+        else:
+            self._missed("the pods of this namespace report more than the operator remembers", forget=True)
 
     def _missed(self, why: str, *, forget: bool) -> None:
+        if forget:
+            self._remember(None)
         kept = PodReport() if forget else self.report
         self._set_report(replace(kept, asked=True, unreachable=why))
+
+    def _remember(self, status: RuntimeStatus | None) -> bool:
+        """Take room for a report in place of the last one; return whether there is any."""
+        self._room.give(self.address.namespace, self._size)
+        size = 0 if status is None else len(status.model_dump_json())
+        taken = self._room.take(self.address.namespace, size)
+        self._size = size if taken else 0
+        return taken
 
     def _not_understood(self, error: OtherVersionError) -> None:
         if self.report.fault != error.fault:
@@ -214,18 +237,21 @@ class PodFollowers:
     def __init__(self, client: RuntimeClient, mark: Callable[[PoolKey], None]) -> None:
         self._client = client
         self._mark = mark
+        self._room = Room(NAMESPACE_BYTES)
         self._followers: dict[PoolKey, dict[str, PodFollower]] = defaultdict(dict)
         self._ending: set[asyncio.Task[None]] = set()
 
     def follow(self, key: PoolKey, pods: Iterable[PodView]) -> None:
         """Follow exactly these pods of the pool."""
-        wanted = {PodAddress(pod.uid, pod.ip): pod for pod in pods if pod.ip is not None and not pod.ended}
+        wanted = {
+            PodAddress(pod.uid, pod.ip, key.namespace): pod for pod in pods if pod.ip is not None and not pod.ended
+        }
         followers = self._followers[key]
         for uid in [uid for uid, follower in followers.items() if follower.address not in wanted]:
             self._stop(followers.pop(uid))
         for address, pod in wanted.items():
             if pod.uid not in followers:
-                followers[pod.uid] = PodFollower(self._client, address, lambda: self._mark(key))
+                followers[pod.uid] = PodFollower(self._client, address, lambda: self._mark(key), room=self._room)
             followers[pod.uid].see(ready=pod.ready, version=pod.resource_version)
         if not followers:
             del self._followers[key]

@@ -5,8 +5,9 @@ It has connections of its own, without a limit: long polls to a thousand pods mu
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -16,8 +17,11 @@ from graft_runtime.contract.control import Accepted, Resolution, ResolveRequest
 from graft_runtime.contract.ports import CONTROL_PORT
 from graft_runtime.contract.status import RuntimeStatus
 from graft_runtime.contract.wire import Fault, Message
-from graft_runtime.errors import GraftError
+from graft_runtime.errors import GraftError, cut
 from pydantic import ValidationError
+
+from graft_operator.clients.bodies import TooLargeError, read_body
+from graft_operator.clients.shares import Pace, Room
 
 CONNECT_SECONDS = 2.0
 PUSH_SECONDS = 10.0
@@ -25,6 +29,14 @@ POLL_SECONDS = 25
 POLL_GRACE_SECONDS = 5.0
 RESOLVE_SECONDS = 60.0
 MAX_ERROR_TEXT = 500
+ANSWER_BYTES = 4 * 2**20
+"""Of one answer: four times what 256 adapters with a long fault each take."""
+READING_BYTES = 16 * 2**20
+"""Of the answers that are being read from the pods of one namespace."""
+POLLS_AT_ONCE, POLLS_A_SECOND = 20, 4
+"""Of one pod."""
+BYTES_AT_ONCE, BYTES_A_SECOND = 32 * 2**20, 2**20
+"""Of what the pods of one namespace answer to polls."""
 
 Answer = TypeVar("Answer", bound=Message)
 
@@ -35,6 +47,7 @@ class PodAddress:
 
     uid: str
     ip: str
+    namespace: str = ""
 
     @property
     def url(self) -> str:
@@ -67,7 +80,7 @@ class RuntimeRefusedError(Exception):
 
 
 class RuntimeClient:
-    """One HTTP client for all pods.
+    """One HTTP client for all pods. What a namespace's pods answer has room and time of its own.
 
     Args:
         sign: a token for the pod with this UID.
@@ -75,8 +88,13 @@ class RuntimeClient:
 
     def __init__(self, sign: Callable[[str, float], str]) -> None:
         self._sign = sign
+        self._reading = Room(READING_BYTES)
+        self._polls = Pace(POLLS_AT_ONCE, POLLS_A_SECOND)
+        self._bytes = Pace(BYTES_AT_ONCE, BYTES_A_SECOND)
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0),
+            auto_decompress=False,  # a KiB of an answer could be a MiB
+            read_bufsize=16 * 2**10,
             timeout=aiohttp.ClientTimeout(total=PUSH_SECONDS, sock_connect=CONNECT_SECONDS),
         )
 
@@ -86,12 +104,19 @@ class RuntimeClient:
     async def status(self, pod: PodAddress, boot: str, since: int, wait: int = POLL_SECONDS) -> RuntimeStatus | None:
         """Return what changed in the pod after `since` of `boot`; None when nothing did for `wait` seconds.
 
+        It waits first where the pod was asked, or those of its namespace have answered, more than their share.
+
         Raises:
             RuntimeUnreachableError, RuntimeRefusedError
         """
+        self._polls.count(pod.uid)
+        await asyncio.sleep(max(self._polls.wait(pod.uid), self._bytes.wait(pod.namespace)))
         query = {"boot": boot, "since": str(since), "wait": str(wait)}
         content = await self._request("GET", pod, "/status", wait + POLL_GRACE_SECONDS, query=query)
-        return None if content is None else _parse(RuntimeStatus, content, pod)
+        if content is None:
+            return None
+        self._bytes.count(pod.namespace, len(content))
+        return _parse(RuntimeStatus, content, pod)
 
     async def push(self, pod: PodAddress, adapter_set: AdapterSet) -> Accepted:
         """Put an adapter set in force.
@@ -134,7 +159,7 @@ class RuntimeClient:
                 timeout=aiohttp.ClientTimeout(total=seconds, sock_connect=CONNECT_SECONDS),
                 allow_redirects=False,
             ) as response:
-                content = await response.read()
+                content = await self._read(response.content.iter_any(), pod)
                 status = response.status
         except aiohttp.ClientConnectorError as error:
             raise RuntimeUnreachableError(
@@ -147,6 +172,23 @@ class RuntimeClient:
         if status >= 300:
             raise RuntimeRefusedError(status, _error_text(content))
         return content
+
+    async def _read(self, pieces: AsyncIterator[bytes], pod: PodAddress) -> bytes:
+        taken = 0
+
+        def take(size: int) -> bool:
+            nonlocal taken
+            if not self._reading.take(pod.namespace, size):
+                return False
+            taken += size
+            return True
+
+        try:
+            return await read_body(pieces, ANSWER_BYTES, take)
+        except TooLargeError as error:
+            raise RuntimeUnreachableError(f"{pod.url} answers more than it may: {error}") from error
+        finally:
+            self._reading.give(pod.namespace, taken)
 
 
 def _parse(model: type[Answer], content: bytes, pod: PodAddress) -> Answer:
@@ -161,6 +203,6 @@ def _parse(model: type[Answer], content: bytes, pod: PodAddress) -> Answer:
 
 def _error_text(content: bytes) -> str:
     try:
-        return Fault.model_validate_json(content).message
+        return cut(Fault.model_validate_json(content).message, MAX_ERROR_TEXT)
     except ValidationError:
         return content[:MAX_ERROR_TEXT].decode(errors="replace")

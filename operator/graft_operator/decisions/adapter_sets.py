@@ -18,8 +18,14 @@ from graft_operator.decisions.checks import adapter_fault
 from graft_operator.decisions.observed import Observed, PodView
 from graft_operator.decisions.versions import Catalogue, Held, entry_of
 from graft_operator.decisions.wanted_adapters import WantedAdapter
+from graft_operator.kinds import CONFIG_MAP
 from graft_operator.resource import AdapterDeploymentSpec, is_declared
 from graft_operator.settings import Settings
+
+MAX_GENERATION = 2**53
+"""From here on a generation is no count, and the next one could not be written down."""
+MAX_SETS = 16
+"""ConfigMaps that are looked at for a set, and sets that the status names."""
 
 
 @dataclass(frozen=True)
@@ -89,8 +95,12 @@ def sources_to_remember(adapters: Iterable[AdapterPlan], observed: Observed, con
 
 
 def stored_sets(observed: Observed) -> dict[str, AdapterSet]:
-    """Return config hash → the adapter set in our ConfigMap."""
-    sets = (child.adapter_set for child in observed.own_children if child.adapter_set is not None)
+    """Return config hash → the adapter set in our ConfigMap; of too many, first those that somebody uses."""
+    ours = [child for child in observed.own_children if child.kind == CONFIG_MAP.name and child.config_hash]
+    if len(ours) > MAX_SETS:
+        known = _hashes_of_pods(observed) | {known.config_hash for known in observed.pool.status.adapter_sets}
+        ours = sorted(ours, key=lambda child: (child.config_hash not in known, child.name))[:MAX_SETS]
+    sets = (stored for child in ours if (stored := child.adapter_set) is not None)
     return {stored.config_hash: stored for stored in sets if stored.pool_uid == observed.pool.uid}
 
 
@@ -231,7 +241,8 @@ def _known_versions(observed: Observed, config_hash: str) -> list[AdapterSetVers
         for known in observed.pool.status.adapter_sets
         if known.config_hash == config_hash
     ]
-    return [status.adapter_set for status in reports if status.config_hash == config_hash] + recorded
+    known = [status.adapter_set for status in reports if status.config_hash == config_hash] + recorded
+    return [version for version in known if version.generation < MAX_GENERATION]
 
 
 def _numbered(wanted: AdapterSet, stored: AdapterSet | None, known: list[AdapterSetVersion]) -> AdapterSet:

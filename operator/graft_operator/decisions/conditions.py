@@ -41,6 +41,8 @@ class Reason(StrEnum):
     """spec.suspend is true: nothing but the status is written."""
     INVALID_SPEC = "InvalidSpec"
     """The spec was stored, yet this operator can't accept it."""
+    TOO_LARGE = "TooLarge"
+    """The namespace has more AdapterDeployments, or larger ones, than the operator remembers of one namespace."""
     FOREIGN_OBJECT = "ForeignObject"
     """An object that the pool needs exists already and belongs to somebody else."""
     APPLY_REJECTED = "ApplyRejected"

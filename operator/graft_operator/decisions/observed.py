@@ -14,7 +14,16 @@ from graft_runtime.contract.wire import Fault
 from graft_operator.decisions.fingerprint import short_hash
 from graft_operator.keys import ObjectKey, PoolKey
 from graft_operator.kinds import ADAPTER_DEPLOYMENT, DEPLOYMENT
+from graft_operator.objects import read_adapter_set
 from graft_operator.resource import AdapterDeploymentStatus
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a pool can't be made as its spec says; a person must look."""
+
+    reason: str
+    message: str
 
 
 @dataclass(frozen=True)
@@ -29,6 +38,8 @@ class PoolView:
     status: AdapterDeploymentStatus
     deleting: bool = False
     resource_version: str = ""
+    failure: Failure | None = None
+    """Why its spec is not looked at."""
 
     def __str__(self) -> str:
         return str(self.pool_key)
@@ -82,8 +93,14 @@ class Child:
     """Of everything but the status and what others write."""
     config_hash: str | None = None
     rollout: Rollout | None = None
-    adapter_set: AdapterSet | None = None
+    binary_data: Mapping[str, str] = field(default_factory=dict)
+    """Of a ConfigMap."""
     deleting: bool = False
+
+    @property
+    def adapter_set(self) -> AdapterSet | None:
+        """Return the adapter set in a ConfigMap, unpacked where it is needed."""
+        return read_adapter_set({"binaryData": self.binary_data})
 
 
 @dataclass(frozen=True)
@@ -97,6 +114,8 @@ class PodView:
     ready: bool
     template_hash: str | None = None
     """Of the pod template that it was made from."""
+    owner_uid: str | None = None
+    """Of what controls it: a ReplicaSet."""
     deleting: bool = False
     ended: bool = False
     """Succeeded or Failed: it will never run again."""
@@ -146,14 +165,6 @@ class Applied:
 def applied_hash(applied: Mapping[tuple[str, str], Applied]) -> str:
     """Return one hash for all objects of a pool: what was wanted of each, and what came of it."""
     return short_hash(sorted((*key, last.desired, last.fingerprint) for key, last in applied.items()))
-
-
-@dataclass(frozen=True)
-class Failure:
-    """Why the effects of a plan stopped; a person must look."""
-
-    reason: str
-    message: str
 
 
 @dataclass(frozen=True)

@@ -83,13 +83,19 @@ def make_plan(observed: Observed, settings: Settings, now: float) -> Plan:
     view = observed.pool
     if view.deleting:
         return Plan()
+    if view.failure is not None:
+        return _failed(observed, view.failure, now)
     try:
         spec = parse_spec(view.spec)
     except GraftError as error:
-        status = failed_status(observed, Failure(Reason.INVALID_SPEC, error.message), now)
-        return Plan(statuses={view.key: status}, transitions=transitions(view.status, status))
+        return _failed(observed, Failure(Reason.INVALID_SPEC, error.message), now)
     pool = Pool(view.namespace, view.name, view.uid, view.generation, spec)
     return plan_pool(pool, inline_adapters(pool), observed, settings, now)
+
+
+def _failed(observed: Observed, failure: Failure, now: float) -> Plan:
+    status = failed_status(observed, failure, now)
+    return Plan(statuses={observed.pool.key: status}, transitions=transitions(observed.pool.status, status))
 
 
 @dataclass(frozen=True)

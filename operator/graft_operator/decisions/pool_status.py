@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from graft_runtime.contract.adapter_set import AdapterSet, AdapterSetVersion
 from graft_runtime.contract.status import BaseReport
 
-from graft_operator.decisions.adapter_sets import AdapterPlan
+from graft_operator.decisions.adapter_sets import MAX_SETS, AdapterPlan
 from graft_operator.decisions.adapter_status import adapter_status, counts, is_failed, is_ready, told_by_name
 from graft_operator.decisions.conditions import dated
 from graft_operator.decisions.facts import Facts, serves
@@ -22,8 +22,6 @@ from graft_operator.resource import (
     MergedAdapterStatus,
     MergeStatus,
 )
-
-MAX_SETS = 16
 
 
 def make_status(

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from graft_runtime.errors import cut
 from pydantic import ValidationError
 
 from graft_operator.decisions.fingerprint import fingerprint
 from graft_operator.decisions.observed import Child, PodView, PoolView, Rollout
-from graft_operator.kinds import ADAPTER_DEPLOYMENT, CONFIG_MAP, DEPLOYMENT
-from graft_operator.objects import CONFIG_HASH_LABEL, TEMPLATE_HASH_ANNOTATION, read_adapter_set
+from graft_operator.kinds import CONFIG_MAP, DEPLOYMENT
+from graft_operator.objects import CONFIG_HASH_LABEL, TEMPLATE_HASH_ANNOTATION
 from graft_operator.resource import AdapterDeploymentStatus
 
 _STUCK = frozenset(
@@ -39,18 +40,18 @@ def read_pool(body: Mapping[str, Any]) -> PoolView:
 
 
 def read_child(kind: str, body: Mapping[str, Any]) -> Child:
-    """Read a Deployment, ConfigMap, Service, PodDisruptionBudget or NetworkPolicy."""
+    """Read a Deployment, ConfigMap, Service, PodDisruptionBudget or NetworkPolicy that a pool controls."""
     metadata = body["metadata"]
     return Child(
         kind=kind,
         name=metadata["name"],
         uid=metadata["uid"],
         resource_version=metadata["resourceVersion"],
-        owner_uid=_controller_uid(metadata),
+        owner_uid=controller_uid(body),
         fingerprint=fingerprint(body),
         config_hash=(metadata.get("labels") or {}).get(CONFIG_HASH_LABEL),
         rollout=_read_rollout(body) if kind == DEPLOYMENT.name else None,
-        adapter_set=read_adapter_set(body) if kind == CONFIG_MAP.name else None,
+        binary_data=body.get("binaryData") or {} if kind == CONFIG_MAP.name else {},
         deleting="deletionTimestamp" in metadata,
     )
 
@@ -61,6 +62,7 @@ def read_pod(body: Mapping[str, Any]) -> PodView:
     return PodView(
         name=metadata["name"],
         uid=metadata["uid"],
+        owner_uid=controller_uid(body),
         ip=status.get("podIP") or None,
         config_hash=(metadata.get("labels") or {}).get(CONFIG_HASH_LABEL),
         ready=_condition(status, "Ready").get("status") == "True",
@@ -73,9 +75,10 @@ def read_pod(body: Mapping[str, Any]) -> PodView:
     )
 
 
-def _controller_uid(metadata: Mapping[str, Any]) -> str | None:
-    controllers = (owner for owner in metadata.get("ownerReferences") or () if owner.get("controller"))
-    return next((owner["uid"] for owner in controllers if owner.get("kind") == ADAPTER_DEPLOYMENT.name), None)
+def controller_uid(body: Mapping[str, Any]) -> str | None:
+    """Return the UID of what controls an object, and would have it deleted with itself."""
+    owners = body["metadata"].get("ownerReferences") or ()
+    return next((owner["uid"] for owner in owners if owner.get("controller")), None)
 
 
 def _condition(status: Mapping[str, Any], kind: str) -> Mapping[str, Any]:
@@ -101,17 +104,17 @@ def _read_rollout(body: Mapping[str, Any]) -> Rollout:
 def _rollout_failure(status: Mapping[str, Any]) -> str | None:
     failing = _condition(status, "ReplicaFailure")
     if failing.get("status") == "True":
-        return f"{failing.get('reason')}: {failing.get('message')}"
+        return _told(failing)
     progressing = _condition(status, "Progressing")
     if progressing.get("reason") == "ProgressDeadlineExceeded":
-        return str(progressing.get("message") or "the pods took longer than their deadline")
+        return cut(progressing.get("message") or "the pods took longer than their deadline")
     return None
 
 
 def _pod_trouble(status: Mapping[str, Any]) -> str | None:
     scheduled = _condition(status, "PodScheduled")
     if scheduled.get("status") == "False":
-        return f"{scheduled.get('reason')}: {scheduled.get('message')}"
+        return _told(scheduled)
     if waiting := _waiting(status):
         return _told(waiting)
     return _told(status) or "Failed" if status.get("phase") == "Failed" else None
@@ -127,4 +130,4 @@ def _waiting(status: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _told(what: Mapping[str, Any]) -> str:
-    return ": ".join(part for part in (what.get("reason"), what.get("message")) if part)
+    return cut(": ".join(part for part in (what.get("reason"), what.get("message")) if part))

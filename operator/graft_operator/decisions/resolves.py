@@ -13,19 +13,19 @@ from graft_operator.decisions.observed import Observed, PodView
 
 @dataclass(frozen=True)
 class Resolve:
-    """A source whose digest one pod is to find out."""
+    """A source whose digest one of these pods is to find out, the first of them if it answers."""
 
-    pod: PodView
+    pods: tuple[PodView, ...]
     source: Source
 
 
 def plan_resolves(adapters: Iterable[AdapterPlan], observed: Observed, current: str, now: float) -> tuple[Resolve, ...]:
-    """Return what to ask of one pod: each source in question that may be asked about by `now` (Unix seconds)."""
-    pod = _pod_to_ask(observed, current)
-    if pod is None:
+    """Return what to ask of pods: each source in question that may be asked about by `now` (Unix seconds)."""
+    pods = _pods_to_ask(observed, current)
+    if not pods:
         return ()
     sources = {plan.asked: None for plan in adapters if plan.asked is not None}
-    return tuple(Resolve(pod, source) for source in sources if _retry_at(observed, source) <= now)
+    return tuple(Resolve(pods, source) for source in sources if _retry_at(observed, source) <= now)
 
 
 def waits(adapters: Iterable[AdapterPlan], resolves: Sequence[Resolve], observed: Observed, now: float) -> list[float]:
@@ -37,15 +37,15 @@ def waits(adapters: Iterable[AdapterPlan], resolves: Sequence[Resolve], observed
     return [wait for wait in seconds if wait > 0]
 
 
-def _pod_to_ask(observed: Observed, current: str) -> PodView | None:
-    """Return a pod that answers and has the sources of the current spec: a new one first, then a Ready one."""
+def _pods_to_ask(observed: Observed, current: str) -> tuple[PodView, ...]:
+    """Return the pods that answer and have the sources of the current spec: new ones first, of these the Ready ones."""
     newest = {pod.uid for pod in observed.newest_pods}
     able = [
         pod
         for pod in observed.pods
         if pod.counts and (status := observed.report(pod)) and status.config_hash == current
     ]
-    return min(able, key=lambda pod: (pod.uid not in newest, not pod.ready, pod.name), default=None)
+    return tuple(sorted(able, key=lambda pod: (pod.uid not in newest, not pod.ready, pod.name)))
 
 
 def _retry_at(observed: Observed, source: Source) -> float:

@@ -6,10 +6,12 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from graft_operator import metrics
 from graft_operator.clients.cluster import Cluster, ConflictError, RejectedError, UnavailableError
 from graft_operator.clients.followers import PodFollowers
 from graft_operator.clients.resolutions import Resolutions
 from graft_operator.clients.runtime_client import PodAddress
+from graft_operator.clients.shares import Pace
 from graft_operator.decisions.applies import Apply
 from graft_operator.decisions.conditions import Reason, timestamp
 from graft_operator.decisions.fingerprint import first_difference
@@ -65,6 +67,8 @@ class Effects:
     resolutions: Resolutions
     clock: Callable[[], float]
     """Unix seconds."""
+    events: tuple[Pace, Pace, Pace] = field(default_factory=lambda: (Pace(25, 0.1), Pace(200, 5.0), Pace(1000, 50.0)))
+    """How many Events there may be about one object, in one namespace, and in all: at once, and a second."""
 
     async def template_is_valid(self, plan: Plan, memory: PoolMemory) -> bool:
         """Try out a Deployment with spec.podTemplate in it, and remember why the API server refuses it.
@@ -102,8 +106,9 @@ class Effects:
             await self.cluster.delete(child.kind, key.namespace, child.name, child.uid)
             self.store.remove(ObjectKey(child.kind, key.namespace, child.name), child.uid)
         for resolve in plan.resolves:
-            if resolve.pod.ip is not None:
-                self.resolutions.ask(key, resolve.source, PodAddress(resolve.pod.uid, resolve.pod.ip))
+            pods = [PodAddress(pod.uid, pod.ip, key.namespace) for pod in resolve.pods if pod.ip is not None]
+            if pods:
+                self.resolutions.ask(key, resolve.source, pods)
 
     async def report(self, view: PoolView, plan: Plan, memory: PoolMemory) -> None:
         """Write the statuses that changed, and the Events about what turned.
@@ -198,6 +203,10 @@ class Effects:
 
     async def _write_event(self, view: PoolView, transition: Transition) -> None:
         logger.info("%s: %s: %s", view, transition.reason, " ".join(transition.message.split()))
+        keys = (view.uid, view.namespace, None)
+        if not all(pace.may(key) for pace, key in zip(self.events, keys, strict=True)):
+            metrics.DROPPED_EVENTS.inc()
+            return
         event = build_event(
             view.key,
             view.uid,

@@ -1,10 +1,14 @@
-"""A de-duplicating queue of keys: one pass a key at a time, bursts coalesce, passes can be asked for later."""
+"""A de-duplicating queue of keys: one pass a key at a time, bursts coalesce, passes can be asked for later.
+
+Keys that are due are handed out from one group after the other, so that a group with many keeps no other waiting.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import heapq
-from collections.abc import Callable
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Hashable
 from typing import Generic, TypeVar
 
 from graft_runtime.backoff import Backoff
@@ -23,10 +27,22 @@ class WorkQueue(Generic[Key]):
 
     Args:
         clock: seconds that only grow; by default the running loop's.
+        group: which group a key is of; by default all are of one.
+        share: keys of one group that are worked on at the same time; the other workers are for the other groups.
     """
 
-    def __init__(self, clock: Callable[[], float] | None = None) -> None:
+    def __init__(
+        self,
+        clock: Callable[[], float] | None = None,
+        group: Callable[[Key], Hashable] = lambda _: None,
+        share: float = float("inf"),
+    ) -> None:
         self._clock = clock or (lambda: asyncio.get_running_loop().time())
+        self._group = group
+        self._share = share
+        self._ready: OrderedDict[Hashable, dict[Key, None]] = OrderedDict()
+        """Group → its keys that are due; the group that was served last comes last."""
+        self._workers: Counter[Hashable] = Counter()
         self._due: dict[Key, float] = {}
         self._heap: list[tuple[float, int, Key]] = []
         self._order = 0
@@ -70,25 +86,40 @@ class WorkQueue(Generic[Key]):
     def done(self, key: Key) -> None:
         """Note that the pass of `key` has ended."""
         self._active.discard(key)
+        self._workers[self._group(key)] -= 1
         if key in self._due:
             self._push(self._due[key], key)
-            self._changed.set()
+        self._changed.set()
 
     def _push(self, due: float, key: Key) -> None:
         self._order += 1
         heapq.heappush(self._heap, (due, self._order, key))
 
     def _next(self) -> tuple[Key | None, float | None]:
-        while self._heap:
-            due, _, key = self._heap[0]
-            if self._due.get(key) != due or key in self._active:  # moved forward, or pushed again by `done`
-                heapq.heappop(self._heap)
+        wait = self._collect()
+        for group, keys in self._ready.items():
+            if self._workers[group] >= self._share:
                 continue
-            wait = due - self._clock()
-            if wait > 0:
-                return None, wait
-            heapq.heappop(self._heap)
+            key = next(iter(keys))
+            del keys[key]
+            self._ready.move_to_end(group)
+            if not keys:
+                del self._ready[group]
             del self._due[key]
             self._active.add(key)
+            self._workers[group] += 1
             return key, None
-        return None, None
+        return None, wait
+
+    def _collect(self) -> float | None:
+        """Find the keys that are due; return the seconds until there is another."""
+        while self._heap:
+            due, _, key = self._heap[0]
+            wait = due - self._clock()
+            stale = self._due.get(key) != due or key in self._active  # moved forward, or pushed again by `done`
+            if not stale and wait > 0:
+                return wait
+            heapq.heappop(self._heap)
+            if not stale:
+                self._ready.setdefault(self._group(key), {})[key] = None
+        return None

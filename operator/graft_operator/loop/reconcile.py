@@ -16,7 +16,7 @@ from graft_operator.decisions.plan import Plan, make_plan
 from graft_operator.keys import PoolKey
 from graft_operator.loop.effects import EffectFailedError, Effects, PoolMemory, RacedError
 from graft_operator.loop.queue import WorkQueue
-from graft_operator.loop.store import Store
+from graft_operator.loop.store import NoRoomError, Store
 from graft_operator.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -71,7 +71,7 @@ class Reconciler:
             result = "raced"
             logger.info("%s: %s", key, race)
             self.queue.retry(key)
-        except UnavailableError as error:
+        except (UnavailableError, NoRoomError) as error:
             logger.warning("%s: %s; trying again in %.1f s", key, error, self.queue.retry(key))
         except Exception:
             logger.exception("%s: the pass failed; trying again in %.1f s", key, self.queue.retry(key))

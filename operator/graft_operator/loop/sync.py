@@ -1,46 +1,42 @@
-"""Keeps the store true to the cluster: the first load, the events of the watches, and what was deleted unseen."""
+"""Keeps the store true to the cluster: lists, what was deleted unseen before each, and the events of the watches."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
+from graft_runtime.errors import cut
+
+from graft_operator import metrics
 from graft_operator.clients.cluster import Cluster, ClusterError, RejectedError
 from graft_operator.keys import ObjectKey
-from graft_operator.kinds import watched_kinds
+from graft_operator.kinds import Kind, watched_kinds
 from graft_operator.loop.store import Store
 from graft_operator.settings import Settings
 
 logger = logging.getLogger(__name__)
 
-
-@dataclass(frozen=True)
-class SyncLimits:
-    """When to list again."""
-
-    prune_seconds: float = 300.0
-    """Between two prunings."""
-    prune_soon_seconds: float = 1.0
-    """After a watch began to list anew; a burst of such events is one pruning, after its end."""
-    retry_seconds: float = 1.0
-    """After a first load that failed."""
-
-
-DEFAULT_LIMITS = SyncLimits()
+RETRY_SECONDS = 1.0
 
 
 class Sync:
-    """Lists what is watched, and takes its events."""
+    """Lists what is watched, and takes its events.
 
-    def __init__(self, cluster: Cluster, store: Store, settings: Settings, limits: SyncLimits = DEFAULT_LIMITS) -> None:
+    Args:
+        retry_seconds: after a first load that failed.
+    """
+
+    def __init__(
+        self, cluster: Cluster, store: Store, settings: Settings, retry_seconds: float = RETRY_SECONDS
+    ) -> None:
         self._cluster = cluster
         self._store = store
         self._namespaces: Sequence[str | None] = settings.watch_namespaces or (None,)
-        self._limits = limits
-        self._soon = asyncio.Event()
+        self._retry_seconds = retry_seconds
+        self._versions: dict[tuple[str, str | None], str] = {}
+        """Kind and namespace → where the first load of it ended."""
         self.loaded = False
 
     async def load(self) -> None:
@@ -52,55 +48,56 @@ class Sync:
                 if isinstance(error, RejectedError) and error.status == 403:
                     raise
                 logger.warning("the first list failed, trying again: %s", error)
-                await asyncio.sleep(self._limits.retry_seconds)
+                await asyncio.sleep(self._retry_seconds)
             else:
                 self.loaded = True
 
-    def take(self, kind: str, event: str | None, body: Mapping[str, Any]) -> None:
-        """Take an event of a watch.
+    async def list(self, kind: Kind, namespace: str | None) -> str:
+        """List a kind, unless the first load just did; return the resourceVersion from which to watch.
 
-        Args:
-            event: ADDED, MODIFIED or DELETED; None where the watch lists anew, so that deletions may have been missed.
+        Raises:
+            ClusterError
         """
-        if event is None:
-            self._soon.set()
+        return self._versions.pop((kind.name, namespace), None) or await self._list(kind, namespace)
+
+    def take(self, kind: Kind, event: str, body: Mapping[str, Any]) -> None:
+        """Take an event of a watch: ADDED, MODIFIED or DELETED."""
         if event == "DELETED":
             metadata = body["metadata"]
-            self._store.remove(ObjectKey(kind, metadata["namespace"], metadata["name"]), metadata["uid"])
+            self._store.remove(ObjectKey(kind.name, metadata["namespace"], metadata["name"]), metadata["uid"])
         else:
-            self._store.put(kind, body)
-
-    async def run(self) -> None:
-        """Prune now and then, for ever."""
-        while True:
-            await self._wait()
-            try:
-                await self.prune()
-            except ClusterError as error:
-                logger.warning("pruning failed, trying again later: %s", error)
-
-    async def _wait(self) -> None:
-        try:
-            async with asyncio.timeout(self._limits.prune_seconds):
-                await self._soon.wait()
-        except TimeoutError:
-            return
-        while self._soon.is_set():  # one pruning for a burst, after its end
-            self._soon.clear()
-            await asyncio.sleep(self._limits.prune_soon_seconds)
+            self._put(kind, body)
 
     async def _load(self) -> None:
         for kind in watched_kinds():
             for namespace in self._namespaces:
-                for body in await self._cluster.list(kind.name, namespace, kind.selector):
-                    self._store.put(kind.name, body)
+                self._versions[kind.name, namespace] = await self._list(kind, namespace)
 
-    async def prune(self) -> None:
-        """Forget what is gone."""
-        for kind in watched_kinds():
-            for namespace in self._namespaces:
-                before = self._store.keys_of(kind.name, namespace)
-                listed = await self._cluster.list(kind.name, namespace, kind.selector, metadata_only=True)
-                gone = self._store.prune(kind.name, namespace, before, [body["metadata"]["uid"] for body in listed])
-                if gone:
-                    logger.info("pruned %d objects of kind %s that were deleted unseen", gone, kind.name)
+    async def _list(self, kind: Kind, namespace: str | None) -> str:
+        before = self._store.keys_of(kind.name, namespace)
+        alive: set[str] = set()
+        complete, version = True, ""
+        async for page in self._cluster.pages(kind.name, namespace, kind.selector):
+            version = page.version
+            if page.unreadable is not None:
+                complete = False
+                self._left_out(kind, f"{page.unreadable}: it is too large or nested too deep")
+            for body in page.items:
+                alive.add(body["metadata"]["uid"])
+                self._put(kind, body)
+        if complete and (gone := self._store.prune(kind.name, namespace, before, alive)):
+            logger.info("%d objects of kind %s were deleted unseen", gone, kind.name)
+        return version
+
+    def _put(self, kind: Kind, body: Mapping[str, Any]) -> None:
+        """Store an object. One that can't be read keeps nobody from the others."""
+        try:
+            self._store.put(kind.name, body)
+        except Exception as error:
+            metadata = body.get("metadata", {})
+            name = f"{metadata.get('namespace')}/{metadata.get('name')}"
+            self._left_out(kind, f"{name}: {type(error).__name__}: {cut(str(error), 200)}")
+
+    def _left_out(self, kind: Kind, why: str) -> None:
+        metrics.UNREADABLE.labels(kind.name).inc()
+        logger.warning("a %s can't be read and is left out: %s", kind.name, why)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import base64
-import binascii
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 from graft_runtime.contract.adapter_set import ADAPTER_SET_FILE, AdapterSet
@@ -34,6 +34,8 @@ from graft_operator.objects.pool import (
 from graft_operator.quantities import quantity_bytes
 from graft_operator.resource import AdapterDeploymentSpec, SourceSpec
 
+MAX_SET_ADAPTERS = 1024
+"""Of a set that is read: more than any spec may list."""
 # Of a pod's grace period, the seconds that streams and processes get to end after the drain.
 SECONDS_TO_END = 10
 
@@ -80,14 +82,19 @@ def build_adapter_set_config_map(pool: Pool, adapter_set: AdapterSet) -> Kuberne
 
 
 def read_adapter_set(config_map: Mapping[str, Any]) -> AdapterSet | None:
-    """Return the adapter set in a ConfigMap; None where there is none, or none of this version of the contract."""
+    """Return the adapter set in a ConfigMap; None where there is none, or none that the operator could have written."""
     content = (config_map.get("binaryData") or {}).get(ADAPTER_SET_FILE)
-    if content is None:
-        return None
+    return _unpacked(content) if isinstance(content, str) else None
+
+
+@lru_cache(maxsize=16)
+def _unpacked(content: str) -> AdapterSet | None:
+    """Unpack a set. A pass asks several times for the same; kept with each ConfigMap, sets could fill the memory."""
     try:
-        return AdapterSet.from_gzip(base64.b64decode(content, validate=True))
-    except (GraftError, ValueError, OSError, EOFError, binascii.Error):
+        found = AdapterSet.from_gzip(base64.b64decode(content, validate=True))
+    except (GraftError, ValueError, OSError, EOFError):
         return None
+    return found if len(found.adapters) <= MAX_SET_ADAPTERS else None
 
 
 def build_keys_config_map(pool: Pool, keys: Mapping[str, str]) -> KubernetesObject:

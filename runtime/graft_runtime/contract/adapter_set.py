@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import gzip
+import zlib
+from io import BytesIO
 
 from pydantic import Field
 
-from graft_runtime.contract.checkpoints import AdapterName, Digest, Source
+from graft_runtime.contract.checkpoints import AdapterName, Digest, Revision, Source
 from graft_runtime.contract.wire import Fault, Message, Wire
 
 ADAPTER_SET_FILE = "adapter-set.json.gz"
+MAX_SET_BYTES = 8 * 2**20
+"""Of the JSON of a set: what its most adapters need."""
 
 
 class AdapterVersion(Wire):
@@ -36,7 +40,7 @@ class AdapterEntry(Wire):
     """The exact bytes that are wanted. An entry without one is never mounted: it waits for its resolution."""
     fault: Fault | None = None
     """Why there is no digest: the source could not be resolved. Requests get this text, readiness waits no longer."""
-    revision: str | None = Field(default=None, max_length=256)
+    revision: Revision | None = None
     """The exact revision that `digest` was resolved from; `source` holds the one that was asked for."""
     scale: float = Field(default=1.0, ge=-1000.0, le=1000.0, allow_inf_nan=False)
     pinned: bool = False
@@ -88,14 +92,21 @@ class AdapterSet(Message):
 
         Raises:
             GraftError: UnsupportedContractVersion.
-            ValueError, EOFError, OSError: what is no set.
+            ValueError, EOFError, OSError: what is no set, or one of more than `MAX_SET_BYTES`.
         """
-        return cls.read(gzip.decompress(content))
+        try:
+            with gzip.open(BytesIO(content)) as unpacked:
+                text = unpacked.read(MAX_SET_BYTES + 1)
+        except zlib.error as error:
+            raise ValueError(f"the adapter set is not gzipped: {error}") from error
+        if len(text) > MAX_SET_BYTES:
+            raise ValueError(f"the adapter set has more than {MAX_SET_BYTES} bytes of JSON")
+        return cls.read(text)
 
 
 class AdapterSetVersion(Wire):
     """Which adapter set is in force."""
 
     generation: int = Field(ge=0)
-    hash: str = ""
+    hash: str = Field(default="", max_length=128)
     """`AdapterSet.content_hash()`"""

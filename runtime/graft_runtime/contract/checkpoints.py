@@ -11,6 +11,7 @@ from graft_runtime.contract.wire import Wire
 ADAPTER_NAME_PATTERN = r"^[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?$"
 DIGEST_PATTERN = r"^sha256:[0-9a-f]{64}$"
 Digest = Annotated[str, Field(pattern=DIGEST_PATTERN, max_length=71)]
+Revision = Annotated[str, Field(max_length=256)]
 AdapterName = Annotated[str, Field(pattern=ADAPTER_NAME_PATTERN, min_length=1, max_length=63)]
 _PART = ADAPTER_NAME_PATTERN.strip("^$")
 MODEL_NAME_MAX = 127
@@ -56,4 +57,4 @@ class Source(Wire):
     """Where a checkpoint comes from."""
 
     uri: str = Field(max_length=1024)
-    revision: str | None = Field(default=None, max_length=256)
+    revision: Revision | None = None

@@ -12,8 +12,10 @@ from __future__ import annotations
 
 from enum import StrEnum
 
+from pydantic import Field
+
 from graft_runtime.contract.adapter_set import AdapterSetVersion
-from graft_runtime.contract.checkpoints import Digest, Source
+from graft_runtime.contract.checkpoints import Digest, Revision, Source
 from graft_runtime.contract.facts import AdapterFacts
 from graft_runtime.contract.wire import Fault, Message
 
@@ -25,7 +27,7 @@ PUBLIC_KEY_SUFFIX = ".pem"  # in the keys directory: KEYID.pem, SubjectPublicKey
 class Accepted(Message):
     """The answer to an adapter set that is in force now."""
 
-    boot_id: str
+    boot_id: str = Field(max_length=64)
     adapter_set: AdapterSetVersion
 
 
@@ -39,7 +41,7 @@ class Resolution(Message):
     """Either a digest, or a fault, or neither: still under way, ask again."""
 
     digest: Digest | None = None
-    revision: str | None = None
+    revision: Revision | None = None
     fault: Fault | None = None
 
 

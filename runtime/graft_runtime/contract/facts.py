@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from enum import StrEnum
 
-from pydantic import field_serializer
+from pydantic import Field, field_serializer
 
-from graft_runtime.contract.wire import Wire
+from graft_runtime.contract.wire import Text, Wire
 
 
 class DeltaKind(StrEnum):
@@ -33,17 +33,17 @@ class AdapterFacts(Wire):
     to the reports. A new fact is declared here, and in the operator's `AdapterStatus` where users are to see it.
     """
 
-    method: str
+    method: str = Field(max_length=64)
     """PEFT's `peft_type`: `LORA`."""
-    rank: int
+    rank: int = Field(ge=0, le=1_000_000)
     """Columns of the active bank that it takes: the most that one of its modules needs."""
     module_count: int
     """Modules of the base that it changes."""
     deltas: frozenset[DeltaKind]
     """At most these until it is compiled, exactly these from then on."""
-    remapped: str | None = None
+    remapped: Text | None = None
     """What was done to find its modules in the base, in words; None when they are where its files say."""
-    unused: str | None = None
+    unused: Text | None = None
     """Modules of it that the model never calls for text, in words: they do nothing. None: there are none."""
     vocabulary_size: int | None = None
     """Token ids that it brings rows for; None: those of the base. Known once it is compiled."""

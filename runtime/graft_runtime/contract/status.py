@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from enum import StrEnum
 
+from pydantic import Field
+
 from graft_runtime.contract.adapter_set import AdapterSetVersion
-from graft_runtime.contract.checkpoints import AdapterName, Digest
+from graft_runtime.contract.checkpoints import AdapterName, Digest, Revision
 from graft_runtime.contract.config import Merge
 from graft_runtime.contract.facts import AdapterFacts
 from graft_runtime.contract.wire import Fault, Message, Wire
@@ -35,7 +37,7 @@ class AdapterReport(Wire):
     """Of the wanted version, of which the other fields speak as well."""
     serving: Digest | None = None
     """Of the version that answers under the name, while the set names one beside the wanted; None: none does yet."""
-    revision: str | None = None
+    revision: Revision | None = None
     state: AdapterState
     fault: Fault | None = None
     facts: AdapterFacts | None = None
@@ -61,12 +63,12 @@ class BaseState(StrEnum):
 class BaseReport(Wire):
     """The base model on one pod."""
 
-    name: str
+    name: str = Field(max_length=63)
     state: BaseState
     digest: Digest | None = None
-    revision: str | None = None
+    revision: Revision | None = None
     fault: Fault | None = None
-    runner: str | None = None
+    runner: str | None = Field(default=None, max_length=64)
     """`decoder`, `padded` or `encoder`: the route that requests of this model take."""
     merge: Merge | None = None
     """Set once it serves with adapters merged in, with the digest of each."""
@@ -75,14 +77,14 @@ class BaseReport(Wire):
 class RuntimeStatus(Message):
     """What is true in a pod. `adapters` holds the entries that changed after `since`, or all for another boot id."""
 
-    boot_id: str
+    boot_id: str = Field(max_length=64)
     """New with each start of the runtime: nothing that was known of an earlier one holds."""
-    sequence: int
+    sequence: int = Field(ge=0, le=2**53)
     """To be sent back as `since`."""
-    pool_uid: str
-    config_hash: str
+    pool_uid: str = Field(max_length=64)
+    config_hash: str = Field(max_length=64)
     ready: bool
     """What /readyz says."""
     base: BaseReport
     adapter_set: AdapterSetVersion
-    adapters: tuple[AdapterReport, ...] = ()
+    adapters: tuple[AdapterReport, ...] = Field(default=(), max_length=20_000)

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import AfterValidator, BaseModel, ConfigDict
 from pydantic.alias_generators import to_camel
 
-from graft_runtime.errors import ErrorCode, GraftError
+from graft_runtime.errors import ErrorCode, GraftError, cut
 
 CONTRACT_VERSION = 1
 """The version that this process speaks: the one that it writes, and the only one that it reads."""
 UNMARKED_VERSION = 1
 """Of a message that names no version. Frozen: as `= CONTRACT_VERSION`, a later peer would take old messages for new."""
+
+
+Text = Annotated[str, AfterValidator(cut)]
+"""What people read; the rest of a long one is left out."""
 
 
 class Wire(BaseModel):
@@ -77,7 +81,7 @@ class Fault(Wire):
     """An error as it crosses the wire; the same text as in the log. The same in all versions: it says what is wrong."""
 
     code: ErrorCode
-    message: str
+    message: Text
     """Without the code; with the hint after a blank line."""
 
     @classmethod
