@@ -227,6 +227,14 @@ def test_a_second_apply_changes_nothing(installed: LocalCluster, namespace: str)
 
 
 @pytest.mark.cluster
+def test_what_no_operator_has_seen_is_not_taken_for_what_it_should_be(installed: LocalCluster, namespace: str) -> None:
+    """Tools that wait (kstatus: Flux, Argo CD, kpt) compare both; an object without a status they take for current."""
+    installed.kubectl("--namespace", namespace, "apply", "-f", "-", input=GOOD)
+    found = installed.get("--namespace", namespace, "ad", "support")
+    assert (found["metadata"]["generation"], found["status"]) == (1, {"observedGeneration": 0})
+
+
+@pytest.mark.cluster
 def test_the_scale_subresource_scales(installed: LocalCluster, namespace: str) -> None:
     installed.kubectl("--namespace", namespace, "apply", "-f", "-", input=GOOD)
     installed.kubectl("--namespace", namespace, "scale", "adapterdeployment/support", "--replicas=3")

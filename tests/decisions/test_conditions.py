@@ -247,7 +247,7 @@ CASES = {
         World(rollout=replace(ROLLOUT, replicas=3, updated=1), reports=(REPORT, BROKEN), ready=(True, False)),
         "+BaseServed",
         "-NotAModel",
-        "+RollingOut",
+        "-Settled",
         "+NotAModel",
     ),
     "the-image-of-new-pods-can-t-be-had": (
@@ -260,7 +260,7 @@ CASES = {
         ),
         "+BaseServed",
         "-PodsStuck",
-        "+RollingOut",
+        "-Settled",
         "+PodsStuck",
     ),
     "the-image-of-the-template-before-can-t-be-had-and-the-next-one-loads": (
@@ -280,7 +280,7 @@ CASES = {
         World(rollout=replace(ROLLOUT, failure="too slow"), ready=(True, False)),
         "+BaseServed",
         "-ProgressDeadlineExceeded",
-        "+PodsNotReady",
+        "-Settled",
         "+ProgressDeadlineExceeded",
     ),
     "a-ready-pod-can-t-be-reached": (
@@ -431,7 +431,7 @@ CASES = {
         ),
         "-NotAModel",
         "-NotAModel",
-        "+RollingOut",
+        "-Settled",
         "+NotAModel",
     ),
     "a-pod-has-merged-another-version": (

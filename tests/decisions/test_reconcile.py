@@ -363,6 +363,26 @@ async def test_what_others_add_and_an_apply_leaves_is_no_repair(settled: Operato
     assert settled.api.applied == []
 
 
+async def test_a_status_that_somebody_else_wrote_is_set_right(settled: Operator) -> None:
+    right = settled.status
+    lie = {"type": "Ready", "status": "True", "reason": "AllReady", "lastTransitionTime": "2026-01-31T12:00:00Z"}
+    settled.edit("AdapterDeployment", status={**right, "conditions": [lie], "url": "http://elsewhere"})
+    await settled.reconcile()
+    conditions = [{**found, "lastTransitionTime": None} for found in settled.status["conditions"]]
+    assert conditions == [{**found, "lastTransitionTime": None} for found in right["conditions"]]
+    assert settled.status["url"] == right["url"]
+
+
+async def test_events_about_one_pool_are_as_many_as_somebody_reads(settled: Operator) -> None:
+    for number in range(60):
+        metadata = next(body for (kind, _), body in settled.api.objects.items() if kind == "Service")["metadata"]
+        labels = {**metadata["labels"], f"label{number}": "foreign"}
+        settled.edit("Service", metadata={**metadata, "labels": labels})
+        await settled.reconcile()
+    assert len(settled.told()) == 25
+    assert settled.api.applied == ["Service support"], "what is not told is repaired all the same"
+
+
 async def test_a_change_of_the_spec_is_no_drift(settled: Operator) -> None:
     settled.see({"replicas": 2})
     await settled.reconcile()

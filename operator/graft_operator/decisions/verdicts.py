@@ -67,6 +67,8 @@ class Obstacle:
 
 
 _NO_PODS_TO_COME = (pool_failed, is_scaled_to_zero, speaks_another_version)
+_STUCK = (base_failed, pods_are_stuck, deadline_exceeded)
+"""Beside these a roll goes no further before a person acts."""
 
 READY: tuple[Obstacle, ...] = (
     Obstacle(is_suspended, Ends.OPEN),
@@ -77,12 +79,12 @@ READY: tuple[Obstacle, ...] = (
     Obstacle(speaks_another_version, Ends.BY_A_PERSON),
     Obstacle(pods_are_stuck, Ends.BY_A_PERSON),
     Obstacle(deadline_exceeded, Ends.BY_A_PERSON),
-    Obstacle(is_rolling_out, Ends.BY_ITSELF, unless=(pool_failed,)),
-    Obstacle(pods_are_not_ready, Ends.BY_ITSELF, unless=(*_NO_PODS_TO_COME, base_failed, pods_are_stuck)),
+    Obstacle(is_rolling_out, Ends.BY_ITSELF, unless=(pool_failed, speaks_another_version, *_STUCK)),
+    Obstacle(pods_are_not_ready, Ends.BY_ITSELF, unless=(*_NO_PODS_TO_COME, *_STUCK)),
     Obstacle(pods_are_unreachable, Ends.OPEN),
-    Obstacle(set_is_pending, Ends.BY_ITSELF, unless=_NO_PODS_TO_COME),
+    Obstacle(set_is_pending, Ends.BY_ITSELF, unless=(*_NO_PODS_TO_COME, *_STUCK)),
     Obstacle(adapters_failed, Ends.BY_A_PERSON),
-    Obstacle(adapters_are_loading, Ends.BY_ITSELF, unless=(*_NO_PODS_TO_COME, base_failed)),
+    Obstacle(adapters_are_loading, Ends.BY_ITSELF, unless=(*_NO_PODS_TO_COME, *_STUCK)),
 )
 
 AVAILABLE: tuple[Check, ...] = (

@@ -23,7 +23,6 @@ from graft_operator.keys import ObjectKey
 from graft_operator.kinds import ADAPTER_DEPLOYMENT
 from graft_operator.loop.store import Store
 from graft_operator.objects import TEMPLATE_HASH_ANNOTATION, KubernetesObject, build_event, build_status_body
-from graft_operator.resource import AdapterDeploymentStatus
 
 logger = logging.getLogger(__name__)
 
@@ -53,8 +52,6 @@ class PoolMemory:
     """Template hash → the API server's text, and when it said so (Unix seconds)."""
     repairs: dict[tuple[str, str], tuple[str, float]] = field(default_factory=dict)
     """Kind and name → the drift in the last Event about it, and when that was written (Unix seconds)."""
-    statuses: dict[ObjectKey, AdapterDeploymentStatus] = field(default_factory=dict)
-    """As written last: events lag behind one's own writes."""
 
 
 @dataclass(frozen=True)
@@ -116,8 +113,7 @@ class Effects:
         Raises:
             RacedError, UnavailableError: run the pass again.
         """
-        versions = {view.key: view.resource_version}
-        before = {view.key: view.status} | memory.statuses
+        versions, before = {view.key: view.resource_version}, {view.key: view.status}
         vouched = {"applied_hash": applied_hash(memory.applied)} if memory.applied else {}
         for about, planned in plan.statuses.items():
             status = planned.model_copy(update=vouched)
@@ -125,7 +121,6 @@ class Effects:
                 continue
             if not await self._write_status(build_status_body(about, versions[about], status)):
                 continue
-            memory.statuses[about] = status
             for transition in plan.transitions if about == view.key else ():
                 await self._write_event(view, transition)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import InitVar, dataclass, replace
+from dataclasses import InitVar, dataclass
 
 from graft_operator import metrics
 from graft_operator.clients.cluster import Cluster, UnavailableError
@@ -139,7 +139,7 @@ class Reconciler:
             if when + REJECTED_SECONDS > now
         }
         return Observed(
-            pool=replace(view, status=memory.statuses.get(view.key, view.status)),
+            pool=view,
             children=self.store.children(key),
             pods=self.store.pods(key),
             reports=self.followers.reports(key),
