@@ -5,6 +5,8 @@ Started like `graft-runtime serve …`. What a checkpoint does is written in its
     …broken-base…   the base model fails for good       …missing…   can't be resolved: NotFound, until the file
     …misfit…        resolves, then fails its checks                  FLAGS/found exists
     …slow…          resolves, never gets ready
+    …floods…        as a base: its pods answer polls without end
+    …babbles…       as a base: they have news at each poll, of adapters that nobody named
 
 FLAGS is the directory in the environment variable STUB_FLAGS (`at:DIRECTORY`, so that no node takes it for one of its
 mounts): with FLAGS/hang no pod answers its control port.
@@ -129,7 +131,16 @@ class StubRuntime:
             adapters=(*changed, *gone),
         )
 
-    async def get_status(self, request: web.Request) -> web.Response:
+    async def get_status(self, request: web.Request) -> web.StreamResponse:
+        base = self.config.base_model.source.uri
+        if "floods" in base:
+            return await flood(request)
+        if "babbles" in base:
+            self.sequence += 1
+            lies = [
+                AdapterReport(name=f"lie-{self.sequence}-{number}", state=AdapterState.FAILED) for number in range(500)
+            ]
+            return answer(self.status(self.sequence).model_copy(update={"adapters": tuple(lies)}))
         same = request.query.get("boot") == self.boot_id
         since = int(request.query.get("since", "0")) if same else 0
         if same and since >= self.sequence:
@@ -192,6 +203,13 @@ def report_of(entry: AdapterEntry) -> AdapterReport:
     remapped = "nothing → model at the start of modules' names" if "drifted" in entry.source.uri else None
     facts = AdapterFacts(method="LORA", rank=8, module_count=14, deltas=["LowRank"], remapped=remapped)
     return AdapterReport(name=entry.name, digest=entry.digest, serving=serving, state=state, facts=facts)
+
+
+async def flood(request: web.Request) -> web.StreamResponse:
+    response = web.StreamResponse()
+    await response.prepare(request)
+    while True:
+        await response.write(b'{"adapters": [' * 10_000)
 
 
 def answer(body: RuntimeStatus | Accepted | Resolution) -> web.Response:

@@ -19,6 +19,7 @@ from graft_operator.clients.runtime_client import (
     RuntimeRefusedError,
     RuntimeUnreachableError,
 )
+from graft_operator.clients.shares import Pace
 from graft_runtime.contract.adapter_set import AdapterSet, AdapterSetVersion
 from graft_runtime.contract.checkpoints import Source
 from graft_runtime.contract.control import Accepted, Resolution, ResolveRequest
@@ -227,6 +228,29 @@ async def test_a_pod_that_always_has_news_is_asked_a_few_times_a_second(
     assert slept[:POLLS_AT_ONCE] == [0] * POLLS_AT_ONCE
     assert slept[-1] > 0.5 * 8 / POLLS_A_SECOND
     await client.status(PodAddress("another", "127.0.0.1"), "", 0)
+    assert slept[-1] == 0
+
+
+async def test_pods_that_always_have_news_share_the_polls_of_their_namespace(
+    client: RuntimeClient, serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slept: list[float] = []
+    real_sleep = asyncio.sleep
+
+    async def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        await real_sleep(0)
+
+    monkeypatch.setattr(asyncio, "sleep", sleep)
+    client._namespace_polls = Pace(burst=5, per_second=1)
+    await serve(_says(""))
+    for number in range(8):
+        with pytest.raises(RuntimeUnreachableError):
+            await client.status(PodAddress(f"pod-{number}", "127.0.0.1", "bad"), "", 0)
+    assert slept[4] == 0
+    assert slept[-1] > 2
+    with pytest.raises(RuntimeUnreachableError):
+        await client.status(PodAddress("another", "127.0.0.1", "good"), "", 0)
     assert slept[-1] == 0
 
 
