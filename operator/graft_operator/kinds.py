@@ -72,6 +72,7 @@ SERVICE = _child("Service", "", "v1", "services")
 POD = _child("Pod", "", "v1", "pods", made=False)
 EVENT = Kind("Event", "", "v1", "events")
 SECRET = Kind("Secret", "", "v1", "secrets")
+CLAIM = Kind("PersistentVolumeClaim", "", "v1", "persistentvolumeclaims")
 
 KINDS = {
     kind.name: kind
@@ -86,6 +87,7 @@ KINDS = {
         POD,
         EVENT,
         SECRET,
+        CLAIM,
     )
 }
 

@@ -53,6 +53,12 @@ class Settings:
     """Schemes of URIs that the administrator lets pools use."""
     allowed_networks: tuple[str, ...] = ()
     """Networks (CIDR) that remote sources may be in, beside public addresses."""
+    allowed_endpoints: tuple[str, ...] = ()
+    """Hosts that remote sources may be on, such as hub.example or *.hub.example; empty: any."""
+    allowed_claims: Mapping[str, str] = field(default_factory=dict)
+    """Labels that a claim must bear to be mounted into the pods of a pool; empty: any claim of its namespace."""
+    allowed_secrets: Mapping[str, str] = field(default_factory=dict)
+    """Labels that the Secret of a source must bear; empty: any Secret that names the hosts of its token."""
     allowed_pod_template_fields: tuple[str, ...] = ()
     """What spec.podTemplate.spec may hold beside the fields that it always may: paths, each with all below it."""
     signing_key_secret: str = "graft-signing-key"  # noqa: S105 - the name of a Secret
@@ -89,6 +95,14 @@ def quantity(text: str) -> str:
     return text
 
 
+def labels(text: str) -> Mapping[str, str]:
+    """Read `{"KEY": "VALUE"}`."""
+    try:
+        return dict(json.loads(text))
+    except (ValueError, TypeError) as error:
+        raise argparse.ArgumentTypeError(f"{error}: expected JSON with labels") from error
+
+
 def network(text: str) -> str:
     try:
         return str(ipaddress.ip_network(text))
@@ -113,6 +127,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--watch-namespace", dest="watch_namespaces", action="append", default=[])
     parser.add_argument("--allowed-scheme", dest="allowed_schemes", action="append", choices=[*SCHEMES], default=[])
     parser.add_argument("--allowed-network", dest="allowed_networks", action="append", type=network, default=[])
+    parser.add_argument("--allowed-endpoint", dest="allowed_endpoints", action="append", default=[])
+    parser.add_argument("--allowed-claims", type=labels, default={})
+    parser.add_argument("--allowed-secrets", type=labels, default={})
     parser.add_argument("--allowed-pod-template-field", dest="allowed_pod_template_fields", action="append", default=[])
     parser.add_argument("--signing-key-secret", required=True)
     parser.add_argument("--log-level", choices=("debug", "info", "warning", "error"), default="info")

@@ -63,12 +63,14 @@ class ErrorCode(StrEnum):
     """The source holds nothing under this URI and revision."""
     UNAUTHORIZED = "Unauthorized", Recovery.OUTSIDE
     """The source refused our credentials, or wants some."""
+    TOKEN_NOT_BOUND = "TokenNotBound", Recovery.OUTSIDE
+    """A source's Secret does not say that its token is for the source's host, or holds one that may go nowhere."""
     UNREADABLE = "Unreadable", Recovery.OUTSIDE
     """Files of a mounted source that the pod's user may not read."""
     SOURCE_NOT_DECLARED = "SourceNotDeclared"
     """The URI lies outside spec.sources and the schemes that the administrator allows."""
     FORBIDDEN_ADDRESS = "ForbiddenAddress", Recovery.OUTSIDE
-    """The source's host is not public, nor in a network that the administrator allows."""
+    """The source's host is not public, nor in a network that the administrator allows, or is none of his hosts."""
     SOURCE_UNAVAILABLE = "SourceUnavailable", Recovery.BY_ITSELF
     """The source did not answer or broke off; it is tried again."""
     DIGEST_MISMATCH = "DigestMismatch", Recovery.OUTSIDE

@@ -54,7 +54,7 @@ class Stage:
     def log(self) -> str:
         return (self.directory / "operator.log").read_text()
 
-    def start_operator(self) -> subprocess.Popen[bytes]:
+    def start_operator(self, *more: str) -> subprocess.Popen[bytes]:
         self.health_port = free_port()
         with (self.directory / "operator.log").open("ab") as log:
             process = subprocess.Popen(
@@ -62,7 +62,7 @@ class Stage:
                     *(sys.executable, "-m", "graft_operator", "run", "--namespace", self.namespace),
                     *("--runtime-image", "stub", "--bind-address", "podIP", "--watch-namespace", self.namespace),
                     *("--signing-key-secret", "signing-key", "--health-address", "127.0.0.1"),
-                    *("--health-port", str(self.health_port), "--allowed-pod-template-field", "containers.env"),
+                    *("--health-port", str(self.health_port), "--allowed-pod-template-field", "containers.env", *more),
                 ],
                 env={**os.environ, "KUBECONFIG": str(self.cluster.kubeconfig)},
                 stdout=log,
@@ -166,7 +166,10 @@ def free_port() -> int:
 
 
 @pytest.fixture
-def stage(local_cluster: LocalCluster, namespace: str, tmp_path: Path) -> Iterator[Stage]:
+def stage(
+    request: pytest.FixtureRequest, local_cluster: LocalCluster, namespace: str, tmp_path: Path
+) -> Iterator[Stage]:
+    """A stage whose operator runs, with further arguments where the test gives some."""
     local_cluster.kubectl("apply", "--server-side", "-f", str(ROOT / CRD_FILE))
     local_cluster.kubectl("wait", "--for=condition=Established", "crd/adapterdeployments.graft.dev", "--timeout=30s")
     claim = {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}}
@@ -177,7 +180,7 @@ def stage(local_cluster: LocalCluster, namespace: str, tmp_path: Path) -> Iterat
     program.chmod(0o755)
     found = Stage(local_cluster, namespace, tmp_path)
     found.flags.mkdir()
-    found.start_operator()
+    found.start_operator(*getattr(request, "param", ()))
     yield found
     while found.operators:
         found.stop_operator(signal.SIGKILL)
@@ -382,6 +385,44 @@ def test_a_field_that_the_administrator_has_not_allowed_makes_no_pod(stage: Stag
     assert stage.get("deployments")["items"] == []
     stage.apply(BILLING)
     stage.wait_ready()
+
+
+LABELS = json.dumps({"graft.dev/usable": "true"})
+
+
+@pytest.mark.parametrize(
+    "stage", [("--allowed-claims", LABELS, "--allowed-secrets", LABELS)], indirect=True, ids=["labels"]
+)
+def test_what_a_pool_names_must_bear_the_administrator_s_labels(stage: Stage) -> None:
+    hub = {"name": "hub", "uriPrefixes": ["hf://acme/"], "secretName": "hub", "endpoint": "https://hub.example"}
+    stage.apply(BILLING, sources=[{"name": "shelf", "claimName": "shelf"}, hub])
+
+    def is_refused(code: str, words: str) -> bool:
+        return stage.conditions()["Stalled"] == ("True", code) and words in stage.message("Stalled")
+
+    def changed(*command: str) -> None:
+        """Change what the pool names, and mark the pool, since an operator may not watch Secrets."""
+        stage.kubectl(*command)
+        stage.kubectl("annotate", "--overwrite", "ad/support", f"looked-at={time.monotonic()}")
+
+    stage.until(lambda: is_refused("FieldNotAllowed", "the PersistentVolumeClaim `shelf`, without"), "the claim")
+    changed("label", "pvc", "shelf", "graft.dev/usable=true")
+    stage.until(lambda: is_refused("FieldNotAllowed", "the Secret `hub`, which is not there"), "the Secret")
+    account = {"kubernetes.io/service-account.name": "default"}
+    metadata = {"name": "hub", "labels": {"graft.dev/usable": "true"}, "annotations": account}
+    secret = {"apiVersion": "v1", "kind": "Secret", "type": "kubernetes.io/service-account-token", "metadata": metadata}
+    secret["stringData"] = {"hosts": "hub.example"}
+    stage.kubectl("apply", "-f", "-", input=json.dumps(secret))
+    stage.kubectl("annotate", "--overwrite", "ad/support", "looked-at=account")
+    stage.until(lambda: is_refused("TokenNotBound", "service account"), "its type")
+    assert stage.get("deployments")["items"] == []
+    stage.kubectl("delete", "secret", "hub")
+    stage.kubectl("create", "secret", "generic", "hub", "--from-literal=token=hf_x", "--from-literal=hosts=a.example")
+    changed("label", "secret", "hub", "graft.dev/usable=true")
+    stage.until(lambda: is_refused("TokenNotBound", "names a.example"), "its hosts")
+    changed("patch", "secret", "hub", "-p", json.dumps({"stringData": {"hosts": "a.example hub.example"}}))
+    stage.wait_ready()
+    assert "hf_x" not in stage.log
 
 
 def test_an_image_that_can_t_be_had_is_told_at_once(stage: Stage) -> None:

@@ -12,7 +12,7 @@ import yaml
 from graft_local import helm
 from graft_local.errors import LocalClusterError
 from graft_operator import objects
-from graft_operator.kinds import DEPLOYMENT_LABEL, EVENT, KINDS, SECRET, watched_kinds
+from graft_operator.kinds import CLAIM, DEPLOYMENT_LABEL, EVENT, KINDS, SECRET, Kind, watched_kinds
 from graft_operator.resource import parse_spec
 from graft_operator.settings import PodDefaults, Settings, parse_settings
 from graft_runtime.contract.ports import CONTROL_PORT
@@ -109,6 +109,9 @@ def test_every_value_reaches_the_operator() -> None:
         watchNamespaces=["team-a", "team-b"],
         allowedSchemes=["pvc", "file"],
         allowedNetworks=["10.0.0.0/8", "fd00::/8"],
+        allowedEndpoints=["huggingface.co", "*.hf.co"],
+        allowedClaims={"matchLabels": {"graft.dev/usable": "true"}},
+        allowedSecrets={"matchLabels": {"team": "a"}},
         allowedPodTemplateFields=["hostAliases", "containers.env"],
         bindAddress="podIP",
         logging={"level": "debug"},
@@ -122,6 +125,8 @@ def test_every_value_reaches_the_operator() -> None:
     assert settings.watch_namespaces == ("team-a", "team-b")
     assert settings.allowed_schemes == ("pvc", "file")
     assert settings.allowed_networks == ("10.0.0.0/8", "fd00::/8")
+    assert settings.allowed_endpoints == ("huggingface.co", "*.hf.co")
+    assert (settings.allowed_claims, settings.allowed_secrets) == ({"graft.dev/usable": "true"}, {"team": "a"})
     assert settings.allowed_pod_template_fields == ("hostAliases", "containers.env")
     assert settings.bind_address == "podIP"
     assert settings.health_address == "10.0.0.7"
@@ -172,8 +177,16 @@ OPERATOR_VERBS = {
 
 
 def test_the_operator_has_rights_on_all_that_it_touches() -> None:
-    touched = {f"{kind.plural}.{kind.group}".rstrip(".") for kind in KINDS.values() if kind is not SECRET}
+    touched = {f"{kind.plural}.{kind.group}".rstrip(".") for kind in KINDS.values() if kind not in {SECRET, CLAIM}}
     assert touched == {name for name in OPERATOR_VERBS if "/" not in name}
+
+
+@pytest.mark.parametrize("kind", [SECRET, CLAIM], ids=lambda kind: str(kind.name))
+def test_it_may_read_what_pools_name_where_the_administrator_chooses_by_labels(kind: Kind) -> None:
+    value = "allowedSecrets" if kind is SECRET else "allowedClaims"
+    labels = {"matchLabels": {"graft.dev/usable": "true"}}
+    granted = verbs_of(only(rendered(**{value: labels}), "ClusterRole")["rules"])
+    assert granted == {**OPERATOR_VERBS, kind.plural: {"get"}}
 
 
 def test_the_operator_may_list_and_watch_what_it_watches() -> None:
@@ -337,6 +350,8 @@ def test_the_test_of_a_release_asks_the_service_as_restricted_as_the_rest() -> N
         ({"allowedPodTemplateFields": ["spec.*"]}, "allowedPodTemplateFields"),
         ({"cacheSize": "much"}, "cacheSize"),
         ({"adapterSize": 5}, "adapterSize"),
+        ({"allowedEndpoints": ["https://hub.example"]}, "allowedEndpoints"),
+        ({"allowedSecrets": {"labels": {}}}, "labels"),
     ],
     ids=str,
 )

@@ -59,12 +59,16 @@ def test_pods_are_told_where_to_read_and_at_which_revision() -> None:
     )
 
 
-def test_the_secret_is_a_mount_of_its_token_and_nothing_else_of_it() -> None:
+def test_the_secret_is_a_mount_of_its_token_with_its_hosts_and_nothing_else_of_it() -> None:
     spec, runtime = container()
     (volume,) = [volume for volume in spec["volumes"] if volume["name"].startswith("source-")]
     assert volume == {
         "name": "source-hub",
-        "secret": {"secretName": "hub-token", "items": [{"key": "token", "path": "token"}], "optional": True},
+        "secret": {
+            "secretName": "hub-token",
+            "items": [{"key": "token", "path": "token"}, {"key": "hosts", "path": "hosts"}],
+            "optional": True,
+        },
     }
     (mount,) = [mount for mount in runtime["volumeMounts"] if mount["name"].startswith("source-")]
     assert mount == {"name": "source-hub", "mountPath": "/graft/sources/hub", "readOnly": True}
@@ -81,6 +85,42 @@ def test_allowed_networks_are_arguments_and_change_no_hash() -> None:
     allowing = replace(SETTINGS, allowed_networks=("fd00::/8", "10.0.0.0/8"))
     assert container(allowing)[1]["args"][-4:] == ["--allowed-network", "10.0.0.0/8", "--allowed-network", "fd00::/8"]
     assert "--allowed-network" not in container()[1]["args"]
+
+
+def test_allowed_hosts_are_arguments_and_change_no_hash() -> None:
+    allowing = replace(SETTINGS, allowed_endpoints=("*.hf.co", "huggingface.co"))
+    assert container(allowing)[1]["args"][-4:] == ["--allowed-host", "*.hf.co", "--allowed-host", "huggingface.co"]
+    assert "--allowed-host" not in container()[1]["args"]
+
+
+@pytest.mark.parametrize(
+    ("uri", "hosts", "allowed"),
+    [
+        ("hf://anybody/sql", (), True),
+        ("hf://anybody/sql", ("huggingface.co",), True),
+        ("hf://anybody/sql", ("hub.example",), False),
+        ("hf://acme/sql", ("HUB.example",), True),
+        ("hf://acme/sql", ("*.example",), True),
+        ("hf://acme/sql", ("*.hub.example", "ub.example"), False),
+        ("hf://acme/mirrored/sql", ("hub.example",), False),
+        ("https://models.example:8443/sql.zip", ("models.example",), True),
+        ("https://models.example.evil/sql.zip", ("models.example",), False),
+    ],
+)
+def test_the_administrator_lists_hosts(uri: str, hosts: tuple[str, ...], allowed: bool) -> None:
+    settings = replace(SETTINGS, allowed_schemes=("hf", "https"), allowed_endpoints=hosts)
+    spec = pool(adapters=[{"name": "sql", "uri": uri}])
+    fault = adapter_fault(spec.spec, inline_adapters(spec)[0], settings)
+    assert (fault is None) == allowed
+    assert fault is None or (fault.code, "allowedEndpoints" in (fault.hint or "")) == ("ForbiddenAddress", True)
+
+
+def test_a_source_sends_its_token_to_one_host_for_each_of_its_prefixes() -> None:
+    prefixes = ["https://Models.example:8443/a/", "https://models.example/", "hf://acme/", "hf://other/"]
+    web = {"name": "web", "uriPrefixes": prefixes, "secretName": "s"}
+    sources = {source.name: source.hosts for source in parse_spec(spec_of(sources=[PRIVATE, web])).sources}
+    assert sources["web"] == ("models.example:8443", "models.example", "huggingface.co")
+    assert sources["hub"] == ("hub.example",)
 
 
 def test_the_deepest_prefix_speaks() -> None:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 from cryptography import x509
@@ -40,9 +41,9 @@ class Stage:
     def apply(self, *objects: dict[str, Any]) -> None:
         self.kubectl("apply", "-f", "-", input=json.dumps({"apiVersion": "v1", "kind": "List", "items": objects}))
 
-    def put_token(self, token: str) -> None:
-        secret = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "sources"}, "stringData": {"token": token}}
-        self.apply(secret)
+    def put_token(self, token: str, *hosts: str) -> None:
+        data = {"token": token, "hosts": "\n".join(hosts)}
+        self.apply({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "sources"}, "stringData": data})
 
     def status(self) -> dict[str, Any]:
         found: dict[str, Any] = self.cluster.get("ad", POOL, "-n", NAMESPACE).get("status", {})
@@ -127,7 +128,8 @@ def _objects(hub: Hub, web: Origin, certificate: Path) -> tuple[dict[str, Any], 
 def test_from_a_forbidden_address_by_a_wrong_token_to_an_answer(
     stage: Stage, hub: Hub, web: Origin, certificate: Path
 ) -> None:
-    stage.put_token(WRONG_TOKEN)
+    hosts = [urlsplit(server.url).netloc for server in (hub, web)]
+    stage.put_token(WRONG_TOKEN, *hosts)
     stage.apply(*_objects(hub, web, certificate))
     everywhere = {"tuned": "ForbiddenAddress", "packed": "SourceNotDeclared", "Stalled": "ForbiddenAddress"}
     stage.eventually(stage.reasons, everywhere)
@@ -144,7 +146,7 @@ def test_from_a_forbidden_address_by_a_wrong_token_to_an_answer(
     (pod,) = stage.restarts().keys() - older  # the older one waits for its successor to be Ready
 
     # The Secret is corrected: that is all.
-    stage.put_token(TOKEN)
+    stage.put_token(TOKEN, *hosts)
     stage.kubectl("wait", "--for=condition=Ready", f"ad/{POOL}", "--timeout=120s", timeout=130.0)
     assert stage.restarts()[pod] == 0
     assert stage.restarts().keys() <= {pod, *older}

@@ -1,4 +1,4 @@
-{{/* What the operator may do where it serves pools. No Secrets, no pods but to look at, no writes to a spec. */}}
+{{/* What the operator may do where it serves pools. No Secrets unless allowedSecrets asks, no pods but to look at, no writes to a spec. */}}
 {{- define "graft.rules" -}}
 - apiGroups: [graft.dev]
   resources: [adapterdeployments]
@@ -32,4 +32,14 @@
 - apiGroups: [""]
   resources: [events]
   verbs: [create]
+{{- if .Values.allowedClaims.matchLabels }}
+- apiGroups: [""]
+  resources: [persistentvolumeclaims]
+  verbs: [get]
+{{- end }}
+{{- if .Values.allowedSecrets.matchLabels }}
+- apiGroups: [""]
+  resources: [secrets]
+  verbs: [get]
+{{- end }}
 {{- end }}

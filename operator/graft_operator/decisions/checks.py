@@ -4,10 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from graft_runtime.contract.schemes import host_is_allowed, host_of, scheme_of
 from graft_runtime.errors import ErrorCode, GraftError, shown
 
 from graft_operator.decisions.wanted_adapters import WantedAdapter
-from graft_operator.resource import AdapterDeploymentSpec, faults_beyond, is_declared, source_not_declared
+from graft_operator.resource import (
+    AdapterDeploymentSpec,
+    faults_beyond,
+    find_source,
+    is_declared,
+    source_not_declared,
+)
 from graft_operator.settings import Settings
 
 UriCheck = Callable[[AdapterDeploymentSpec, str, str, Settings], GraftError | None]
@@ -68,7 +75,22 @@ def _source_is_not_declared(spec: AdapterDeploymentSpec, uri: str, field: str, s
     return None if is_declared(spec.sources, uri) else source_not_declared(uri, field)
 
 
-_URI_CHECKS: tuple[UriCheck, ...] = (_scheme_is_not_allowed, _source_is_not_declared)
+def _host_is_not_allowed(spec: AdapterDeploymentSpec, uri: str, field: str, settings: Settings) -> GraftError | None:
+    scheme, source = scheme_of(uri), find_source(spec.sources, uri)
+    if not settings.allowed_endpoints or scheme is None or scheme.mount != "remote":
+        return None
+    host = host_of(uri, source.endpoint if source is not None else None).partition(":")[0]
+    if host_is_allowed(host, settings.allowed_endpoints):
+        return None
+    return GraftError(
+        ErrorCode.FORBIDDEN_ADDRESS,
+        f"{field} `{uri}` is on the host `{host}`, the administrator allows {', '.join(settings.allowed_endpoints)}",
+        hint="use an allowed host, or have the chart's value allowedEndpoints extended",
+        field=field,
+    )
+
+
+_URI_CHECKS: tuple[UriCheck, ...] = (_scheme_is_not_allowed, _source_is_not_declared, _host_is_not_allowed)
 
 
 def _first(spec: AdapterDeploymentSpec, uri: str, field: str, settings: Settings) -> GraftError | None:

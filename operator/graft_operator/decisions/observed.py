@@ -12,6 +12,7 @@ from graft_runtime.contract.status import RuntimeStatus
 from graft_runtime.contract.wire import Fault
 
 from graft_operator.decisions.fingerprint import short_hash
+from graft_operator.decisions.references import Known
 from graft_operator.keys import ObjectKey, PoolKey
 from graft_operator.kinds import ADAPTER_DEPLOYMENT, DEPLOYMENT
 from graft_operator.objects import read_adapter_set
@@ -181,6 +182,8 @@ class Observed:
     """The public keys for the control ports: key id → PEM."""
     applied: Mapping[tuple[str, str], Applied] = field(default_factory=dict)
     """Kind and name → the last apply."""
+    referred: Known = field(default_factory=dict)
+    """The claims and Secrets that the spec names, where the administrator says which ones pools may use."""
     rejected: Mapping[str, str] = field(default_factory=dict)
     """Template hash → why the API server refused that Deployment."""
     failure: Failure | None = None

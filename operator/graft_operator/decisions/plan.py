@@ -25,6 +25,7 @@ from graft_operator.decisions.checks import base_fault, merge_fault, pod_templat
 from graft_operator.decisions.conditions import Reason
 from graft_operator.decisions.observed import Applied, Child, Failure, Observed
 from graft_operator.decisions.pool_status import failed_status, make_status
+from graft_operator.decisions.references import reference_fault
 from graft_operator.decisions.resolves import Resolve, plan_resolves, waits
 from graft_operator.decisions.transitions import Transition, transitions
 from graft_operator.decisions.wanted_adapters import WantedAdapter, inline_adapters
@@ -170,6 +171,7 @@ def _decide_deployment(
         return None, observed.failure
     checks = (base_fault, merge_fault, pod_template_fault)
     fault = next((fault for check in checks if (fault := check(pool.spec, settings)) is not None), None)
+    fault = fault or reference_fault(pool.spec, observed.referred, settings)
     if fault is not None:
         return None, Failure(fault.code.value, fault.message)
     try:
@@ -239,7 +241,7 @@ def _requeue_after(
     seconds = [RECHECK_SECONDS, *waits(adapters, resolves, observed, now)]
     if observed.failure is not None:
         seconds.append(FAILED_RECHECK_SECONDS)
-    if observed.rejected:
+    if observed.rejected or observed.referred:
         seconds.append(REJECTED_RECHECK_SECONDS)
     if _is_settling(observed):
         seconds.append(SETTLE_SECONDS)

@@ -6,6 +6,8 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from graft_runtime.errors import GraftError
+
 from graft_operator import metrics
 from graft_operator.clients.cluster import Cluster, ConflictError, RejectedError, UnavailableError
 from graft_operator.clients.followers import PodFollowers
@@ -18,11 +20,14 @@ from graft_operator.decisions.fingerprint import first_difference
 from graft_operator.decisions.observed import Applied, Failure, PoolView, applied_hash
 from graft_operator.decisions.plan import Plan
 from graft_operator.decisions.readers import read_child
+from graft_operator.decisions.references import Known, read_referred, references_of
 from graft_operator.decisions.transitions import Transition
 from graft_operator.keys import ObjectKey
 from graft_operator.kinds import ADAPTER_DEPLOYMENT
 from graft_operator.loop.store import Store
 from graft_operator.objects import TEMPLATE_HASH_ANNOTATION, KubernetesObject, build_event, build_status_body
+from graft_operator.resource import parse_spec
+from graft_operator.settings import Settings
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +55,7 @@ class PoolMemory:
     applied: dict[tuple[str, str], Applied] = field(default_factory=dict)
     rejected: dict[str, tuple[str, float]] = field(default_factory=dict)
     """Template hash → the API server's text, and when it said so (Unix seconds)."""
+    referred: Known = field(default_factory=dict)
     repairs: dict[tuple[str, str], tuple[str, float]] = field(default_factory=dict)
     """Kind and name → the drift in the last Event about it, and when that was written (Unix seconds)."""
 
@@ -66,6 +72,21 @@ class Effects:
     """Unix seconds."""
     events: tuple[Pace, Pace, Pace] = field(default_factory=lambda: (Pace(25, 0.1), Pace(200, 5.0), Pace(1000, 50.0)))
     """How many Events there may be about one object, in one namespace, and in all: at once, and a second."""
+
+    async def look_up(self, view: PoolView, settings: Settings) -> Known:
+        """Return the claims and Secrets that the administrator limits and that the spec names.
+
+        Raises:
+            UnavailableError
+        """
+        if not (settings.allowed_claims or settings.allowed_secrets):
+            return {}
+        try:
+            wanted = {(each.kind, each.name) for each in references_of(parse_spec(view.spec), settings)}
+        except GraftError:
+            return {}
+        bodies = {(kind, name): await self.cluster.get(kind, view.namespace, name) for kind, name in sorted(wanted)}
+        return {key: None if body is None else read_referred(body) for key, body in bodies.items()}
 
     async def template_is_valid(self, plan: Plan, memory: PoolMemory) -> bool:
         """Try out a Deployment with spec.podTemplate in it, and remember why the API server refuses it.

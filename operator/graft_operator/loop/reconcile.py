@@ -91,6 +91,7 @@ class Reconciler:
             return
         memory = self._memory(key, view)
         self.followers.follow(key, self.store.pods(key))
+        memory.referred = await self._effects.look_up(view, self.settings)
         plan = self._plan(view, memory)
         if not await self._effects.template_is_valid(plan, memory):
             plan = self._plan(view, memory)
@@ -146,6 +147,7 @@ class Reconciler:
             resolutions=self.resolutions.known(key),
             keys=self.keys(),
             applied=dict(memory.applied),
+            referred=memory.referred,
             rejected={template: text for template, (text, _) in memory.rejected.items()},
             failure=failure,
         )

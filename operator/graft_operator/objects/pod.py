@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from graft_runtime.contract.config import SOURCE_TOKEN_FILE
+from graft_runtime.contract.config import SOURCE_HOSTS_FILE, SOURCE_TOKEN_FILE
 from graft_runtime.contract.environment import MEMORY_LIMIT
 from graft_runtime.contract.ports import API_PORT, CONTROL_PORT, PROBE_PORT
 
@@ -89,6 +89,8 @@ def _arguments(pool: Pool, settings: Settings) -> list[str]:
             arguments += ["--source-mount", source.name, source.mount_path or _source_directory(source)]
     for network in sorted(settings.allowed_networks):
         arguments += ["--allowed-network", network]
+    for host in sorted(settings.allowed_endpoints):
+        arguments += ["--allowed-host", host]
     return arguments
 
 
@@ -161,7 +163,7 @@ def _source_volume(source: SourceSpec) -> dict[str, Any]:
     # Optional: a pod without it starts, and tells which adapters can't be read.
     secret = {
         "secretName": source.secret_name,
-        "items": [{"key": SOURCE_TOKEN_FILE, "path": SOURCE_TOKEN_FILE}],
+        "items": [{"key": key, "path": key} for key in (SOURCE_TOKEN_FILE, SOURCE_HOSTS_FILE)],
         "optional": True,
     }
     return {"name": mount_name(source), "secret": secret}

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Annotated, Literal
 
 from graft_runtime.contract.checkpoints import ModelName
-from graft_runtime.contract.schemes import CLAIM, DIRECTORY, HUB, LABEL, SCHEMES, MountKind, Scheme, listed
+from graft_runtime.contract.schemes import CLAIM, DIRECTORY, HUB, LABEL, SCHEMES, MountKind, Scheme, host_of, listed
 from graft_runtime.contract.tasks import Task
 from pydantic import Field
 
@@ -107,7 +107,7 @@ class SourceSpec(Ruled):
         " token of `secretName` and from `endpoint`.",
     )
     secret_name: ResourceName | None = None
-    """A Secret of this namespace with the key `token`, mounted into the pods; only this source's host is sent it."""
+    """A Secret of this namespace with the keys `token` and `hosts`, mounted into the pods: where it may go."""
     endpoint: Endpoint | None = Field(
         default=None,
         description=f"For {HUB.start}: another server that speaks the Hub's API, by default {HUB.endpoint}.",
@@ -144,6 +144,11 @@ class SourceSpec(Ruled):
         if self.uri_prefixes is not None:
             return self.uri_prefixes
         return (DIRECTORY.below(self.mount_path) if self.mount_path else CLAIM.below(self.name),)
+
+    @property
+    def hosts(self) -> tuple[str, ...]:
+        """Return the hosts that this source's token goes to."""
+        return tuple(dict.fromkeys(host_of(prefix, self.endpoint) for prefix in self.uri_prefixes or ()))
 
     @property
     def kind(self) -> MountKind:

@@ -58,6 +58,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="CIDR",
         help="where sources may be, beside public addresses; may be repeated",
     )
+    parser.add_argument(
+        "--allowed-host",
+        action="append",
+        default=[],
+        metavar="HOST",
+        help="which hosts may be asked, such as hub.example or *.hub.example; any without it; may be repeated",
+    )
 
 
 def run(options: argparse.Namespace, engine: Callable[[], EnginePort] = EngineChild) -> NoReturn:
@@ -79,6 +86,7 @@ def run(options: argparse.Namespace, engine: Callable[[], EnginePort] = EngineCh
         allowed_networks=tuple(options.allowed_network),
         cache_bytes=options.cache_bytes,
         adapter_bytes=options.adapter_bytes,
+        allowed_hosts=tuple(options.allowed_host),
     )
     try:
         config = read_config(options.config_directory)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field
@@ -14,6 +15,13 @@ from graft_runtime.contract.wire import Message, Wire
 # File names inside the directories that the operator mounts into a pod.
 RUNTIME_CONFIG_FILE = "runtime-config.json"
 SOURCE_TOKEN_FILE = "token"  # noqa: S105 - in the directory of a source's Secret
+SOURCE_HOSTS_FILE = "hosts"
+"""Beside it: the hosts that the token is for."""
+
+
+def hosts_of(text: str) -> tuple[str, ...]:
+    """Return the hosts in a SOURCE_HOSTS_FILE, apart by white space or commas, with their ports where URLs have one."""
+    return tuple(host.lower() for host in re.split(r"[\s,]+", text) if host)
 
 
 MAX_ORIGINS = 16

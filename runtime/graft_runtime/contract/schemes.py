@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
+from urllib.parse import urlsplit
 
 MountKind = Literal["claim", "directory", "remote"]
 """How a pod reaches a source: a mounted PersistentVolumeClaim, a directory that the pod has, or the network."""
@@ -135,6 +136,25 @@ def deepest_prefix(prefixes: Iterable[str], uri: str) -> str | None:
 def path_below(prefix: str, uri: str) -> tuple[str, ...]:
     """Return the path from a prefix of `deepest_prefix` to its URI, segment by segment."""
     return tuple(part for part in _with_slash(uri)[len(_with_slash(prefix)) :].split("/") if part not in {"", "."})
+
+
+def host_of(uri: str, endpoint: str | None) -> str:
+    """Return the host that a remote URI is read from, with its port where there is one.
+
+    Args:
+        endpoint: of its source, where that names one.
+    """
+    scheme = scheme_of(uri)
+    return urlsplit(endpoint or (scheme.endpoint if scheme else None) or uri).netloc.lower()
+
+
+def host_is_allowed(host: str, allowed: Iterable[str]) -> bool:
+    """Tell whether a host is one of the allowed: `hub.example`, or `*.hub.example` for all below it."""
+    name = host.lower()
+    return any(
+        name.endswith(pattern[1:].lower()) if pattern.startswith("*.") else name == pattern.lower()
+        for pattern in allowed
+    )
 
 
 def refused_character(uri: str) -> str | None:

@@ -51,6 +51,8 @@ class Places:
     """The most that the cache may hold, where the config says nothing; None: what the disk holds."""
     adapter_bytes: int | None = None
     """The most that the files of one adapter may have, where the config says nothing."""
+    allowed_hosts: tuple[str, ...] = ()
+    """Which ones may be asked; empty for any."""
 
 
 class Pod:
@@ -75,7 +77,8 @@ class Pod:
             self._digests_in_use,
             adapter_bytes=config.adapter_bytes or places.adapter_bytes,
         )
-        self.fetches = Fetches(Sources(config.sources, places.sources, places.allowed_networks), cache)
+        sources = Sources(config.sources, places.sources, places.allowed_networks, allowed_hosts=places.allowed_hosts)
+        self.fetches = Fetches(sources, cache)
         self._text_formats = TextFormats()
         self.adapters = self._open_adapters()
         self.base = BaseLife(

@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 import httpx2
 
 from graft_runtime.backoff import Backoff
+from graft_runtime.contract.schemes import host_is_allowed
 from graft_runtime.errors import ErrorCode, GraftError
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
@@ -59,17 +60,26 @@ class AddressGuard:
 
     Args:
         allowed: networks beside the public ones, by the administrator.
+        hosts: his list of hosts; empty for any.
     """
 
-    def __init__(self, allowed: Iterable[Network] = ()) -> None:
-        self._allowed = tuple(allowed)
+    def __init__(self, allowed: Iterable[Network] = (), hosts: Iterable[str] = ()) -> None:
+        self._allowed, self._hosts = tuple(allowed), tuple(hosts)
 
     def addresses(self, host: str, port: int) -> list[Address]:
         """Return the addresses of a host that we may connect to.
 
         Raises:
-            GraftError: SourceUnavailable where its name has no address, ForbiddenAddress where it has only others.
+            GraftError: SourceUnavailable where its name has no address, ForbiddenAddress where it has only others, or
+                is none of the hosts that are allowed.
         """
+        if self._hosts and not host_is_allowed(host, self._hosts):
+            raise GraftError(
+                ErrorCode.FORBIDDEN_ADDRESS,
+                f"the host `{host}` is none of those that the administrator allows ({', '.join(self._hosts)})",
+                hint="have the administrator add it to the chart's value allowedEndpoints; files of the Hub come from"
+                " other hosts than its pages, by redirects",
+            )
         try:
             entries = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
         except (OSError, UnicodeError) as error:

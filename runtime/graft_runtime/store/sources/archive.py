@@ -22,6 +22,7 @@ from graft_runtime.errors import ErrorCode, GraftError
 from graft_runtime.store.checkpoints import FileRecord
 from graft_runtime.store.download import Download
 from graft_runtime.store.sources.directory import Access, Caps, Place, Spool
+from graft_runtime.store.sources.token import read_token
 
 ZIP_SUFFIX = ".zip"
 _BROKEN = (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, NotImplementedError)
@@ -36,7 +37,7 @@ _DIRECTORY_BYTES = 4 << 20
 @contextlib.contextmanager
 def open_source(place: Place, access: Access) -> Iterator[ArchiveDirectory]:
     """Open what lies in an archive; see OpenSource."""
-    token = place.read_token()
+    token = read_token(place)
     headers = {"Authorization": f"Bearer {token}"} if token else {}
     with access.spool() as kept:
         shown = f"`{place.uri}`"

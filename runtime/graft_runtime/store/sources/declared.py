@@ -31,6 +31,7 @@ class Sources:
         directories: where each is mounted in this pod, or its Secret, by its name.
         allowed_networks: where remote ones may be, beside public addresses.
         pace: what those must at least deliver.
+        allowed_hosts: which ones may be asked; empty for any.
         caps: what an archive may be.
         settled_seconds: how long ago a mounted file must have changed last, to be known by its times.
     """
@@ -42,11 +43,12 @@ class Sources:
         allowed_networks: Sequence[Network] = (),
         pace: Pace = DEFAULT_PACE,
         *,
+        allowed_hosts: Sequence[str] = (),
         caps: Caps = DEFAULT_CAPS,
         settled_seconds: float = SETTLED_SECONDS,
     ) -> None:
         self._directories, self._pace, self._caps, self._settled_seconds = directories, pace, caps, settled_seconds
-        self._client = make_client(AddressGuard(allowed_networks), pace)
+        self._client = make_client(AddressGuard(allowed_networks, allowed_hosts), pace)
         self._mounts = {prefix: mount for mount in mounts for prefix in mount.prefixes}
 
     def close(self) -> None:

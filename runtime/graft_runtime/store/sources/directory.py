@@ -8,17 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Protocol, Self
-from urllib.parse import urlsplit
 
 import httpx2
 
-from graft_runtime.contract.config import SOURCE_TOKEN_FILE, SourceMount
-from graft_runtime.contract.schemes import Scheme, path_below
-from graft_runtime.errors import ErrorCode, GraftError
+from graft_runtime.contract.config import SourceMount
+from graft_runtime.contract.schemes import Scheme, host_of, path_below
 from graft_runtime.store.checkpoints import FileRecord
 from graft_runtime.store.network import Pace
-
-MAX_TOKEN_BYTES = 16 << 10
 
 
 class Reader(Protocol):
@@ -101,34 +97,17 @@ class Place:
         return (declared or self.scheme.endpoint or "").rstrip("/")
 
     @property
+    def host(self) -> str:
+        """Return the host that is asked, with its port where the URL names one."""
+        return host_of(self.uri, self.endpoint)
+
+    @property
     def origin(self) -> str:
         """Return what all reads of the same source wait for: a host, or a mount."""
         if self.scheme.mount == "remote":
-            return urlsplit(self.endpoint or self.uri).netloc
+            return self.host
         assert self.mount is not None, "only what is mounted is declared"
         return self.mount.name
-
-    def read_token(self) -> str | None:
-        """Read the token of the source's Secret, at each use, so that a Secret that changes needs no restart.
-
-        Raises:
-            GraftError: Unauthorized.
-        """
-        if self.directory is None or self.mount is None:
-            return None
-        try:
-            content = (self.directory / SOURCE_TOKEN_FILE).read_bytes()
-            token = content[:MAX_TOKEN_BYTES].decode("ascii").strip()
-        except (OSError, UnicodeDecodeError):
-            token = ""
-        if not token or not token.isprintable():
-            raise GraftError(
-                ErrorCode.UNAUTHORIZED,
-                f"`{self.uri}` can't be read: the Secret of the source `{self.mount.name}` holds no usable key"
-                f" `{SOURCE_TOKEN_FILE}`",
-                hint=f"kubectl create secret generic NAME --from-file={SOURCE_TOKEN_FILE}=FILE",
-            )
-        return token
 
 
 @dataclass(frozen=True)

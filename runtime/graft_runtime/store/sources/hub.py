@@ -24,6 +24,7 @@ from graft_runtime.store.checkpoints import FileRecord
 from graft_runtime.store.download import Download, describe, raise_for_status
 from graft_runtime.store.network import Pace
 from graft_runtime.store.sources.directory import Access, Place
+from graft_runtime.store.sources.token import read_token
 
 DEFAULT_REVISION = "main"
 COMMIT_PATTERN = r"^[0-9a-f]{40}$"
@@ -134,7 +135,7 @@ def open_source(place: Place, access: Access) -> Iterator[HubDirectory]:
     name, _, folder = rest.partition("/")
     if not owner or not name or {".", ".."} & set(folder.split("/")):
         raise GraftError(ErrorCode.NOT_FOUND, f"`{place.uri}` names no repository", hint=f"write {listed(HUB.written)}")
-    address = HubAddress(place.uri, f"{owner}/{name}", folder, place.endpoint, place.read_token())
+    address = HubAddress(place.uri, f"{owner}/{name}", folder, place.endpoint, read_token(place))
     yield open_directory(address, place.revision, access.client, access.pace)
 
 
@@ -208,7 +209,7 @@ def _refuse(address: HubAddress, revision: str, response: httpx2.Response) -> No
             ErrorCode.UNAUTHORIZED,
             f"{shown} was refused without a token: it is private, or does not exist",
             hint="check the name, or add to spec.sources: {name: <a name>, uriPrefixes:"
-            f" ['{HUB.below(address.repository.partition('/')[0])}'], secretName: <a Secret with the key token>}}",
+            f" ['{HUB.below(address.repository.partition('/')[0])}'], secretName: <a Secret with token and hosts>}}",
         )
     raise_for_status(response, shown)
     raise httpx2.RemoteProtocolError(f"it answered {response.status_code}")

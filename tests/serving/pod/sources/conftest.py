@@ -19,10 +19,12 @@ LOOPBACK = (parse_network("127.0.0.0/8"),)
 
 
 @pytest.fixture
-def secret(tmp_path: Path) -> Path:
+def secret(tmp_path: Path, hub: Hub) -> Path:
+    """The Secret of a source on the local Hub, as the kubelet mounts it."""
     directory = tmp_path / "secret"
     directory.mkdir()
     (directory / "token").write_text("hf_very_secret\n")
+    (directory / "hosts").write_text(f"hub.example\n{hub.url.removeprefix('http://')}\n")
     return directory
 
 

@@ -72,6 +72,7 @@ def archives(
     web: Any, secret: Path, certificate: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Callable[..., Sources]]:
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    (secret / "hosts").write_text(web.url.removeprefix("https://"))
     mounts = (SourceMount(name="web", kind="remote", uri_prefixes=(f"{web.url}/private/",)),)
     pace = Pace(silent_seconds=2.0, tries=2, pauses=Backoff(0.01, 8.0))
     made: list[Sources] = []
