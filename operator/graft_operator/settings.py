@@ -53,6 +53,8 @@ class Settings:
     """Schemes of URIs that the administrator lets pools use."""
     allowed_networks: tuple[str, ...] = ()
     """Networks (CIDR) that remote sources may be in, beside public addresses."""
+    api_peers: tuple[Mapping[str, Any], ...] = ()
+    """NetworkPolicyPeers that may ask the API port of pools; empty: everybody."""
     allowed_endpoints: tuple[str, ...] = ()
     """Hosts that remote sources may be on, such as hub.example or *.hub.example; empty: any."""
     allowed_claims: Mapping[str, str] = field(default_factory=dict)
@@ -95,6 +97,14 @@ def quantity(text: str) -> str:
     return text
 
 
+def peers(text: str) -> tuple[Mapping[str, Any], ...]:
+    """Read a JSON list of NetworkPolicyPeers."""
+    try:
+        return tuple(dict(peer) for peer in json.loads(text))
+    except (ValueError, TypeError) as error:
+        raise argparse.ArgumentTypeError(f"{error}: expected a JSON list of peers of a NetworkPolicy") from error
+
+
 def labels(text: str) -> Mapping[str, str]:
     """Read `{"KEY": "VALUE"}`."""
     try:
@@ -127,6 +137,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--watch-namespace", dest="watch_namespaces", action="append", default=[])
     parser.add_argument("--allowed-scheme", dest="allowed_schemes", action="append", choices=[*SCHEMES], default=[])
     parser.add_argument("--allowed-network", dest="allowed_networks", action="append", type=network, default=[])
+    parser.add_argument("--api-peers", type=peers, default=())
     parser.add_argument("--allowed-endpoint", dest="allowed_endpoints", action="append", default=[])
     parser.add_argument("--allowed-claims", type=labels, default={})
     parser.add_argument("--allowed-secrets", type=labels, default={})

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from graft_local import helm
 from graft_local.cluster import LocalCluster
 from graft_local.errors import LocalClusterError
@@ -21,9 +20,9 @@ from tests.support.waiting import wait_until
 pytestmark = pytest.mark.cluster
 
 ROOT = Path(__file__).parents[2]
-ADMISSION = "graft/templates/admission.yaml"
-TUNER, DEVELOPER = "tuner", "developer"
-"""Users: one who may write AdapterDeployments and create no pods, one who may edit the namespace."""
+TEMPLATES = ("graft/templates/admission.yaml", "graft/templates/userroles.yaml")
+TUNER, DEVELOPER, READER = "tuner", "developer", "reader"
+"""Users: one who may write AdapterDeployments and create no pods, one who edits the namespace, one who views it."""
 
 
 class Tenancy:
@@ -67,20 +66,18 @@ def tenancy(local_cluster: LocalCluster, namespace: str) -> Iterator[Tenancy]:
     writes = ("--verb=get,create,patch,update", "--resource=adapterdeployments.graft.dev")
     local_cluster.kubectl(*within, "create", "role", "tuner", *writes)
     local_cluster.kubectl(*within, "create", "rolebinding", "tuner", "--role=tuner", f"--user={TUNER}")
-    local_cluster.kubectl(*within, "create", "role", "writer", *writes)
-    local_cluster.kubectl(*within, "create", "rolebinding", "writer", "--role=writer", f"--user={DEVELOPER}")
-    local_cluster.kubectl(*within, "create", "rolebinding", "edit", "--clusterrole=edit", f"--user={DEVELOPER}")
-    policy = helm.template(
-        ROOT / "charts/graft", name="graft", namespace=namespace, values={"watchNamespaces": [namespace]}
-    )[ADMISSION]
-    local_cluster.kubectl("apply", "-f", "-", input=policy)
+    for role, user in {"edit": DEVELOPER, "view": READER}.items():
+        local_cluster.kubectl(*within, "create", "rolebinding", role, f"--clusterrole={role}", f"--user={user}")
+    values = {"watchNamespaces": [namespace]}
+    files = helm.template(ROOT / "charts/graft", name="graft", namespace=namespace, values=values)
+    made = "\n---\n".join(files[name] for name in TEMPLATES)
+    local_cluster.kubectl("apply", "-f", "-", input=made)
     found = Tenancy(local_cluster, namespace)
     refused = pool("probe", {"hostPID": True})
     wait_until(lambda: found.apply(TUNER, refused) != "", "the policy to be in force")
+    wait_until(lambda: found.apply(DEVELOPER, refused) == "", "the roles to be added to Kubernetes' own")
     yield found
-    names = [document["metadata"]["name"] for document in yaml.safe_load_all(policy)]
-    for kind, name in zip(("validatingadmissionpolicy", "validatingadmissionpolicybinding"), names, strict=True):
-        local_cluster.kubectl("delete", kind, name)
+    local_cluster.kubectl("delete", "-f", "-", input=made)
 
 
 def test_only_who_may_create_pods_may_ask_for_more_than_everybody_may(tenancy: Tenancy) -> None:
@@ -107,3 +104,21 @@ def test_a_spec_of_more_is_changed_by_those_alone_who_may_create_pods(tenancy: T
         tenancy.cluster.kubectl(*patch, '{"spec": {"replicas": 2}}')
     tenancy.cluster.kubectl(*patch, json.dumps({"spec": {"podTemplate": None}}))
     tenancy.cluster.kubectl(*patch, json.dumps({"spec": {"podTemplate": {"spec": runtime(resources={})}}}))
+
+
+def test_kubernetes_own_roles_give_users_their_rights(tenancy: Tenancy) -> None:
+    def may(user: str, verb: str, *resource: str, namespace: str = tenancy.namespace) -> bool:
+        try:
+            tenancy.cluster.kubectl("--namespace", namespace, "--as", user, "auth", "can-i", "--quiet", verb, *resource)
+        except LocalClusterError:
+            return False
+        return True
+
+    pools = "adapterdeployments.graft.dev"
+    assert may(DEVELOPER, "create", pools)
+    assert may(DEVELOPER, "patch", pools, "--subresource=scale")
+    assert may(DEVELOPER, "watch", pools)
+    assert not may(DEVELOPER, "patch", pools, "--subresource=status")
+    assert not may(DEVELOPER, "create", pools, namespace="default")
+    assert may(READER, "list", pools)
+    assert not may(READER, "create", pools)

@@ -109,6 +109,7 @@ def test_every_value_reaches_the_operator() -> None:
         watchNamespaces=["team-a", "team-b"],
         allowedSchemes=["pvc", "file"],
         allowedNetworks=["10.0.0.0/8", "fd00::/8"],
+        apiPeers=[{"podSelector": {"matchLabels": {"app": "gateway"}}}],
         allowedEndpoints=["huggingface.co", "*.hf.co"],
         allowedClaims={"matchLabels": {"graft.dev/usable": "true"}},
         allowedSecrets={"matchLabels": {"team": "a"}},
@@ -125,6 +126,7 @@ def test_every_value_reaches_the_operator() -> None:
     assert settings.watch_namespaces == ("team-a", "team-b")
     assert settings.allowed_schemes == ("pvc", "file")
     assert settings.allowed_networks == ("10.0.0.0/8", "fd00::/8")
+    assert settings.api_peers == ({"podSelector": {"matchLabels": {"app": "gateway"}}},)
     assert settings.allowed_endpoints == ("huggingface.co", "*.hf.co")
     assert (settings.allowed_claims, settings.allowed_secrets) == ({"graft.dev/usable": "true"}, {"team": "a"})
     assert settings.allowed_pod_template_fields == ("hostAliases", "containers.env")
@@ -161,6 +163,7 @@ def verbs_of(rules: list[dict[str, Any]]) -> dict[str, set[str]]:
     }
 
 
+OPERATOR_ROLE = "graft-system-graft-operator"
 OPERATOR_VERBS = {
     "adapterdeployments.graft.dev": READ,
     "adapterdeployments/status.graft.dev": {"get", "patch"},
@@ -185,12 +188,12 @@ def test_the_operator_has_rights_on_all_that_it_touches() -> None:
 def test_it_may_read_what_pools_name_where_the_administrator_chooses_by_labels(kind: Kind) -> None:
     value = "allowedSecrets" if kind is SECRET else "allowedClaims"
     labels = {"matchLabels": {"graft.dev/usable": "true"}}
-    granted = verbs_of(only(rendered(**{value: labels}), "ClusterRole")["rules"])
+    granted = verbs_of(only(rendered(**{value: labels}), "ClusterRole", OPERATOR_ROLE)["rules"])
     assert granted == {**OPERATOR_VERBS, kind.plural: {"get"}}
 
 
 def test_the_operator_may_list_and_watch_what_it_watches() -> None:
-    granted = verbs_of(only(rendered(), "ClusterRole")["rules"])
+    granted = verbs_of(only(rendered(), "ClusterRole", OPERATOR_ROLE)["rules"])
     watched = {f"{kind.plural}.{kind.group}".rstrip(".") for kind in watched_kinds()}
     assert {name for name in watched if granted[name] >= {"list", "watch"}} == watched
     assert granted[EVENT.plural] == {"create"}
@@ -198,7 +201,7 @@ def test_the_operator_may_list_and_watch_what_it_watches() -> None:
 
 def test_without_a_list_of_namespaces_the_operator_serves_the_cluster() -> None:
     documents = rendered()
-    role, binding = only(documents, "ClusterRole"), only(documents, "ClusterRoleBinding")
+    role, binding = only(documents, "ClusterRole", OPERATOR_ROLE), only(documents, "ClusterRoleBinding")
     assert verbs_of(role["rules"]) == OPERATOR_VERBS
     assert binding["roleRef"]["name"] == role["metadata"]["name"]
     account = only(documents, "ServiceAccount")["metadata"]
@@ -210,11 +213,37 @@ def test_without_a_list_of_namespaces_the_operator_serves_the_cluster() -> None:
 
 def test_with_a_list_of_namespaces_it_has_rights_there_alone() -> None:
     documents = rendered(watchNamespaces=["team-a", "team-b"])
-    assert not [document for document in documents if document["kind"].startswith("ClusterRole")]
+    assert not [document for document in documents if document["kind"] == "ClusterRoleBinding"]
+    of_the_cluster = {document["metadata"]["name"] for document in documents if document["kind"] == "ClusterRole"}
+    assert of_the_cluster == {"graft-view", "graft-edit"}, "for users"
     roles = [document for document in documents if document["kind"] == "Role"]
     rights = {role["metadata"]["namespace"]: verbs_of(role["rules"]) for role in roles}
     assert rights.pop("graft-system") == {"secrets": {"get", "patch"}}
     assert rights == {"team-a": OPERATOR_VERBS, "team-b": OPERATOR_VERBS}
+
+
+def test_users_get_their_rights_with_kubernetes_own_roles() -> None:
+    documents = rendered()
+    view, edit = (only(documents, "ClusterRole", f"graft-{name}") for name in ("view", "edit"))
+    assert verbs_of(view["rules"]) == {
+        "adapterdeployments.graft.dev": READ,
+        "adapterdeployments/status.graft.dev": READ,
+    }
+    assert verbs_of(edit["rules"]) == {
+        "adapterdeployments.graft.dev": {"create", "update", "patch", "delete", "deletecollection"},
+        "adapterdeployments/scale.graft.dev": {"get", "update", "patch"},
+    }
+    prefix = "rbac.authorization.k8s.io/aggregate-to-"
+    added = [{key.removeprefix(prefix) for key in role["metadata"]["labels"] if prefix in key} for role in (view, edit)]
+    assert added == [{"view", "edit", "admin"}, {"edit", "admin"}]
+
+
+def test_without_rights_on_the_cluster_the_rest_is_installed_and_no_field_is_allowed() -> None:
+    without = {"clusterAccess": {"enabled": False}, "crds": {"enabled": False}, "watchNamespaces": ["team-a"]}
+    kinds = {document["kind"] for document in rendered(**without)}
+    assert not [kind for kind in kinds if kind.startswith(("Cluster", "ValidatingAdmission", "CustomResource"))]
+    with pytest.raises(LocalClusterError, match="allowedPodTemplateFields needs the admission policy"):
+        rendered(**without, allowedPodTemplateFields=["hostAliases"])
 
 
 def test_the_admission_policy_is_in_force_where_pools_are_served() -> None:
@@ -351,6 +380,8 @@ def test_the_test_of_a_release_asks_the_service_as_restricted_as_the_rest() -> N
         ({"cacheSize": "much"}, "cacheSize"),
         ({"adapterSize": 5}, "adapterSize"),
         ({"allowedEndpoints": ["https://hub.example"]}, "allowedEndpoints"),
+        ({"apiPeers": [{"namespace": "gateway"}]}, "apiPeers"),
+        ({"clusterAccess": {"roles": True}}, "roles"),
         ({"allowedSecrets": {"labels": {}}}, "labels"),
     ],
     ids=str,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+from dataclasses import replace
+from ipaddress import ip_address, ip_network
 from typing import Any
 
 import pytest
@@ -75,6 +77,42 @@ def test_the_network_policy_opens_the_control_port_to_the_operator_alone() -> No
         "from": [{"namespaceSelector": {"matchLabels": {"graft.dev/metrics": "scraped"}}}],
         "ports": [{"port": 8002, "protocol": "TCP"}],
     }
+
+
+def test_the_api_port_is_open_to_the_administrator_s_peers() -> None:
+    peers = ({"namespaceSelector": {"matchLabels": {"team": "gateway"}}}, {"ipBlock": {"cidr": "10.0.0.0/8"}})
+    spec = objects.build_network_policy(make_pool(), replace(SETTINGS, api_peers=peers))["spec"]
+    assert spec["ingress"][0] == {"from": [*peers], "ports": [{"port": 8000, "protocol": "TCP"}]}
+
+
+def reached(address: str, **settings: Any) -> bool:
+    """Whether the policy lets a pod connect to an address, at a port other than DNS'."""
+    spec = objects.build_network_policy(make_pool(), replace(SETTINGS, **settings))["spec"]
+    assert "Egress" in spec["policyTypes"]
+    blocks = [to["ipBlock"] for rule in spec["egress"] if "ports" not in rule for to in rule["to"]]
+    return any(
+        ip_address(address) in ip_network(block["cidr"])
+        and not any(ip_address(address) in ip_network(network) for network in block.get("except", ()))
+        for block in blocks
+    )
+
+
+@pytest.mark.parametrize(
+    "address", ["169.254.169.254", "168.63.129.16", "10.96.0.1", "192.168.1.1", "127.0.0.1", "fd00:ec2::254", "fe80::1"]
+)
+def test_pods_reach_no_address_inside_unless_the_administrator_allows_its_network(address: str) -> None:
+    assert not reached(address)
+    assert not reached(address, allowed_networks=("10.20.0.0/16", "fd00:aaaa::/32"))
+    assert reached(address, allowed_networks=(str(ip_network(address)),))
+
+
+def test_pods_reach_public_addresses_and_dns_where_sources_may_be_there() -> None:
+    assert reached("1.1.1.1")
+    assert reached("2606:4700::1111")
+    dns, _ = objects.build_network_policy(make_pool(), SETTINGS)["spec"]["egress"]
+    assert dns == {"ports": [{"port": 53, "protocol": "UDP"}, {"port": 53, "protocol": "TCP"}]}
+    mounted = replace(SETTINGS, allowed_schemes=("pvc", "file"))
+    assert objects.build_network_policy(make_pool(), mounted)["spec"]["egress"] == []
 
 
 def test_a_pool_of_no_pods_has_no_disruption_budget() -> None:

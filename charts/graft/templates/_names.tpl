@@ -31,18 +31,23 @@ capabilities:
 readOnlyRootFilesystem: true
 {{- end }}
 
-{{/* Who brought the CustomResourceDefinition, where that is not this release: it stays as it is. */}}
-{{- define "graft.crdOwner" -}}
-{{- if .Values.crds.enabled }}
-{{- $found := lookup "apiextensions.k8s.io/v1" "CustomResourceDefinition" "" "adapterdeployments.graft.dev" }}
+{{/* Who brought an object that lies in no namespace, where that is not this release: it stays as it is. */}}
+{{- define "graft.otherOwner" -}}
+{{- $root := index . 0 }}
+{{- $found := lookup (index . 1) (index . 2) "" (index . 3) }}
 {{- if $found }}
 {{- $annotations := $found.metadata.annotations | default dict }}
 {{- $name := index $annotations "meta.helm.sh/release-name" | default "" }}
 {{- $namespace := index $annotations "meta.helm.sh/release-namespace" | default "" }}
-{{- if not (and (eq $name .Release.Name) (eq $namespace .Release.Namespace)) }}
+{{- if not (and (eq $name $root.Release.Name) (eq $namespace $root.Release.Namespace)) }}
 {{- if $name }}release {{ $name }} in {{ $namespace }}{{ else }}no Helm release{{ end }}
 {{- end }}
 {{- end }}
+{{- end }}
+
+{{- define "graft.crdOwner" -}}
+{{- if .Values.crds.enabled }}
+{{- include "graft.otherOwner" (list . "apiextensions.k8s.io/v1" "CustomResourceDefinition" "adapterdeployments.graft.dev") }}
 {{- end }}
 {{- end }}
 

@@ -1,4 +1,7 @@
-{{/* What the operator may do where it serves pools. No Secrets unless allowedSecrets asks, no pods but to look at, no writes to a spec. */}}
+{{/*
+What the operator may do where it serves pools: no pods but to look at, no writes to a spec, and no Secrets where
+allowedSecrets says nothing.
+*/}}
 {{- define "graft.rules" -}}
 - apiGroups: [graft.dev]
   resources: [adapterdeployments]
