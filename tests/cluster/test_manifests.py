@@ -17,10 +17,10 @@ from graft_local.cluster import LocalCluster
 from graft_local.errors import LocalClusterError
 from graft_operator.kinds import ADAPTER_DEPLOYMENT
 from graft_operator.resource import parse_manifest, parse_spec
-from graft_operator.resource.crd import CRD_FILE
 from graft_runtime.errors import GraftError
 
-ROOT = Path(__file__).parents[2]
+from tests.support.definition import install_definition
+
 BAD = sorted((Path(__file__).parent / "bad_manifests").glob("*.yaml"))
 GOOD = """\
 apiVersion: graft.dev/v1alpha1
@@ -73,10 +73,7 @@ def test_our_validation_refuses(manifest: Path) -> None:
 
 @pytest.fixture(scope="module")
 def installed(local_cluster: LocalCluster) -> LocalCluster:
-    local_cluster.kubectl("apply", "--server-side", "--force-conflicts", "-f", str(ROOT / CRD_FILE))
-    local_cluster.kubectl(
-        "wait", "--for=condition=Established", "customresourcedefinition/adapterdeployments.graft.dev"
-    )
+    install_definition(local_cluster)
     return local_cluster
 
 

@@ -22,14 +22,13 @@ import yaml
 from graft_local.cluster import LocalCluster
 from graft_local.errors import LocalClusterError
 from graft_operator import objects
-from graft_operator.resource.crd import CRD_FILE
 from graft_runtime.contract.adapter_set import AdapterSet
 
+from tests.support.definition import install_definition
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.cluster
 
-ROOT = Path(__file__).parents[2]
 STUB = Path(__file__).parent / "stub_runtime.py"
 SECONDS = 40.0
 BILLING = {"name": "billing", "uri": "pvc://shelf/billing"}
@@ -170,8 +169,7 @@ def stage(
     request: pytest.FixtureRequest, local_cluster: LocalCluster, namespace: str, tmp_path: Path
 ) -> Iterator[Stage]:
     """A stage whose operator runs, with further arguments where the test gives some."""
-    local_cluster.kubectl("apply", "--server-side", "-f", str(ROOT / CRD_FILE))
-    local_cluster.kubectl("wait", "--for=condition=Established", "crd/adapterdeployments.graft.dev", "--timeout=30s")
+    install_definition(local_cluster)
     claim = {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}}
     body = {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": "shelf"}, "spec": claim}
     local_cluster.kubectl("-n", namespace, "apply", "-f", "-", input=json.dumps(body))

@@ -11,9 +11,9 @@ import pytest
 from graft_local import helm
 from graft_local.cluster import LocalCluster
 from graft_local.errors import LocalClusterError
-from graft_operator.resource.crd import CRD_FILE
 from graft_operator.resource.pod_template_fields import FIELDS
 
+from tests.support.definition import install_definition
 from tests.support.pod_templates import BEYOND, PLAIN, runtime
 from tests.support.waiting import wait_until
 
@@ -60,8 +60,7 @@ def pool(name: str, overlay: dict[str, Any], **spec: Any) -> dict[str, Any]:
 
 @pytest.fixture
 def tenancy(local_cluster: LocalCluster, namespace: str) -> Iterator[Tenancy]:
-    local_cluster.kubectl("apply", "--server-side", "--force-conflicts", "-f", str(ROOT / CRD_FILE))
-    local_cluster.kubectl("wait", "--for=condition=Established", "crd/adapterdeployments.graft.dev", "--timeout=30s")
+    install_definition(local_cluster)
     within = ("--namespace", namespace)
     writes = ("--verb=get,create,patch,update", "--resource=adapterdeployments.graft.dev")
     local_cluster.kubectl(*within, "create", "role", "tuner", *writes)
