@@ -105,6 +105,13 @@ def test_not_an_adapter(adapter: Path, missing: str) -> None:
         ("adapter_model-00001-of-00004.safetensors", "split into shards", "without max_shard_size"),
         ("adapters.safetensors", "MLX", "mlx_lm.fuse"),
         ("pytorch_lora_weights.safetensors", "diffusers", "text models"),
+        ("adapters.npz", "MLX", "mlx_lm.fuse"),
+        ("adapter_0.pt", "torchtune", "torchtune 0.5"),
+        ("lora.safetensors", "mistral-finetune", "rename its tensors"),
+        ("lit_model.pth.lora", "LitGPT", "litgpt merge_lora"),
+        ("sql.nemo", "NeMo", "hf-peft"),
+        ("adapter_model-00001-of-00002.bin", "shards, in pickles", "safe_serialization=True"),
+        ("mp_rank_00_model_states.pt", "DeepSpeed", "stage3_gather_16bit_weights_on_model_save"),
         ("sql-f16.gguf", "llama.cpp", "that it was converted from"),
         ("zero_to_fp32.py", "DeepSpeed", "stage3_gather_16bit_weights_on_model_save"),
         ("pytorch_model_fsdp_0", "FSDP", "FULL_STATE_DICT"),
@@ -244,6 +251,16 @@ def test_tensors_of_other_methods_are_named(adapter: Path) -> None:
     assert len(error.details) == 3
     assert "unknown" in error.details[0]
     assert "modules_to_save" in error.details[1]
+
+
+@pytest.mark.parametrize("ending", ["weight.absmax", "weight.quant_state.bitsandbytes__nf4", "SCB", "weight_format"])
+def test_quantised_weights_of_the_base_are_named(adapter: Path, ending: str) -> None:
+    extra = {f"base_model.model.lm_head.{ending}": (4,)}
+    (adapter / "adapter_model.safetensors").write_bytes(weights(header_of(SHAPES | extra)))
+    error = refusal(adapter)
+    assert error.code == ErrorCode.UNSUPPORTED_METHOD
+    assert f"lm_head.{ending}: what bitsandbytes keeps beside a quantised weight" in error.details[0]
+    assert "save_embedding_layers=False" in (error.hint or "")
 
 
 @pytest.mark.parametrize("method", ["XLORA", "SOMETHING_NEW"])

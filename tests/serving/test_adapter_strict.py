@@ -184,6 +184,9 @@ NEUTRAL: Mapping[str, Change] = {
     "a stale base": set_to(base_model_name_or_path="/root/no/such/model"),
     "no base": set_to(base_model_name_or_path=None),
     "no task": set_to(task_type=None, auto_mapping={"base_model_class": "X", "parent_library": "antigravity"}),
+    "as torchtune writes it": lambda _, config: [
+        config.pop(field) for field in [*config] if field not in ("r", "lora_alpha", "target_modules", "peft_type")
+    ],
     "targets by path": set_to(target_modules=[f"layers.{n}.self_attn.{name}" for n in (0, 1) for name in (Q, V)]),
     "targets by pattern": set_to(target_modules=r"^(?!.*vision).*layers\.\d+\..*(?:q|v)_proj$"),
     "layers that are all": set_to(layers_to_transform=[0, 1, 7], layers_pattern="layers"),
@@ -201,6 +204,7 @@ def test_what_changes_nothing_is_taken(engine: Any, good: Path, tmp_path: Path, 
 
 REMAPPED: Mapping[str, tuple[Change, str]] = {
     "no prefix": (renamed("^base_model.model.", ""), "base_model.model."),
+    "two prefixes": (renamed("^base_model", "base_model.model.base_model"), "base_model.model.model → model"),
     "the adapter's name": (renamed(r"(lora_[AB])", r"\1.default"), "own name"),
     "torch.compile": (renamed("^", "_orig_mod."), "torch"),
     "data parallel": (renamed("^", "module."), "torch"),

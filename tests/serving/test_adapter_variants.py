@@ -45,7 +45,13 @@ FAMILIES: dict[str, dict[str, dict[str, Any]]] = {
         "biased dora": LORA["dora"] | {"bias": "all"},
     },
     "qwen3": {name: LORA[name] for name in ("plain", "dora", "norms", "lora bias")},
-    "mistral": {name: LORA[name] for name in ("plain", "olora", "tokens")},
+    "mistral": {name: LORA[name] for name in ("plain", "olora", "tokens")}
+    | {
+        "anchored": {
+            "rank_pattern": {"^model.layers.0.self_attn.q_proj": 2, "layers.1.self_attn.v_proj$": 3},
+            "alpha_pattern": {r"^model\.layers\.1\..*": 3},
+        }
+    },
     "phi3": {
         "plain": {},
         "patterned": {"rank_pattern": {"qkv_proj": 2}, "alpha_pattern": {"gate_up_proj": 3}, "use_rslora": True},

@@ -199,7 +199,7 @@ def nested(content: Any) -> None:
 
 def growing(content: Any) -> None:
     replace = {"type": "Replace", "pattern": {"String": "a"}, "content": "a" * 10}
-    content["normalizer"] = {"type": "Sequence", "normalizers": [replace] * 20}
+    content["normalizer"] = {"type": "Sequence", "normalizers": [replace] * 15}
 
 
 def with_pattern(content: Any) -> None:
@@ -215,6 +215,30 @@ def with_template(content: Any) -> None:
         "pair": [{"Sequence": {"id": "A", "type_id": 0}}],
         "special_tokens": {"<s>": {"id": "<s>", "ids": [256], "tokens": ["<s>"]}},
     }
+
+
+def sequence(stage: str, parts: str, kind: str, count: int) -> Callable[[Any], None]:
+    fields: dict[str, dict[str, Any]] = {
+        "ByteLevel": {"add_prefix_space": False, "trim_offsets": True, "use_regex": False},
+        "BertNormalizer": dict.fromkeys(("clean_text", "handle_chinese_chars", "strip_accents", "lowercase"), True),
+        "Metaspace": {"replacement": "x", "prepend_scheme": "always", "split": True},
+    }
+    part = {"type": kind, **fields[kind]}
+    return lambda content: content.update({stage: {"type": "Sequence", parts: [part] * count}})
+
+
+def of_words(content: Any) -> None:
+    content["model"] = {
+        "type": "WordPiece",
+        "vocab": {"[UNK]": 0, "a": 1, "##a": 2},
+        "unk_token": "[UNK]",
+        "continuing_subword_prefix": "##",
+        "max_input_chars_per_word": 1000,
+    }
+
+
+def of_long_pieces(content: Any) -> None:
+    content["model"] = {"type": "Unigram", "vocab": [["?", 0.0], ["a" * 200, -1.0]], "unk_id": 0}
 
 
 HOSTILE: dict[str, tuple[Callable[[Any], None], str, str]] = {
@@ -234,13 +258,40 @@ HOSTILE: dict[str, tuple[Callable[[Any], None], str, str]] = {
         "2000",
     ),
     "a negative id": (lambda content: content["added_tokens"][0].update(id=-1), "UnsafeFile", "id -1"),
-    "an unknown part": (lambda content: content.update(decoder={"type": "Python"}), "Corrupt", "can't be loaded"),
+    "an unknown part": (lambda content: content.update(decoder={"type": "Python"}), "UnsafeFile", "a part 'Python'"),
+    "an unknown model": (
+        lambda content: content["model"].update(type="Python"),
+        "UnsafeFile",
+        "model.type is 'Python'",
+    ),
+    "40 of ByteLevel": (
+        sequence("pre_tokenizer", "pretokenizers", "ByteLevel", 40),
+        "UnsafeFile",
+        "pre_tokenizer has more than 16 parts",
+    ),
+    "two of ByteLevel": (
+        sequence("pre_tokenizer", "pretokenizers", "ByteLevel", 2),
+        "UnsafeFile",
+        "pre_tokenizer has 2 parts 'ByteLevel', expected at most one",
+    ),
+    "two of Metaspace": (
+        sequence("pre_tokenizer", "pretokenizers", "Metaspace", 2),
+        "UnsafeFile",
+        "pre_tokenizer has 2 parts 'Metaspace', expected at most one",
+    ),
+    "500 of BertNormalizer": (
+        sequence("normalizer", "normalizers", "BertNormalizer", 500),
+        "UnsafeFile",
+        "normalizer has more than 16 parts",
+    ),
+    "words of 1,000 characters": (of_words, "UnsafeFile", "max_input_chars_per_word is 1000, expected at most 128"),
+    "pieces of 200 characters": (of_long_pieces, "UnsafeFile", "a piece of 200 characters, expected at most 128"),
     "a merge of nothing": (
         lambda content: content["model"].update(merges=[["nobody", "knows"]]),
         "Corrupt",
         "can't be loaded",
     ),
-    "nesting": (nested, "Corrupt", "can't be loaded"),
+    "nesting": (nested, "UnsafeFile", "normalizer has more than 16 parts"),
     "no model": (lambda content: content.pop("model"), "Corrupt", "model"),
     "ids that are text": (lambda content: content["model"]["vocab"].update(a="1"), "Corrupt", "tokenizers library"),
     "ids beyond an integer": (lambda content: content["model"]["vocab"].update(a=2**70), "Corrupt", "can't be loaded"),
@@ -281,6 +332,26 @@ async def test_a_tokenizer_that_is_no_json_of_the_library_is_a_fault(
     with pytest.raises(GraftError, match=r"tokenizer\.json of adapter `mine`") as caught:
         await text_format(base, tmp_path)
     assert caught.value.code == code
+
+
+@pytest.mark.parametrize("file", [CONFIG_FILE, SPECIAL_TOKENS_FILE])
+async def test_special_tokens_of_a_mebibyte_are_refused(base: BaseTextFormat, grown: Path, file: str) -> None:
+    fields = {"extra_special_tokens": ["x" * (1 << 20)]}
+    content = json.loads((grown / CONFIG_FILE).read_text())
+    (grown / CONFIG_FILE).write_text(json.dumps(content | fields if file == CONFIG_FILE else {}))
+    (grown / SPECIAL_TOKENS_FILE).write_text(json.dumps(fields))
+    with pytest.raises(GraftError, match="a special token has 1048576 characters, expected at most 1024") as caught:
+        await text_format(base, grown)
+    assert caught.value.code == "UnsafeFile"
+
+
+async def test_added_tokens_are_bounded_together(base: BaseTextFormat, grown: Path) -> None:
+    tokens = {f"{number:x>1000}": 1000 + number for number in range(5000)}
+    (grown / CONFIG_FILE).write_text("{}")
+    (grown / ADDED_TOKENS_FILE).write_text(json.dumps(tokens))
+    with pytest.raises(GraftError, match="characters together, expected at most 4194304") as caught:
+        await text_format(base, grown)
+    assert caught.value.code == "UnsafeFile"
 
 
 async def test_code_and_links_are_refused(base: BaseTextFormat, grown: Path) -> None:

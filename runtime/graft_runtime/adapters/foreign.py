@@ -22,6 +22,41 @@ _OTHERS: tuple[tuple[str, str, str], ...] = (
         "serve what `mlx_lm.fuse` makes of it as a base model, or convert it to PEFT's format",
     ),
     (
+        "adapters.npz",
+        "an adapter of MLX, whose tensors lie transposed and under other names",
+        "serve what `mlx_lm.fuse` makes of it as a base model, or convert it to PEFT's format",
+    ),
+    (
+        "adapter_[0-9]*.pt",
+        "an adapter of torchtune under its own names, in a pickle",
+        "save it with torchtune 0.5 or later, which writes an adapter_model.safetensors for PEFT as well",
+    ),
+    (
+        "lora.safetensors",
+        "an adapter of mistral-finetune, under Mistral's own names",
+        "rename its tensors to PEFT's, or merge it and serve the result as a base model",
+    ),
+    (
+        "*.pth.lora",
+        "an adapter of LitGPT, in a pickle",
+        "merge it with `litgpt merge_lora`, and serve what `litgpt convert_from_litgpt` makes of that as a base model",
+    ),
+    (
+        "*.nemo",
+        "an archive of NeMo",
+        "export it with NeMo's `llm.export_ckpt(..., target='hf-peft')`",
+    ),
+    (
+        "adapter_model-*-of-*.bin",
+        "an adapter whose weights are split into shards, in pickles",
+        "save it without max_shard_size, with save_pretrained(..., safe_serialization=True)",
+    ),
+    (
+        "mp_rank_*_model_states.pt",
+        "a checkpoint of DeepSpeed, whose weights are in shards",
+        "set `stage3_gather_16bit_weights_on_model_save` and save it again with save_pretrained()",
+    ),
+    (
         "pytorch_lora_weights.safetensors",
         "an adapter of diffusers, for a model that makes images",
         "serve adapters of text models",

@@ -12,15 +12,20 @@ from typing import Any
 
 from graft_runtime.errors import ErrorCode, GraftError, cut, shown
 from graft_runtime.tokenizing.files import Model, Pipeline, TokenizerFiles
+from graft_runtime.tokenizing.stages import MODELS, stage_faults
 
 MAX_TOKENS = 1 << 20
 MAX_TOKEN_CHARACTERS = 1024
+MAX_ADDED_TOKENS = 1 << 18
+"""Beside the model's own; those that speak have 200,000."""
+MAX_ADDED_CHARACTERS = 4 << 20
+"""Of all of them: the machine that looks for them in a text takes 30 times as many bytes."""
 MAX_ENTRIES = 4096
 """Objects, lists and values in the stages around the model."""
 MAX_GROWTH = 64
 """Characters that normalizing or decoding may make of one."""
-MAX_WORD_CHARACTERS = 1000
-"""A WordPiece model takes time that is quadratic in them."""
+MAX_WORD_CHARACTERS = 128
+"""Of WordPiece's words and of Unigram's pieces: both models take time that is quadratic in them. BERT's has 100."""
 MAX_TEMPLATE_TOKENS = 64
 
 PUBLISHED_PATTERNS = frozenset(
@@ -61,7 +66,7 @@ def check_tokenizer(files: TokenizerFiles, base: Pipeline, label: str) -> None:
             hint="save a tokenizer of the tokenizers library beside the adapter, or none to use the base model's",
         )
     added = [*files.placed, *(files.pipeline.added if files.pipeline is not None else ())]
-    faults = list(_token_faults([(token.content, token.id) for token in added]))
+    faults = [*_token_faults([(token.content, token.id) for token in added]), *_added_faults(files, len(added))]
     if files.pipeline is not None:
         faults += _stage_faults(files.pipeline, base)
         if not files.pipeline.same_model(base):
@@ -90,6 +95,7 @@ def _stage_faults(pipeline: Pipeline, base: Pipeline) -> Iterator[str]:
     if entries > MAX_ENTRIES:
         yield f"normalizer, pre_tokenizer, post_processor and decoder have {entries} entries, at most {MAX_ENTRIES}"
         return
+    yield from stage_faults(pipeline.stages, base.stages)
     for pattern in _values(pipeline, "Regex") - _values(base, "Regex") - PUBLISHED_PATTERNS:
         yield f"the pattern {cut(pattern, 60)!r} is none of the base model's"
     if _values(pipeline, "precompiled_charsmap") - _values(base, "precompiled_charsmap"):
@@ -103,11 +109,30 @@ def _stage_faults(pipeline: Pipeline, base: Pipeline) -> Iterator[str]:
 
 def _model_faults(model: Model) -> Iterator[str]:
     yield from _token_faults(list(model.tokens()))
+    if model.type is not None and model.type not in MODELS:
+        yield f"model.type is {cut(model.type, 40)!r}, expected {', '.join(sorted(MODELS))}"
     if model.dropout:
         yield f"model.dropout is {model.dropout:g}, expected none: the same text would not give the same tokens"
     if model.max_input_chars_per_word > MAX_WORD_CHARACTERS:
         words = model.max_input_chars_per_word
         yield f"model.max_input_chars_per_word is {words}, expected at most {MAX_WORD_CHARACTERS}"
+    if (
+        isinstance(model.vocab, list)
+        and (longest := max((len(text) for text, _ in model.vocab), default=0)) > MAX_WORD_CHARACTERS
+    ):
+        yield f"model.vocab has a piece of {longest} characters, expected at most {MAX_WORD_CHARACTERS}"
+
+
+def _added_faults(files: TokenizerFiles, placed: int) -> Iterator[str]:
+    """Return what is wrong with the tokens beside the model's, of which so many have an id in the files."""
+    named = [*files.named.values(), *files.listed]
+    if (count := placed + len(files.listed)) > MAX_ADDED_TOKENS:
+        yield f"{count} tokens are added, expected at most {MAX_ADDED_TOKENS}"
+    if (longest := max(map(len, named), default=0)) > MAX_TOKEN_CHARACTERS:
+        yield f"a special token has {longest} characters, expected at most {MAX_TOKEN_CHARACTERS}"
+    tokens = [*files.placed, *(files.pipeline.added if files.pipeline is not None else ())]
+    if (characters := sum(map(len, named)) + sum(len(token.content) for token in tokens)) > MAX_ADDED_CHARACTERS:
+        yield f"added tokens have {characters} characters together, expected at most {MAX_ADDED_CHARACTERS}"
 
 
 def _token_faults(tokens: list[tuple[str, int]]) -> Iterator[str]:

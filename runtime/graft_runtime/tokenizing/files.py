@@ -50,6 +50,7 @@ class Model(msgspec.Struct, frozen=True):
     """What makes tokens of words: of its fields, those that are judged."""
 
     vocab: dict[str, int] | list[tuple[str, float]]
+    type: str | None = None
     dropout: float | None = None
     max_input_chars_per_word: int = 100
 
@@ -70,6 +71,8 @@ class _Outline(msgspec.Struct, frozen=True):
 
 
 STAGES = ("normalizer", "pre_tokenizer", "post_processor", "decoder")
+ENCODING = STAGES[:2]
+"""Those that see all of a text before the model does."""
 
 
 class Pipeline:

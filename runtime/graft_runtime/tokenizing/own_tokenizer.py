@@ -18,9 +18,11 @@ import msgspec
 
 from graft_runtime.errors import ErrorCode, GraftError, shown
 from graft_runtime.tokenizing.checks import check_tokenizer, template_ids
+from graft_runtime.tokenizing.encoding import ForeignTokenizer
 from graft_runtime.tokenizing.files import (
     ADDED_TOKENS_FILE,
     CONFIG_FILE,
+    ENCODING,
     SPECIAL_TOKENS_FILE,
     STAGES,
     TOKENIZER_FILE,
@@ -94,6 +96,8 @@ def read_own(directory: Path, base: Recipe, label: str) -> tuple[TokenizerFiles,
 def build(own: Recipe, base: Recipe, base_fast: Any, label: str) -> Any:
     """Build a tokenizer of the tokenizers library. Blocking.
 
+    One that splits or tokenizes text otherwise than its base's encodes in another process.
+
     Args:
         own: checked; see `read_own`.
         base: the recipe of the base's.
@@ -103,11 +107,13 @@ def build(own: Recipe, base: Recipe, base_fast: Any, label: str) -> Any:
     Raises:
         GraftError: Corrupt.
     """
+    same_model = own.pipeline.same_model(base.pipeline)
     with _library_faults(label):
-        fast = _over_the_base_s_model(own, base_fast) if own.pipeline.same_model(base.pipeline) else None
+        fast = _over_the_base_s_model(own, base_fast) if same_model else None
         fast = _with_tokens(own, _alone(own) if fast is None else fast)
     _check_places(own, fast, label)
-    return fast
+    stages, known = own.pipeline.stages, base.pipeline.stages
+    return fast if same_model and all(stages[name] == known[name] for name in ENCODING) else ForeignTokenizer(fast)
 
 
 def assembled(made_of: Recipe, label: str) -> Any:

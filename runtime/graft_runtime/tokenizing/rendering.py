@@ -5,31 +5,19 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-import resource
-import select
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
-from typing import IO, Any
+from typing import Any
 
 import msgspec
 
 from graft_runtime.errors import ErrorCode, GraftError
-from graft_runtime.messages import FRAME_HEADER_BYTES, frame
-from graft_runtime.one_shot import bound_memory
 from graft_runtime.tokenizing.template_content import Messages
+from graft_runtime.tokenizing.worker import LOST, Worker, limit_processor, serve
 
 RENDER_SECONDS = 5
 """Of a processor, for one conversation."""
-SILENT_SECONDS = 60.0
-"""Until the process is given up for lost."""
-START_SECONDS = 300.0
-"""The same for its first answer, with a processor that others use."""
-MEMORY_BYTES = 1 << 30
 MAX_CHARACTERS = 16 << 20
 """Of one rendered conversation."""
 UNSAFE_SECONDS = 60.0
@@ -59,9 +47,7 @@ class Renderer:
     def __init__(self, seconds: int = RENDER_SECONDS) -> None:
         self._seconds = seconds
         self._lock = threading.Lock()
-        self._process: subprocess.Popen[bytes] | None = None
-        self._answered = False
-        """Whether the process has answered anything: it imports for seconds first."""
+        self._worker = Worker(__name__)
         self._unsafe: dict[str, float] = {}
         """Templates that have ended their process, and until when they are not tried."""
 
@@ -82,9 +68,8 @@ class Renderer:
             if time.monotonic() < self._unsafe.get(template, 0.0):
                 raise _unsafe("it did so a moment ago")
             try:
-                answer = self._ask(question)
-            except (EOFError, OSError, TimeoutError) as error:
-                self.close()
+                answer = msgspec.msgpack.decode(self._worker.ask(question), type=_Answer)
+            except LOST as error:
                 answer = _Answer(fault=str(error), unsafe=True)
             if answer.unsafe:
                 self._unsafe = {known: end for known, end in self._unsafe.items() if end > time.monotonic()}
@@ -97,39 +82,16 @@ class Renderer:
     @property
     def process_id(self) -> int | None:
         """Return the id of the process; None while there is none."""
-        return None if self._process is None else self._process.pid
+        return self._worker.process_id
 
     def start(self) -> None:
         """Start the process, so that the first conversation does not wait for what it imports."""
         with self._lock:
-            self._started()
+            self._worker.start()
 
     def close(self) -> None:
         """End the process; the next conversation starts another."""
-        if self._process is not None:
-            self._process.kill()
-            self._process.communicate()
-            self._process = None
-
-    def _ask(self, question: bytes) -> _Answer:
-        process = self._started()
-        deadline = time.monotonic() + (SILENT_SECONDS if self._answered else START_SECONDS)
-        assert process.stdin is not None
-        assert process.stdout is not None
-        _write(process.stdin, question)
-        source = process.stdout.fileno()
-        length = int.from_bytes(_read(source, FRAME_HEADER_BYTES, deadline), "big")
-        answer = msgspec.msgpack.decode(_read(source, length, deadline), type=_Answer)
-        self._answered = True
-        return answer
-
-    def _started(self) -> subprocess.Popen[bytes]:
-        if self._process is None:
-            pipe = subprocess.PIPE
-            self._process = subprocess.Popen([sys.executable, "-m", __name__], stdin=pipe, stdout=pipe, bufsize=0)
-            self._answered = False
-            bound_memory(self._process.pid, MEMORY_BYTES)
-        return self._process
+        self._worker.close()
 
 
 def _unsafe(why: str) -> GraftError:
@@ -140,29 +102,8 @@ def _unsafe(why: str) -> GraftError:
     )
 
 
-def _write(target: IO[bytes], content: bytes) -> None:
-    rest = memoryview(frame(content))
-    while rest:
-        rest = rest[os.write(target.fileno(), rest) :]
-
-
-def _read(source: int, size: int, deadline: float | None = None) -> bytes:
-    """Read so many bytes. Raises EOFError when there are no more, TimeoutError at the deadline."""
-    content = bytearray()
-    while len(content) < size:
-        if deadline is not None and not select.select([source], [], [], max(0.0, deadline - time.monotonic()))[0]:
-            raise TimeoutError("it gave no answer")
-        piece = os.read(source, min(size - len(content), 1 << 20))
-        if not piece:
-            raise EOFError("its process was ended")
-        content += piece
-    return bytes(content)
-
-
 def _rendered(question: _Question, render_jinja_template: Callable[..., Any]) -> _Answer:
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    until = int(used.ru_utime + used.ru_stime) + 1 + question.seconds
-    resource.setrlimit(resource.RLIMIT_CPU, (until, resource.getrlimit(resource.RLIMIT_CPU)[1]))
+    limit_processor(question.seconds)
     try:
         (text,), _ = render_jinja_template(
             conversations=[question.messages],
@@ -182,12 +123,11 @@ def _rendered(question: _Question, render_jinja_template: Callable[..., Any]) ->
 def _serve() -> None:
     from transformers.utils.chat_template_utils import render_jinja_template  # noqa: PLC0415 - in this process alone
 
-    source, answers = sys.stdin.fileno(), os.dup(sys.stdout.fileno())
-    with contextlib.redirect_stdout(sys.stderr), os.fdopen(answers, "wb", 0) as target, contextlib.suppress(EOFError):
-        while True:
-            length = int.from_bytes(_read(source, FRAME_HEADER_BYTES), "big")
-            question = msgspec.msgpack.decode(_read(source, length), type=_Question)
-            _write(target, msgspec.msgpack.encode(_rendered(question, render_jinja_template)))
+    def answered(question: bytes) -> bytes:
+        asked = msgspec.msgpack.decode(question, type=_Question)
+        return msgspec.msgpack.encode(_rendered(asked, render_jinja_template))
+
+    serve(answered)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from graft_runtime.errors import ErrorCode, GraftError
 from graft_runtime.tokenizing.defaults import GenerationDefaults, read_defaults
+from graft_runtime.tokenizing.encoding import ForeignTokenizer
 from graft_runtime.tokenizing.files import TokenizerFiles, read_tokenizer_files
 from graft_runtime.tokenizing.own_tokenizer import Recipe, assembled, brings_one, build, highest, read_own, recipe
 from graft_runtime.tokenizing.tokenizer import Tokenizer, load_base_tokenizer, renderer
@@ -22,6 +23,8 @@ MAX_BYTES = 1 << 30
 MODEL_BYTES_PER_FILE_BYTE = 12
 ADDED_TOKEN_BYTES = 1024
 TRIAL_TEXT = "Hello, world! 1 + 1 = 2\n\tÜber 你好 😀"
+LONG_TEXTS = ("a" * 65_536, f"{' ' * 256}{'a' * 128}" * 128, f"{TRIAL_TEXT}\ufdfa" * 1024)
+"""What tokenizers that are slow are slow on: a long word, many blanks and words, many scripts."""
 
 
 @dataclass(frozen=True)
@@ -109,8 +112,18 @@ def _of_the_base() -> Iterator[None]:
 
 
 def _tried(tokenizer: Tokenizer) -> Tokenizer:
-    """Try it on an ordinary text. Raises GraftError: Corrupt, when it fails."""
+    """Try it on an ordinary text, and on long ones, which alone may be beyond it.
+
+    Raises:
+        GraftError: Corrupt, when it fails on the ordinary one; UnsafeFile, when it takes too much for any.
+    """
     tokenizer.decode(tokenizer.encode(TRIAL_TEXT))
+    for text in LONG_TEXTS if isinstance(tokenizer.fast, ForeignTokenizer) else ():
+        try:
+            tokenizer.encode(text)
+        except GraftError as error:
+            if error.code is not ErrorCode.CORRUPT:
+                raise
     return tokenizer
 
 

@@ -17,7 +17,7 @@ from graft_runtime.tokenizing.defaults import GenerationDefaults, as_template, r
 from graft_runtime.tokenizing.pieces import Detokenizer
 from graft_runtime.tokenizing.rendering import Renderer
 from graft_runtime.tokenizing.template_content import ContentFormat, Messages, content_format, in_format
-from graft_runtime.tokenizing.users_text import UsersText
+from graft_runtime.tokenizing.users_text import SpecialTokens, UsersText
 
 renderer = Renderer()
 """Of the whole process: a chat template comes from whoever made the adapter."""
@@ -113,11 +113,17 @@ class Tokenizer:
 
     def _holds_control(self, messages: Messages) -> bool:
         texts = [text for message in messages for text in message.values() if isinstance(text, str)]
+        if self._special.only_as_written:
+            return any(map(self._special.found, texts))
         return any(not self._skipped.isdisjoint(self._encode(text, add_special_tokens=False)) for text in texts)
 
     @cached_property
+    def _special(self) -> SpecialTokens:
+        return SpecialTokens(self.fast)
+
+    @cached_property
     def _users_text(self) -> UsersText:
-        return UsersText(self.fast)
+        return UsersText(self.fast, self._special)
 
     def content_format(self, template: str) -> ContentFormat:
         """Return the form in which a template takes text. Raises GraftError: UnsafeFile."""
@@ -155,7 +161,7 @@ class Tokenizer:
     @cached_property
     def _skipped(self) -> frozenset[int]:
         """Return the special tokens, which `decode` leaves out."""
-        return frozenset(index for index, token in self.fast.get_added_tokens_decoder().items() if token.special)
+        return frozenset(self._special.texts)
 
     @cached_property
     def _fallback(self) -> frozenset[int]:
@@ -223,7 +229,7 @@ def _library_faults() -> Iterator[None]:
     """Turn what the tokenizers library throws, a panic of its Rust included, into a fault of that tokenizer."""
     try:
         yield
-    except (KeyboardInterrupt, SystemExit):
+    except (KeyboardInterrupt, SystemExit, GraftError):
         raise
     except BaseException as error:
         raise GraftError(

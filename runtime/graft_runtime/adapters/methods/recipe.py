@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Protocol, TypeVar, runtime_checkable
@@ -98,7 +99,9 @@ def foreign_tensors(name: str, method: str, tensors: Sequence[str]) -> GraftErro
         ErrorCode.UNSUPPORTED_METHOD,
         f"adapter `{name}` holds {len(tensors)} tensors that are no part of {method} as its config describes it",
         details=shown([f"{tensor}: {_what_it_is(tensor)}" for tensor in tensors]),
-        hint="name whole modules in modules_to_save, or merge this adapter with peft's merge_and_unload() and serve "
+        hint="save it without the quantised weights of the base: save_pretrained(..., save_embedding_layers=False)"
+        if any(map(_QUANTISED.search, tensors))
+        else "name whole modules in modules_to_save, or merge this adapter with peft's merge_and_unload() and serve "
         "the result as a base model",
     )
 
@@ -123,7 +126,12 @@ def contradiction(name: str, faults: Sequence[str]) -> GraftError:
     )
 
 
+_QUANTISED = re.compile(r"\.(?:(?:nested_)?(?:absmax|quant_map)|quant_state\.[^.]+|SCB|weight_format)$")
+
+
 def _what_it_is(tensor: str) -> str:
+    if _QUANTISED.search(tensor):
+        return "what bitsandbytes keeps beside a quantised weight"
     if not tensor.startswith("base_model.model."):
         return "its name does not begin with base_model.model."
     if tensor.endswith((".weight", ".bias")):
