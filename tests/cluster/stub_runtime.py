@@ -5,6 +5,7 @@ Started like `graft-runtime serve …`. What a checkpoint does is written in its
     …broken-base…   the base model fails for good       …missing…   can't be resolved: NotFound, until the file
     …misfit…        resolves, then fails its checks                  FLAGS/found exists
     …slow…          resolves, never gets ready
+    …wide…          has rank 64, which engine.maxRank may be below
     …floods…        as a base: its pods answer polls without end
     …babbles…       as a base: they have news at each poll, of adapters that nobody named
 
@@ -107,7 +108,7 @@ class StubRuntime:
 
     def status(self, since: int) -> RuntimeStatus:
         fault = Fault(code=ErrorCode.NOT_A_MODEL, message="it holds no model\n\nhint: point spec.baseModel.uri at one")
-        changed = [report_of(entry) for entry in self.adapter_set.adapters if self.changed_at[entry.name] > since]
+        changed = [self.report_of(entry) for entry in self.adapter_set.adapters if self.changed_at[entry.name] > since]
         gone = [
             AdapterReport(name=name, state=AdapterState.DRAINING, removed=True)
             for name, sequence in self.removed.items()
@@ -118,7 +119,7 @@ class StubRuntime:
             sequence=self.sequence,
             pool_uid=self.config.pool_uid,
             config_hash=self.config.config_hash(),
-            ready=self.state is BaseState.SERVING,
+            ready=self.ready,
             base=BaseReport(
                 name=self.config.base_model.name,
                 state=self.state,
@@ -130,6 +131,28 @@ class StubRuntime:
             adapter_set=self.version,
             adapters=(*changed, *gone),
         )
+
+    def report_of(self, entry: AdapterEntry) -> AdapterReport:
+        """What becomes of an entry, by its URI."""
+        uri, serving = entry.source.uri, entry.serving.digest if entry.serving is not None else None
+        told = AdapterReport(name=entry.name, digest=entry.digest, serving=serving, state=AdapterState.FAILED)
+        if entry.digest is None:
+            state = AdapterState.UNRESOLVED if entry.fault is None else AdapterState.FAILED
+            return told.model_copy(update={"state": state, "fault": entry.fault})
+        rank, most = 128 if "misfit" in uri else 64 if "wide" in uri else 8, self.config.engine.max_rank
+        if rank > most:
+            fault = Fault(code=ErrorCode.RANK_TOO_HIGH, message=f"rank {rank} is over the pool's maxRank {most}")
+            return told.model_copy(update={"fault": fault})
+        state = AdapterState.CHECKING if "slow" in uri else AdapterState.MOUNTED
+        remapped = "nothing → model at the start of modules' names" if "drifted" in uri else None
+        facts = AdapterFacts(method="LORA", rank=8, module_count=14, deltas=["LowRank"], remapped=remapped)
+        return told.model_copy(update={"state": state, "facts": facts})
+
+    @property
+    def ready(self) -> bool:
+        """As the real one: what the set requires is waited for, whatever fault it has."""
+        required = [self.report_of(entry) for entry in self.adapter_set.adapters if entry.required]
+        return self.state is BaseState.SERVING and all(report.ready or report.serving for report in required)
 
     async def get_status(self, request: web.Request) -> web.StreamResponse:
         base = self.config.base_model.source.uri
@@ -188,23 +211,6 @@ class StubRuntime:
         return await handler(request)
 
 
-def report_of(entry: AdapterEntry) -> AdapterReport:
-    """What becomes of an entry, by its URI."""
-    serving = entry.serving.digest if entry.serving is not None else None
-    if entry.digest is None:
-        state = AdapterState.UNRESOLVED if entry.fault is None else AdapterState.FAILED
-        return AdapterReport(name=entry.name, serving=serving, state=state, fault=entry.fault)
-    if "misfit" in entry.source.uri:
-        fault = Fault(code=ErrorCode.RANK_TOO_HIGH, message="rank 128 is over the pool's maxRank 64")
-        return AdapterReport(
-            name=entry.name, digest=entry.digest, serving=serving, state=AdapterState.FAILED, fault=fault
-        )
-    state = AdapterState.CHECKING if "slow" in entry.source.uri else AdapterState.MOUNTED
-    remapped = "nothing → model at the start of modules' names" if "drifted" in entry.source.uri else None
-    facts = AdapterFacts(method="LORA", rank=8, module_count=14, deltas=["LowRank"], remapped=remapped)
-    return AdapterReport(name=entry.name, digest=entry.digest, serving=serving, state=state, facts=facts)
-
-
 async def flood(request: web.Request) -> web.StreamResponse:
     response = web.StreamResponse()
     await response.prepare(request)
@@ -227,7 +233,7 @@ async def serve(arguments: argparse.Namespace) -> None:
         return web.Response(text="ok")
 
     async def ready(_: web.Request) -> web.Response:
-        return web.Response(status=200 if runtime.state is BaseState.SERVING else 503)
+        return web.Response(status=200 if runtime.ready else 503)
 
     control = web.Application(middlewares=[runtime.guard])
     control.router.add_get("/status", runtime.get_status)

@@ -329,6 +329,24 @@ def test_a_change_of_configuration_rolls_behind_readiness_and_cleans_up(stage: S
     assert before.items() <= stage.pods().items()
 
 
+def test_a_roll_holds_rather_than_lose_an_adapter(stage: Stage) -> None:
+    stage.apply(BILLING, {"name": "wide", "uri": "pvc://shelf/wide"})
+    stage.wait_ready()
+    before = stage.pods()
+    stage.patch({"op": "add", "path": "/spec/engine", "value": {"maxRank": 8}})
+    stage.until(lambda: stage.conditions()["Stalled"] == ("True", "RankTooHigh"), "the roll to hold")
+    assert re.search(r"the roll holds: pod \S+ can't serve adapter `wide`", stage.message("Stalled"))
+    assert stage.conditions()["Available"] == ("True", "BaseServed")
+    assert stage.conditions()["Reconciling"] == ("False", "Settled")
+    assert before.items() <= stage.pods().items(), "the old pod serves on"
+    assert stage.status()["readyReplicas"] == 1
+
+    stage.patch({"op": "remove", "path": "/spec/adapters/1"})  # what nobody wants any more holds no roll
+    stage.wait_ready()
+    assert not stage.pods().keys() & before.keys()
+    stage.until(lambda: not any(entry.required for entry in stage.sets()[0].adapters), "nothing to be required")
+
+
 def test_to_merged_mode_and_back(stage: Stage) -> None:
     stage.apply(BILLING, SQL)
     stage.wait_ready()

@@ -207,3 +207,6 @@ def test_readiness_waits_for_ready_or_a_reason() -> None:
     away = artifact(digest, cached=None, fault=GraftError(ErrorCode.SOURCE_UNAVAILABLE, "away"))
     assert told(away).state is AdapterState.FETCHING
     assert is_settled(pinned, away)
+    required = alias.entry.model_copy(update={"required": True})
+    assert not is_settled(required, away), "pods that it is to replace answer under the name"
+    assert is_settled(required, artifact(digest, proven=True))

@@ -250,6 +250,45 @@ CASES = {
         "-Settled",
         "+NotAModel",
     ),
+    "a-new-pod-can-t-serve-what-the-one-that-it-replaces-does": (
+        World(
+            rollout=replace(ROLLOUT, replicas=3, updated=1),
+            reports=(REPORT, with_adapter(AdapterState.FAILED, ErrorCode.UNSAFE_FILE)),
+            ready=(True, False),
+            templates=("before", "template"),
+        ),
+        "+BaseServed",
+        "-UnsafeFile",
+        "-Settled",
+        "+UnsafeFile",
+    ),
+    "a-new-pod-can-t-serve-it-now": (
+        World(
+            rollout=replace(ROLLOUT, replicas=3, updated=1),
+            reports=(REPORT, with_adapter(AdapterState.FAILED, ErrorCode.SOURCE_UNAVAILABLE)),
+            ready=(True, False),
+            templates=("before", "template"),
+        ),
+        "+BaseServed",
+        "-RollingOut",
+        "+RollingOut",
+        "-NoFault",
+    ),
+    "a-new-pod-can-t-serve-what-nobody-does": (
+        World(
+            rollout=replace(ROLLOUT, replicas=3, updated=1),
+            reports=(
+                REPORT.model_copy(update={"adapters": ()}),
+                with_adapter(AdapterState.FAILED, ErrorCode.UNSAFE_FILE),
+            ),
+            ready=(True, False),
+            templates=("before", "template"),
+        ),
+        "+BaseServed",
+        "-RollingOut",
+        "+RollingOut",
+        "+AdaptersFailed",
+    ),
     "the-image-of-new-pods-can-t-be-had": (
         World(
             rollout=replace(ROLLOUT, replicas=3, updated=1),

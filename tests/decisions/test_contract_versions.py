@@ -90,6 +90,7 @@ EXAMPLES: dict[str, Wire] = {
                 name="moving",
                 source=SOURCE,
                 digest=DIGEST,
+                required=True,
                 serving=AdapterVersion(source=SOURCE, digest=DIGEST, revision="c0ffee", scale=0.5),
             ),
         ),

@@ -13,6 +13,7 @@ from graft_operator.decisions.adapter_status import full_message, is_failed, is_
 from graft_operator.decisions.conditions import Reason
 from graft_operator.decisions.facts import Facts, serves
 from graft_operator.decisions.observed import PodView
+from graft_operator.decisions.rolls import names_to_keep
 from graft_operator.resource import AdapterStatus
 
 
@@ -70,6 +71,20 @@ def pods_are_stuck(facts: Facts) -> Finding | None:
     """Find a pod of the current template whose container the kubelet can't start, in the kubelet's words."""
     stuck = (pod for pod in sorted(facts.observed.newest_pods, key=lambda pod: pod.name) if pod.stuck)
     return next((Finding(Reason.PODS_STUCK, f"{pod.name}: {pod.trouble}") for pod in stuck), None)
+
+
+def roll_is_held(facts: Facts) -> Finding | None:
+    """Find a new pod that waits, for it can't serve an adapter that the pods it is to replace answer for."""
+    if facts.rollout is None:
+        return None
+    names = names_to_keep(facts.observed, facts.rollout.pod_template_hash)
+    for pod in sorted(facts.observed.newest_pods, key=lambda pod: pod.name):
+        status = None if pod.ready else facts.report(pod)
+        for report in status.adapters if serves(status) and status is not None else ():
+            if report.name in names and not report.serving and report.fault and not report.fault.code.passes:
+                message = f"the roll holds: pod {pod.name} can't serve adapter `{report.name}`, which older pods do: "
+                return Finding(report.fault.code.value, message + report.fault.message)
+    return None
 
 
 def deadline_exceeded(facts: Facts) -> Finding | None:

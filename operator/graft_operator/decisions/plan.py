@@ -27,6 +27,7 @@ from graft_operator.decisions.observed import Applied, Child, Failure, Observed
 from graft_operator.decisions.pool_status import failed_status, make_status
 from graft_operator.decisions.references import reference_fault
 from graft_operator.decisions.resolves import Resolve, plan_resolves, waits
+from graft_operator.decisions.rolls import required_adapters
 from graft_operator.decisions.transitions import Transition, transitions
 from graft_operator.decisions.wanted_adapters import WantedAdapter, inline_adapters
 from graft_operator.keys import ObjectKey
@@ -115,6 +116,10 @@ class _Target:
     def template_hash(self) -> str | None:
         return None if self.deployment is None else _template_hash(self.deployment)
 
+    @property
+    def pod_template_hash(self) -> str | None:
+        return None if self.deployment is None else _template_hash(self.deployment["spec"]["template"])
+
 
 def plan_pool(pool: Pool, wanted: Sequence[WantedAdapter], observed: Observed, settings: Settings, now: float) -> Plan:
     """Decide what to do about a pool whose spec can be read.
@@ -125,6 +130,8 @@ def plan_pool(pool: Pool, wanted: Sequence[WantedAdapter], observed: Observed, s
     """
     target = _decide_target(pool, observed, settings)
     adapters = plan_adapters(pool.spec, wanted, observed, target.current, settings)
+    if pool.spec.merge is None:
+        adapters = required_adapters(adapters, observed, target.pod_template_hash)
     sets = next_sets(observed, adapters, frozenset(adapter.name for adapter in wanted), target.current)
     # The current set is stored only where pods of it can exist.
     stored = sets if target.deployment is not None or observed.rollout is not None else {}
@@ -184,8 +191,8 @@ def _decide_deployment(
     return deployment, None
 
 
-def _template_hash(deployment: KubernetesObject) -> str:
-    return str(deployment["metadata"]["annotations"][TEMPLATE_HASH_ANNOTATION])
+def _template_hash(body: KubernetesObject) -> str:
+    return str(body["metadata"]["annotations"][TEMPLATE_HASH_ANNOTATION])
 
 
 def _status(

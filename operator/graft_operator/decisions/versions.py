@@ -32,7 +32,7 @@ class Catalogue:
     """What is written down of the adapters that a pool serves, and what its pods say of them."""
 
     entries: Mapping[str, AdapterEntry]
-    """By name, as stored: of the current set, or of an earlier one where that has none."""
+    """By name, as stored but for what a roll requires: of the current set, or of an earlier one where that has none."""
     statuses: Mapping[str, AdapterStatus]
     """By name, as written last."""
     pods: tuple[RuntimeStatus, ...]
@@ -65,7 +65,8 @@ class Catalogue:
             reports[report.name].append(report)
         version = None if stored is None else stored.version
         statuses = {adapter.name: adapter for adapter in observed.pool.status.adapters}
-        return cls({entry.name: entry for entry in entries}, statuses, pods, reports, version)
+        written = {entry.name: entry.model_copy(update={"required": False}) for entry in entries}
+        return cls(written, statuses, pods, reports, version)
 
     def served(self, wanted: WantedAdapter) -> AdapterVersion | None:
         """Return the version that answers under a name, as far as is known; None: none ever did."""

@@ -47,7 +47,9 @@ class AdapterEntry(Wire):
     """Mounted from the start and never displaced."""
     inline: bool = True
     """Listed in the pool's spec, so that readiness waits for it."""
-
+    required: bool = False
+    """Pods that a roll replaces answer under this name: a new one takes no requests before it does so too, or has a set
+    without this."""
     serving: AdapterVersion | None = None
     """The version that goes on answering while the wanted one is tried beside it, until a set without it; None: the
     wanted one answers as soon as it is ready."""

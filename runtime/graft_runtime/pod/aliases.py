@@ -80,5 +80,5 @@ def is_settled(entry: AdapterEntry, answering: Artifact | None) -> bool:
     if answering is None or entry.answering is None:
         return entry.fault is not None
     if answering.fault is not None or scale_fault(entry.name, entry.answering.scale, answering) is not None:
-        return True
+        return not entry.required
     return answering.proven and not (entry.pinned and answering.residence is not Residence.MOUNTED)

@@ -13,7 +13,8 @@ class Readiness:
     """The readiness of one pod.
 
     Args:
-        startup_seconds: how long a base that serves waits for the adapters of the set.
+        startup_seconds: how long a base that serves waits for the adapters of the set; no such end has the wait for
+            those that the set requires.
     """
 
     def __init__(self, base: BaseLife, adapters: Adapters, sets: AdapterSets, startup_seconds: float) -> None:
@@ -33,8 +34,11 @@ class Readiness:
         since = self._base.serving_since
         if since is None:
             return False
-        if asyncio.get_running_loop().time() - since >= self._startup_seconds:
-            return True
-        return self._sets.current is not None and all(
-            self._adapters.is_settled(entry) for entry in self._sets.current.adapters if entry.inline
-        )
+        if self._sets.current is None:
+            return self._is_late(since)
+        waited_for = [entry for entry in self._sets.current.adapters if entry.inline or entry.required]
+        late = self._is_late(since)
+        return all(self._adapters.is_settled(entry) or (late and not entry.required) for entry in waited_for)
+
+    def _is_late(self, since: float) -> bool:
+        return asyncio.get_running_loop().time() - since >= self._startup_seconds
