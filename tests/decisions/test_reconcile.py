@@ -373,6 +373,20 @@ async def test_a_status_that_somebody_else_wrote_is_set_right(settled: Operator)
     assert settled.status["url"] == right["url"]
 
 
+async def test_a_pool_for_which_there_is_no_room_is_told_so_and_made_once_there_is() -> None:
+    operator = Operator()
+    operator.store._room.most = 4_000
+    operator.see({"adapters": [{**BILLING, "name": f"billing-{number}"} for number in range(100)]})
+    await operator.reconcile()
+    assert operator.condition("Stalled") == ("True", "TooLarge")
+    assert operator.api.applied == []
+
+    operator.store._room.most = 1_000_000
+    await operator.reconcile()
+    assert [without_hash(name) for name in operator.api.applied] == CHILDREN
+    assert operator.condition("Stalled") == ("False", "NoFault")
+
+
 async def test_events_about_one_pool_are_as_many_as_somebody_reads(settled: Operator) -> None:
     for number in range(60):
         metadata = next(body for (kind, _), body in settled.api.objects.items() if kind == "Service")["metadata"]

@@ -107,6 +107,17 @@ class Effects:
                 return False
         return True
 
+    async def read_again(self, view: PoolView) -> PoolView | None:
+        """Look whether there is room for a pool by now; return it as it is then.
+
+        Raises:
+            UnavailableError
+        """
+        body = await self.cluster.get(ADAPTER_DEPLOYMENT.name, view.namespace, view.name)
+        if body is not None:
+            self.store.put(ADAPTER_DEPLOYMENT.name, body, mark=False)
+        return self.store.pool(view.pool_key)
+
     async def carry_out(self, view: PoolView, plan: Plan, memory: PoolMemory) -> None:
         """Do all but report. A set is stored before it is pushed, and pushed whether or not new pods can be made.
 

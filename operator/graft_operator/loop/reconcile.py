@@ -86,6 +86,8 @@ class Reconciler:
             RacedError, UnavailableError: no status was written; run it again.
         """
         view = self.store.pool(key)
+        if view is not None and view.failure is not None:
+            view = await self._effects.read_again(view)
         if view is None or view.deleting:
             self._forget(key)
             return

@@ -92,7 +92,8 @@ class Store:
         has_room = self._has_room(key, _size(kind, body))
         if not has_room and kind != ADAPTER_DEPLOYMENT.name:
             raise NoRoomError(self._no_room)
-        self._objects[key] = (pool, metadata["uid"], metadata.get("resourceVersion", ""))
+        # What was left out is news whenever it comes again.
+        self._objects[key] = (pool, metadata["uid"], metadata.get("resourceVersion", "") if has_room else "")
         if kind == ADAPTER_DEPLOYMENT.name:
             self._pools[pool] = read_pool(body) if has_room else self._without_spec(body)
         elif kind == POD.name:
