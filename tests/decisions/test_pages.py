@@ -88,6 +88,15 @@ async def test_large_objects_come_in_smaller_pages(serve: Serve, monkeypatch: py
     pages = await pages_of(await serve(server))
     assert names(pages) == [f"pod-{number}" for number in range(300)]
     assert max(len(page.items) for page in pages) * len(server.pods[0]) < 20_000
+    assert sum(server.limits) < 3 * 300, "few are asked for in vain"
+
+
+async def test_small_objects_after_a_large_one_come_all_at_once(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster_module, "PAGE_BYTES", 400_000)
+    large = json.dumps(pod_body("large", text="x" * 350_000)).encode()
+    server = ApiServer(pods(400, at_0=large))
+    assert len(names(await pages_of(await serve(server)))) == 400
+    assert len(server.limits) < 10
 
 
 @pytest.mark.parametrize(

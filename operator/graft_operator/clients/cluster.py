@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 from urllib.parse import urlencode
 
 import aiohttp
@@ -186,20 +187,25 @@ class Cluster:
             most = PAGE_BYTES if limit > 1 else ANSWER_BYTES
             unreadable = None
             try:
-                page = await self._call("GET", path, query=query, seconds=LIST_SECONDS, most=most)
+                content = await self._ask("GET", path, query=query, seconds=LIST_SECONDS, most=most)
+                page = _parsed(content, f"GET {path}")
+                size = len(content) / max(1, len(page.get("items") or ()))
             except UnreadableError:
                 if limit > 1:
                     limit = max(1, limit // 8)
                     continue
                 page = await self._call("GET", path, query=query | {"includeObject": "None"}, accept=TABLE)
-                unreadable = str(page["rows"][0]["cells"][0]) if page.get("rows") else None
+                unreadable, size = str(page["rows"][0]["cells"][0]) if page.get("rows") else None, PAGE_BYTES
             metadata = page.get("metadata", {})
             yield Page(page.get("items") or (), metadata.get("resourceVersion", ""), unreadable)
             if not (token := metadata.get("continue")):
                 return
-            limit = min(PAGE, 2 * limit)
+            limit = max(1, min(PAGE, int(PAGE_BYTES / 2 / max(1, size))))  # where the next ones are like the last
 
-    async def _call(
+    async def _call(self, method: str, path: str, **more: Any) -> KubernetesObject:
+        return _parsed(await self._ask(method, path, **more), f"{method} {path}")
+
+    async def _ask(
         self,
         method: str,
         path: str,
@@ -209,7 +215,7 @@ class Cluster:
         accept: str = "application/json",
         seconds: float = REQUEST_SECONDS,
         most: int = ANSWER_BYTES,
-    ) -> KubernetesObject:
+    ) -> bytes:
         content_type = "application/apply-patch+yaml" if method == "PATCH" else "application/json"
         headers = {"Accept": accept, "Content-Type": content_type}
         url = path + (f"?{urlencode(query)}" if query else "")
@@ -217,11 +223,7 @@ class Cluster:
         if status == 401 and await self._reload():
             status, content = await self._send(method, url, headers, body, seconds=seconds, most=most)
         if 200 <= status < 300:
-            try:
-                answer: KubernetesObject = read_json(content)
-            except ValueError as error:
-                raise UnreadableError(f"{method} {path}: the answer can't be read: {error}") from error
-            return answer
+            return content
         raise _error(status, content, f"{method} {path}")
 
     async def _send(
@@ -271,6 +273,14 @@ async def _load_configuration() -> Configuration:
 
 def _apply_query() -> dict[str, str]:
     return {"fieldManager": FIELD_MANAGER, "force": "true", "fieldValidation": "Strict"}
+
+
+def _parsed(content: bytes, request: str) -> KubernetesObject:
+    try:
+        answer: KubernetesObject = read_json(content)
+    except ValueError as error:
+        raise UnreadableError(f"{request}: the answer can't be read: {error}") from error
+    return answer
 
 
 def _error(status: int, content: bytes, request: str) -> ClusterError:

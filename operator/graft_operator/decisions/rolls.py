@@ -35,7 +35,9 @@ def names_to_keep(observed: Observed, pod_template_hash: str | None) -> frozense
 
 def _names_answered(observed: Observed, pod: PodView) -> Iterable[str]:
     status = observed.report(pod)
-    return () if status is None else (one.name for one in status.adapters if one.ready or one.serving)
+    if status is None or status.base.merge is not None:  # a merge answers under its own name alone
+        return ()
+    return (one.name for one in status.adapters if one.ready or one.serving)
 
 
 def _require(plan: AdapterPlan, names: frozenset[str]) -> AdapterPlan:

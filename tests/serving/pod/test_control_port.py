@@ -323,6 +323,20 @@ def test_readiness_waits_for_the_set_and_for_each_inline_adapter(
     assert fresh.probe("/readyz") == 200, "a later set never takes readiness away"
 
 
+def test_readiness_waits_for_what_a_roll_requires_whatever_its_fault(
+    make_pod: Callable[..., Any], adapters: dict[str, Path]
+) -> None:
+    fresh = make_pod()
+    fresh.start()
+    wait_until(lambda: fresh.probe("/startupz") == 200)
+    faulty = fresh.entry("a", adapters["a"], digest="sha256:" + "0" * 64)
+    next_set(fresh, faulty.model_copy(update={"required": True}))
+    wait_until(lambda: fresh.report("a").fault is not None)
+    assert fresh.probe("/readyz") == 503
+    next_set(fresh, faulty)
+    wait_until(lambda: fresh.probe("/readyz") == 200)
+
+
 def test_after_a_kill_a_pod_comes_back_with_what_it_was_told(pod: Any, adapters: dict[str, Path]) -> None:
     """Last in this module. The mounted set is older than the pushed one; nobody pushes again."""
     entries = [pod.entry(name, adapters[name]) for name in ("a", "c")]
