@@ -263,6 +263,8 @@ def parse_arguments() -> argparse.Namespace:
         parser.add_argument(f"--{name}-directory", required=True)
     parser.add_argument("--bind-address", required=True)
     parser.add_argument("--pod-uid", required=True)
+    for name in ("cache", "adapter"):
+        parser.add_argument(f"--{name}-bytes", type=int)
     parser.add_argument("--source-mount", nargs=2, action="append", default=[])
     return parser.parse_args()
 
