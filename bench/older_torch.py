@@ -7,6 +7,7 @@ pages from the start, one after the other. What this can't show is the table its
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -58,7 +59,8 @@ def stand_in() -> bool:
         return False
     reserve = Pages.reserve
 
-    def reserve_all(self: Pages, tokens: int) -> PageList | None:
+    def reserve_all(self: Pages, tokens: int, past: Sequence[bytes] = ()) -> PageList | None:
+        self.block = 0  # what is shared lies elsewhere
         return reserve(self, self.longest) or reserve(self, tokens)
 
     vars(over_pages)["varlen_attn"] = _attend

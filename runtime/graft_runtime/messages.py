@@ -109,6 +109,8 @@ class Generate(_Message, frozen=True, tag=True, array_like=True):
     """Empty: the base model."""
     sampling: Sampling = Sampling()
     stop_tokens: tuple[int, ...] = ()
+    salt: str = ""
+    """Keys and values are shared only among requests of the same salt."""
 
 
 class Encode(_Message, frozen=True, tag=True, array_like=True):
@@ -220,19 +222,20 @@ class Generated(_Message, frozen=True, tag=True, array_like=True):
     tokens: list[int]
     finish: str | None = None
     fault: EngineFault | None = None
+    known: int = 0
+    """Tokens of the prompt whose keys and values were there from requests before; told with the first token."""
 
 
 class Encoded(_Message, frozen=True, tag=True, array_like=True):
     """What the model says of one text, or the fault.
 
     By the base's task, as logits: labels [labels], labels of each token [tokens, labels], start and end of an answer
-    [2, tokens]; or, where it has no head, hidden states [tokens, features].
+    [2, tokens]; or, where it has no head, hidden states [tokens, features]. The last dimension changes first.
     """
 
     request: str
     shape: tuple[int, ...]
     values: list[float]
-    """The last dimension first to change."""
     fault: EngineFault | None = None
 
 
@@ -243,12 +246,11 @@ class StepDone(_Message, frozen=True, tag=True, array_like=True):
 
 
 class Occupancy(_Message, frozen=True, tag=True, array_like=True):
-    """How full the engine is, whenever that has changed."""
+    """How full the engine is, whenever that has changed; `reserved` is in tokens of keys and values."""
 
     running: int = 0
     waiting: int = 0
     reserved: int = 0
-    """Tokens for which keys and values are reserved."""
 
 
 Event = (
@@ -273,9 +275,8 @@ def _typed(expected: type, value: object) -> object:
 _encoder = msgspec.msgpack.Encoder(enc_hook=_plain)
 _command_decoder: msgspec.msgpack.Decoder[Command] = msgspec.msgpack.Decoder(Command, dec_hook=_typed)
 decode_command = _command_decoder.decode
-"""Decodes the body of a frame. Raises msgspec.ValidationError."""
 decode_events = msgspec.msgpack.Decoder(list[Event], dec_hook=_typed).decode
-"""Decodes the body of a frame. Raises msgspec.ValidationError."""
+"""These decode the body of a frame. They raise msgspec.ValidationError."""
 
 FRAME_HEADER_BYTES = 4
 """Big-endian length of the MessagePack body that follows."""

@@ -44,12 +44,12 @@ class Ragged:
 class RaggedStore:
     """KeysAndValues that append."""
 
-    longest = 1 << 20
+    longest, block = 1 << 20, 0
 
     def __init__(self, layers: Sequence[LayerShape]) -> None:
         self.layers, self.reserved = layers, 0
 
-    def reserve(self, tokens: int) -> Ragged:
+    def reserve(self, tokens: int, past: Sequence[bytes] = ()) -> Ragged:
         return Ragged(
             [torch.zeros(0, layer.heads, layer.key_features) for layer in self.layers],
             [torch.zeros(0, layer.heads, layer.value_features) for layer in self.layers],
@@ -59,6 +59,9 @@ class RaggedStore:
         return place
 
     def release(self, place: Ragged) -> None:
+        pass
+
+    def keep(self, place: Ragged, past: Sequence[bytes]) -> None:
         pass
 
     def fill(self, place: Ragged, prefix: Prefix) -> None:

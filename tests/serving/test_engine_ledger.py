@@ -84,24 +84,28 @@ def test_a_refusal_for_want_of_memory_says_what_is_needed_and_what_is_there(monk
     assert refused.value.what == ("base model `big` needs 7000 MiB for its weights alone; 600 MiB of memory are free")
 
 
+@pytest.mark.parametrize("keeps", [True, False])
 @pytest.mark.parametrize(("free", "room"), [(400 * MEBIBYTE, 100 * MEBIBYTE), (1 << 40, CPU_CAP)])
 def test_a_quarter_of_what_is_free_is_for_keys_and_values(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, free: int, room: int
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, *, free: int, room: int, keeps: bool
 ) -> None:
     monkeypatch.setattr(ledger, "free_memory", lambda: free)
     layers = [LayerShape(heads=2, key_features=8, value_features=8)] * 4
     with caplog.at_level(logging.INFO):
-        opened = open_ledger(layers, bank=7 * MEBIBYTE, dtype=torch.bfloat16, device=torch.device("cpu"))
-    assert (opened.keys_and_values, opened.tokens) == (room, room // (4 * 2 * 16 * 2))
-    assert f"keys and values up to {room // MEBIBYTE} MiB = {opened.tokens} tokens of 256 bytes" in caplog.text
+        opened = open_ledger(layers, bank=7 * MEBIBYTE, dtype=torch.bfloat16, device=torch.device("cpu"), keeps=keeps)
+    tokens = room // (4 * 2 * 16 * 2)
+    assert (opened.keys_and_values, opened.tokens + opened.kept) == (room, tokens)
+    assert opened.kept == (tokens // 4 if keeps else 0)
+    shares = f"{opened.tokens} tokens of 256 bytes that run, up to {opened.kept} kept for later"
+    assert f"keys and values up to {room // MEBIBYTE} MiB: {shares}" in caplog.text
 
 
 def test_the_longest_sequence_can_always_grow() -> None:
-    assert Ledger(0, 0, 0, 0, 0, tokens=1000).longest(8192, moves=True) == 500
-    assert Ledger(0, 0, 0, 0, 0, tokens=1000).longest(8192, moves=False) == 1000
-    assert Ledger(0, 0, 0, 0, 0, tokens=100_000).longest(8192, moves=True) == 8192
+    assert Ledger(0, 0, 0, 0, 0, tokens=1000, kept=0).longest(8192, moves=True) == 500
+    assert Ledger(0, 0, 0, 0, 0, tokens=1000, kept=0).longest(8192, moves=False) == 1000
+    assert Ledger(0, 0, 0, 0, 0, tokens=100_000, kept=0).longest(8192, moves=True) == 8192
     with pytest.raises(GraftError) as refused:
-        Ledger(0, 0, 0, 0, 0, tokens=3).longest(8192, moves=True)
+        Ledger(0, 0, 0, 0, 0, tokens=3, kept=0).longest(8192, moves=True)
     assert refused.value.code == ErrorCode.NO_CAPACITY
 
 

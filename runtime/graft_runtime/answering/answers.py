@@ -67,6 +67,11 @@ class Generation:
     def generated_tokens(self) -> int:
         return sum(choice.tokens for choice in self.choices)
 
+    @property
+    def known_tokens(self) -> int:
+        """Return how many tokens of the prompts were not computed again."""
+        return sum(choice.answer.known for choice in self.choices)
+
     async def pieces(self) -> AsyncIterator[Piece]:
         """Yield the pieces of all choices as they come. Raises GraftError: the first fault."""
         if len(self.choices) == 1:

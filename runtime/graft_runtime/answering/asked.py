@@ -113,3 +113,5 @@ class TextRequest:
     top_k: int | None = None
     seed: int | None = None
     stops: Sequence[str] = ()
+    salt: str = ""
+    """Only requests of the same salt share what the engine keeps of prompts and answers."""

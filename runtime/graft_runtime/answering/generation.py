@@ -150,6 +150,7 @@ class Generator:
                 adapters=target.adapters,
                 sampling=_sampling(request, defaults),
                 stop_tokens=tuple(sorted(defaults.stop_tokens | special)),
+                salt=request.salt,
             )
             answer = self._submit(make)
             held.callback(answer.cancel)

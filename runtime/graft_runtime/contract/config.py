@@ -70,6 +70,8 @@ class EngineConfig(Wire):
     """Adapters whose weights are in the memory of the model's device at once; others wait on the pod's disk."""
     max_rank: int = Field(default=64, ge=1, le=1024)
     """The highest rank that a module of an adapter may have."""
+    prefix_cache: bool = True
+    """Keep keys and values of prompts and answers for requests to the same adapters that begin with the same tokens."""
 
 
 class MergePart(Wire):

@@ -18,6 +18,8 @@ CPU_CAP = 4 << 30
 """Bytes of keys and values on a CPU, or a quarter of what is free if that is less."""
 ACCELERATOR_SHARE = 0.9
 """Of what is free: the rest is for activations."""
+KEPT_SHARE = 4
+"""On a CPU: this fraction of keys and values is for those that are kept for later requests."""
 MOVING = 2
 """A sequence that grows holds its old extent and the new one for a moment; one in pages does not."""
 GRAPHS_SHARE, GRAPHS_CAP = 16, 1 << 30
@@ -44,6 +46,8 @@ class Ledger:
     keys_and_values: int
     tokens: int
     """That fit into `keys_and_values`."""
+    kept: int
+    """Tokens that may be kept for later requests: on a CPU beside `tokens`, on an accelerator among them."""
 
     def longest(self, context_length: int, *, moves: bool) -> int:
         """Return the tokens of the longest sequence that can run: the context, or what fits.
@@ -111,7 +115,9 @@ def _mebibytes(size: int) -> int:
     return size // _MEBIBYTE
 
 
-def open_ledger(layers: Sequence[LayerShape], *, bank: int, dtype: torch.dtype, device: torch.device) -> Ledger:
+def open_ledger(
+    layers: Sequence[LayerShape], *, bank: int, dtype: torch.dtype, device: torch.device, keeps: bool
+) -> Ledger:
     """Share out the memory that is free once the base model is loaded, and log the shares.
 
     Args:
@@ -119,6 +125,7 @@ def open_ledger(layers: Sequence[LayerShape], *, bank: int, dtype: torch.dtype, 
         bank: bytes of the active bank at its widest.
         dtype: of keys and values.
         device: whose memory it is.
+        keeps: whether keys and values are kept for later requests.
     """
     token = sum(layer.features for layer in layers) * dtype.itemsize
     if device.type == "cpu":
@@ -128,10 +135,13 @@ def open_ledger(layers: Sequence[LayerShape], *, bank: int, dtype: torch.dtype, 
         free, packs = _free(device), bank
         graphs = min(free // GRAPHS_SHARE, GRAPHS_CAP)
         room = int(free * ACCELERATOR_SHARE) - bank - packs - graphs
-    ledger = Ledger(free, bank, packs, graphs, room, max(0, room) // token)
+    tokens = max(0, room) // token
+    kept = 0 if not keeps else tokens // KEPT_SHARE if device.type == "cpu" else tokens
+    tokens -= kept if device.type == "cpu" else 0
+    ledger = Ledger(free, bank, packs, graphs, room, tokens, kept)
     logger.info(
         "memory: %d MiB free; active bank up to %d MiB, packs %d MiB, graphs up to %d MiB, "
-        "keys and values up to %d MiB = %d tokens of %d bytes",
+        "keys and values up to %d MiB: %d tokens of %d bytes that run, up to %d kept for later",
         free // _MEBIBYTE,
         bank // _MEBIBYTE,
         packs // _MEBIBYTE,
@@ -139,6 +149,7 @@ def open_ledger(layers: Sequence[LayerShape], *, bank: int, dtype: torch.dtype, 
         room // _MEBIBYTE,
         ledger.tokens,
         token,
+        kept,
     )
     return ledger
 

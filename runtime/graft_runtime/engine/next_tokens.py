@@ -26,8 +26,9 @@ def next_tokens(requests: Sequence[Generation], logits: torch.Tensor) -> list[Re
 def _result(request: Generation, token: int | None) -> Result:
     if token is None:
         return not_finite(request)
+    known = 0 if request.tokens else request.known
     if token in request.message.stop_tokens:
-        return Result(request, Generated(request.name, [], "stop"), ends=True)
+        return Result(request, Generated(request.name, [], "stop", known=known), ends=True)
     request.tokens.append(token)
     ends = len(request.tokens) == request.max_tokens
-    return Result(request, Generated(request.name, [token], "length" if ends else None), ends=ends)
+    return Result(request, Generated(request.name, [token], "length" if ends else None, known=known), ends=ends)

@@ -9,6 +9,7 @@ from typing import Any
 from graft_runtime.engine.next_tokens import next_tokens
 from graft_runtime.engine.requests import Generation, Result
 from graft_runtime.runners.decoder.attention import Piece
+from graft_runtime.runners.decoder.past import Past
 from graft_runtime.runners.decoder.runner import DecoderRunner
 from graft_runtime.runners.decoder.step import PackedRow
 
@@ -21,8 +22,11 @@ class _Running:
     request: Generation
     place: Any
     """Of its keys and values."""
+    past: Past
     done: int = 0
     """Tokens that are in the place."""
+    kept: bool = False
+    """Whether others may read what it has computed: it has answered, so its values are finite."""
 
     @property
     def missing(self) -> int:
@@ -59,6 +63,9 @@ class PackedTurn:
     def settle(self, ended: Sequence[Generation]) -> None:
         for running, tokens in self._shares.items():
             running.done += tokens
+            if running.request.tokens and not running.kept:
+                running.kept = True
+                self._flow.keep(running)
         for request in ended:
             self._flow.leave(request)
 
@@ -116,8 +123,15 @@ class PackedFlow:
     def leave(self, request: Generation) -> None:
         running = next(running for running in self._running if running.request is request)
         self._running.remove(running)
+        if running.kept:
+            self.keep(running)
         self.runner.kv.release(running.place)
         self.runner.bank.release(request.adapters)
+
+    def keep(self, running: _Running) -> None:
+        """Keep what a sequence has computed for those that begin with the same."""
+        if self.runner.kv.block:
+            self.runner.kv.keep(running.place, running.past.blocks(running.done))
 
     def share(self, running: Sequence[_Running]) -> dict[_Running, int]:
         """Return how many tokens each request takes through the model in one step.
@@ -141,9 +155,21 @@ class PackedFlow:
     def _start(self, request: Generation) -> bool:
         if not self.runner.bank.hold(request.adapters):
             return False
-        place = self.runner.kv.reserve(min(request.length + 1, self.runner.context_length))
+        past = self._past(request)
+        known = past.blocks(request.length - 1)  # the last token is computed: its logits are what is asked for
+        place = self.runner.kv.reserve(min(request.length + 1, self.runner.context_length), known)
         if place is None:
             self.runner.bank.release(request.adapters)
             return False
-        self._running.append(_Running(request, place, self.runner.begin(place, request.adapters)))
+        done = max(place.known, self.runner.begin(place, request.adapters))
+        self._running.append(_Running(request, place, past, done))
+        if not request.tokens:
+            request.known = place.known
         return True
+
+    def _past(self, request: Generation) -> Past:
+        """Return what blocks of a request are known by; of one with virtual tokens none is."""
+        served = zip(request.message.adapters, request.adapters, strict=True)
+        adapters = [(asked.digest, part.weight, part.start) for asked, part in served]
+        block = self.runner.kv.block if not request.virtual else 0
+        return Past(block, request.message.salt, adapters, request.ids)

@@ -51,6 +51,8 @@ class Generation(Request):
     vocabulary: int
     """Token ids that mean something to its adapters, or to the base."""
     tokens: list[int] = field(default_factory=list)
+    known: int = 0
+    """Tokens of the prompt whose keys and values were there when it began."""
 
     @property
     def length(self) -> int:

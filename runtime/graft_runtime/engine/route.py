@@ -61,7 +61,13 @@ def choose_runner(base: BaseModel, limits: EngineConfig, budgets: Budgets = PLEN
         logger.warning("base model `%s` is served by the padded runner: %s", base.name, refused)
         return PaddedRunner(base, modules)
     pack_weights(base)
-    ledger = open_ledger(family.layers, bank=bank.bytes_at_most, dtype=base.dtype, device=base.device)
+    ledger = open_ledger(
+        family.layers,
+        bank=bank.bytes_at_most,
+        dtype=base.dtype,
+        device=base.device,
+        keeps=limits.prefix_cache,
+    )
     longest = ledger.longest(base.context_length, moves=not pages)
     most = limits.max_sequences * pages_for(longest) * PAGE  # pages are taken at once: no more than can be in use
     places = open_places(
@@ -71,6 +77,7 @@ def choose_runner(base: BaseModel, limits: EngineConfig, budgets: Budgets = PLEN
         longest=longest,
         dtype=base.dtype,
         device=base.device,
+        kept=ledger.kept,
     )
     logger.info("base model `%s` is served by the decoder runner", base.name)
     runner = DecoderRunner(base, modules, places, static_rooms(places, bank, limits.max_sequences), ledger.graphs)

@@ -164,6 +164,7 @@ class Generations:
             generation.close()
             self._running.discard(generation)
             metrics.prompt_tokens.labels(label).inc(generation.prompt_tokens)
+            metrics.known_tokens.labels(label).inc(generation.known_tokens)
             metrics.generated_tokens.labels(label).inc(generation.generated_tokens)
             line |= {
                 "digest": generation.digest,

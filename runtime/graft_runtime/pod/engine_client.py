@@ -46,6 +46,8 @@ class Answer:
         self._client = client
         self.request = request
         self._tokens: list[int] = []
+        self.known = 0
+        """Tokens of the prompt whose keys and values the engine had."""
         self._finish: str | None = None
         self._fault: GraftError | None = None
         self._news = asyncio.Event()
@@ -70,6 +72,7 @@ class Answer:
 
     def feed(self, generated: Generated) -> None:
         self._tokens.extend(generated.tokens)
+        self.known += generated.known
         if generated.finish == "error":
             fault = generated.fault
             self._fault = fault.error() if fault else GraftError(ErrorCode.INTERNAL, "the engine failed")

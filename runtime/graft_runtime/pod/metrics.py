@@ -27,6 +27,9 @@ class Metrics:
         self._names: set[str] = set()
         self.requests = self._counter("requests", "Requests answered.", ["adapter", "route", "status"])
         self.prompt_tokens = self._counter("prompt_tokens", "Tokens of prompts.", ["adapter"])
+        self.known_tokens = self._counter(
+            "known_prompt_tokens", "Tokens of prompts that were kept from earlier requests.", ["adapter"]
+        )
         self.generated_tokens = self._counter("generated_tokens", "Tokens generated.", ["adapter"])
         self.first_token_seconds = Histogram(
             "graft_first_token_seconds",

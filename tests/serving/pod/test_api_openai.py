@@ -12,6 +12,7 @@ from typing import Any
 
 import openai
 import pytest
+from graft_runtime.runners.decoder.kept_blocks import BLOCK
 
 CHAT = [{"role": "user", "content": "Grüße! What is 7 × 6?"}]
 OWN_TEMPLATE = "{% for message in messages %}[{{ message['content'] }}]{% endfor %}=>"
@@ -114,7 +115,10 @@ def test_the_client_streams_chat_with_usage(client: openai.OpenAI) -> None:
     assert chunks[0].choices[0].delta.role == "assistant"
     assert chunks[-2].choices[0].finish_reason == whole.choices[0].finish_reason == "length"
     assert chunks[-1].choices == []
-    assert chunks[-1].usage == whole.usage
+    usage = chunks[-1].usage
+    counts = ("prompt_tokens", "completion_tokens", "total_tokens")
+    assert [getattr(usage, count) for count in counts] == [getattr(whole.usage, count) for count in counts]
+    assert usage.prompt_tokens_details.cached_tokens == (usage.prompt_tokens - 1) // BLOCK * BLOCK, "kept from `whole`"
 
 
 def test_the_client_streams_completions(client: openai.OpenAI) -> None:

@@ -54,6 +54,8 @@ class TextBody(Body):
     stop: Stop | Annotated[list[Stop], Field(max_length=MAX_STOPS, fail_fast=True)] | None = None
     stream: StrictBool | None = None
     stream_options: StreamOptions | None = None
+    cache_salt: StrictStr | None = Field(default=None, min_length=1, max_length=256)
+    """An extension, as vLLM has it: only requests of the same salt share what is kept of prompts and answers."""
     adapters: Annotated[list[WeightedName], Field(max_length=MAX_ADAPTERS, fail_fast=True)] | None = None
     """An extension: answer with the weighted sum of these; `model` is the base then."""
 
@@ -66,6 +68,7 @@ class TextBody(Body):
         "seed": f"a whole number from -{LARGEST_INTEGER} to {LARGEST_INTEGER}",
         "stop": "a string or up to 16 strings of 1 … 256 characters",
         "stream": "true or false",
+        "cache_salt": "a string of 1 … 256 characters",
         "adapters": 'a list of up to 4 {"name": adapter, "weight": number}',
         "adapters[]": 'an object {"name": adapter, "weight": number}',
         "adapters[].weight": f"a number from -{MAX_WEIGHT} to {MAX_WEIGHT}",
@@ -96,6 +99,7 @@ class TextBody(Body):
             top_p=self.top_p,
             top_k=self.top_k,
             seed=self.seed,
+            salt=self.cache_salt or "",
             stops=[self.stop] if isinstance(self.stop, str) else self.stop or (),
         )
 
@@ -154,6 +158,7 @@ class Words:
         model = self._generation.model
         return {"id": self._id, "object": kind, "created": self._created, "model": model, "choices": choices}
 
-    def _usage(self) -> dict[str, int]:
+    def _usage(self) -> dict[str, Any]:
         prompt, generated = self._generation.prompt_tokens, self._generation.generated_tokens
-        return {"prompt_tokens": prompt, "completion_tokens": generated, "total_tokens": prompt + generated}
+        usage = {"prompt_tokens": prompt, "completion_tokens": generated, "total_tokens": prompt + generated}
+        return usage | {"prompt_tokens_details": {"cached_tokens": self._generation.known_tokens}}

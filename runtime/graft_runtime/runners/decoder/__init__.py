@@ -3,6 +3,8 @@
 step        all that one pass reads from the device, as a value that is filled in place
 runner      fills steps and takes them through the model
 attention   what a store of keys and values, and attention over it, must do; how the model calls it
+past        what is known of a sequence's beginning from others before it, and by which keys
+kept_blocks  keys and values that are kept beside extents for later sequences
 weighted    attention in plain PyTorch
 extents     keys and values in one contiguous extent a sequence
 over_extents  attention over those

@@ -83,23 +83,39 @@ class Place(Protocol):
         """Return how many tokens the place has room for."""
         ...
 
+    @property
+    def known(self) -> int:
+        """Return how many tokens of the sequence were in the place from the start, from others before it."""
+        ...
+
 
 class KeysAndValues(Protocol):
     """The keys and values of the sequences that run.
 
     Attributes:
         longest: tokens of the longest sequence.
+        block: tokens of the blocks that are kept for later sequences; 0: none is.
     """
 
     longest: int
+    block: int
 
     @property
     def reserved(self) -> int:
         """Return how many tokens all places that are reserved have room for."""
         ...
 
-    def reserve(self, tokens: int) -> Any:
-        """Return a place for so many tokens or more, None when there is no room."""
+    def reserve(self, tokens: int, past: Sequence[bytes] = ()) -> Any:
+        """Return a place for so many tokens or more, None when there is no room.
+
+        Args:
+            tokens: of the sequence.
+            past: the keys of the sequence's first blocks (`Past`): what is known of them is in the place.
+        """
+        ...
+
+    def keep(self, place: Any, past: Sequence[bytes]) -> None:
+        """Keep the first blocks of a place for sequences that begin with the same."""
         ...
 
     def grow(self, place: Any, tokens: int, used: int) -> Any:

@@ -14,6 +14,7 @@ import torch
 
 from graft_runtime.adapters.deltas import Prefix
 from graft_runtime.runners.decoder.attention import LayerShape
+from graft_runtime.runners.decoder.kept_blocks import BLOCK, KeptBlocks, Sides
 
 SMALLEST_EXTENT = 64
 """Tokens."""
@@ -25,11 +26,18 @@ class Extent:
 
     slab: Slab
     slot: int
+    known: int = 0
 
     @property
     def capacity(self) -> int:
         """Return how many tokens the extent has room for."""
         return self.slab.capacity
+
+    @property
+    def sides(self) -> Sides:
+        """Return keys and values of each layer as they lie now, [heads, capacity, features] each."""
+        keys = [tensor[self.slot] for tensor in self.slab.keys]
+        return keys, [tensor[self.slot] for tensor in self.slab.values]
 
 
 @dataclass(eq=False)
@@ -107,16 +115,26 @@ class Extents:
         longest: tokens of the longest sequence.
         dtype: of keys and values.
         device: of keys and values.
+        kept: tokens that are kept for later sequences, beside those of running ones.
     """
 
     def __init__(
-        self, layers: Sequence[LayerShape], *, tokens: int, longest: int, dtype: torch.dtype, device: torch.device
+        self,
+        layers: Sequence[LayerShape],
+        *,
+        tokens: int,
+        longest: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        kept: int = 0,
     ) -> None:
         self._layers = layers
         self.longest = longest
         self._dtype = dtype
         self._device = device
         self._slabs: dict[int, Slab] = {}
+        self._kept = KeptBlocks(layers, tokens=kept, dtype=dtype, device=device) if kept >= BLOCK else None
+        self.block = BLOCK if self._kept is not None else 0
         self.tokens = tokens
         """That may be held in all; fewer once the memory had no room for as many."""
 
@@ -135,14 +153,22 @@ class Extents:
         """Return the tokens of all extents that are reserved."""
         return sum(slab.capacity * len(slab.extents) for slab in self._slabs.values())
 
-    def reserve(self, tokens: int) -> Extent | None:
-        """Return an extent for so many tokens or more, all zeros; None when there is no room."""
+    def reserve(self, tokens: int, past: Sequence[bytes] = ()) -> Extent | None:
+        """Return an extent for so many tokens or more, zeros but for what is known; None when there is no room."""
         capacity = self._capacity(tokens)
         slab = self._slabs.get(capacity) or self._new_slab(capacity)
         if len(slab.extents) == slab.slots and not self._widen(slab):
             return None
         self._slabs[capacity] = slab
-        return slab.take()
+        extent = slab.take()
+        if self._kept is not None and past:
+            extent.known = self._kept.copy_into(extent.sides, past)
+        return extent
+
+    def keep(self, place: Extent, past: Sequence[bytes]) -> None:
+        """Copy these blocks, unless they are there."""
+        if self._kept is not None:
+            self._kept.copy_from(place.sides, past)
 
     def grow(self, place: Extent, tokens: int, used: int) -> Extent | None:
         """Return a larger extent with the first `used` tokens of this one, which is freed; None without room."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter, OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 
 import torch
 
@@ -22,6 +24,7 @@ class PageList:
 
     pool: Pages
     numbers: list[int]
+    known: int = 0
 
     @property
     def capacity(self) -> int:
@@ -36,12 +39,16 @@ class PageList:
 class Pages:
     """All pages; see `KeysAndValues`. The memory is taken at once.
 
+    A page that is full may be kept: sequences that begin with the same read the one page, and nobody writes to it. It
+    stays when the last of them has left, until its room is needed; those that were left least recently go first.
+
     Args:
         layers: of the model, in order.
         tokens: that may be held in all.
         longest: tokens of the longest sequence.
         dtype: of keys and values.
         device: of keys and values.
+        keeps: whether pages are kept for later sequences.
 
     Attributes:
         keys: of each layer, [pages, PAGE, heads, key features].
@@ -49,7 +56,14 @@ class Pages:
     """
 
     def __init__(
-        self, layers: Sequence[LayerShape], *, tokens: int, longest: int, dtype: torch.dtype, device: torch.device
+        self,
+        layers: Sequence[LayerShape],
+        *,
+        tokens: int,
+        longest: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        keeps: bool = False,
     ) -> None:
         count = max(tokens // PAGE, 1)
         self._layers, self._dtype, self._device = layers, dtype, device
@@ -61,31 +75,74 @@ class Pages:
         with torch.inference_mode(mode=False):  # or it could be written to in inference mode only
             self.keys = [empty(layer.heads, layer.key_features) for layer in layers]
             self.values = [empty(layer.heads, layer.value_features) for layer in layers]
+        self.block = PAGE if keeps else 0
         self._free = [*range(count, SPARE, -1)]
+        self._holds: Counter[int] = Counter()
+        """How many sequences have each page."""
+        self._by_key: dict[bytes, int] = {}
+        self._keys_of: dict[int, bytes] = {}
+        self._idle: OrderedDict[int, None] = OrderedDict()
+        """Pages that are kept and no sequence has, the one that was left least recently first."""
         self.spare = PageList(self, [SPARE])
 
     @property
     def reserved(self) -> int:
         """Return the tokens of all pages that are reserved."""
-        return self.tokens - len(self._free) * PAGE
+        return self.tokens - self._room * PAGE
 
-    def reserve(self, tokens: int) -> PageList | None:
-        """Return pages for so many tokens or more, which hold anything; None when there are not as many."""
-        place = PageList(self, [])
-        return self.grow(place, tokens, 0)
+    @property
+    def _room(self) -> int:
+        """Return how many pages nobody has."""
+        return len(self._free) + len(self._idle)
+
+    def reserve(self, tokens: int, past: Sequence[bytes] = ()) -> PageList | None:
+        """Return pages for so many tokens or more, with what is known; None when there are not as many."""
+        shared = self._known(past)
+        for number in shared:
+            self._idle.pop(number, None)
+        self._holds.update(shared)
+        place = PageList(self, shared, len(shared) * PAGE)
+        larger = self.grow(place, tokens, place.known)
+        if larger is None:
+            self.release(place)
+        return larger
+
+    def keep(self, place: PageList, past: Sequence[bytes]) -> None:
+        """Let others have these pages of a sequence as well, which are full."""
+        for key, number in zip(past if self.block else (), place.numbers, strict=False):
+            if key not in self._by_key and number not in self._keys_of:
+                self._by_key[key], self._keys_of[number] = number, key
 
     def grow(self, place: PageList, tokens: int, used: int) -> PageList | None:
         """Return the place with pages for so many tokens; None, and the place as it was, without room."""
         more = pages_for(tokens) - len(place.numbers)
-        if more > len(self._free):
+        if more > self._room:
             return None
-        place.numbers += [self._free.pop() for _ in range(more)]
+        taken = [self._free.pop() if self._free else self._forget_one() for _ in range(more)]
+        self._holds.update(taken)
+        place.numbers += taken
         return place
 
     def release(self, place: PageList) -> None:
-        """Let others have these pages."""
-        self._free += reversed(place.numbers)
+        """Let others have these pages, if nobody else has them."""
+        for number in reversed(place.numbers):
+            self._holds[number] -= 1
+            if self._holds[number]:
+                continue
+            if number in self._keys_of:
+                self._idle[number] = None
+            else:
+                self._free.append(number)
         place.numbers = []
+
+    def _known(self, past: Sequence[bytes]) -> list[int]:
+        """Return the pages of a sequence that are there, as far as all before are."""
+        return [self._by_key[key] for key in takewhile(self._by_key.__contains__, past)]
+
+    def _forget_one(self) -> int:
+        number, _ = self._idle.popitem(last=False)
+        del self._by_key[self._keys_of.pop(number)]
+        return number
 
     def fill(self, place: PageList, prefix: Prefix) -> None:
         """Write the first positions of a place."""

@@ -28,7 +28,7 @@ def pages_suit(device: torch.device) -> bool:
 
 
 def open_places(
-    family: Family, *, pages: bool, tokens: int, longest: int, dtype: torch.dtype, device: torch.device
+    family: Family, *, pages: bool, tokens: int, longest: int, dtype: torch.dtype, device: torch.device, kept: int = 0
 ) -> Places:
     """Return places for sequences of so many tokens in all, in pages or in extents.
 
@@ -39,11 +39,14 @@ def open_places(
         longest: tokens of the longest sequence.
         dtype: of keys and values.
         device: of keys and values.
+        kept: tokens that extents keep for later sequences, beside those of running ones; pages keep what lies in them,
+            if any is to be kept.
     """
     if pages:
         attention = PageAttention(
             family.windows, Buffers(device), device, in_place=reads_in_place(family, dtype, device)
         )
-        return Places(Pages(family.layers, tokens=tokens, longest=longest, dtype=dtype, device=device), attention)
-    extents = Extents(family.layers, tokens=tokens, longest=longest, dtype=dtype, device=device)
+        pool = Pages(family.layers, tokens=tokens, longest=longest, dtype=dtype, device=device, keeps=kept > 0)
+        return Places(pool, attention)
+    extents = Extents(family.layers, tokens=tokens, longest=longest, dtype=dtype, device=device, kept=kept)
     return Places(extents, ExtentAttention(family.windows, Buffers(device), device))
