@@ -266,7 +266,7 @@ def parse_arguments() -> argparse.Namespace:
     for name in ("cache", "adapter"):
         parser.add_argument(f"--{name}-bytes", type=int)
     parser.add_argument("--source-mount", nargs=2, action="append", default=[])
-    for name in ("cache-bytes", "adapter-bytes", "allowed-network", "allowed-host"):
+    for name in ("allowed-network", "allowed-host"):
         parser.add_argument(f"--{name}", action="append")
     return parser.parse_args()
 
