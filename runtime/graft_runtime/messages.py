@@ -4,6 +4,8 @@
     API process ◄── Events: one batch a step ─────────────────────── engine process
 
 The engine knows token ids and served identities (digests and scales), not names and not HTTP.
+
+More than 300 lines: it is one list, in which each field is explained once.
 """
 
 from __future__ import annotations
@@ -97,6 +99,19 @@ class Sampling(msgspec.Struct, frozen=True, array_like=True):
     top_k: int = 0
     """0: no limit."""
     seed: int | None = None
+    min_p: float = 0.0
+    """The least share of the likeliest token's probability."""
+    repetition_penalty: float = 1.0
+    """Of tokens of prompt and answer: positive logits are divided by it, others multiplied."""
+    presence_penalty: float = 0.0
+    """Taken off the logit of a token that the answer has."""
+    frequency_penalty: float = 0.0
+    """Taken off for each time."""
+    logit_bias: dict[int, float] = {}
+    min_tokens: int = 0
+    """No stop token comes before there are so many."""
+    logprobs: int | None = None
+    """Tell log-probabilities: of each token, and of so many of the likeliest."""
 
 
 class Generate(_Message, frozen=True, tag=True, array_like=True):
@@ -111,6 +126,8 @@ class Generate(_Message, frozen=True, tag=True, array_like=True):
     stop_tokens: tuple[int, ...] = ()
     salt: str = ""
     """Keys and values are shared only among requests of the same salt."""
+    tell_prompt: bool = False
+    """Tell the log-probabilities of the prompt as well, of as many of the likeliest as `sampling` has it."""
 
 
 class Encode(_Message, frozen=True, tag=True, array_like=True):
@@ -150,6 +167,8 @@ class Capabilities(msgspec.Struct, frozen=True, array_like=True):
     """Where it keeps adapters, or reads them from, the fastest first."""
     device_bytes: int | None = None
     """Of the device's memory for mounted adapters; None: as many adapters as its limits say, whatever their size."""
+    tells_prompts: bool = False
+    """It gives log-probabilities of prompts."""
 
 
 class BaseLoaded(_Message, frozen=True, tag=True, array_like=True):
@@ -212,6 +231,14 @@ class Dropped(_Message, frozen=True, tag=True, array_like=True):
     digests: list[str]
 
 
+class TokenLogprob(msgspec.Struct, frozen=True, array_like=True):
+    """What the model gives to a token, before biases, penalties and temperature."""
+
+    logprob: float
+    top: list[tuple[int, float]]
+    """The likeliest tokens in its place, the best first."""
+
+
 class Generated(_Message, frozen=True, tag=True, array_like=True):
     """Tokens of one request, in order. `finish` is set on the last: `stop`, `length`, or `error` with a fault.
 
@@ -224,6 +251,12 @@ class Generated(_Message, frozen=True, tag=True, array_like=True):
     fault: EngineFault | None = None
     known: int = 0
     """Tokens of the prompt whose keys and values were there from requests before; told with the first token."""
+    logprobs: list[TokenLogprob] = []
+    """Of each token, the one that ends the answer included, where they were asked for."""
+    prompt_logprobs: list[TokenLogprob] = []
+    """Of the prompt's tokens from the second on, with the first event, where they were asked for."""
+    end: int | None = None
+    """The stop token."""
 
 
 class Encoded(_Message, frozen=True, tag=True, array_like=True):

@@ -88,6 +88,8 @@ def test_null_asks_for_nothing_whatever_its_name(model: type[Any], body: dict[st
 @pytest.mark.parametrize(("model", "body"), ROUTES)
 @pytest.mark.parametrize("name", BODY_FIELDS)
 def test_a_neutral_value_passes_and_another_does_not(model: type[Any], body: dict[str, Any], name: str) -> None:
+    if name in model.model_fields:
+        pytest.skip("a parameter of this route")
     neutral = BODY_FIELDS[name]
     passing = [value for value in neutral if value is not ANY] or ["whatever"] * len(neutral)
     assert all(fault_of(body | {name: value}, model) is None for value in passing)

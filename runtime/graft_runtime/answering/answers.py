@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
 from graft_runtime.errors import GraftError
+from graft_runtime.messages import TokenLogprob
 from graft_runtime.pod.engine_client import Answer
 from graft_runtime.tokenizing.pieces import Detokenizer, StopStrings
+
+
+@dataclass(frozen=True)
+class ToldToken:
+    """One token and its log-probability."""
+
+    text: str
+    logprob: float | None
+    """None of the first of a prompt: nothing comes before it."""
+    top: Sequence[tuple[str, float]]
+    """The likeliest in its place, the best first."""
 
 
 @dataclass(frozen=True)
@@ -19,6 +31,15 @@ class Piece:
     index: int
     text: str
     finish: str | None
+    tokens: Sequence[ToldToken] = ()
+    """With their log-probabilities, where those are asked for."""
+
+
+def put_together(pieces: Sequence[Piece]) -> Piece:
+    """Return all pieces of one choice as one."""
+    last = pieces[-1]
+    text, tokens = "".join(piece.text for piece in pieces), [token for piece in pieces for token in piece.tokens]
+    return Piece(last.index, text, last.finish, tokens)
 
 
 @dataclass
@@ -29,14 +50,22 @@ class Choice:
     answer: Answer
     text: Detokenizer
     stops: StopStrings
+    echo: str = ""
+    """The prompt, where the answer begins with it."""
+    spelled: Callable[[int], str] | None = None
+    """A token's text, where log-probabilities are asked for."""
+    told_prompt: Sequence[int] = ()
+    """The prompt, where its log-probabilities are told before those of the answer."""
     tokens: int = 0
     """With the one that ends the answer."""
 
     async def pieces(self) -> AsyncIterator[Piece]:
         """Yield the text as it comes. Raises GraftError: the engine's fault."""
-        finish = None
+        finish, before, told = None, self.echo, list[ToldToken]()
         while finish is None:
             tokens, finish = await self.answer.next()
+            if self.spelled is not None:
+                told += self._told(self.spelled, tokens)
             self.tokens += len(tokens) + (finish == "stop")
             text = self.text.push(tokens)
             if finish is not None:
@@ -48,7 +77,27 @@ class Choice:
             elif finish is not None:
                 text += self.stops.finish()
             if text or finish is not None:
-                yield Piece(self.index, text, finish)
+                yield Piece(self.index, before + text, finish, told)
+                before, told = "", []
+
+    def _told(self, spelled: Callable[[int], str], tokens: Sequence[int]) -> Iterator[ToldToken]:
+        """Yield what is told of new tokens, of the prompt before the first and of the stop token at the end."""
+        if self.told_prompt:
+            first, *rest = self.told_prompt
+            yield ToldToken(spelled(first), None, ())
+            yield from _worded(spelled, rest, self.answer.prompt_logprobs)
+            self.told_prompt = ()
+        end = [] if self.answer.end is None else [self.answer.end]
+        told = [*tokens, *end]
+        yield from _worded(spelled, told, self.answer.take_logprobs(len(told)))
+
+
+def _worded(
+    spelled: Callable[[int], str], tokens: Sequence[int], logprobs: Sequence[TokenLogprob]
+) -> Iterator[ToldToken]:
+    for token, one in zip(tokens, logprobs, strict=True):
+        top = [(spelled(likely), logprob) for likely, logprob in one.top]
+        yield ToldToken(spelled(token), one.logprob, top)
 
 
 @dataclass(eq=False)

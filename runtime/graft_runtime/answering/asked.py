@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol
 
 from graft_runtime.errors import ErrorCode, GraftError
+from graft_runtime.tokenizing.rendering import ANSWER_BEGINS, TemplateOptions
 from graft_runtime.tokenizing.text_formats import TextFormat
 
 COMPLETION_TOKENS = 16
@@ -43,6 +45,15 @@ class Prompts(Protocol):
             GraftError: InvalidRequest, NoChatTemplate, ContextTooLong, Corrupt.
         """
 
+    def echo(self, index: int, prompt: Sequence[int], text_format: TextFormat) -> str:
+        """Return one of the prompts as text.
+
+        Args:
+            index: which.
+            prompt: its token ids.
+            text_format: of the model.
+        """
+
 
 @dataclass(frozen=True)
 class Texts:
@@ -57,6 +68,9 @@ class Texts:
     def count(self) -> int:
         return len(self.texts)
 
+    special_tokens: bool = True
+    """Whether a text gets the special tokens that the tokenizer adds."""
+
     def encode(self, text_format: TextFormat, model: str, context: int) -> list[list[int]]:
         if not self.texts or "" in self.texts or [] in self.texts:
             raise GraftError(
@@ -65,8 +79,13 @@ class Texts:
                 hint="send a text or token ids",
                 field="prompt",
             )
-        encode = text_format.tokenizer.encode
-        return [text if isinstance(text, list) else encode(text, context) for text in self.texts]
+        encode = partial(text_format.tokenizer.encode, context=context, special_tokens=self.special_tokens)
+        return [text if isinstance(text, list) else encode(text) for text in self.texts]
+
+    def echo(self, index: int, prompt: Sequence[int], text_format: TextFormat) -> str:
+        """Return a prompt as text."""
+        text = self.texts[index]
+        return text if isinstance(text, str) else text_format.tokenizer.decode(prompt)
 
 
 @dataclass(frozen=True)
@@ -75,6 +94,8 @@ class Conversation:
 
     messages: Sequence[Mapping[str, Any]]
     """As chat templates know them: role, content, name."""
+
+    template: TemplateOptions = ANSWER_BEGINS
 
     field = "messages"
     default_tokens = None
@@ -88,7 +109,11 @@ class Conversation:
                 hint="use /v1/completions, or put a chat_template.jinja beside the adapter's or the base model's files",
                 field="messages",
             )
-        return [text_format.tokenizer.encode_chat(self.messages, text_format.defaults.chat_template, context)]
+        template = text_format.defaults.chat_template
+        return [text_format.tokenizer.encode_chat(self.messages, template, context, self.template)]
+
+    def echo(self, index: int, prompt: Sequence[int], text_format: TextFormat) -> str:
+        return text_format.tokenizer.decode(prompt)
 
 
 @dataclass(frozen=True)
@@ -111,7 +136,31 @@ class TextRequest:
     temperature: float | None = None
     top_p: float | None = None
     top_k: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
     seed: int | None = None
     stops: Sequence[str] = ()
     salt: str = ""
     """Only requests of the same salt share what the engine keeps of prompts and answers."""
+    stop_tokens: frozenset[int] = frozenset()
+    min_tokens: int = 0
+    ignore_end: bool = False
+    """The checkpoint's end tokens end no answer."""
+    show_special: bool = False
+    """Special tokens are shown in the text."""
+    truncate: int | None = None
+    """Only so many tokens of a prompt's end count; -1: as many as there is room for."""
+    choices: int = 1
+    """Answers to each prompt."""
+    logprobs: int | None = None
+    """Log-probabilities of each token, and of so many of the likeliest."""
+    echo: bool = False
+    """The answer begins with the prompt."""
+
+    @property
+    def answers(self) -> int:
+        """Return how many answers are asked for in all."""
+        return self.prompts.count * self.choices

@@ -85,7 +85,7 @@ class Generator:
         """
         model, names = self._models.resolve(request)
         with contextlib.ExitStack() as held:
-            place = request.prompts.count, names or [model]
+            place = request.answers, names or [model]
             self._admission.enter(*place)
             held.callback(self._admission.leave, *place)
             base = self._base.serving()
@@ -125,6 +125,9 @@ class Generator:
     async def _tokenize(self, request: TextRequest, model: str, base: LoadedBase, target: Target) -> list[list[int]]:
         context = base.loaded.context_length - target.virtual_tokens
         prompts = await self._threads.run(request.prompts.encode, target.text_format, model, context)
+        if (kept := request.truncate) is not None:
+            room = kept if kept > 0 else max(1, context - (request.max_tokens or 1))
+            prompts = [prompt[-room:] for prompt in prompts]
         for index, prompt in enumerate(prompts):
             _check_prompt(request, prompt, index, base.loaded, target)
         return prompts
@@ -139,23 +142,47 @@ class Generator:
     ) -> list[Choice]:
         defaults, tokenizer = target.text_format.defaults, target.text_format.tokenizer
         special = {token for stop in request.stops if (token := tokenizer.special_id(stop)) is not None}
+        ends = special | request.stop_tokens | (frozenset() if request.ignore_end else defaults.stop_tokens)
         goes_on = base.loaded.task is Task.CAUSAL_LM
-        texts = [tokenizer.detokenizer(prompt if goes_on else ()) for prompt in prompts]
+        tell_prompt = request.echo and request.logprobs is not None
+        if tell_prompt and not base.loaded.capabilities.tells_prompts:
+            raise GraftError(
+                ErrorCode.UNSUPPORTED_PARAMETER,
+                "`echo` with `logprobs` asks for what this base's runner tells not: log-probabilities of prompts",
+                hint="leave one of them out",
+                field="echo",
+            )
+        echoes = [_echo(request, *item, target) for item in enumerate(prompts)]
         choices = []
-        for index, prompt in enumerate(prompts):
+        for index in range(request.answers):
+            at, number = divmod(index, request.choices)
+            prompt = prompts[at]
             make = partial(
                 Generate,
                 prompt=prompt,
                 max_tokens=_token_limit(request, defaults, base.loaded.room_after(len(prompt) + target.virtual_tokens)),
                 adapters=target.adapters,
-                sampling=_sampling(request, defaults),
-                stop_tokens=tuple(sorted(defaults.stop_tokens | special)),
+                sampling=_sampling(request, defaults, number),
+                stop_tokens=tuple(sorted(ends)),
+                tell_prompt=tell_prompt,
                 salt=request.salt,
             )
+            text = tokenizer.detokenizer(prompt if goes_on else (), show_special=request.show_special)
+            spelled = tokenizer.spelled if request.logprobs is not None else None
             answer = self._submit(make)
             held.callback(answer.cancel)
-            choices.append(Choice(index, answer, texts[index], StopStrings(request.stops)))
+            told = prompt if tell_prompt else ()
+            choices.append(Choice(index, answer, text, StopStrings(request.stops), echoes[at], spelled, told))
         return choices
+
+
+def _echo(request: TextRequest, index: int, prompt: list[int], target: Target) -> str:
+    """Return what an answer begins with of its prompt."""
+    if not request.echo:
+        return ""
+    if request.truncate is not None:
+        return target.text_format.tokenizer.decode(prompt)
+    return request.prompts.echo(index, prompt, target.text_format)
 
 
 def _check_generates(base: LoadedBase, model: str) -> None:
@@ -178,6 +205,12 @@ def _check_prompt(request: TextRequest, prompt: list[int], index: int, loaded: B
             field=parameter,
         )
     size = target.vocabulary_size
+    for token in (*request.logit_bias, *request.stop_tokens):
+        if token >= size:
+            field = "logit_bias" if token in request.logit_bias else "stop_token_ids"
+            what = f"`{field}` names the token id {token}, expected ids from 0 to {size - 1}"
+            hint = "tokenize with the tokenizer of the model that you name"
+            raise GraftError(ErrorCode.INVALID_REQUEST, what, hint=hint, field=field)
     strange = next((token for token in prompt if token >= size), None)
     if strange is not None:
         raise GraftError(
@@ -202,14 +235,28 @@ def _token_limit(request: TextRequest, defaults: GenerationDefaults, room: int) 
     return min(asked if asked is not None else int(default), room)
 
 
-def _sampling(request: TextRequest, defaults: GenerationDefaults) -> Sampling:
-    sampling = defaults.sampling
-    temperature = request.temperature if request.temperature is not None else sampling.get("temperature", 1.0)
-    top_p = request.top_p if request.top_p is not None else sampling.get("top_p", 1.0)
-    top_k = request.top_k if request.top_k is not None else int(sampling.get("top_k", 0))
+def _sampling(request: TextRequest, defaults: GenerationDefaults, number: int) -> Sampling:
+    """Return how the tokens of an answer are chosen: as the request has it, or else its checkpoint.
+
+    Args:
+        number: of the answer among those to the same prompt; each draws by itself.
+    """
+
+    def value(name: str, neutral: float) -> float:
+        asked = getattr(request, name)
+        return float(defaults.sampling.get(name, neutral) if asked is None else asked)
+
+    top_p, min_p, repetition = value("top_p", 1.0), value("min_p", 0.0), value("repetition_penalty", 1.0)
     return Sampling(
-        temperature=float(temperature),
-        top_p=float(top_p) if 0 < top_p <= 1 else 1.0,
-        top_k=max(top_k, 0),
-        seed=request.seed,
+        temperature=value("temperature", 1.0),
+        top_p=top_p if 0 < top_p <= 1 else 1.0,
+        top_k=max(int(value("top_k", 0)), 0),
+        seed=None if request.seed is None else request.seed + number,
+        min_p=min_p if min_p <= 1 else 0.0,
+        repetition_penalty=repetition or 1.0,
+        presence_penalty=request.presence_penalty,
+        frequency_penalty=request.frequency_penalty,
+        logit_bias=dict(request.logit_bias),
+        min_tokens=request.min_tokens,
+        logprobs=request.logprobs,
     )

@@ -25,6 +25,12 @@ def check_generate(message: Generate, task: Task, context_length: int) -> None:
         raise GraftError(ErrorCode.INVALID_REQUEST, "an empty prompt, or a value that has no meaning")
 
 
+def check_told(message: Generate, *, tells_prompts: bool) -> None:
+    """Check that a prompt is to be told only where it can be. Raises GraftError: InvalidRequest."""
+    if message.tell_prompt and not tells_prompts:
+        raise GraftError(ErrorCode.INVALID_REQUEST, "this runner tells no log-probabilities of prompts")
+
+
 def check_encode(message: Encode, task: Task, types: int) -> None:
     """Check a text for one pass.
 
@@ -85,5 +91,8 @@ def _finite(adapters: Sequence[ServedAdapter]) -> bool:
 
 
 def _sane(sampling: Sampling) -> bool:
-    finite = math.isfinite(sampling.temperature) and sampling.temperature >= 0
-    return finite and 0 < sampling.top_p <= 1 and sampling.top_k >= 0
+    numbers = (sampling.presence_penalty, sampling.frequency_penalty, *sampling.logit_bias.values())
+    factors = 0 <= sampling.temperature < math.inf and 0 < sampling.repetition_penalty < math.inf
+    shares = 0 < sampling.top_p <= 1 and 0 <= sampling.min_p <= 1
+    counts = min(sampling.top_k, sampling.min_tokens, sampling.logprobs or 0) >= 0
+    return factors and shares and counts and all(map(math.isfinite, numbers))

@@ -4,10 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from graft_runtime.engine.checks import check_adapters, check_encode, check_generate, check_length, check_tokens
+from graft_runtime.engine.checks import (
+    check_adapters,
+    check_encode,
+    check_generate,
+    check_length,
+    check_tokens,
+    check_told,
+)
 from graft_runtime.engine.mounts import Mounts
 from graft_runtime.engine.requests import Encoding, Generation, Request, first_position
 from graft_runtime.engine.sampling import Draws
+from graft_runtime.engine.seen_tokens import SeenTokens
 from graft_runtime.engine.serving import Serving
 from graft_runtime.errors import GraftError
 from graft_runtime.messages import Encode, Generate, ServedAdapter
@@ -37,6 +45,7 @@ class Intake:
         try:
             if isinstance(message, Generate):
                 check_generate(message, self._serving.base.task, self._serving.runner.context_length)
+                check_told(message, tells_prompts=self._serving.loaded.capabilities.tells_prompts)
                 return self._generation(message, self._hold(message.adapters, message.prompt, held))
             types = int(getattr(self._serving.base.model.config, "type_vocab_size", 0) or 0)
             check_encode(message, self._serving.base.task, types)
@@ -61,14 +70,23 @@ class Intake:
         check_length(taken, self._serving.runner.context_length)
         vocabulary = self._vocabulary(adapters)
         check_tokens(message.prompt, vocabulary)
+        check_tokens([*message.sampling.logit_bias], vocabulary)
+        most = min(message.max_tokens, self._serving.loaded.room_after(taken))
         return Generation(
             message=message,
             adapters=adapters,
             draws=Draws(message.sampling),
             virtual=virtual,
-            max_tokens=min(message.max_tokens, self._serving.loaded.room_after(taken)),
+            max_tokens=most,
+            seen=self._seen(message, most),
             vocabulary=vocabulary,
         )
+
+    def _seen(self, message: Generate, most: int) -> SeenTokens | None:
+        """Return where a request's tokens are counted; None: it has no penalties."""
+        sampling = message.sampling
+        penalties = sampling.presence_penalty or sampling.frequency_penalty or sampling.repetition_penalty != 1
+        return SeenTokens(self._serving.runner.seen_before(message.prompt), most) if penalties else None
 
     def _encoding(self, message: Encode, adapters: tuple[RowAdapter, ...]) -> Encoding:
         check_length(len(message.ids) - 1, self._serving.runner.context_length)  # nothing follows the last token

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
+import torch
+
 from graft_runtime.engine.next_tokens import next_tokens
+from graft_runtime.engine.prompts_told import tell_prompt
 from graft_runtime.engine.requests import Generation, Result
 from graft_runtime.runners.decoder.attention import Piece
 from graft_runtime.runners.decoder.past import Past
@@ -15,6 +19,9 @@ from graft_runtime.runners.decoder.step import PackedRow
 
 PROMPT_TOKENS = {"cpu": 512, "cuda": 4096}
 """Of all prompts in one step: those that decode wait for it, so it is bounded by the device's speed."""
+
+TOLD_TOKENS = 64
+"""Of a prompt in one step whose log-probabilities are asked for: each takes a row of logits."""
 
 
 @dataclass(eq=False)
@@ -39,6 +46,7 @@ class _Running:
             self.request.ids(self.done, end),
             self.request.adapters,
             answers=end == self.request.length,
+            all_answer=self.request.tells_prompt,
         )
 
 
@@ -58,7 +66,24 @@ class PackedTurn:
         self._shares = self._flow.share(self._running)
         runner, rows = self._flow.runner, list(self._shares)
         step = runner.pack([running.row(tokens) for running, tokens in self._shares.items()])
-        return next_tokens([rows[index].request for index in step.answering], runner.run(step))
+        logits = runner.run(step)
+        telling = {index for index in step.answering if rows[index].request.tells_prompt}
+        if not telling:
+            return next_tokens([rows[index].request for index in step.answering], logits)
+        return self._after_prompts([rows[index] for index in step.answering], logits)
+
+    def _after_prompts(self, answering: Sequence[_Running], logits: torch.Tensor) -> list[Result]:
+        """Take what is told of prompts out of the logits. Returns what becomes of those that answer."""
+        at, choosing = 0, list[int]()
+        for running, rows in groupby(answering):
+            count = len(list(rows))
+            end = running.done + self._shares[running]
+            if running.request.tells_prompt:
+                tell_prompt(running.request, end - count, logits[at : at + count])
+            if end == running.request.length:
+                choosing.append(at + count - 1)
+            at += count
+        return next_tokens([answering[row].request for row in choosing], logits[choosing])
 
     def settle(self, ended: Sequence[Generation]) -> None:
         for running, tokens in self._shares.items():
@@ -143,10 +168,13 @@ class PackedFlow:
         prompts = [one for one in running if one.missing > 1]
         room = self._prompt_tokens
         if prompts:
-            shares[prompts[0]] = min(prompts[0].missing, room // 2)
+            most = TOLD_TOKENS if prompts[0].request.tells_prompt else room // 2
+            shares[prompts[0]] = min(prompts[0].missing, most, room // 2)
             room -= shares[prompts[0]]
         for one in sorted(prompts[1:], key=lambda one: one.missing) + prompts[:1]:
             more = min(one.missing - shares.get(one, 0), room)
+            if one.request.tells_prompt:
+                more = min(more, TOLD_TOKENS - shares.get(one, 0))
             if more:
                 shares[one] = shares.get(one, 0) + more
                 room -= more
@@ -156,7 +184,8 @@ class PackedFlow:
         if not self.runner.bank.hold(request.adapters):
             return False
         past = self._past(request)
-        known = past.blocks(request.length - 1)  # the last token is computed: its logits are what is asked for
+        # the last token is computed: its logits are what is asked for, or those of all
+        known = past.blocks(0 if request.tells_prompt else request.length - 1)
         place = self.runner.kv.reserve(min(request.length + 1, self.runner.context_length), known)
         if place is None:
             self.runner.bank.release(request.adapters)

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from graft_runtime.engine.sampling import Draws
+from graft_runtime.engine.seen_tokens import SeenTokens
 from graft_runtime.errors import ErrorCode
-from graft_runtime.messages import Encode, Encoded, EngineFault, Event, Generate, Generated
+from graft_runtime.messages import Encode, Encoded, EngineFault, Event, Generate, Generated, TokenLogprob
 from graft_runtime.model.rows import RowAdapter
 
 NEVER = 1 << 62
@@ -50,9 +51,18 @@ class Generation(Request):
     """As asked, and no more than the context has room for."""
     vocabulary: int
     """Token ids that mean something to its adapters, or to the base."""
+    seen: SeenTokens | None = None
+    """Where it has penalties."""
+    prompt_told: dict[int, TokenLogprob] = field(default_factory=dict)
+    """What the model gives to the prompt's tokens, by the place before each, where it is asked for."""
     tokens: list[int] = field(default_factory=list)
     known: int = 0
     """Tokens of the prompt whose keys and values were there when it began."""
+
+    @property
+    def tells_prompt(self) -> bool:
+        """Tell whether the log-probabilities of the prompt are asked for, and not told yet."""
+        return self.message.tell_prompt and not self.tokens
 
     @property
     def length(self) -> int:

@@ -54,7 +54,7 @@ def limited(logits: torch.Tensor, vocabularies: Sequence[int]) -> torch.Tensor:
 def choose(logits: torch.Tensor, draws: Sequence[Draws]) -> list[int | None]:
     """Choose the next token of each row; None where the row's logits are not finite, which is that row's fault alone.
 
-    Temperature first, then top-k, then top-p over what is left of it, as in Transformers.
+    Temperature first, then top-k, then top-p over what is left of it, then min-p, as in Transformers.
 
     Args:
         logits: [rows, vocabulary].
@@ -82,6 +82,7 @@ class _Drawing:
     temperature: torch.Tensor
     top_p: torch.Tensor
     top_k: torch.Tensor
+    min_p: torch.Tensor
     draw: torch.Tensor
 
     def weight(self, logits: torch.Tensor) -> torch.Tensor:
@@ -90,7 +91,7 @@ class _Drawing:
 
     def of(self, rows: torch.Tensor) -> _Drawing:
         """Return some of the rows."""
-        values = (self.best, self.temperature, self.top_p, self.top_k, self.draw)
+        values = (self.best, self.temperature, self.top_p, self.top_k, self.min_p, self.draw)
         return _Drawing(self.blocks.of(rows), *(value[rows] for value in values))
 
 
@@ -99,17 +100,18 @@ def _drawing(
 ) -> tuple[torch.Tensor, _Drawing]:
     """Return the index of these rows, and what they draw from."""
     samplings = [draw.sampling for draw in draws]
-    at, temperature, top_p, top_k, draw = _columns(
+    at, temperature, top_p, top_k, min_p, draw = _columns(
         best.device,
         rows,
         [max(sampling.temperature, LEAST_TEMPERATURE) for sampling in samplings],
         [sampling.top_p for sampling in samplings],
         [min(sampling.top_k or blocks.vocabulary, blocks.vocabulary) for sampling in samplings],
+        [sampling.min_p for sampling in samplings],
         [draw.next() for draw in draws],
     )
     index = at[:, 0].long()
     mine = blocks if len(rows) == best.shape[0] else blocks.of(index)
-    return index, _Drawing(mine, best[index], temperature.float(), top_p, top_k, draw)
+    return index, _Drawing(mine, best[index], temperature.float(), top_p, top_k, min_p, draw)
 
 
 def _way_of(sampling: Sampling, vocabulary: int) -> Callable[[_Drawing], torch.Tensor] | None:
@@ -119,7 +121,7 @@ def _way_of(sampling: Sampling, vocabulary: int) -> Callable[[_Drawing], torch.T
     top_k = sampling.top_k or vocabulary
     if top_k <= CANDIDATES:
         return _from_few
-    return _from_many if sampling.top_p < 1 or top_k < vocabulary else _from_all
+    return _from_many if sampling.top_p < 1 or sampling.min_p > 0 or top_k < vocabulary else _from_all
 
 
 def _from_all(rows: _Drawing) -> torch.Tensor:
@@ -136,7 +138,7 @@ def _from_few(rows: _Drawing) -> torch.Tensor:
 
 
 def _from_many(rows: _Drawing) -> torch.Tensor:
-    """Draw where top-k and top-p may leave any number of tokens, in the order of their logits."""
+    """Draw where top-k, top-p and min-p may leave any number of tokens, in the order of their logits."""
     total = rows.blocks.weights(rows.best, rows.temperature).sum(-1, keepdim=True)
     if rows.draw.is_cuda:  # which rows need more than a few is not asked: the host would have to wait for the answer
         return _from_likeliest(rows, rows.blocks.vocabulary, total)[0]
@@ -166,9 +168,11 @@ def _from_likeliest(rows: _Drawing, candidates: int, total: torch.Tensor | None)
     own = weights.sum(-1, keepdim=True)
     mass = rows.top_p * (own if total is None else torch.where(sure, own, total))
     cumulated = weights.cumsum(-1)
-    kept = weights * (cumulated - weights < mass)  # the first always is: top_p > 0
+    enough = weights >= rows.min_p  # the best one weighs 1
+    kept = weights * (cumulated - weights < mass) * enough  # the first always is: top_p > 0
     index, _ = _drawn(kept, rows.draw)
-    return tokens.gather(1, index), sure | ((rows.top_k >= rows.blocks.vocabulary) & (cumulated[:, -1:] >= mass))
+    ends = (rows.top_k >= rows.blocks.vocabulary) & (cumulated[:, -1:] >= mass)
+    return tokens.gather(1, index), sure | ends | ~enough[:, -1:]
 
 
 def _drawn(weights: torch.Tensor, draw: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -52,16 +52,17 @@ class Serving:
             parameter_count=parameters,
             dtype=str(base.dtype).removeprefix("torch."),
             task=base.task,
-            capabilities=_capabilities(base.task, self.device_bytes),
+            capabilities=_capabilities(base.task, self.device_bytes, self.runner),
             merged=merged,
         )
 
 
-def _capabilities(task: Task, device_bytes: int) -> Capabilities:
+def _capabilities(task: Task, device_bytes: int, runner: Runner) -> Capabilities:
     """Return what this engine does with adapters: all that they can be compiled to, where it has a meaning."""
     deltas = frozenset(DeltaKind) if task.generates else frozenset(DeltaKind) - _OF_PROMPTS
     tiers: tuple[Tier, ...] = ("device", "host", "disk")
-    return Capabilities(deltas, True, ADAPTERS_PER_REQUEST, tiers, device_bytes)
+    tells = isinstance(runner, DecoderRunner)
+    return Capabilities(deltas, True, ADAPTERS_PER_REQUEST, tiers, device_bytes, tells_prompts=tells)
 
 
 def _flow(runner: Runner, max_sequences: int, budgets: Budgets) -> Flow:

@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 from fastapi import Request, Response
 from fastapi.responses import JSONResponse
 
-from graft_runtime.answering.answers import Generation
+from graft_runtime.answering.answers import Generation, Piece, put_together
 from graft_runtime.answering.asked import NamedAdapter
 from graft_runtime.answering.generation import Generator
 from graft_runtime.answering.models import Models
@@ -92,6 +92,7 @@ class Generations:
             record.generation = generation
             self._run(generation)
             worded, headers = words(generation), _headers(generation, asked.adapters)
+            worded.continuous_usage = parsed.continuous_usage
             if parsed.stream:
                 events = self._events(record, generation, worded, usage=parsed.include_usage)
                 return EventStream(events, headers, lambda: self._ended(record))
@@ -121,19 +122,17 @@ class Generations:
         raise self._reason
 
     async def _collect(self, record: _Record, generation: Generation, words: Words) -> dict[str, Any]:
-        texts = ["" for _ in generation.choices]
-        finishes: list[str | None] = [None for _ in generation.choices]
+        pieces: list[list[Piece]] = [[] for _ in generation.choices]
         async for piece in generation.pieces():
             self._first(record)
-            texts[piece.index] += piece.text
-            finishes[piece.index] = piece.finish
-        return words.whole(texts, finishes)
+            pieces[piece.index].append(piece)
+        return words.whole([put_together(each) for each in pieces])
 
     async def _events(
         self, record: _Record, generation: Generation, words: Words, *, usage: bool
     ) -> AsyncIterator[bytes]:
         try:
-            if (opening := words.opening()) is not None:
+            for opening in words.openings():
                 yield event(opening)
             async for piece in generation.pieces():
                 self._first(record)

@@ -18,11 +18,7 @@ Neutral = Mapping[str, tuple[Any, ...]]
 """Fields that are not supported → the values besides null that ask for nothing."""
 
 _OPENAI: Neutral = {
-    "n": (1,),
     "best_of": (1,),
-    "presence_penalty": (0,),
-    "frequency_penalty": (0,),
-    "logit_bias": ({},),
     "logprobs": (False,),
     "top_logprobs": (0,),
     "echo": (False,),
@@ -51,16 +47,10 @@ _OPENAI: Neutral = {
 }
 """https://platform.openai.com/docs/api-reference/chat/create, …/completions/create: the defaults there."""
 _VLLM: Neutral = {
-    "repetition_penalty": (1,),
-    "min_p": (0,),
-    "min_tokens": (0,),
-    "ignore_eos": (False,),
-    "stop_token_ids": ([],),
-    "skip_special_tokens": (True,),
-    "truncate_prompt_tokens": (),
     "add_generation_prompt": (True,),
     "continue_final_message": (False,),
     "chat_template_kwargs": ({},),
+    "add_special_tokens": (False,),
     "use_beam_search": (False,),
     "length_penalty": (1,),
     "include_stop_str_in_output": (False,),

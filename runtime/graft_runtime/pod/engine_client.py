@@ -17,6 +17,7 @@ from graft_runtime.messages import (
     Generated,
     Occupancy,
     StepDone,
+    TokenLogprob,
 )
 from graft_runtime.pod.engine_port import EnginePort
 
@@ -48,6 +49,11 @@ class Answer:
         self._tokens: list[int] = []
         self.known = 0
         """Tokens of the prompt whose keys and values the engine had."""
+        self._logprobs: list[TokenLogprob] = []
+        self.end: int | None = None
+        """The stop token, once it has come."""
+        self.prompt_logprobs: list[TokenLogprob] = []
+        """Of the prompt's tokens from the second on, once the first token is there, where they were asked for."""
         self._finish: str | None = None
         self._fault: GraftError | None = None
         self._news = asyncio.Event()
@@ -70,9 +76,17 @@ class Answer:
         self._news.set()  # the fault comes after what was there before it
         return tokens, None
 
+    def take_logprobs(self, count: int) -> list[TokenLogprob]:
+        """Return what was told of the next so many tokens, once, where it was asked for."""
+        told, self._logprobs = self._logprobs[:count], self._logprobs[count:]
+        return told
+
     def feed(self, generated: Generated) -> None:
         self._tokens.extend(generated.tokens)
         self.known += generated.known
+        self._logprobs.extend(generated.logprobs)
+        self.prompt_logprobs += generated.prompt_logprobs
+        self.end = generated.end
         if generated.finish == "error":
             fault = generated.fault
             self._fault = fault.error() if fault else GraftError(ErrorCode.INTERNAL, "the engine failed")

@@ -51,6 +51,10 @@ class Runner:
         """
         raise NotImplementedError
 
+    def seen_before(self, prompt: Sequence[int]) -> Sequence[int]:
+        """Return the tokens before the answer that the model goes on from."""
+        return prompt
+
     @contextmanager
     def _active(self, adapters: Sequence[tuple[RowAdapter, ...]], starts: Sequence[int], tokens: int) -> Iterator[None]:
         """Make a pass inside `with` serve rows of equally many tokens; `starts`: the position of each row's first."""

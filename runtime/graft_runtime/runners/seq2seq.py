@@ -73,6 +73,9 @@ class Seq2SeqRunner(Runner):
         others = torch.arange(logits.shape[1], device=logits.device) != self._forced_first
         return logits.masked_fill(begins & others, -torch.inf)
 
+    def seen_before(self, prompt: Sequence[int]) -> Sequence[int]:
+        return [self._start_token]
+
     def logits_of(self, prompts: Sequence[Sequence[int]], adapters: Sequence[tuple[RowAdapter, ...]]) -> torch.Tensor:
         return logits_of(self, prompts, adapters)
 

@@ -18,6 +18,7 @@ MODEL_FILE = "config.json"
 TEXT_CONFIGS = ("decoder", "generator", "text_config")
 """Parts of config.json that may hold the values of a text model; Transformers looks at them in this order."""
 MAX_TEMPLATE_CHARACTERS = 256 * 1024
+SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "max_new_tokens")
 LARGEST = 2**31 - 1
 """Of numbers that mean something: token ids, and as many tokens."""
 
@@ -29,7 +30,7 @@ class GenerationDefaults:
     chat_template: str | None = None
     stop_tokens: frozenset[int] = frozenset()
     sampling: Mapping[str, Any] = field(default_factory=dict)
-    """Values of generation_config.json: temperature, top_p, top_k, max_new_tokens."""
+    """Values of generation_config.json, by the names in SAMPLING."""
 
     def over(self, base: GenerationDefaults) -> GenerationDefaults:
         """Return these where there are any, else those of the base; the end tokens of both."""
@@ -97,7 +98,7 @@ def _template(directory: Path, config: Mapping[str, Any], label: str) -> str | N
 def _sampling(generation: Mapping[str, Any]) -> dict[str, Any]:
     """Return the sampling values for requests that name none; `do_sample` false is greedy, true is not."""
     found: dict[str, Any] = {}
-    for name in ("temperature", "top_p", "top_k", "max_new_tokens"):
+    for name in SAMPLING:
         value = generation.get(name)
         if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= LARGEST:
             found[name] = value

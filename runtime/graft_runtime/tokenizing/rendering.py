@@ -24,11 +24,26 @@ UNSAFE_SECONDS = 60.0
 """So long a template that has ended its process is not tried again."""
 
 
+class TemplateOptions(msgspec.Struct, frozen=True):
+    """How a conversation ends, and what else its template is told."""
+
+    answer_begins: bool = True
+    """The assistant's answer is to begin: `add_generation_prompt`."""
+    last_goes_on: bool = False
+    """The last message is to be gone on with: `continue_final_message`."""
+    values: dict[str, str | int | float | bool | None] = {}
+    """Variables of the template: `chat_template_kwargs`."""
+
+
+ANSWER_BEGINS = TemplateOptions()
+
+
 class _Question(msgspec.Struct):
     template: str
     messages: list[dict[str, Any]]
     named: dict[str, str]
     seconds: int
+    options: TemplateOptions
 
 
 class _Answer(msgspec.Struct):
@@ -51,19 +66,23 @@ class Renderer:
         self._unsafe: dict[str, float] = {}
         """Templates that have ended their process, and until when they are not tried."""
 
-    def render(self, template: str, messages: Messages, named: Mapping[str, str]) -> str:
-        """Return the prompt, ready for the assistant's answer.
+    def render(
+        self, template: str, messages: Messages, named: Mapping[str, str], options: TemplateOptions = ANSWER_BEGINS
+    ) -> str:
+        """Return the prompt.
 
         Args:
             template: in Jinja, run in its sandbox.
             messages: of the conversation.
             named: `bos_token` and its like → text.
+            options: see TemplateOptions.
 
         Raises:
             GraftError: UnsafeFile, when the template takes too much.
             TemplateFaultError: whatever else it raises.
         """
-        question = msgspec.msgpack.encode(_Question(template, [*map(dict, messages)], dict(named), self._seconds))
+        asked = _Question(template, [*map(dict, messages)], dict(named), self._seconds, options)
+        question = msgspec.msgpack.encode(asked)
         with self._lock:
             if time.monotonic() < self._unsafe.get(template, 0.0):
                 raise _unsafe("it did so a moment ago")
@@ -108,8 +127,9 @@ def _rendered(question: _Question, render_jinja_template: Callable[..., Any]) ->
         (text,), _ = render_jinja_template(
             conversations=[question.messages],
             chat_template=question.template,
-            add_generation_prompt=True,
-            **question.named,
+            add_generation_prompt=question.options.answer_begins,
+            continue_final_message=question.options.last_goes_on,
+            **question.options.values | question.named,
         )
     except MemoryError:
         return _Answer(fault="memory", unsafe=True)

@@ -8,14 +8,16 @@ from __future__ import annotations
 import atexit
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
+
+import msgspec
 
 from graft_runtime.errors import ErrorCode, GraftError, context_too_long
 from graft_runtime.tokenizing.defaults import GenerationDefaults, as_template, read_defaults
 from graft_runtime.tokenizing.pieces import Detokenizer
-from graft_runtime.tokenizing.rendering import Renderer
+from graft_runtime.tokenizing.rendering import ANSWER_BEGINS, Renderer, TemplateOptions
 from graft_runtime.tokenizing.template_content import ContentFormat, Messages, content_format, in_format
 from graft_runtime.tokenizing.users_text import SpecialTokens, UsersText
 
@@ -38,21 +40,25 @@ class Tokenizer:
         self.fast, self.named, self.identity = fast, named, identity
         self._bos = self.token_id(named.get("bos_token", ""))
         begun = self._bos is not None and self._encode("", add_special_tokens=True)[:1] == [self._bos]
+        self._spelled: dict[int, str] = {}
         self._formats: dict[str, ContentFormat] = {}
         """Of the chat templates that were rendered: an adapter's and its base's, where they share this tokenizer."""
         self._prepends, self._drops = adds_bos is True and not begun, adds_bos is False and begun
 
-    def encode(self, text: str, context: int | None = None) -> list[int]:
+    def encode(self, text: str, context: int | None = None, *, special_tokens: bool = True) -> list[int]:
         """Encode text, with the special tokens that the tokenizer adds; BOS once, also where the text begins with it.
 
         Args:
             text: a prompt.
             context: the tokens that there may be; a text that is longer than any so many is not looked at.
+            special_tokens: whether to add any.
 
         Raises:
             GraftError: ContextTooLong; Corrupt, when the tokenizer fails on it.
         """
         self._check_length(len(text), context, "prompt")
+        if not special_tokens:
+            return self._encode(text, add_special_tokens=False)
         ids, bos = self._encode(text, add_special_tokens=True), self._bos
         if bos is None:
             return ids
@@ -60,8 +66,14 @@ class Tokenizer:
             ids = [bos, *ids]
         return ids[1:] if self._drops or ids[:2] == [bos, bos] else ids
 
-    def encode_chat(self, messages: Messages, template: str, context: int | None = None) -> list[int]:
-        """Encode a conversation, rendered in Jinja's sandbox and ready for the assistant's answer.
+    def encode_chat(
+        self,
+        messages: Messages,
+        template: str,
+        context: int | None = None,
+        options: TemplateOptions = ANSWER_BEGINS,
+    ) -> list[int]:
+        """Encode a conversation, rendered in Jinja's sandbox.
 
         The template's control tokens act; those in the messages' text are text.
 
@@ -69,6 +81,7 @@ class Tokenizer:
             messages: with text as `content`; a template that walks over the parts of a message gets one part.
             template: in Jinja.
             context: see `encode`.
+            options: see TemplateOptions.
 
         Raises:
             GraftError: InvalidRequest, when the template refuses the messages or drops their text; ContextTooLong;
@@ -83,9 +96,12 @@ class Tokenizer:
                 hint="give the checkpoint a template that renders it, or send the whole prompt to /v1/completions",
                 field="messages",
             )
-        control = self._holds_control(messages)
+        control = self._holds_control([*messages, options.values])
         try:
-            text = self._render(in_format(self._users_text.named(messages) if control else messages, form), template)
+            if control:
+                messages, values = self._users_text.named(messages), self._users_text.named([options.values])[0]
+                options = msgspec.structs.replace(options, values=values)
+            text = self._render(in_format(messages, form), template, options)
         except GraftError:
             raise
         except Exception as error:  # whatever a stranger's template raises
@@ -133,9 +149,9 @@ class Tokenizer:
             self._formats[template] = form
         return form
 
-    def _render(self, messages: Messages, template: str) -> str:
+    def _render(self, messages: Messages, template: str, options: TemplateOptions = ANSWER_BEGINS) -> str:
         """Render a conversation. Raises GraftError: UnsafeFile; and whatever else the template raises."""
-        return renderer.render(template, messages, self.named)
+        return renderer.render(template, messages, self.named, options)
 
     def _encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
         """Encode a batch of one: unlike `encode`, that lets Python's other threads run, and leaves offsets out."""
@@ -144,19 +160,29 @@ class Tokenizer:
         ids: list[int] = encoding.ids
         return ids
 
-    def decode(self, ids: Sequence[int]) -> str:
-        """Decode without special tokens. Raises GraftError: Corrupt, when the tokenizer fails on them."""
+    def decode(self, ids: Sequence[int], *, show_special: bool = False) -> str:
+        """Decode, with special tokens or without. Raises GraftError: Corrupt, when the tokenizer fails on them."""
         with _library_faults():
-            text: str = self.fast.decode(list(ids), skip_special_tokens=True)
+            text: str = self.fast.decode(list(ids), skip_special_tokens=not show_special)
         return text
 
-    def detokenizer(self, before: Sequence[int] = ()) -> Detokenizer:
+    def spelled(self, token: int) -> str:
+        """Return the text of one token as it is amid others; a part of a character is a replacement character."""
+        if (text := self._spelled.get(token)) is None:
+            first = self.decode([token], show_special=True)  # may lack a space, which tokenizers drop at the beginning
+            text = self._spelled[token] = self.decode([token, token], show_special=True)[len(first) :]
+        return text
+
+    def detokenizer(self, before: Sequence[int] = (), *, show_special: bool = False) -> Detokenizer:
         """Return what turns the tokens of an answer into text as they come.
 
         Args:
             before: the tokens that the answer goes on from.
+            show_special: whether special tokens are shown.
         """
-        return Detokenizer(self.decode, before, skipped=self._skipped, fallback=self._fallback)
+        decode = partial(self.decode, show_special=show_special)
+        skipped = frozenset[int]() if show_special else self._skipped
+        return Detokenizer(decode, before, skipped=skipped, fallback=self._fallback)
 
     @cached_property
     def _skipped(self) -> frozenset[int]:

@@ -6,14 +6,31 @@ from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
 from fastapi import APIRouter, Request, Response
-from pydantic import BaseModel, ConfigDict, Field, StrictStr
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictStr
 
-from graft_runtime.answering.answers import Piece
+from graft_runtime.answering.answers import Piece, ToldToken
 from graft_runtime.answering.asked import Conversation
-from graft_runtime.http.bodies import invalid
+from graft_runtime.http.bodies import Whole, invalid
 from graft_runtime.http.generations import Generations
 from graft_runtime.http.neutral import MESSAGE_FIELDS, PART_FIELDS, check_neutral
-from graft_runtime.http.routes.text import Count, TextBody, Words
+from graft_runtime.http.routes.text import MAX_LOGPROBS, Count, Number, TextBody, Words
+from graft_runtime.tokenizing.pieces import REPLACEMENT
+from graft_runtime.tokenizing.rendering import TemplateOptions
+
+_RESERVED = frozenset(
+    {
+        "conversations",
+        "messages",
+        "chat_template",
+        "add_generation_prompt",
+        "continue_final_message",
+        "tools",
+        "documents",
+        "return_assistant_tokens_mask",
+    }
+)
+"""What a chat template is told by other fields, or not at all."""
+TemplateValue = StrictBool | Number | Annotated[StrictStr, Field(max_length=256)] | None
 
 
 class TextPart(BaseModel):
@@ -69,6 +86,11 @@ class ChatBody(TextBody):
 
     messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=4096, fail_fast=True)]
     max_completion_tokens: Count | None = None
+    logprobs: StrictBool | None = None
+    top_logprobs: Annotated[Whole, Field(ge=0, le=MAX_LOGPROBS)] | None = None
+    add_generation_prompt: StrictBool | None = None
+    continue_final_message: StrictBool | None = None
+    chat_template_kwargs: Annotated[dict[str, TemplateValue], Field(max_length=16)] | None = None
 
     expected: ClassVar[Mapping[str, str]] = {
         **TextBody.expected,
@@ -79,7 +101,16 @@ class ChatBody(TextBody):
     @property
     def prompts(self) -> Conversation:
         """Return the conversation so far."""
-        return Conversation([message.rendered() for message in self.messages])
+        options = TemplateOptions(
+            answer_begins=self.add_generation_prompt is not False and not self.continue_final_message,
+            last_goes_on=bool(self.continue_final_message),
+            values=self.chat_template_kwargs or {},
+        )
+        return Conversation([message.rendered() for message in self.messages], options)
+
+    @property
+    def told_logprobs(self) -> int | None:
+        return self.top_logprobs or 0 if self.logprobs else None
 
     @property
     def token_limit(self) -> int | None:
@@ -88,6 +119,17 @@ class ChatBody(TextBody):
 
     def check(self) -> None:
         super().check()
+        if self.top_logprobs and not self.logprobs:
+            raise invalid(
+                "top_logprobs", "`top_logprobs` is given without `logprobs: true`", hint="send both, or neither"
+            )
+        if self.continue_final_message and self.add_generation_prompt:
+            what = "`continue_final_message` and `add_generation_prompt` are both true, and one can be"
+            raise invalid("continue_final_message", what, hint="leave one of them out")
+        for name in self.chat_template_kwargs or {}:
+            if name in _RESERVED:
+                field = f"chat_template_kwargs.{name}"
+                raise invalid(field, f"`{field}` is a field of its own", hint="leave it out")
         for index, message in enumerate(self.messages):
             message.check(f"messages[{index}]")
 
@@ -99,19 +141,32 @@ class ChatWords(Words):
     whole_object = "chat.completion"
     chunk_object = "chat.completion.chunk"
 
-    def choice(self, index: int, text: str, finish: str | None) -> dict[str, Any]:
-        message = {"role": "assistant", "content": text, "refusal": None}
-        return {"index": index, "message": message, "logprobs": None, "finish_reason": finish}
+    def choice(self, answer: Piece) -> dict[str, Any]:
+        message = {"role": "assistant", "content": answer.text, "refusal": None}
+        return self._choice(answer, {"message": message})
 
-    def opening(self) -> dict[str, Any]:
-        return self._envelope(self.chunk_object, [_delta({"role": "assistant", "content": ""}, None)])
+    def openings(self) -> list[dict[str, Any]]:
+        delta = {"delta": {"role": "assistant", "content": ""}}
+        firsts = [Piece(choice.index, "", None) for choice in self._generation.choices]
+        return [self._envelope(self.chunk_object, [self._choice(first, delta)]) for first in firsts]
 
     def chunk_choice(self, piece: Piece) -> dict[str, Any]:
-        return _delta({"content": piece.text} if piece.text else {}, piece.finish)
+        return self._choice(piece, {"delta": {"content": piece.text} if piece.text else {}})
+
+    @staticmethod
+    def _choice(piece: Piece, said: Mapping[str, Any]) -> dict[str, Any]:
+        told = [_logprob(token.text, token.logprob) | {"top_logprobs": _top(token)} for token in piece.tokens]
+        logprobs = {"content": told, "refusal": None} if told else None
+        return {"index": piece.index, **said, "logprobs": logprobs, "finish_reason": piece.finish}
 
 
-def _delta(delta: Mapping[str, str], finish: str | None) -> dict[str, Any]:
-    return {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish}
+def _top(token: ToldToken) -> list[dict[str, Any]]:
+    return [_logprob(text, logprob) for text, logprob in token.top]
+
+
+def _logprob(text: str, logprob: float | None) -> dict[str, Any]:
+    """Return what is told of a token; a part of a character has no bytes that its text would tell."""
+    return {"token": text, "logprob": logprob, "bytes": None if REPLACEMENT in text else list(text.encode())}
 
 
 def chat_router(generations: Generations) -> APIRouter:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from itertools import accumulate
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Request, Response
-from pydantic import PlainValidator
+from pydantic import Field, PlainValidator, StrictBool
 
-from graft_runtime.answering.answers import Piece
+from graft_runtime.answering.answers import Generation, Piece, ToldToken
 from graft_runtime.answering.asked import Texts
-from graft_runtime.http.bodies import invalid, shown
+from graft_runtime.http.bodies import Whole, invalid, shown
 from graft_runtime.http.generations import Generations
-from graft_runtime.http.routes.text import TextBody, Words
+from graft_runtime.http.routes.text import MAX_LOGPROBS, TextBody, Words
 
 MAX_PROMPTS = 128
 Prompt = str | list[str] | list[int] | list[list[int]]
@@ -50,15 +51,27 @@ class CompletionBody(TextBody):
     """The request."""
 
     prompt: Annotated[Prompt, PlainValidator(_checked)]
+    logprobs: Annotated[Whole, Field(ge=0, le=MAX_LOGPROBS)] | None = None
+    echo: StrictBool | None = None
+    add_special_tokens: StrictBool | None = None
 
     @property
     def prompts(self) -> Texts:
         """Return the prompts: none where `prompt` is an empty list."""
+        special = self.add_special_tokens is not False
         if isinstance(self.prompt, str):
-            return Texts([self.prompt])
+            return Texts([self.prompt], special)
         if self.prompt and isinstance(self.prompt[0], int):
             return Texts([[token for token in self.prompt if isinstance(token, int)]])
-        return Texts([prompt for prompt in self.prompt if not isinstance(prompt, int)])
+        return Texts([prompt for prompt in self.prompt if not isinstance(prompt, int)], special)
+
+    @property
+    def told_logprobs(self) -> int | None:
+        return self.logprobs
+
+    @property
+    def echoes(self) -> bool:
+        return bool(self.echo)
 
 
 class CompletionWords(Words):
@@ -67,11 +80,32 @@ class CompletionWords(Words):
     id_prefix = "cmpl-"
     whole_object = chunk_object = "text_completion"
 
-    def choice(self, index: int, text: str, finish: str | None) -> dict[str, Any]:
-        return {"index": index, "text": text, "logprobs": None, "finish_reason": finish}
+    def __init__(self, generation: Generation) -> None:
+        super().__init__(generation)
+        self._offsets = [0 for _ in generation.choices]
+
+    def choice(self, answer: Piece) -> dict[str, Any]:
+        logprobs = self._logprobs(answer) if answer.tokens else None
+        return {"index": answer.index, "text": answer.text, "logprobs": logprobs, "finish_reason": answer.finish}
 
     def chunk_choice(self, piece: Piece) -> dict[str, Any]:
-        return self.choice(piece.index, piece.text, piece.finish)
+        return self.choice(piece)
+
+    def _logprobs(self, piece: Piece) -> dict[str, Any]:
+        ends = [*accumulate((len(token.text) for token in piece.tokens), initial=self._offsets[piece.index])]
+        self._offsets[piece.index] = ends[-1]
+        return {
+            "tokens": [token.text for token in piece.tokens],
+            "token_logprobs": [token.logprob for token in piece.tokens],
+            "top_logprobs": [None if token.logprob is None else _likeliest(token) for token in piece.tokens],
+            "text_offset": ends[:-1],
+        }
+
+
+def _likeliest(token: ToldToken) -> dict[str, float]:
+    """Return the likeliest tokens by their text, the one that was chosen among them; of equal texts the best."""
+    assert token.logprob is not None
+    return dict([(token.text, token.logprob), *reversed(token.top)])
 
 
 def completions_router(generations: Generations) -> APIRouter:

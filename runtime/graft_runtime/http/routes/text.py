@@ -16,11 +16,19 @@ from graft_runtime.http.bodies import LARGEST_INTEGER, Body, Whole, invalid, sho
 from graft_runtime.http.neutral import BODY_FIELDS, check_neutral
 
 MAX_STOPS = 16
+MAX_STOP_TOKENS = 1024
+MAX_BIASES = 1024
+MAX_ANSWERS = 128
+"""Of a request, to all its prompts."""
+MAX_LOGPROBS = 20
 MAX_ADAPTERS = 4
 MAX_WEIGHT = 1000
 
 Number = StrictInt | StrictFloat
 Count = Annotated[Whole, Field(ge=1, le=LARGEST_INTEGER)]
+TokenId = Annotated[int, Field(ge=0, le=LARGEST_INTEGER)]
+"""As the name of a field, so that it comes as text."""
+Token = Annotated[Whole, Field(ge=0, le=LARGEST_INTEGER)]
 Stop = Annotated[StrictStr, Field(min_length=1, max_length=256)]
 
 
@@ -31,6 +39,8 @@ class StreamOptions(BaseModel):
     include_usage: StrictBool = False
     include_obfuscation: StrictBool | None = None
     """Taken, and without meaning here."""
+    continuous_usage_stats: StrictBool | None = None
+    """An extension of vLLM's: each chunk tells the tokens so far."""
 
 
 class WeightedName(BaseModel):
@@ -50,8 +60,21 @@ class TextBody(Body):
     top_p: Annotated[Number, Field(gt=0, le=1)] | None = None
     top_k: Annotated[Whole, Field(ge=-1, le=LARGEST_INTEGER)] | None = None
     """An extension: only the k likeliest tokens; 0 or -1 for no limit."""
+    min_p: Annotated[Number, Field(ge=0, le=1)] | None = None
+    repetition_penalty: Annotated[Number, Field(gt=0, le=100)] | None = None
+    presence_penalty: Annotated[Number, Field(ge=-2, le=2)] | None = None
+    frequency_penalty: Annotated[Number, Field(ge=-2, le=2)] | None = None
+    logit_bias: (
+        Annotated[dict[TokenId, Annotated[Number, Field(ge=-100, le=100)]], Field(max_length=MAX_BIASES)] | None
+    ) = None
+    n: Annotated[Whole, Field(ge=1, le=MAX_ANSWERS)] | None = None
     seed: Annotated[Whole, Field(ge=-LARGEST_INTEGER, le=LARGEST_INTEGER)] | None = None
     stop: Stop | Annotated[list[Stop], Field(max_length=MAX_STOPS, fail_fast=True)] | None = None
+    stop_token_ids: Annotated[list[Token], Field(max_length=MAX_STOP_TOKENS, fail_fast=True)] | None = None
+    min_tokens: Annotated[Whole, Field(ge=0, le=LARGEST_INTEGER)] | None = None
+    ignore_eos: StrictBool | None = None
+    skip_special_tokens: StrictBool | None = None
+    truncate_prompt_tokens: Annotated[Whole, Field(ge=-1, le=LARGEST_INTEGER)] | None = None
     stream: StrictBool | None = None
     stream_options: StreamOptions | None = None
     cache_salt: StrictStr | None = Field(default=None, min_length=1, max_length=256)
@@ -85,6 +108,20 @@ class TextBody(Body):
         return self.max_tokens
 
     @property
+    @abstractmethod
+    def told_logprobs(self) -> int | None:
+        """Return how many likeliest tokens are told beside each; None: no log-probabilities."""
+
+    @property
+    def echoes(self) -> bool:
+        """Return whether answers begin with their prompt."""
+        return False
+
+    @property
+    def continuous_usage(self) -> bool:
+        return self.stream_options is not None and bool(self.stream_options.continuous_usage_stats)
+
+    @property
     def include_usage(self) -> bool:
         return self.stream_options is not None and self.stream_options.include_usage
 
@@ -98,8 +135,21 @@ class TextBody(Body):
             temperature=self.temperature,
             top_p=self.top_p,
             top_k=self.top_k,
+            min_p=self.min_p,
+            repetition_penalty=self.repetition_penalty,
+            presence_penalty=self.presence_penalty or 0.0,
+            frequency_penalty=self.frequency_penalty or 0.0,
+            logit_bias=self.logit_bias or {},
+            choices=self.n or 1,
+            logprobs=self.told_logprobs,
             seed=self.seed,
             salt=self.cache_salt or "",
+            stop_tokens=frozenset(self.stop_token_ids or ()),
+            min_tokens=self.min_tokens or 0,
+            ignore_end=bool(self.ignore_eos),
+            show_special=self.skip_special_tokens is False,
+            truncate=self.truncate_prompt_tokens,
+            echo=self.echoes,
             stops=[self.stop] if isinstance(self.stop, str) else self.stop or (),
         )
 
@@ -108,6 +158,14 @@ class TextBody(Body):
         if self.stream_options is not None and not self.stream:
             raise invalid(
                 "stream_options", "`stream_options` is given without `stream: true`", "leave it out, or stream"
+            )
+        if self.truncate_prompt_tokens == 0:
+            raise invalid(
+                "truncate_prompt_tokens", "`truncate_prompt_tokens` is 0, which leaves no prompt", "send 1 or more"
+            )
+        if (answers := self.prompts.count * (self.n or 1)) > MAX_ANSWERS:
+            raise invalid(
+                "n", f"`n` is {self.n}, which makes {answers} answers, expected at most {MAX_ANSWERS}", "lower `n`"
             )
         names = [adapter.name for adapter in self.adapters or ()]
         for index, name in enumerate(names):
@@ -128,26 +186,28 @@ class Words:
         self._generation = generation
         self._id = self.id_prefix + uuid.uuid4().hex
         self._created = int(time.time())
+        self.continuous_usage = False
+        """Each chunk tells the tokens so far."""
 
-    def whole(self, texts: Sequence[str], finishes: Sequence[str | None]) -> dict[str, Any]:
-        """Return the answer that is not streamed, from the text of each choice and why it ends."""
-        choices = [self.choice(index, text, finishes[index]) for index, text in enumerate(texts)]
-        return self._envelope(self.whole_object, choices) | {"usage": self._usage()}
+    def whole(self, answers: Sequence[Piece]) -> dict[str, Any]:
+        """Return the answer that is not streamed, of which each choice is one piece."""
+        return self._envelope(self.whole_object, [*map(self.choice, answers)]) | {"usage": self._usage()}
 
-    def opening(self) -> dict[str, Any] | None:
-        """Return what a stream begins with; None: with the first piece."""
-        return None
+    def openings(self) -> list[dict[str, Any]]:
+        """Return the chunks that a stream begins with."""
+        return []
 
     def chunk(self, piece: Piece) -> dict[str, Any]:
         """Return one piece of a stream."""
-        return self._envelope(self.chunk_object, [self.chunk_choice(piece)])
+        usage = {"usage": self._usage()} if self.continuous_usage else {}
+        return self._envelope(self.chunk_object, [self.chunk_choice(piece)]) | usage
 
     def usage_chunk(self) -> dict[str, Any]:
         """Return the last chunk of a stream that tells how many tokens it had."""
         return self._envelope(self.chunk_object, []) | {"usage": self._usage()}
 
     @abstractmethod
-    def choice(self, index: int, text: str, finish: str | None) -> dict[str, Any]:
+    def choice(self, answer: Piece) -> dict[str, Any]:
         """Return one choice of a whole answer."""
 
     @abstractmethod

@@ -88,8 +88,10 @@ class DecoderRunner(Runner):
     def _packed(self, rows: Sequence[PackedRow], buffers: Buffers, attention: Attention) -> Step:
         arrangement = attention.arrange([row.piece for row in rows])
         ordered = [rows[index] for index in arrangement.order]
-        ends = accumulate(row.piece.tokens for row in ordered)
-        last = buffers.fill("last", [end - 1 for end, row in zip(ends, ordered, strict=True) if row.answers])
+        ends = list(accumulate(row.piece.tokens for row in ordered))
+        wanted = [row.piece.tokens if row.all_answer else int(row.answers) for row in ordered]
+        places = [at for end, count in zip(ends, wanted, strict=True) for at in range(end - count, end)]
+        last = buffers.fill("last", places)
         positions = [at for row in ordered for at in range(row.piece.start, row.piece.end)]
         return Step(
             buffers.fill("ids", [token for row in ordered for token in row.ids])[None],
@@ -97,7 +99,7 @@ class DecoderRunner(Runner):
             last,
             arrangement,
             self.bank.inputs([Row(row.adapters, row.piece.start, row.piece.tokens) for row in ordered], last, buffers),
-            [index for index in arrangement.order if rows[index].answers],
+            [index for index, count in zip(arrangement.order, wanted, strict=True) for _ in range(count)],
         )
 
     def run(self, step: Step) -> torch.Tensor:

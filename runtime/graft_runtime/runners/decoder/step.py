@@ -20,6 +20,8 @@ class PackedRow:
     adapters: tuple[RowAdapter, ...]
     answers: bool
     """Whether the logits after its last token are wanted."""
+    all_answer: bool = False
+    """Whether those after each of its tokens are wanted."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,10 +34,11 @@ class Step:
     Attributes:
         ids: [1, tokens], int64.
         positions: [1, tokens], int64.
-        last: [answers], int64: the last token of each row that answers.
+        last: [answers], int64: the last token of each row that answers, or each where all answer.
         arrangement: where keys and values are written and what is read.
         adapters: slots, weights and owners of the active adapters; None for a step of the base's rows alone.
-        answering: the rows whose logits are wanted, in the order of the logits, by their index in what was packed.
+        answering: whose logits are wanted, in the order of the logits, by their index in what was packed: once for each
+            token.
         shape: of a static step: all that a pass over its tensors depends on, beside what they hold.
     """
 
