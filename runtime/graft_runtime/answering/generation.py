@@ -4,24 +4,25 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
 from graft_runtime.answering.admission import Admission
 from graft_runtime.answering.answers import Choice, Generation
-from graft_runtime.answering.asked import TextRequest
+from graft_runtime.answering.asked import TextRequest, Texts
 from graft_runtime.answering.composition import Target, single_target, summed_target
+from graft_runtime.answering.limits import check_generates, check_ids, check_prompt, sampling_of, token_limit
 from graft_runtime.answering.models import Models
 from graft_runtime.contract.tasks import Task
-from graft_runtime.errors import ErrorCode, GraftError, context_too_long
-from graft_runtime.messages import BaseLoaded, Generate, Sampling, Tier
+from graft_runtime.errors import ErrorCode, GraftError
+from graft_runtime.messages import BaseLoaded, Generate, Tier
 from graft_runtime.pod.adapters import NamedAdapters
 from graft_runtime.pod.base_life import LoadedBase
 from graft_runtime.pod.engine_client import Answer
 from graft_runtime.pod.leases import Lease
 from graft_runtime.threads import Threads
-from graft_runtime.tokenizing.defaults import GenerationDefaults
 from graft_runtime.tokenizing.pieces import StopStrings
 from graft_runtime.tokenizing.text_formats import TextFormat
 
@@ -44,6 +45,32 @@ class Submit(Protocol):
 
     def __call__(self, make: Callable[[str], Generate]) -> Answer:
         """Start the request that `make` makes of its id."""
+
+
+@dataclass(frozen=True)
+class Tokenized:
+    """A prompt as tokens."""
+
+    ids: list[int]
+    context: int
+    """The most tokens that prompt and answer may have."""
+    texts: list[str] | None
+    """Of each token, where they are asked for."""
+
+
+@dataclass(frozen=True)
+class _Ready:
+    """What a request needs, found and held."""
+
+    model: str
+    base: LoadedBase
+    target: Target
+    held: contextlib.ExitStack
+
+    @property
+    def context(self) -> int:
+        """Return the tokens that there are for prompt and answer."""
+        return self.base.loaded.context_length - self.target.virtual_tokens
 
 
 class Generator:
@@ -83,26 +110,65 @@ class Generator:
             GraftError: InvalidRequest, UnknownModel, NotGenerative, ContextTooLong, NoChatTemplate, NotReady,
                 OverShare, Overloaded, NotComposable, ShuttingDown, or the fault of an adapter.
         """
+        async with self._ready(request, generates=True) as ready:
+            prompts = await self._tokenize(request, ready)
+            choices = self._choices(request, prompts, ready)
+            digest = ready.target.digest or self._adapters.merged_digest
+            generation = Generation(ready.model, digest, sum(map(len, prompts)), choices, ready.held.pop_all())
+        for choice in choices:
+            choice.answer.ended = generation.choice_ended
+        for lease in ready.target.leases:
+            lease.holder = generation
+        return generation
+
+    async def tokenize(self, request: TextRequest, *, spelled: bool) -> Tokenized:
+        """Return the token ids of a request's prompt, as `start` would have them.
+
+        Args:
+            request: with one prompt.
+            spelled: whether the text of each token is wanted.
+
+        Raises:
+            GraftError: as `start`.
+        """
+        async with self._ready(request, generates=False) as ready:
+            text_format, context = ready.target.text_format, ready.context
+
+            def work() -> Tokenized:
+                ids, *more = request.prompts.encode(text_format, ready.model, context)
+                if more:
+                    what = f"`prompt` has {1 + len(more)} prompts, expected one"
+                    raise GraftError(ErrorCode.INVALID_REQUEST, what, hint="send one at a time", field="prompt")
+                size = ready.target.vocabulary_size
+                if spelled:
+                    check_ids(ids, size, "prompt")
+                return Tokenized(ids, context, [*map(text_format.tokenizer.spelled, ids)] if spelled else None)
+
+            return await self._threads.run(work)
+
+    async def detokenize(self, model: str | None, ids: Sequence[int]) -> str:
+        """Return the text of token ids, special ones included. Raises GraftError: as `start`."""
+        request = TextRequest(Texts([list(ids)]), model=model)
+        async with self._ready(request, generates=False) as ready:
+            check_ids(ids, ready.target.vocabulary_size, "tokens")
+            decode = partial(ready.target.text_format.tokenizer.decode, show_special=True)
+            return await self._threads.run(decode, ids)
+
+    @contextlib.asynccontextmanager
+    async def _ready(self, request: TextRequest, *, generates: bool) -> AsyncIterator[_Ready]:
+        """Hold a place in the queue and what is to answer, mounted, until the block ends or `held` is taken over."""
         model, names = self._models.resolve(request)
         with contextlib.ExitStack() as held:
             place = request.answers, names or [model]
             self._admission.enter(*place)
             held.callback(self._admission.leave, *place)
             base = self._base.serving()
-            _check_generates(base, model)
+            if generates:
+                check_generates(base, model)
             leases = await self._acquire(names, "adapters" if request.adapters else "model") if names else ()
             for lease in leases:
                 held.callback(lease.release)
-            target = await self._target(request, leases, base.loaded)
-            prompts = await self._tokenize(request, model, base, target)
-            choices = self._choices(request, prompts, base, target, held)
-            digest = target.digest or self._adapters.merged_digest
-            generation = Generation(model, digest, sum(map(len, prompts)), choices, held.pop_all())
-        for choice in choices:
-            choice.answer.ended = generation.choice_ended
-        for lease in leases:
-            lease.holder = generation
-        return generation
+            yield _Ready(model, base, await self._target(request, leases, base.loaded), held)
 
     async def _acquire(self, names: list[str], field: str) -> tuple[Lease, ...]:
         asked = time.monotonic()
@@ -122,24 +188,18 @@ class Generator:
         text_formats = [await self._base.text_format(lease) for lease in leases]
         return summed_target(request.adapters, leases, text_formats, base)
 
-    async def _tokenize(self, request: TextRequest, model: str, base: LoadedBase, target: Target) -> list[list[int]]:
-        context = base.loaded.context_length - target.virtual_tokens
-        prompts = await self._threads.run(request.prompts.encode, target.text_format, model, context)
+    async def _tokenize(self, request: TextRequest, ready: _Ready) -> list[list[int]]:
+        context, text_format = ready.context, ready.target.text_format
+        prompts = await self._threads.run(request.prompts.encode, text_format, ready.model, context)
         if (kept := request.truncate) is not None:
             room = kept if kept > 0 else max(1, context - (request.max_tokens or 1))
             prompts = [prompt[-room:] for prompt in prompts]
-        for index, prompt in enumerate(prompts):
-            _check_prompt(request, prompt, index, base.loaded, target)
+        for prompt in prompts:
+            check_prompt(request, prompt, ready.base.loaded, ready.target)
         return prompts
 
-    def _choices(
-        self,
-        request: TextRequest,
-        prompts: list[list[int]],
-        base: LoadedBase,
-        target: Target,
-        held: contextlib.ExitStack,
-    ) -> list[Choice]:
+    def _choices(self, request: TextRequest, prompts: list[list[int]], ready: _Ready) -> list[Choice]:
+        base, target = ready.base, ready.target
         defaults, tokenizer = target.text_format.defaults, target.text_format.tokenizer
         special = {token for stop in request.stops if (token := tokenizer.special_id(stop)) is not None}
         ends = special | request.stop_tokens | (frozenset() if request.ignore_end else defaults.stop_tokens)
@@ -160,9 +220,9 @@ class Generator:
             make = partial(
                 Generate,
                 prompt=prompt,
-                max_tokens=_token_limit(request, defaults, base.loaded.room_after(len(prompt) + target.virtual_tokens)),
+                max_tokens=token_limit(request, defaults, base.loaded.room_after(len(prompt) + target.virtual_tokens)),
                 adapters=target.adapters,
-                sampling=_sampling(request, defaults, number),
+                sampling=sampling_of(request, defaults, number),
                 stop_tokens=tuple(sorted(ends)),
                 tell_prompt=tell_prompt,
                 salt=request.salt,
@@ -170,7 +230,7 @@ class Generator:
             text = tokenizer.detokenizer(prompt if goes_on else (), show_special=request.show_special)
             spelled = tokenizer.spelled if request.logprobs is not None else None
             answer = self._submit(make)
-            held.callback(answer.cancel)
+            ready.held.callback(answer.cancel)
             told = prompt if tell_prompt else ()
             choices.append(Choice(index, answer, text, StopStrings(request.stops), echoes[at], spelled, told))
         return choices
@@ -183,80 +243,3 @@ def _echo(request: TextRequest, index: int, prompt: list[int], target: Target) -
     if request.truncate is not None:
         return target.text_format.tokenizer.decode(prompt)
     return request.prompts.echo(index, prompt, target.text_format)
-
-
-def _check_generates(base: LoadedBase, model: str) -> None:
-    if not base.loaded.task.generates:
-        raise GraftError(
-            ErrorCode.NOT_GENERATIVE,
-            f"`{model}` makes no text: its base model is loaded for {base.loaded.task}",
-            hint="send this request to a pool with a model that generates",
-            field="model",
-        )
-
-
-def _check_prompt(request: TextRequest, prompt: list[int], index: int, loaded: BaseLoaded, target: Target) -> None:
-    parameter = request.prompts.field
-    if not prompt:
-        raise GraftError(
-            ErrorCode.INVALID_REQUEST,
-            f"`{parameter}` comes to no token at all, expected at least one",
-            hint="send some text",
-            field=parameter,
-        )
-    size = target.vocabulary_size
-    for token in (*request.logit_bias, *request.stop_tokens):
-        if token >= size:
-            field = "logit_bias" if token in request.logit_bias else "stop_token_ids"
-            what = f"`{field}` names the token id {token}, expected ids from 0 to {size - 1}"
-            hint = "tokenize with the tokenizer of the model that you name"
-            raise GraftError(ErrorCode.INVALID_REQUEST, what, hint=hint, field=field)
-    strange = next((token for token in prompt if token >= size), None)
-    if strange is not None:
-        raise GraftError(
-            ErrorCode.INVALID_REQUEST,
-            f"`prompt` {index} holds the token id {strange}, expected ids from 0 to {size - 1}",
-            hint="tokenize with the tokenizer of the model that you name",
-            field="prompt",
-        )
-    context, asked = loaded.context_length - target.virtual_tokens, request.max_tokens
-    if len(prompt) >= context or (asked or 1) > loaded.room_after(len(prompt) + target.virtual_tokens):
-        tokens = f"`{parameter}` has {len(prompt)} tokens"
-        what = f"{tokens} and up to {asked} are to follow" if asked else tokens
-        whole = "with the answer" if loaded.task is Task.CAUSAL_LM else "of each"
-        raise context_too_long(f"{context} tokens {whole}", what, parameter)
-
-
-def _token_limit(request: TextRequest, defaults: GenerationDefaults, room: int) -> int:
-    default = defaults.sampling.get("max_new_tokens")
-    if default is None or default < 1:
-        default = request.prompts.default_tokens or room
-    asked = request.max_tokens
-    return min(asked if asked is not None else int(default), room)
-
-
-def _sampling(request: TextRequest, defaults: GenerationDefaults, number: int) -> Sampling:
-    """Return how the tokens of an answer are chosen: as the request has it, or else its checkpoint.
-
-    Args:
-        number: of the answer among those to the same prompt; each draws by itself.
-    """
-
-    def value(name: str, neutral: float) -> float:
-        asked = getattr(request, name)
-        return float(defaults.sampling.get(name, neutral) if asked is None else asked)
-
-    top_p, min_p, repetition = value("top_p", 1.0), value("min_p", 0.0), value("repetition_penalty", 1.0)
-    return Sampling(
-        temperature=value("temperature", 1.0),
-        top_p=top_p if 0 < top_p <= 1 else 1.0,
-        top_k=max(int(value("top_k", 0)), 0),
-        seed=None if request.seed is None else request.seed + number,
-        min_p=min_p if min_p <= 1 else 0.0,
-        repetition_penalty=repetition or 1.0,
-        presence_penalty=request.presence_penalty,
-        frequency_penalty=request.frequency_penalty,
-        logit_bias=dict(request.logit_bias),
-        min_tokens=request.min_tokens,
-        logprobs=request.logprobs,
-    )

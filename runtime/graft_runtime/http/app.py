@@ -5,41 +5,66 @@ from __future__ import annotations
 import logging
 import re
 import uuid
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
-from fastapi.responses import PlainTextResponse
+from fastapi.responses import JSONResponse, PlainTextResponse
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from graft_runtime.answering.generation import Generator
 from graft_runtime.answering.models import Models
 from graft_runtime.errors import ErrorCode, GraftError
+from graft_runtime.http.bodies import Body
 from graft_runtime.http.control import control_router
 from graft_runtime.http.faults import error_response, fault_response
 from graft_runtime.http.framing import OneLength
 from graft_runtime.http.generations import ADAPTERS_HEADER, DIGEST_HEADER, Generations
-from graft_runtime.http.routes.chat import chat_router
-from graft_runtime.http.routes.completions import completions_router
+from graft_runtime.http.openapi import openapi
+from graft_runtime.http.routes.chat import ChatBody, chat_router
+from graft_runtime.http.routes.completions import CompletionBody, completions_router
 from graft_runtime.http.routes.models import models_router
+from graft_runtime.http.routes.server import server_router
+from graft_runtime.http.routes.tokens import DetokenizeBody, TokenizeChat, TokenizeText, tokens_router
 from graft_runtime.http.streaming import CLIENT_GONE, ClientGoneError
 from graft_runtime.logs import request_id
 from graft_runtime.pod.pod import Pod
 
 logger = logging.getLogger(__name__)
 
+STREAMS = ("/v1/completions", "/v1/chat/completions")
+BODIES: Mapping[str, Sequence[type[Body]]] = {
+    "/v1/completions": (CompletionBody,),
+    "/v1/chat/completions": (ChatBody,),
+    "/tokenize": (TokenizeText, TokenizeChat),
+    "/detokenize": (DetokenizeBody,),
+}
+"""What may be posted, by path."""
 REQUEST_ID_HEADER = "X-Request-Id"
 EXPOSED_HEADERS = (REQUEST_ID_HEADER, DIGEST_HEADER, ADAPTERS_HEADER, "Retry-After")
 """What scripts of pages may read of an answer."""
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
 
-def api_app(pod: Pod, models: Models, generations: Generations) -> ASGIApp:
-    """Return the application of port 8000: OpenAI's API."""
+def api_app(pod: Pod, models: Models, generations: Generations, generator: Generator) -> ASGIApp:
+    """Return the application of port 8000: OpenAI's API, and what clients of other servers ask beside it."""
     app = _app(error_response)
-    for router in (models_router(models, pod.adapters), completions_router(generations), chat_router(generations)):
+    for router in (
+        models_router(models, pod.adapters, lambda: pod.base.context_length),
+        completions_router(generations),
+        chat_router(generations),
+        tokens_router(generations, generator),
+        server_router(pod),
+    ):
         app.include_router(router)
+    document = openapi(app, BODIES, STREAMS)
+
+    @app.get("/openapi.json", include_in_schema=False)
+    async def get_document() -> Response:
+        return JSONResponse(document)
+
     served: ASGIApp = _WithHead(app)
     if origins := pod.config.allowed_origins:
         served = CORSMiddleware(served, origins, ["GET", "POST"], ["*"], expose_headers=EXPOSED_HEADERS)

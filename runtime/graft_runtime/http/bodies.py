@@ -53,6 +53,11 @@ def parse_body(content: bytes, model: type[AnyBody]) -> AnyBody:
     Raises:
         GraftError: InvalidRequest, UnsupportedParameter; `field` names the parameter.
     """
+    return validated(parse_object_body(content), model)
+
+
+def parse_object_body(content: bytes) -> dict[str, Any]:
+    """Return the JSON object that these bytes hold. Raises GraftError: InvalidRequest."""
     try:
         _check_size(content)
         value = parse_object(content, "the request's body", ErrorCode.INVALID_REQUEST, constant=float)
@@ -62,6 +67,11 @@ def parse_body(content: bytes, model: type[AnyBody]) -> AnyBody:
         raise _no_object(f"the request's body holds text that is none: {error}") from None
     except GraftError as error:
         raise _no_object(error.what) from None
+    return value
+
+
+def validated(value: Mapping[str, Any], model: type[AnyBody]) -> AnyBody:
+    """Return the body that this object is. Raises GraftError: InvalidRequest, UnsupportedParameter."""
     try:
         body = model.model_validate(value)
     except ValidationError as error:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, NoReturn
+from functools import partial
+from typing import Any, NoReturn, TypeVar
 
 from fastapi import Request, Response
 from fastapi.responses import JSONResponse
@@ -35,6 +36,8 @@ from graft_runtime.pod.metrics import COMPOSED, Metrics
 from graft_runtime.threads import Threads
 
 logger = logging.getLogger(__name__)
+
+Parsed = TypeVar("Parsed")
 
 MAX_BODY_BYTES = 8 << 20
 BODIES_BYTES = 64 << 20
@@ -83,7 +86,7 @@ class Generations:
         record = _Record(route)
         try:
             self._generator.check_room()
-            parsed = await unless(self._read(request, body), self._until_the_end())
+            parsed = await unless(self.read(request, partial(parse_body, model=body)), self._until_the_end())
             asked = parsed.asked()
             record.name, record.adapters = asked.model, asked.adapters
             generation = await unless(
@@ -105,11 +108,12 @@ class Generations:
         self._ended(record)
         return JSONResponse(answer, headers=headers)
 
-    async def _read(self, request: Request, body: type[TextBody]) -> TextBody:
+    async def read(self, request: Request, parse: Callable[[bytes], Parsed]) -> Parsed:
+        """Return what `parse` makes of the request's body. Raises what `Bodies.read` raises, and `parse`."""
         async with self._bodies.read(request) as content:
             if len(content) <= SMALL_BODY_BYTES:
-                return parse_body(content, body)
-            return await self._parser.run(parse_body, content, body)
+                return parse(content)
+            return await self._parser.run(parse, content)
 
     def _run(self, generation: Generation) -> None:
         self._running.add(generation)

@@ -79,6 +79,11 @@ class BaseLife:
         self.serving_since: float | None = None
         """Seconds of the event loop's clock; None before it serves."""
 
+    @property
+    def context_length(self) -> int | None:
+        """Return the most tokens of prompt and answer; None before it serves."""
+        return None if self._serving is None else self._serving.loaded.context_length
+
     async def load(self) -> None:
         """Fetch the base, wait for what is to be merged into it, and have the engine load it.
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -98,3 +100,66 @@ def test_a_base_may_be_named_as_on_the_hub(owned: Any) -> None:
     assert owned.get(f"/v1/models/{OWNED}").json["id"] == OWNED
     assert owned.get("/v1/models/acme/other").status == 404
     assert owned.complete(OWNED).json["model"] == OWNED
+
+
+def test_a_text_is_tokenized_and_its_tokens_are_text_again(pod: Any) -> None:
+    made = pod.post("/tokenize", {"model": "tiny", "prompt": "hello", "return_token_strs": True}).json
+    assert made == {
+        "count": 5,
+        "max_model_len": 4096,
+        "tokens": [71, 68, 75, 75, 78],
+        "token_strs": ["h", "e", "l", "l", "o"],
+    }
+    assert pod.post("/detokenize", {"model": "tiny", "tokens": [256, *made["tokens"]]}).json == {"prompt": "<s>hello"}
+    chat = pod.post("/tokenize", {"model": "tiny", "messages": [{"role": "user", "content": "hello"}]}).json
+    shown = pod.post("/detokenize", {"model": "tiny", "tokens": chat["tokens"]}).json["prompt"]
+    assert shown == "<s><user>hello\n<assistant>"
+    assert chat["token_strs"] is None
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "param"),
+    [
+        ("/tokenize", {"model": "tiny", "prompt": ["a", "b"]}, 400, "prompt"),
+        ("/tokenize", {"model": "nobody", "prompt": "a"}, 404, "model"),
+        ("/tokenize", {"model": "tiny"}, 400, "prompt"),
+        ("/detokenize", {"model": "tiny", "tokens": [320]}, 400, "tokens"),
+        ("/detokenize", {"model": "tiny", "tokens": [-1]}, 400, "tokens[0]"),
+        ("/detokenize", {"model": "tiny", "tokens": [1], "mood": 1}, 400, "mood"),
+    ],
+)
+def test_what_can_not_be_tokenized_is_told_so(
+    pod: Any, path: str, body: dict[str, Any], status: int, param: str
+) -> None:
+    reply = pod.post(path, body)
+    assert (reply.status, reply.json["error"]["param"]) == (status, param), reply.content
+
+
+def test_gateways_and_load_generators_find_what_they_ask_first(pod: Any) -> None:
+    assert [pod.ask(*asked).status for asked in (("GET", "/health"), ("GET", "/ping"), ("POST", "/ping"))] == [200] * 3
+    assert pod.ask("HEAD", "/health").status == 200
+    assert pod.ask("GET", "/version").json == {"version": version("graft-runtime")}
+    (card,) = pod.get("/v1/models").json["data"]
+    assert {name: card[name] for name in ("id", "object", "owned_by", "root", "parent", "max_model_len")} == {
+        "id": "tiny",
+        "object": "model",
+        "owned_by": "graft",
+        "root": "tiny",
+        "parent": None,
+        "max_model_len": 4096,
+    }
+
+
+def test_the_document_of_the_api_has_its_routes_and_what_they_take(pod: Any) -> None:
+    document = pod.ask("GET", "/openapi.json").json
+    posted = {path for path, operations in document["paths"].items() if "post" in operations}
+    assert posted == {"/v1/completions", "/v1/chat/completions", "/tokenize", "/detokenize", "/ping"}
+    schemas = document["components"]["schemas"]
+    for name in re.findall(r'"\$ref": "#/components/schemas/(\w+)"', json.dumps(document)):
+        assert name in schemas
+    taken = document["paths"]["/v1/completions"]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    assert taken == {"$ref": "#/components/schemas/CompletionBody"}
+    assert schemas["CompletionBody"]["required"] == ["prompt"]
+    assert {"n", "logprobs", "min_p", "stop"} <= schemas["CompletionBody"]["properties"].keys()
+    fault = document["paths"]["/tokenize"]["post"]["responses"]["default"]["content"]["application/json"]["schema"]
+    assert fault == {"$ref": "#/components/schemas/Error"}

@@ -50,7 +50,7 @@ def _check_items(path: str, items: list[Any], kind: Any) -> None:
 class CompletionBody(TextBody):
     """The request."""
 
-    prompt: Annotated[Prompt, PlainValidator(_checked)]
+    prompt: Annotated[Prompt, PlainValidator(_checked, json_schema_input_type=Prompt)]
     logprobs: Annotated[Whole, Field(ge=0, le=MAX_LOGPROBS)] | None = None
     echo: StrictBool | None = None
     add_special_tokens: StrictBool | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 from fastapi import APIRouter, Response
@@ -15,15 +16,21 @@ from graft_runtime.messages import Tier
 from graft_runtime.pod.adapters import Adapters
 
 
-def models_router(models: Models, adapters: Adapters) -> APIRouter:
-    """Return the routes."""
+def models_router(models: Models, adapters: Adapters, context: Callable[[], int | None]) -> APIRouter:
+    """Return the routes.
+
+    Args:
+        models: the names that requests use.
+        adapters: those of the pod.
+        context: returns how many tokens prompt and answer may have; None: not known yet.
+    """
     router = APIRouter()
     created = int(time.time())
 
     def card(name: str) -> dict[str, Any]:
         parent = None if name == models.served else models.served
         described = {"id": name, "object": "model", "created": created, "owned_by": "graft"}
-        return described | {"root": name, "parent": parent}
+        return described | {"root": name, "parent": parent, "max_model_len": context()}
 
     @router.get("/v1/models")
     async def list_models() -> Response:
