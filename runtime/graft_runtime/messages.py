@@ -185,6 +185,8 @@ class BaseLoaded(_Message, frozen=True, tag=True, array_like=True):
     capabilities: Capabilities
     merged: tuple[AdapterFacts, ...] = ()
     """Of each adapter that was merged, in the order of the merge."""
+    capacity_tokens: int | None = None
+    """That keys and values may be kept of; None: the engine does not know."""
 
     def room_after(self, prompt: int) -> int:
         """Return how many tokens can follow a prompt of this many."""

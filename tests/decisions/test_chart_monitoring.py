@@ -27,7 +27,7 @@ ON: dict[str, Any] = {
 }
 LABELS = {
     series: collector._labelnames
-    for registry in (OPERATOR_METRICS, Metrics().registry)
+    for registry in (OPERATOR_METRICS, Metrics("base").registry)
     for series, collector in registry._names_to_collectors.items()
 }
 """Series → the labels that the programs write; those of the scrape come beside them."""

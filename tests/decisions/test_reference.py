@@ -27,7 +27,7 @@ def _chart_values(values: dict[str, Any], prefix: str = "") -> list[str]:
 
 
 def _metrics() -> list[str]:
-    return [family.name for registry in (OPERATOR_METRICS, Metrics().registry) for family in registry.collect()]
+    return [family.name for registry in (OPERATOR_METRICS, Metrics("base").registry) for family in registry.collect()]
 
 
 @pytest.mark.parametrize(

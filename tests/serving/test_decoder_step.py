@@ -44,7 +44,7 @@ class Ragged:
 class RaggedStore:
     """KeysAndValues that append."""
 
-    longest, block = 1 << 20, 0
+    tokens, longest, block = 1 << 20, 1 << 20, 0
 
     def __init__(self, layers: Sequence[LayerShape]) -> None:
         self.layers, self.reserved = layers, 0

@@ -79,6 +79,11 @@ class Admission:
         self._turnover.left(count, self.in_flight, self._clock())
         self._idle.set()
 
+    @property
+    def names(self) -> list[str]:
+        """Return the names of the requests under way."""
+        return sorted(self._by_name)
+
     async def wait_quiet(self, seconds: float) -> None:
         """Wait until no answer is awaited, and from now on for `seconds` no request has come."""
         begun = self._clock()

@@ -54,7 +54,14 @@ class Serving:
             task=base.task,
             capabilities=_capabilities(base.task, self.device_bytes, self.runner),
             merged=merged,
+            capacity_tokens=self._capacity_tokens(start.limits.max_sequences),
         )
+
+    def _capacity_tokens(self, max_sequences: int) -> int:
+        """Return how many tokens keys and values may be kept of; caches of batches grow by themselves."""
+        if isinstance(self.runner, DecoderRunner):
+            return self.runner.kv.tokens
+        return max_sequences * self.runner.context_length
 
 
 def _capabilities(task: Task, device_bytes: int, runner: Runner) -> Capabilities:

@@ -71,8 +71,13 @@ def api_app(pod: Pod, models: Models, generations: Generations, generator: Gener
     return _WithRequestId(OneLength(_SayingClose(served, lambda: pod.leaving)))
 
 
-def probe_app(pod: Pod) -> ASGIApp:
-    """Return the application of port 8002: probes and metrics."""
+def probe_app(pod: Pod, asked: Callable[[], Sequence[str]]) -> ASGIApp:
+    """Return the application of port 8002: probes and metrics.
+
+    Args:
+        pod: this one.
+        asked: returns the names of the requests under way.
+    """
     app = _app(error_response)
 
     @app.get("/livez")
@@ -91,7 +96,7 @@ def probe_app(pod: Pod) -> ASGIApp:
 
     @app.get("/metrics")
     async def metrics() -> Response:
-        text = pod.metrics.render(pod.board.reports(), pod.engine.occupancy)
+        text = pod.metrics.render(pod.board.reports(), pod.load(asked()))
         return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
 
     return app

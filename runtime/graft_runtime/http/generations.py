@@ -128,7 +128,7 @@ class Generations:
     async def _collect(self, record: _Record, generation: Generation, words: Words) -> dict[str, Any]:
         pieces: list[list[Piece]] = [[] for _ in generation.choices]
         async for piece in generation.pieces():
-            self._first(record)
+            self._came(record, piece)
             pieces[piece.index].append(piece)
         return words.whole([put_together(each) for each in pieces])
 
@@ -139,7 +139,7 @@ class Generations:
             for opening in words.openings():
                 yield event(opening)
             async for piece in generation.pieces():
-                self._first(record)
+                self._came(record, piece)
                 yield event(words.chunk(piece))
             if usage:
                 yield event(words.usage_chunk())
@@ -149,10 +149,14 @@ class Generations:
             record.status = error.code.http_status
             yield event(error_body(error))
 
-    def _first(self, record: _Record) -> None:
-        if not record.answered:
-            record.answered = True
-            self._metrics.first_token_seconds.observe(time.monotonic() - record.arrived)
+    def _came(self, record: _Record, piece: Piece) -> None:
+        now, metrics = time.monotonic(), self._metrics
+        if not record.last:
+            metrics.first_token_seconds.observe(now - record.arrived)
+            metrics.vllm.first.observe(now - record.arrived)
+        if (before := record.last.get(piece.index)) is not None:
+            metrics.vllm.between.observe(now - before)
+        record.last[piece.index] = now
 
     def _ended(self, record: _Record) -> None:
         generation, metrics = record.generation, self._metrics
@@ -162,7 +166,10 @@ class Generations:
         line: dict[str, Any] = {"route": record.route, "model": name, "status": record.status}
         if record.adapters:
             line["adapters"] = [asdict(part) for part in record.adapters]
-        line["seconds"] = round(time.monotonic() - record.arrived, 4)
+        seconds = time.monotonic() - record.arrived
+        line["seconds"] = round(seconds, 4)
+        if record.status == 200:
+            metrics.vllm.whole.observe(seconds)
         if generation is not None:
             generation.close()
             self._running.discard(generation)
@@ -186,7 +193,8 @@ class _Record:
     adapters: Sequence[NamedAdapter] = ()
     generation: Generation | None = None
     status: int = CLIENT_GONE
-    answered: bool = False
+    last: dict[int, float] = field(default_factory=dict)
+    """When the last piece of each choice came."""
     arrived: float = field(default_factory=time.monotonic)
 
 

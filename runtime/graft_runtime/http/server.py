@@ -69,7 +69,14 @@ async def serve(config: RuntimeConfig, places: Places, uid: str, address: str, e
     admission = Admission(config.engine.max_sequences)
     generator = Generator(models, pod.adapters, pod.base, pod.engine.submit, admission=admission, lent=pod.metrics.lent)
     generations = Generations(generator, models, pod.metrics)
-    servers = [_server(app) for app in (control_app(pod), api_app(pod, models, generations, generator), probe_app(pod))]
+    servers = [
+        _server(app)
+        for app in (
+            control_app(pod),
+            api_app(pod, models, generations, generator),
+            probe_app(pod, lambda: admission.names),
+        )
+    ]
     ports = {
         name: _task(server.serve([listening])) for name, server, listening in zip(PORTS, servers, sockets, strict=True)
     }

@@ -84,6 +84,11 @@ class BaseLife:
         """Return the most tokens of prompt and answer; None before it serves."""
         return None if self._serving is None else self._serving.loaded.context_length
 
+    @property
+    def capacity_tokens(self) -> int | None:
+        """Return how many tokens keys and values may be kept of; None before it serves."""
+        return None if self._serving is None else self._serving.loaded.capacity_tokens
+
     async def load(self) -> None:
         """Fetch the base, wait for what is to be merged into it, and have the engine load it.
 

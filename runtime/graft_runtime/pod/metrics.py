@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections import Counter as CountOf
 from collections.abc import Iterable
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
 
 from graft_runtime.contract.status import AdapterReport
-from graft_runtime.messages import Dropped, Occupancy, Tier, Unmounted
+from graft_runtime.messages import Dropped, Tier, Unmounted
 from graft_runtime.pod.adapters import AdapterEvent
+from graft_runtime.pod.vllm_metrics import Load, VllmMetrics
+
+disable_created_metrics()  # a line of each counter and histogram that nobody reads
 
 MAX_NAMES = 200
 OTHER = "other"
@@ -20,10 +23,15 @@ _STEP_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5
 
 
 class Metrics:
-    """The metrics of one pod."""
+    """The metrics of one pod.
 
-    def __init__(self) -> None:
+    Args:
+        model: the name of the base model, or of the merge.
+    """
+
+    def __init__(self, model: str) -> None:
         self.registry = CollectorRegistry()
+        self.vllm = VllmMetrics(self.registry, model)
         self._names: set[str] = set()
         self.requests = self._counter("requests", "Requests answered.", ["adapter", "route", "status"])
         self.prompt_tokens = self._counter("prompt_tokens", "Tokens of prompts.", ["adapter"])
@@ -80,8 +88,10 @@ class Metrics:
         elif isinstance(event, Unmounted) and event.tier is not None:
             self.adapter_evictions.labels("device").inc()
 
-    def render(self, reports: Iterable[AdapterReport], occupancy: Occupancy) -> bytes:
+    def render(self, reports: Iterable[AdapterReport], load: Load) -> bytes:
         """Return the text that Prometheus scrapes."""
+        self.vllm.show(load)
+        occupancy = load.occupancy
         self._running.set(occupancy.running)
         self._waiting.set(occupancy.waiting)
         self._reserved.set(occupancy.reserved)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +26,7 @@ from graft_runtime.pod.preparations import Preparations
 from graft_runtime.pod.readiness import Readiness
 from graft_runtime.pod.sets import AdapterSets, SetInForce
 from graft_runtime.pod.status_board import StatusBoard
+from graft_runtime.pod.vllm_metrics import Load
 from graft_runtime.store.cache import Cache, Cached
 from graft_runtime.store.fetches import Fetches
 from graft_runtime.store.network import Network
@@ -68,7 +69,7 @@ class Pod:
     def __init__(self, config: RuntimeConfig, places: Places, uid: str, engine: EnginePort) -> None:
         self.config, self.places, self.uid = config, places, uid
         self.boot_id, self._config_hash = uuid.uuid4().hex, config.config_hash()
-        self.metrics = Metrics()
+        self.metrics = Metrics(config.served_name)
         self.board = StatusBoard(self._head, self._report)
         self.engine = EngineClient(engine, self._heard)
         cache = Cache(
@@ -123,6 +124,18 @@ class Pod:
         """Let go of whoever polls, and of copies under way."""
         self.board.close()
         await self.fetches.close()
+
+    def load(self, asked: Sequence[str]) -> Load:
+        """Return what this pod is doing. `asked`: the names of requests under way."""
+        adapters = [name for name in asked if name != self.config.served_name]
+        mounted = [name for name in adapters if self.adapters.tier(name) == "device"]
+        return Load(
+            self.engine.occupancy,
+            self.base.capacity_tokens,
+            self.config.engine.max_mounted_adapters,
+            mounted,
+            [name for name in adapters if name not in mounted],
+        )
 
     @property
     def leaving(self) -> bool:

@@ -163,3 +163,17 @@ def test_the_document_of_the_api_has_its_routes_and_what_they_take(pod: Any) -> 
     assert {"n", "logprobs", "min_p", "stop"} <= schemas["CompletionBody"]["properties"].keys()
     fault = document["paths"]["/tokenize"]["post"]["responses"]["default"]["content"]["application/json"]["schema"]
     assert fault == {"$ref": "#/components/schemas/Error"}
+
+
+def test_gateways_read_load_and_adapters_by_the_names_of_vllm(pod: Any) -> None:
+    pod.complete("tiny")
+    lines = pod.get("/metrics").content.decode().splitlines()
+    values = dict(line.rsplit(" ", 1) for line in lines if not line.startswith("#"))
+    for name in ("num_requests_running", "num_requests_waiting", "kv_cache_usage_perc"):
+        assert values[f'vllm:{name}{{model_name="tiny"}}'] == "0.0"
+    info = 'vllm:lora_requests_info{max_lora="8",running_lora_adapters="",waiting_lora_adapters=""}'
+    assert float(values[info]) > 1e9
+    for name in ("time_to_first_token", "e2e_request_latency"):
+        assert float(values[f'vllm:{name}_seconds_count{{model_name="tiny"}}']) >= 1
+    assert 'vllm:inter_token_latency_seconds_count{model_name="tiny"}' in values
+    assert not [line for line in lines if "_created" in line]

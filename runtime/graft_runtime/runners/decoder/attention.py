@@ -93,10 +93,12 @@ class KeysAndValues(Protocol):
     """The keys and values of the sequences that run.
 
     Attributes:
+        tokens: that may be held in all.
         longest: tokens of the longest sequence.
         block: tokens of the blocks that are kept for later sequences; 0: none is.
     """
 
+    tokens: int
     longest: int
     block: int
 
