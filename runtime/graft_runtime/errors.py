@@ -158,7 +158,11 @@ class ErrorCode(StrEnum):
     SHUTTING_DOWN = "ShuttingDown", Recovery.BY_ITSELF
     """This pod is going away; try again."""
     UNAUTHENTICATED = "Unauthenticated", Recovery.BY_A_PERSON, 401
-    """The control port was called without a valid token."""
+    """The control port was called without a valid token, or the API of a pool that asks for keys without one."""
+    FORBIDDEN = "Forbidden", Recovery.BY_A_PERSON, 403
+    """An API key that may not use the name that the request asks for."""
+    RATE_LIMITED = "RateLimited", Recovery.BY_ITSELF, 429
+    """An API key that has had its requests of this minute; try again."""
     INTERNAL = "Internal", Recovery.OUTSIDE, 500
     """A fault of Graft itself."""
 

@@ -128,6 +128,8 @@ class Generate(_Message, frozen=True, tag=True, array_like=True):
     """Keys and values are shared only among requests of the same salt."""
     tell_prompt: bool = False
     """Tell the log-probabilities of the prompt as well, of as many of the likeliest as `sampling` has it."""
+    share: int = 1
+    """Of the engine, against that of requests to other adapters: so much less each of its tokens counts."""
 
 
 class Encode(_Message, frozen=True, tag=True, array_like=True):
@@ -176,8 +178,7 @@ class BaseLoaded(_Message, frozen=True, tag=True, array_like=True):
 
     runner: str
     context_length: int
-    """Tokens: the smaller of the model's own and `max_sequence_length` of the limits. Of prompt and answer together, or
-    of each where the prompt has an encoder of its own."""
+    """Tokens by model and limits, of prompt and answer, or of each where the prompt has an encoder of its own."""
     vocabulary_size: int
     parameter_count: int
     dtype: str

@@ -28,6 +28,15 @@ async def test_the_first_leaves_room_for_the_second_and_the_second_for_the_third
     assert taken(admission, "c") == 16
 
 
+async def test_places_go_by_shares() -> None:
+    shares = {"small": 1, "large": 3}
+    admission = Admission(8, lambda name: shares.get(name, 1))  # 264 in all, 198 of them by shares
+    admission.enter(1, ["small"])
+    admission.enter(1, ["large"])
+    assert taken(admission, "large") == 198 * 3 // 4 - 1
+    assert taken(admission, "small") == 198 // 4 - 1
+
+
 async def test_over_one_s_own_share_is_another_fault_than_over_the_pod_s() -> None:
     admission = Admission(2)
     taken(admission, "a")

@@ -236,7 +236,7 @@ def test_an_adapter_of_another_owner_is_planned_like_one_of_the_spec() -> None:
     pool = pool_of(observed.pool)
     source = Source(uri=SQL["uri"])
     owner = ObjectKey("Toy", "team", "spinning-top")
-    guest = WantedAdapter("sql", source, digest=None, scale=2.0, pinned=True, owner=owner)
+    guest = WantedAdapter("sql", source, digest=None, scale=2.0, pinned=True, share=1, owner=owner)
     answered = replace(observed, resolutions=resolved(SQL))
     plan = plan_pool(pool, (*inline_adapters(pool), guest), answered, SETTINGS, NOW)
     entry = current_set(plan).adapters[1]
@@ -257,7 +257,7 @@ def test_an_adapter_of_another_owner_is_planned_like_one_of_the_spec() -> None:
 def test_the_fault_of_an_adapter_of_another_owner_names_the_owner() -> None:
     pool = pool_of(view_of(spec_of(BILLING)))
     owner = ObjectKey("Toy", "team", "spinning-top")
-    stray = WantedAdapter("stray", Source(uri="pvc://elsewhere/x"), None, 1.0, False, owner)
+    stray = WantedAdapter("stray", Source(uri="pvc://elsewhere/x"), None, 1.0, False, 1, owner)
     plan = plan_pool(pool, (*inline_adapters(pool), stray), fresh(spec_of(BILLING)), SETTINGS, NOW)
     assert (adapter(plan, "stray").message or "").startswith(
         "adapter `stray` of Toy spinning-top: uri `pvc://elsewhere/x`"

@@ -51,6 +51,14 @@ def test_of_a_secret_nothing_but_labels_type_and_hosts_is_kept() -> None:
     assert read_referred({"metadata": {}, "data": {"hosts": "no base64!"}}).hosts == ()
 
 
+def test_the_secret_of_api_keys_is_one_that_pools_may_use() -> None:
+    keys = parse_spec(spec(apiKeys={"secretName": "keys"}))
+    fault = reference_fault(keys, FINE, LIMITED)
+    assert fault is not None
+    assert (fault.code, fault.field) == ("FieldNotAllowed", "spec.apiKeys.secretName")
+    assert reference_fault(keys, {**FINE, ("Secret", "keys"): read_referred(body())}, LIMITED) is None
+
+
 CASES = [
     ({}, None, ""),
     (

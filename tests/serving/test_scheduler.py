@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from graft_runtime.engine.requests import NEVER, Encoding, Request, Result, first_position
 from graft_runtime.engine.scheduler import Scheduler
+from graft_runtime.engine.turns import Turns
 from graft_runtime.messages import Encode, ServedAdapter
 
 
@@ -189,6 +190,12 @@ def test_what_counts_is_tokens() -> None:
     for number in range(6):
         queue.add(of("short", number, 10))
     assert started(queue, 7) == ["long0", "short0", "short1", "short2", "short3", "long1", "short4"]
+
+
+def test_tokens_of_a_larger_share_count_less() -> None:
+    turns = Turns()
+    assert [turns.of("one", 10) for _ in range(3)] == [0, 10, 20]
+    assert [turns.of("four", 10, 4) for _ in range(3)] == [0, 3, 6]
 
 
 def test_who_did_not_ask_has_saved_nothing_up() -> None:

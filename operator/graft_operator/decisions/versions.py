@@ -111,6 +111,7 @@ def entry_of(adapter: WantedAdapter, held: Held | None, catalogue: Catalogue, *,
         revision=held.revision if held is not None else None,
         scale=adapter.scale,
         pinned=adapter.pinned,
+        share=adapter.share,
     )
     served = catalogue.served(adapter)
     if merged or served is None or entry.wanted is None:

@@ -22,6 +22,7 @@ class WantedAdapter:
     """The sha256 that it must have; None: whatever the source holds."""
     scale: float
     pinned: bool
+    share: int
     owner: ObjectKey
     """The object that asks for it: the pool, for an entry of its spec."""
 
@@ -42,6 +43,7 @@ def inline_adapters(pool: Pool) -> tuple[WantedAdapter, ...]:
             digest=adapter.digest,
             scale=adapter.scale,
             pinned=adapter.pinned,
+            share=adapter.share,
             owner=owner,
         )
         for adapter in pool.spec.adapters

@@ -19,6 +19,7 @@ CONFIG_DIRECTORY = "/graft/config"
 ADAPTER_SET_DIRECTORY = "/graft/adapter-set"
 KEYS_DIRECTORY = "/graft/keys"
 CACHE_DIRECTORY = "/graft/cache"
+API_KEYS_DIRECTORY = "/graft/api-keys"
 STATE_DIRECTORY = "/graft/state"
 SOURCES_DIRECTORY = "/graft/sources"
 SCRATCH_DIRECTORY = "/tmp"  # noqa: S108 - an emptyDir of the pod's own; the root file system is read-only
@@ -84,6 +85,8 @@ def _arguments(pool: Pool, settings: Settings) -> list[str]:
     arguments += ["--state-directory", STATE_DIRECTORY, "--bind-address", bind_address, "--pod-uid", "$(POD_UID)"]
     arguments += ["--cache-bytes", str(cache_bytes(settings.cache_size))]
     arguments += ["--adapter-bytes", str(quantity_bytes(settings.adapter_size))]
+    if pool.spec.api_keys is not None:
+        arguments += ["--api-keys-directory", API_KEYS_DIRECTORY]
     for source in _sources(pool):
         if source.mount_path or _is_mounted(source):
             arguments += ["--source-mount", source.name, source.mount_path or _source_directory(source)]
@@ -125,6 +128,12 @@ def _volumes(pool: Pool, settings: Settings, config_hash: str) -> list[dict[str,
         {"name": "keys", "configMap": {"name": keys_name(pool)}},
         {"name": "cache", "emptyDir": {"sizeLimit": pool.spec.cache.size or settings.cache_size}},
         {"name": "state", "emptyDir": {}},
+        # Optional: where it is gone, no key opens anything, and the pod runs.
+        *(
+            [{"name": "api-keys", "secret": {"secretName": keys.secret_name, "optional": True}}]
+            if (keys := pool.spec.api_keys) is not None
+            else []
+        ),
         {"name": "scratch", "emptyDir": {}},
         *(_source_volume(source) for source in _sources(pool) if _is_mounted(source)),
     ]
@@ -138,6 +147,11 @@ def _mounts(pool: Pool) -> list[dict[str, Any]]:
         {"name": "cache", "mountPath": CACHE_DIRECTORY},
         {"name": "state", "mountPath": STATE_DIRECTORY},
         {"name": "scratch", "mountPath": SCRATCH_DIRECTORY},
+        *(
+            [{"name": "api-keys", "mountPath": API_KEYS_DIRECTORY, "readOnly": True}]
+            if pool.spec.api_keys is not None
+            else []
+        ),
         *(
             {"name": mount_name(source), "mountPath": _source_directory(source), "readOnly": True}
             for source in _sources(pool)

@@ -20,6 +20,7 @@ from graft_operator.resource.texts import (
     DigestText,
     Endpoint,
     Float,
+    Int,
     MountPath,
     ResourceName,
     Revision,
@@ -175,5 +176,7 @@ class AdapterSpec(Ruled):
     """A factor on what the adapter adds to the base."""
     pinned: Bool = False
     """Mounted from the start and never displaced."""
+    share: Int = Field(default=1, ge=1, le=100)
+    """How much of a pod that is asked for more than it can do is this adapter's, against the shares of the others."""
 
     rules = (REVISION_NEEDS_A_SCHEME_WITH_REVISIONS,)

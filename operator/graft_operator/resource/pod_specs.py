@@ -9,7 +9,7 @@ from pydantic import Field
 
 from graft_operator.quantities import QUANTITY_PATTERN
 from graft_operator.resource.rules import Rule, Ruled
-from graft_operator.resource.texts import Annotations, Int, Labels
+from graft_operator.resource.texts import Annotations, Int, Labels, ResourceName
 
 Quantity = Annotated[str, Field(pattern=QUANTITY_PATTERN, max_length=20)]
 
@@ -31,6 +31,13 @@ class AcceleratorSpec(Ruled):
     """The extended resource of its device plugin; by default the administrator's choice, nvidia.com/gpu at first."""
     count: Int = Field(default=1, ge=0, le=1)
     """1: one device a pod; 0: none, the model runs on the CPU."""
+
+
+class ApiKeysSpec(Ruled):
+    """The keys of a pool's clients."""
+
+    secret_name: ResourceName
+    """A Secret of this namespace. Each of its entries is a key, as JSON: its sha256, models, requestsPerMinute."""
 
 
 class CacheSpec(Ruled):

@@ -9,7 +9,14 @@ from graft_runtime.contract.schemes import CLAIM, DIRECTORY, deepest_prefix
 from pydantic import AfterValidator, Field
 
 from graft_operator.resource.checkpoint_specs import MOUNTED, AdapterSpec, BaseModelSpec, SourceSpec
-from graft_operator.resource.pod_specs import AcceleratorSpec, CacheSpec, EngineSpec, PodTemplateSpec, StrategySpec
+from graft_operator.resource.pod_specs import (
+    AcceleratorSpec,
+    ApiKeysSpec,
+    CacheSpec,
+    EngineSpec,
+    PodTemplateSpec,
+    StrategySpec,
+)
 from graft_operator.resource.rules import Rule, Ruled, list_map, unique
 from graft_operator.resource.texts import Bool, Float, Int, ServedName, has_scheme, starts_with
 
@@ -67,6 +74,8 @@ class AdapterDeploymentSpec(Ruled):
     allowed_origins: tuple[Origin, ...] = Field(default=(), max_length=MAX_ORIGINS)
     """Origins whose pages may ask the pods from a browser, `https://chat.example.com`, or `*`; a change rolls the pods.
     """
+    api_keys: ApiKeysSpec | None = None
+    """Whom the pods answer, by default whoever reaches them; a change rolls the pods, one of the keys does not."""
     engine: EngineSpec = EngineSpec()
     """Limits of a pod's engine; a change rolls the pods."""
     accelerator: AcceleratorSpec = AcceleratorSpec()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from graft_runtime.answering.turnover import Turnover
 from graft_runtime.errors import ErrorCode, GraftError
@@ -13,13 +13,15 @@ from graft_runtime.errors import ErrorCode, GraftError
 class Admission:
     """Counts the answers that are awaited, and turns requests away.
 
-    The names under way share three quarters of all places evenly; the last quarter is for names that come.
+    The names under way divide three quarters of all places by their shares; the last quarter is for names that come.
 
     Args:
         max_sequences: places in the batch.
+        share: of a name.
     """
 
-    def __init__(self, max_sequences: int) -> None:
+    def __init__(self, max_sequences: int, share: Callable[[str], int] = lambda name: 1) -> None:
+        self._share = share
         self._turnover = Turnover(max_sequences)
         self._idle = asyncio.Event()
         self._clock = asyncio.get_running_loop().time
@@ -43,8 +45,10 @@ class Admission:
         """
         self._check_open()
         now = self._clock()
-        share = self._turnover.capacity(now) * 3 // 4 // len({*self._by_name, *names})
+        shares = {name: self._share(name) for name in (*self._by_name, *names)}
+        places = self._turnover.capacity(now) * 3 // 4
         for name in names:
+            share = places * shares[name] // sum(shares.values())
             if (held := self._by_name[name]) and held + count > share:
                 raise GraftError(
                     ErrorCode.OVER_SHARE,

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol
 
+from graft_runtime.answering.callers import Caller
 from graft_runtime.errors import ErrorCode, GraftError
 from graft_runtime.tokenizing.rendering import ANSWER_BEGINS, TemplateOptions
 from graft_runtime.tokenizing.text_formats import TextFormat
@@ -129,6 +130,7 @@ class TextRequest:
     """A request for text. None: as the checkpoint's generation_config.json has it."""
 
     prompts: Prompts
+    caller: Caller
     model: str | None = None
     adapters: Sequence[NamedAdapter] = ()
     """To be summed; `model` is the base's then."""

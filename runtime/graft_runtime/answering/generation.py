@@ -12,6 +12,7 @@ from typing import Protocol
 from graft_runtime.answering.admission import Admission
 from graft_runtime.answering.answers import Choice, Generation
 from graft_runtime.answering.asked import TextRequest, Texts
+from graft_runtime.answering.callers import Caller
 from graft_runtime.answering.composition import Target, single_target, summed_target
 from graft_runtime.answering.limits import check_generates, check_ids, check_prompt, sampling_of, token_limit
 from graft_runtime.answering.models import Models
@@ -146,9 +147,9 @@ class Generator:
 
             return await self._threads.run(work)
 
-    async def detokenize(self, model: str | None, ids: Sequence[int]) -> str:
+    async def detokenize(self, model: str | None, ids: Sequence[int], caller: Caller) -> str:
         """Return the text of token ids, special ones included. Raises GraftError: as `start`."""
-        request = TextRequest(Texts([list(ids)]), model=model)
+        request = TextRequest(Texts([list(ids)]), caller, model=model)
         async with self._ready(request, generates=False) as ready:
             check_ids(ids, ready.target.vocabulary_size, "tokens")
             decode = partial(ready.target.text_format.tokenizer.decode, show_special=True)
@@ -226,6 +227,7 @@ class Generator:
                 stop_tokens=tuple(sorted(ends)),
                 tell_prompt=tell_prompt,
                 salt=request.salt,
+                share=min((lease.share for lease in target.leases), default=1),
             )
             text = tokenizer.detokenizer(prompt if goes_on else (), show_special=request.show_special)
             spelled = tokenizer.spelled if request.logprobs is not None else None

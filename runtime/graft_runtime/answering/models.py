@@ -38,7 +38,7 @@ class Models:
         """Return the model that a request names, and the adapters that are to be mounted for it.
 
         Raises:
-            GraftError: InvalidRequest, UnknownModel, NotComposable.
+            GraftError: InvalidRequest, Forbidden, UnknownModel, NotComposable.
         """
         model = request.model if request.model is not None else self._adapters.default_model
         if model is None:
@@ -48,6 +48,9 @@ class Models:
                 hint=f"name an adapter, or `{self.served}` for the base model; GET /v1/models lists them",
                 field="model",
             )
+        request.caller.check(model, "model")
+        for index, part in enumerate(request.adapters):
+            request.caller.check(part.name, f"adapters[{index}].name")
         self.check_known(model)
         if not request.adapters:
             return model, [model] if model != self.served else []

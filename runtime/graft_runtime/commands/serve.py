@@ -36,6 +36,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ("state", "what must outlive a restart of the container"),
     ):
         parser.add_argument(f"--{name}-directory", type=Path, required=True, metavar="DIRECTORY", help=text)
+    parser.add_argument(
+        "--api-keys-directory",
+        type=Path,
+        metavar="DIRECTORY",
+        help="the Secret with the API's keys; without, it asks none",
+    )
     parser.add_argument("--bind-address", default="0.0.0.0", help="for all ports")  # noqa: S104 - a pod's default
     parser.add_argument("--pod-uid", required=True, help="the audience of control tokens")
     parser.add_argument(
@@ -84,6 +90,7 @@ def run(options: argparse.Namespace, engine: Callable[[], EnginePort] = EngineCh
         state=options.state_directory,
         sources=sources,
         allowed_networks=tuple(options.allowed_network),
+        api_keys=options.api_keys_directory,
         cache_bytes=options.cache_bytes,
         adapter_bytes=options.adapter_bytes,
         allowed_hosts=tuple(options.allowed_host),

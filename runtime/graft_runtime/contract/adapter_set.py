@@ -45,6 +45,8 @@ class AdapterEntry(Wire):
     scale: float = Field(default=1.0, ge=-1000.0, le=1000.0, allow_inf_nan=False)
     pinned: bool = False
     """Mounted from the start and never displaced."""
+    share: int = Field(default=1, ge=1, le=100)
+    """Of the pod, against the shares of other names, while there are more requests than it can take."""
     inline: bool = True
     """Listed in the pool's spec, so that readiness waits for it."""
     required: bool = False

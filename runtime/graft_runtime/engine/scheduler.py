@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from graft_runtime.engine.requests import Flow, Request, Turn
 from graft_runtime.engine.turns import Turns
+from graft_runtime.messages import Generate
 
 
 class Scheduler:
@@ -32,7 +33,8 @@ class Scheduler:
     def add(self, request: Request) -> None:
         """Put a request into the queue, behind those whose turn is no later."""
         whose = frozenset(served.digest for served in request.message.adapters)
-        request.turn = self._turns.of(whose, request.tokens_at_most)
+        share = request.message.share if isinstance(request.message, Generate) else 1
+        request.turn = self._turns.of(whose, request.tokens_at_most, share)
         insort(self._waiting, request, key=_turn)
 
     def schedule(self) -> Sequence[Turn]:

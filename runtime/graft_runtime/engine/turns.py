@@ -8,18 +8,19 @@ from collections.abc import Hashable
 class Turns:
     """Start-time fair queueing (Goyal, Vin and Cheng, 1996): the lowest turn is next.
 
-    A turn is a number of tokens. A request's is where those of the same adapters before it end, and no lower than that
-    of the last request that was started: who did not ask has saved nothing up.
+    A turn is a number of tokens, which count less where the share is larger. A request's is where those of the same
+    adapters before it end, and no lower than that of the last request that was started: who did not ask has saved
+    nothing up.
     """
 
     def __init__(self) -> None:
         self._now = 0
         self._ends: dict[Hashable, int] = {}
 
-    def of(self, whose: Hashable, tokens: int) -> int:
-        """Return the turn of a request that costs so many tokens."""
+    def of(self, whose: Hashable, tokens: int, share: int = 1) -> int:
+        """Return the turn of a request that costs so many tokens, by its share."""
         turn = max(self._now, self._ends.get(whose, 0))
-        self._ends[whose] = turn + tokens
+        self._ends[whose] = turn + -(-tokens // share)
         return turn
 
     def started(self, turn: int) -> None:

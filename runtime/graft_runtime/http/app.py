@@ -17,7 +17,9 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from graft_runtime.answering.generation import Generator
 from graft_runtime.answering.models import Models
 from graft_runtime.errors import ErrorCode, GraftError
+from graft_runtime.http.api_keys import ApiKeys
 from graft_runtime.http.bodies import Body
+from graft_runtime.http.callers import WithCaller
 from graft_runtime.http.control import control_router
 from graft_runtime.http.faults import error_response, fault_response
 from graft_runtime.http.framing import OneLength
@@ -48,8 +50,11 @@ EXPOSED_HEADERS = (REQUEST_ID_HEADER, DIGEST_HEADER, ADAPTERS_HEADER, "Retry-Aft
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
 
-def api_app(pod: Pod, models: Models, generations: Generations, generator: Generator) -> ASGIApp:
-    """Return the application of port 8000: OpenAI's API, and what clients of other servers ask beside it."""
+def api_app(pod: Pod, models: Models, generations: Generations, generator: Generator, keys: ApiKeys | None) -> ASGIApp:
+    """Return the application of port 8000: OpenAI's API, and what clients of other servers ask beside it.
+
+    Where the pool asks for keys, all of it is behind them.
+    """
     app = _app(error_response)
     for router in (
         models_router(models, pod.adapters, lambda: pod.base.context_length),
@@ -65,7 +70,7 @@ def api_app(pod: Pod, models: Models, generations: Generations, generator: Gener
     async def get_document() -> Response:
         return JSONResponse(document)
 
-    served: ASGIApp = _WithHead(app)
+    served: ASGIApp = _WithHead(WithCaller(app, keys, pod.metrics))
     if origins := pod.config.allowed_origins:
         served = CORSMiddleware(served, origins, ["GET", "POST"], ["*"], expose_headers=EXPOSED_HEADERS)
     return _WithRequestId(OneLength(_SayingClose(served, lambda: pod.leaving)))

@@ -19,6 +19,7 @@ _CODES = {ErrorCode.CONTEXT_TOO_LONG: "context_length_exceeded", ErrorCode.UNKNO
 
 _TYPES = {
     401: "authentication_error",
+    403: "permission_error",
     404: "not_found_error",
     429: "rate_limit_error",
     500: "server_error",
@@ -38,6 +39,7 @@ def error_response(error: GraftError) -> JSONResponse:
     status = error.code.http_status
     seconds = math.ceil(min(error.retry_after or RETRY_AFTER_SECONDS, LONGEST_RETRY_AFTER_SECONDS))
     headers = {"Retry-After": str(seconds)} if status in {429, 503} else {}
+    headers |= {"WWW-Authenticate": "Bearer"} if status == 401 else {}
     return JSONResponse(error_body(error), status, headers)
 
 

@@ -19,6 +19,7 @@ from graft_runtime.answering.generation import Generator
 from graft_runtime.answering.models import Models
 from graft_runtime.errors import GraftError
 from graft_runtime.http.bodies import parse_body
+from graft_runtime.http.callers import caller_of
 from graft_runtime.http.faults import error_body
 from graft_runtime.http.reading import SMALL_BODY_BYTES, Bodies
 from graft_runtime.http.routes.text import TextBody, Words
@@ -87,8 +88,8 @@ class Generations:
         try:
             self._generator.check_room()
             parsed = await unless(self.read(request, partial(parse_body, model=body)), self._until_the_end())
-            asked = parsed.asked()
-            record.name, record.adapters = asked.model, asked.adapters
+            asked = parsed.asked(caller_of(request))
+            record.name, record.adapters, record.key = asked.model, asked.adapters, asked.caller.name
             generation = await unless(
                 self._generator.start(asked), disconnected(request.receive), self._until_the_end()
             )
@@ -164,6 +165,8 @@ class Generations:
         label = COMPOSED if record.adapters else metrics.label(name, known=self._models.is_known(name or ""))
         metrics.requests.labels(label, record.route, str(record.status)).inc()
         line: dict[str, Any] = {"route": record.route, "model": name, "status": record.status}
+        if record.key is not None:
+            line["key"] = record.key
         if record.adapters:
             line["adapters"] = [asdict(part) for part in record.adapters]
         seconds = time.monotonic() - record.arrived
@@ -176,6 +179,9 @@ class Generations:
             metrics.prompt_tokens.labels(label).inc(generation.prompt_tokens)
             metrics.known_tokens.labels(label).inc(generation.known_tokens)
             metrics.generated_tokens.labels(label).inc(generation.generated_tokens)
+            if record.key is not None:
+                metrics.key_tokens.labels(record.key, "prompt").inc(generation.prompt_tokens)
+                metrics.key_tokens.labels(record.key, "generated").inc(generation.generated_tokens)
             line |= {
                 "digest": generation.digest,
                 "promptTokens": generation.prompt_tokens,
@@ -190,6 +196,8 @@ class _Record:
 
     route: str
     name: str | None = None
+    key: str | None = None
+    """The name of the API key that it came with; None where none is asked for."""
     adapters: Sequence[NamedAdapter] = ()
     generation: Generation | None = None
     status: int = CLIENT_GONE

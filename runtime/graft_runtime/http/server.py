@@ -22,6 +22,7 @@ from graft_runtime.answering.models import Models
 from graft_runtime.contract.config import RUNTIME_CONFIG_FILE, RuntimeConfig
 from graft_runtime.contract.ports import API_PORT, CONTROL_PORT, PROBE_PORT
 from graft_runtime.errors import ErrorCode, GraftError
+from graft_runtime.http.api_keys import ApiKeys
 from graft_runtime.http.app import api_app, control_app, probe_app
 from graft_runtime.http.connections import Connection
 from graft_runtime.http.generations import Generations
@@ -66,14 +67,15 @@ async def serve(config: RuntimeConfig, places: Places, uid: str, address: str, e
     sockets = [listen(address, port) for port in (CONTROL_PORT, API_PORT, PROBE_PORT)]
     pod = Pod(config, places, uid, engine())
     models = Models(config.served_name, pod.adapters, composition=config.composition)
-    admission = Admission(config.engine.max_sequences)
+    admission = Admission(config.engine.max_sequences, pod.adapters.share)
     generator = Generator(models, pod.adapters, pod.base, pod.engine.submit, admission=admission, lent=pod.metrics.lent)
     generations = Generations(generator, models, pod.metrics)
+    keys = ApiKeys(places.api_keys) if places.api_keys is not None else None
     servers = [
         _server(app)
         for app in (
             control_app(pod),
-            api_app(pod, models, generations, generator),
+            api_app(pod, models, generations, generator, keys),
             probe_app(pod, lambda: admission.names),
         )
     ]
@@ -84,6 +86,7 @@ async def serve(config: RuntimeConfig, places: Places, uid: str, address: str, e
         **ports,
         "engine": _task(pod.engine.run()),
         "pod": _task(pod.run()),
+        **({"keys": _task(keys.follow())} if keys is not None else {}),
     }
     try:
         status = await _until_the_end(tasks)

@@ -32,6 +32,9 @@ class NamedAdapters(Protocol):
     def is_served(self, name: str) -> bool:
         """Return whether requests may use a name."""
 
+    def share(self, name: str) -> int:
+        """Return the share of a name, which is 1 where nothing says otherwise."""
+
     def unknown(self, name: str, field: str = "model") -> GraftError:
         """Return the 404 for a name that requests may not use, sent in `field`."""
 

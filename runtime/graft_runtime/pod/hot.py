@@ -83,6 +83,11 @@ class HotAdapters:
         """Return whether the catalogue has this name."""
         return name in self._aliases
 
+    def share(self, name: str) -> int:
+        """Return the share of a name, as its entry says; 1 for any other."""
+        alias = self._aliases.get(name)
+        return alias.entry.share if alias is not None else 1
+
     def unknown(self, name: str, field: str = "model") -> GraftError:
         """Return the 404 for a name that is not in the catalogue."""
         return unknown_model(

@@ -26,6 +26,7 @@ class Lease:
         self.digest = artifact.digest
         self.served = ServedAdapter(artifact.digest, alias.scale)
         self.alias = alias
+        self.share = alias.entry.share
         self.artifact = artifact
         self.tier = tier
         """The tier that the adapter was in when it was asked for; None: in none yet."""

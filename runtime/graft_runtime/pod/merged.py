@@ -100,6 +100,10 @@ class MergedAdapters:
         """Return False: requests name the merge, not what is in it."""
         return False
 
+    def share(self, name: str) -> int:
+        """Return 1: there is one name."""
+        return 1
+
     def unknown(self, name: str, field: str = "model") -> GraftError:
         """Return the 404 for any name but that of the merge."""
         merge = self._config.name

@@ -39,6 +39,8 @@ class Metrics:
             "known_prompt_tokens", "Tokens of prompts that were kept from earlier requests.", ["adapter"]
         )
         self.generated_tokens = self._counter("generated_tokens", "Tokens generated.", ["adapter"])
+        self.key_requests = self._counter("key_requests", "Requests answered, by API key.", ["key", "status"])
+        self.key_tokens = self._counter("key_tokens", "Tokens by API key.", ["key", "kind"])
         self.first_token_seconds = Histogram(
             "graft_first_token_seconds",
             "From the request's arrival to its first text.",

@@ -48,6 +48,8 @@ class Places:
     """The mounts of declared sources, by name."""
     allowed_networks: tuple[Network, ...] = ()
     """Beside the public ones: where sources may be."""
+    api_keys: Path | None = None
+    """The Secret with the keys of clients; None: the API asks for none."""
     cache_bytes: int | None = None
     """The most that the cache may hold, where the config says nothing; None: what the disk holds."""
     adapter_bytes: int | None = None

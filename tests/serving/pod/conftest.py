@@ -181,6 +181,10 @@ class PodProcess:
         port = 8000 if path.startswith("/v1/") else 8002
         return call(self.address, port, "GET", path, seconds=seconds, X_Request_Id=request_id)
 
+    def get_with_key(self, path: str, key: str) -> Reply:
+        """One request to the API port with an API key."""
+        return call(self.address, 8000, "GET", path, Authorization=f"Bearer {key}")
+
     def post(self, path: str, body: Any, *, seconds: float = 60) -> Reply:
         return self.ask("POST", path, body, seconds=seconds)
 

@@ -6,12 +6,13 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
 from graft_runtime.answering.models import Models
 from graft_runtime.contract.facts import AdapterFacts
 from graft_runtime.contract.status import AdapterReport
+from graft_runtime.http.callers import caller_of
 from graft_runtime.messages import Tier
 from graft_runtime.pod.adapters import Adapters
 
@@ -33,17 +34,20 @@ def models_router(models: Models, adapters: Adapters, context: Callable[[], int 
         return described | {"root": name, "parent": parent, "max_model_len": context()}
 
     @router.get("/v1/models")
-    async def list_models() -> Response:
-        return JSONResponse({"object": "list", "data": [card(name) for name in models]})
+    async def list_models(request: Request) -> Response:
+        caller = caller_of(request)
+        return JSONResponse({"object": "list", "data": [card(name) for name in models if caller.may_use(name)]})
 
     @router.get("/v1/models/{name:path}")
-    async def get_model(name: str) -> Response:
+    async def get_model(name: str, request: Request) -> Response:
+        caller_of(request).check(name, "model")
         models.check_known(name)
         return JSONResponse(card(name))
 
     @router.get("/v1/adapters")
-    async def list_adapters() -> Response:
-        reports = [(adapters.report(name), adapters.tier(name)) for name in adapters.names()]
+    async def list_adapters(request: Request) -> Response:
+        names = filter(caller_of(request).may_use, adapters.names())
+        reports = [(adapters.report(name), adapters.tier(name)) for name in names]
         data = [_described(report, tier) for report, tier in reports if report is not None]
         return JSONResponse({"object": "list", "data": data})
 

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictFloat, Stri
 
 from graft_runtime.answering.answers import Generation, Piece
 from graft_runtime.answering.asked import NamedAdapter, Prompts, TextRequest
+from graft_runtime.answering.callers import Caller
 from graft_runtime.http.bodies import LARGEST_INTEGER, Body, Whole, invalid, shown
 from graft_runtime.http.neutral import BODY_FIELDS, check_neutral
 
@@ -125,10 +126,11 @@ class TextBody(Body):
     def include_usage(self) -> bool:
         return self.stream_options is not None and self.stream_options.include_usage
 
-    def asked(self) -> TextRequest:
-        """Return what is asked for."""
+    def asked(self, caller: Caller) -> TextRequest:
+        """Return what is asked for, and by whom."""
         return TextRequest(
             self.prompts,
+            caller,
             model=self.model,
             adapters=[NamedAdapter(adapter.name, adapter.weight) for adapter in self.adapters or ()],
             max_tokens=self.token_limit,

@@ -11,6 +11,7 @@ from pydantic import Field, StrictBool, StrictStr
 
 from graft_runtime.answering.generation import Generator
 from graft_runtime.http.bodies import MAX_VALUES, Body, parse_body, parse_object_body, validated
+from graft_runtime.http.callers import caller_of
 from graft_runtime.http.generations import Generations
 from graft_runtime.http.neutral import check_neutral
 from graft_runtime.http.routes.chat import ChatBody
@@ -47,14 +48,14 @@ def tokens_router(generations: Generations, generator: Generator) -> APIRouter:
     @router.post("/tokenize")
     async def tokenize(request: Request) -> Response:
         body = await generations.read(request, _parse)
-        made = await generator.tokenize(body.asked(), spelled=bool(body.return_token_strs))
+        made = await generator.tokenize(body.asked(caller_of(request)), spelled=bool(body.return_token_strs))
         answer = {"count": len(made.ids), "max_model_len": made.context, "tokens": made.ids, "token_strs": made.texts}
         return JSONResponse(answer)
 
     @router.post("/detokenize")
     async def detokenize(request: Request) -> Response:
         body = await generations.read(request, partial(parse_body, model=DetokenizeBody))
-        return JSONResponse({"prompt": await generator.detokenize(body.model, body.tokens)})
+        return JSONResponse({"prompt": await generator.detokenize(body.model, body.tokens, caller_of(request))})
 
     return router
 
