@@ -141,9 +141,13 @@ def test_an_undeclared_source_says_what_to_add(uri: str, entry: str) -> None:
 
 def test_whatever_the_api_takes_the_contract_takes() -> None:
     offered, taken = (model.model_json_schema()["properties"] for model in (EngineSpec, EngineConfig))
+    assert {name: limits["type"] for name, limits in offered.items()} == {
+        name: limits["type"] for name, limits in taken.items()
+    }
     for name, limits in offered.items():
-        assert limits["minimum"] >= taken[name]["minimum"]
-        assert limits["maximum"] <= taken[name]["maximum"]
+        if limits["type"] == "integer":
+            assert limits["minimum"] >= taken[name]["minimum"]
+            assert limits["maximum"] <= taken[name]["maximum"]
     extreme = AdapterSpec(name="a" * 63, uri="pvc://m/a", scale=-1000.0)
     assert AdapterEntry.model_validate(
         {"name": extreme.name, "source": {"uri": extreme.uri}, "scale": extreme.scale, "pinned": extreme.pinned}

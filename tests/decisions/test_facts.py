@@ -70,7 +70,8 @@ def test_the_operator_shows_every_fact_that_its_status_has_a_field_for() -> None
 
 
 def test_every_limit_reaches_the_engine() -> None:
-    limits = EngineConfig.model_validate(dict.fromkeys(EngineConfig.model_fields, 17))
+    other = {name: not field.default for name, field in EngineConfig.model_fields.items() if field.annotation is bool}
+    limits = EngineConfig.model_validate(dict.fromkeys(EngineConfig.model_fields, 17) | other)
     start = Start("/nowhere", "tiny", "auto", limits)
     assert decode_command(encode_command(start)[FRAME_HEADER_BYTES:]) == start
     assert not set(Start.__struct_fields__) & EngineConfig.model_fields.keys()
