@@ -1,6 +1,6 @@
 # Two commands need nothing but Python 3.11+, make, git and the package registries: `make demo` and `make test`.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up down images test bench bench-adapters bench-gpu lint generate verify clean
+.PHONY: help setup demo up down images test e2e bench bench-adapters bench-gpu lint generate verify clean
 
 UV_VERSION := 0.13.9
 STATE ?= $(CURDIR)/.cache/local
@@ -46,6 +46,12 @@ images: ## the images of operator and runtime
 
 test: setup ## every test
 	$(RUN) -m pytest --durations=20
+
+# Another cluster only where the command line names it: KUBECONFIG of the environment may be anybody's.
+E2E_ARGS ?=
+
+e2e: setup ## images and chart under a real kubelet, asked all the time; of its own (root, containerd), or KUBECONFIG=FILE
+	$(RUN) -m tests.e2e $(if $(filter command,$(origin KUBECONFIG)),--kubeconfig $(KUBECONFIG)) $(E2E_ARGS)
 
 bench: setup ## how one operator carries 500 pools: seconds, memory, requests
 	$(RUN) bench/operator_scale.py --pools 500

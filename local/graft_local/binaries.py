@@ -25,13 +25,14 @@ _MODULES = Path(__file__).parent / "go"
 
 @dataclass(frozen=True)
 class Group:
-    """Programs that are built together from one Go module.
+    """Programs that are built together from the Go module in the directory `module`.
 
     `packages` maps a program's name to its Go package.
     """
 
     name: str
     version: str
+    module: Path
     packages: Mapping[str, str]
     stamped: Sequence[str] = ()
     """Go packages whose variables tell the version; without them the API server would call itself v0.0.0."""
@@ -52,13 +53,14 @@ class Group:
 KUBERNETES = Group(
     name="kubernetes",
     version=KUBERNETES_VERSION,
+    module=_MODULES / "kubernetes",
     packages={
         name: f"k8s.io/kubernetes/cmd/{name}"
         for name in ("kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubectl")
     },
     stamped=("k8s.io/component-base/version", "k8s.io/client-go/pkg/version"),
 )
-ETCD = Group(name="etcd", version=ETCD_VERSION, packages={"etcd": "."})
+ETCD = Group(name="etcd", version=ETCD_VERSION, module=_MODULES / "etcd", packages={"etcd": "."})
 
 Build = Callable[[Group, Path, Progress], None]
 """Puts every program of the group into the directory, or raises LocalClusterError."""
@@ -85,7 +87,7 @@ def ensure_binaries(progress: Progress) -> Binaries:
     """
     paths: dict[str, Path] = {}
     for group in (ETCD, KUBERNETES):
-        paths |= ensure_group(group, cache_directory() / "binaries", _build_from_source, progress)
+        paths |= ensure_group(group, cache_directory() / "binaries", build_from_source, progress)
     return Binaries(paths)
 
 
@@ -106,14 +108,15 @@ def ensure_group(group: Group, cache: Path, build: Build, progress: Progress) ->
     return paths
 
 
-def _build_from_source(group: Group, output: Path, progress: Progress) -> None:
+def build_from_source(group: Group, output: Path, progress: Progress) -> None:
+    """Build the programs of the group; the `Build` of all groups here."""
     go = go_toolchain.find_go()
     with (
         progress.step(f"building {group.name} {group.version} (once)") as step,
         tempfile.TemporaryDirectory(prefix=f"graft-{group.name}-") as scratch,
     ):
         # A copy: the installed package may be read-only, or lie inside somebody's Go module.
-        module = Path(shutil.copytree(_MODULES / group.name, Path(scratch) / "module"))
+        module = Path(shutil.copytree(group.module, Path(scratch) / "module"))
         go_toolchain.build(
             go, module, list(group.packages.values()), output, linker_flags=group.linker_flags, step=step
         )

@@ -101,7 +101,7 @@ def _run(
         lines = output.read().splitlines()
     if status != 0:
         raise LocalClusterError(
-            f"`go {arguments[0]}` of the control plane failed:\n{last_lines}",
+            f"`go {arguments[0]}` failed:\n{last_lines}",
             hint="it needs the Go module proxy (GOPROXY), 8 GB of disk and 3 GB of memory; run it again, it goes on "
             "where it was",
         )

@@ -12,7 +12,7 @@ from graft_local.binaries import ETCD, KUBERNETES, Build, Group, ensure_group
 from graft_local.errors import LocalClusterError
 from graft_local.progress import Progress
 
-GROUP = Group(name="thing", version="2.5.1", packages={"one": "a", "two": "b"})
+GROUP = Group(name="thing", version="2.5.1", module=Path("thing"), packages={"one": "a", "two": "b"})
 
 
 @pytest.fixture(autouse=True)

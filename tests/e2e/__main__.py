@@ -1,0 +1,66 @@
+"""`make e2e`: Graft's images and chart on a real kubelet, with traffic that must not notice what is done to them.
+
+With KUBECONFIG=FILE on that cluster, whose nodes must have or reach the images (IMAGE_PREFIX). Else on a node of its
+own, which ends with this process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from graft_local.cache import cache_directory
+from graft_local.errors import LocalClusterError
+from graft_local.progress import Progress
+
+from tests.e2e.lab import node
+from tests.e2e.lab.images import ImageBuilds
+from tests.e2e.lab.programs import ensure_programs
+
+_NAMESPACES = (
+    *("unshare", "--mount", "--net", "--pid", "--uts", "--ipc", "--fork", "--kill-child"),
+    *("--propagation", "private", "--mount-proc"),
+)
+
+
+def main() -> int:
+    """Run the tests; their exit status."""
+    parser = argparse.ArgumentParser(prog="make e2e", description=__doc__)
+    parser.add_argument("--node", type=Path, metavar="DIRECTORY", help=argparse.SUPPRESS)  # in the namespaces
+    parser.add_argument("--kubeconfig", type=Path, metavar="FILE", help="of a cluster that is there")
+    parser.add_argument("--report", type=Path, default=Path(".cache/e2e"), metavar="DIRECTORY")
+    parser.add_argument("pytest", nargs="*", help="further arguments of pytest")
+    options = parser.parse_args()
+    tests = [sys.executable, "-m", "pytest", "tests/e2e", *options.pytest]
+    os.environ["GRAFT_E2E_REPORT"] = str(options.report.absolute())
+    try:
+        if options.node is not None:
+            return node.run(options.node, ensure_programs(Progress()), sorted(options.node.glob("*.tar")), tests)
+        if options.kubeconfig is not None:
+            environment = os.environ | {"KUBECONFIG": str(options.kubeconfig.absolute())}
+            return subprocess.run(tests, check=False, env=environment).returncode
+        return _on_a_node_of_its_own(sys.argv[1:])
+    except LocalClusterError as error:
+        print(f"e2e: {error}", file=sys.stderr)
+        return 1
+
+
+def _on_a_node_of_its_own(arguments: Sequence[str]) -> int:
+    progress = Progress()
+    pause = ensure_programs(progress)["pause"]
+    state = Path(tempfile.mkdtemp(prefix="graft-e2e-"))
+    try:
+        ImageBuilds(cache_directory() / "e2e", progress).archives(pause, state)
+        again = [sys.executable, "-m", "tests.e2e", "--node", str(state), *arguments]
+        return subprocess.run([*_NAMESPACES, *again], check=False).returncode
+    finally:
+        node.forget(state)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
