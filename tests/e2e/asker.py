@@ -33,7 +33,7 @@ def ask_for_ever(address: str, models: list[str], keeps: bool) -> None:
         began = time.time()
         told = ask(connection, model)
         line = {"model": model, "kept": keeps, "began": began, "seconds": round(time.time() - began, 3), **told}
-        print(json.dumps(line), flush=True)
+        print(json.dumps(line) + "\n", end="", flush=True)  # in one piece: others print as well
         if not keeps or told["text"] is None:
             connection.close()
             connection = None
