@@ -1,6 +1,6 @@
 # Two commands need nothing but Python 3.11+, make, git and the package registries: `make demo` and `make test`.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up down images test e2e bench bench-adapters bench-gpu lint generate verify clean
+.PHONY: help setup demo up down images test e2e bench bench-adapters bench-engine bench-gpu lint generate verify clean
 
 UV_VERSION := 0.13.9
 STATE ?= $(CURDIR)/.cache/local
@@ -59,6 +59,9 @@ bench: setup ## how one operator carries 500 pools: seconds, memory, requests
 bench-adapters: setup ## how long an adapter takes to mount, and how fast different ones answer in one batch, beside peft
 	$(RUN) bench/adapter_mount.py
 	$(RUN) bench/mixed_batch.py
+
+bench-engine: setup ## how fast the engine answers over HTTP on this processor, beside Transformers, PEFT and vLLM
+	$(RUN) bench/engine.py --uv $(UV) --out docs/benchmarks.json
 
 bench-gpu: setup ## whether and how fast the engine runs on this machine's GPU; needs one
 	$(RUN) bench/gpu.py --device cuda --out docs/benchmarks.json
