@@ -112,7 +112,12 @@ def test_an_end_at_once_is_told_as_well_so_that_log_likelihoods_can_be_measured(
     asked: dict[str, Any] = {"prompt": list(range(70, 80)), "max_tokens": 1, "echo": True, "logprobs": 1}
     plain, ended = (pod.complete("plain", **asked, stop_token_ids=ids).json for ids in ([], list(range(320))))
     for answer in (plain, ended):
-        assert answer["usage"] == {"prompt_tokens": 10, "completion_tokens": 1, "total_tokens": 11}
+        assert answer["usage"] == {
+            "prompt_tokens": 10,
+            "completion_tokens": 1,
+            "total_tokens": 11,
+            "prompt_tokens_details": {"cached_tokens": 0},
+        }
     assert plain["choices"][0]["logprobs"] == ended["choices"][0]["logprobs"]
     told = plain["choices"][0]["logprobs"]
     assert "".join(told["tokens"][:10]) == "".join(map(chr, range(103, 113))), "the prompt, token for token"
