@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from graft_operator import objects
-from graft_operator.decisions.adapter_sets import stored_sets
 from graft_operator.decisions.observed import (
     PodReport,
     ResolvedSource,
@@ -46,7 +46,7 @@ def test_an_unknown_digest_is_asked_of_one_pod_and_the_entry_waits_for_it() -> N
     observed = with_pods(carried_out(fresh(spec_of(BILLING)), plan_of(fresh(spec_of(BILLING)))), ready=False)
     plan = plan_of(observed)
     assert [(resolve.pods[0].name, resolve.source.uri) for resolve in plan.resolves] == [("support-0", BILLING["uri"])]
-    assert stored_sets(observed)[next(iter(stored_sets(observed)))].adapters[0].digest is None
+    assert observed.stored_sets[next(iter(observed.stored_sets))].adapters[0].digest is None
     assert adapter(plan, "billing").reason == "Resolving"
     assert told(plan)["Stalled"] == ("False", "NoFault")
 
@@ -67,7 +67,7 @@ def test_a_source_that_can_t_be_resolved_tells_the_pods_why_so_that_none_waits_f
     assert (current_set(plan).generation, current_set(plan).adapters[0].fault) == (2, fault)
     assert len(plan.pushes) == 2
     known = carried_out(observed, plan)
-    assert current_set(plan) in stored_sets(known).values()
+    assert current_set(plan) in known.stored_sets.values()
     assert plan_of(known).mounts == (), "the next operator keeps what is written until it has an answer"
     assert adapter(plan_of(replace(known, resolutions={})), "billing").reason == "NotFound"
 
@@ -172,7 +172,7 @@ def test_a_scheme_that_the_administrator_does_not_allow_stays_out() -> None:
 def test_a_generation_is_above_everything_that_is_known(version: AdapterSetVersion, generation: int | None) -> None:
     observed = with_pods(running(BILLING), version=version)
     plan = plan_of(observed)
-    stored = next(iter(stored_sets(observed).values()))
+    stored = next(iter(observed.stored_sets.values()))
     if generation is None:
         assert plan.mounts == ()
         assert {push.adapter_set for push in plan.pushes} == {stored}
@@ -183,7 +183,7 @@ def test_a_generation_is_above_everything_that_is_known(version: AdapterSetVersi
 
 def test_pods_of_an_earlier_configuration_keep_their_set_but_for_what_left_the_spec() -> None:
     observed = changed(running(BILLING, SQL), spec_of(SQL, {**BILLING, "name": "new"}, engine={"maxRank": 8}))
-    old = next(iter(stored_sets(observed)))
+    old = next(iter(observed.stored_sets))
     plan = plan_of(observed)
     sets = [objects.read_adapter_set(apply.body) for apply in plan.mounts if "binaryData" in apply.body]
     names = {found.config_hash == old: [entry.name for entry in found.adapters] for found in sets if found}
@@ -199,7 +199,7 @@ def test_digests_move_to_the_next_configuration() -> None:
 
 def test_what_no_pod_runs_with_any_more_is_deleted() -> None:
     before = running(BILLING)
-    old = next(iter(stored_sets(before)))
+    old = next(iter(before.stored_sets))
     rolling = changed(before, spec_of(BILLING, engine={"maxRank": 8}))
     rolling = carried_out(rolling, plan_of(rolling))
     assert plan_of(rolling).deletes == (), "pods of it may still be made"
@@ -221,7 +221,7 @@ def test_a_wrong_digest_that_left_the_spec_does_not_live_on() -> None:
 def test_a_pod_of_another_pool_is_neither_asked_nor_pushed_to() -> None:
     observed = running(BILLING)
     stray = PodReport(
-        status=runtime_status(next(iter(stored_sets(observed).values()))).model_copy(update={"pool_uid": "other"}),
+        status=runtime_status(next(iter(observed.stored_sets.values()))).model_copy(update={"pool_uid": "other"}),
         asked=True,
     )
     plan = plan_of(changed(replace(observed, reports={"pod-0": stray}), spec_of(BILLING, SQL)))
@@ -262,3 +262,18 @@ def test_the_fault_of_an_adapter_of_another_owner_names_the_owner() -> None:
     assert (adapter(plan, "stray").message or "").startswith(
         "adapter `stray` of Toy spinning-top: uri `pvc://elsewhere/x`"
     )
+
+
+def test_a_pass_unpacks_a_stored_set_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A set may hold megabytes."""
+    seen: list[dict[str, Any]] = []
+
+    def read(body: dict[str, Any]) -> Any:
+        seen.append(body)
+        return objects.read_adapter_set(body)
+
+    monkeypatch.setattr("graft_operator.decisions.observed.read_adapter_set", read)
+    started = running(BILLING, SQL)
+    seen.clear()
+    plan_of(replace(started))
+    assert len([body for body in seen if body["binaryData"]]) == 1

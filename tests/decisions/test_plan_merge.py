@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 from graft_operator import objects
-from graft_operator.decisions.adapter_sets import stored_sets
 from graft_runtime.contract.checkpoints import Source
 from graft_runtime.contract.config import Merge, MergePart
 
@@ -81,7 +80,7 @@ def test_hot_pods_keep_their_set_while_the_merge_rolls_out() -> None:
     observed = changed(running(BILLING, SQL), spec_of(BILLING, SQL, merge=MERGE))
     plan = plan_of(observed)
     after = carried_out(observed, plan)
-    assert sorted(len(found.adapters) for found in stored_sets(after).values()) == [1, 2]
+    assert sorted(len(found.adapters) for found in after.stored_sets.values()) == [1, 2]
     assert plan.pushes == ()
 
 
@@ -97,7 +96,7 @@ def test_a_merge_of_what_may_not_be_read_is_not_rolled_out() -> None:
     stray = {**BILLING, "uri": "pvc://elsewhere/billing"}
     observed = changed(running(BILLING, SQL), spec_of(stray, SQL, merge=MERGE))
     plan = plan_of(observed)
-    hot = max(stored_sets(carried_out(observed, plan)).values(), key=lambda found: len(found.adapters))
+    hot = max(carried_out(observed, plan).stored_sets.values(), key=lambda found: len(found.adapters))
     assert [(entry.name, entry.source.uri) for entry in hot.adapters] == [
         ("billing", BILLING["uri"]),
         ("sql", SQL["uri"]),

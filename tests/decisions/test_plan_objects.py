@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 from graft_operator import objects
-from graft_operator.decisions.adapter_sets import stored_sets
 from graft_operator.decisions.fingerprint import short_hash
 from graft_operator.decisions.observed import (
     Child,
@@ -184,7 +183,7 @@ def test_a_pod_template_that_is_refused_leaves_the_pods_alone_and_adapters_hot()
     plan = plan_of(observed)
     assert told(plan)["Stalled"] == ("True", "InvalidPodTemplate")
     assert plan.workload == ()
-    assert current_set(plan).config_hash in stored_sets(observed), "the set of the pods that run"
+    assert current_set(plan).config_hash in observed.stored_sets, "the set of the pods that run"
     assert len(plan.pushes) == 2
 
 

@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
-from graft_operator.decisions.adapter_sets import stored_sets
 from graft_operator.decisions.observed import PodReport, PodView, ResolvedSource
 from graft_operator.decisions.plan import Plan
 from graft_runtime.contract.adapter_set import AdapterSet
@@ -93,7 +92,7 @@ class World:
 
     @property
     def stored(self) -> AdapterSet:
-        (found,) = stored_sets(self.observed).values()
+        (found,) = self.observed.stored_sets.values()
         return found
 
     # what may happen

@@ -6,7 +6,6 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from graft_operator.decisions.adapter_sets import stored_sets
 from graft_operator.decisions.observed import Observed, PodReport, ResolvedSource
 from graft_runtime.contract.adapter_set import AdapterEntry
 from graft_runtime.contract.checkpoints import Source
@@ -43,7 +42,7 @@ def moving() -> Observed:
 
 def tried(observed: Observed, *, fault: Fault | None = None, pods: int = 2) -> Observed:
     """Let the first pods have the stored set in force and its wanted version tried."""
-    (stored,) = stored_sets(observed).values()
+    (stored,) = observed.stored_sets.values()
     known = {uid: report.status for uid, report in observed.reports.items()}
     for pod in observed.pods[:pods]:
         known[pod.uid] = told_of(runtime_status(stored, faults={"billing": fault} if fault else None))
@@ -59,7 +58,7 @@ def entry(observed: Observed) -> AdapterEntry:
     """Return the stored entry once the plan is carried out."""
     plan = plan_of(observed)
     current = status_of(plan).adapter_sets[0].config_hash
-    (found,) = stored_sets(carried_out(observed, plan))[current].adapters
+    (found,) = carried_out(observed, plan).stored_sets[current].adapters
     return found
 
 
@@ -87,7 +86,7 @@ def test_a_bad_version_leaves_the_name_to_the_old_one_also_for_pods_that_are_bor
     observed = tried(moving(), fault=BAD)
     plan = plan_of(observed)
     assert plan.mounts == (), "the stored set names both versions already"
-    (stored,) = stored_sets(observed).values()
+    (stored,) = observed.stored_sets.values()
     assert stored.adapters[0].serving is not None
     shown = adapter(plan, "billing")
     assert (shown.digest, shown.wanted_digest, shown.ready_replicas) == (OLD_DIGEST, NEW_DIGEST, 2)
@@ -114,7 +113,7 @@ def test_going_back_to_the_old_version_needs_no_other_set() -> None:
 def test_a_version_that_never_served_holds_nothing_up() -> None:
     """The first one was bad: there is nothing to go on with."""
     observed = running(BILLING)
-    (stored,) = stored_sets(observed).values()
+    (stored,) = observed.stored_sets.values()
     failed = {pod.uid: PodReport(runtime_status(stored, faults={"billing": BAD}), asked=True) for pod in observed.pods}
     unserved = replace(observed, reports=failed, pool=replace(observed.pool, status=unserved_status(observed)))
     observed = changed(unserved, spec_of(NEW), resolutions=resolved(NEW))

@@ -7,7 +7,6 @@ from dataclasses import replace
 from typing import Any
 
 from graft_operator import objects
-from graft_operator.decisions.adapter_sets import stored_sets
 from graft_operator.decisions.observed import (
     Applied,
     Child,
@@ -121,7 +120,7 @@ def with_pods(observed: Observed, *, ready: bool = True, **report: Any) -> Obser
         )
         for number in range(rollout.desired)
     )
-    adapter_set = stored_sets(observed)[rollout.config_hash]
+    adapter_set = observed.stored_sets[rollout.config_hash]
     reports = {pod.uid: PodReport(status=runtime_status(adapter_set, **report), asked=True) for pod in pods}
     return replace(observed, children=children, pods=pods, reports=reports)
 

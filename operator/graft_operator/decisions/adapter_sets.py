@@ -18,14 +18,11 @@ from graft_operator.decisions.checks import adapter_fault
 from graft_operator.decisions.observed import Observed, PodView
 from graft_operator.decisions.versions import Catalogue, Held, entry_of
 from graft_operator.decisions.wanted_adapters import WantedAdapter
-from graft_operator.kinds import CONFIG_MAP
 from graft_operator.resource import AdapterDeploymentSpec, is_declared
 from graft_operator.settings import Settings
 
 MAX_GENERATION = 2**53
 """From here on a generation is no count, and the next one could not be written down."""
-MAX_SETS = 16
-"""ConfigMaps that are looked at for a set, and sets that the status names."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +75,7 @@ def plan_adapters(
 
     A version that can't be had yet, or at all, leaves the one that is served in place.
     """
-    stored = stored_sets(observed)
+    stored = observed.stored_sets
     entries = _entries(stored, config_hash)
     news = _news(observed)
     answers = _Answers(held=news | _recorded(observed, entries), news=news, faults=_resolution_faults(observed))
@@ -88,20 +85,10 @@ def plan_adapters(
 
 def sources_to_remember(adapters: Iterable[AdapterPlan], observed: Observed, config_hash: str) -> frozenset[Source]:
     """Return the sources of which answers must be kept: they are written down nowhere else, or may be outdated."""
-    recorded = _recorded(observed, _entries(stored_sets(observed), config_hash))
+    recorded = _recorded(observed, _entries(observed.stored_sets, config_hash))
     plans = tuple(adapters)
     unrecorded = {plan.wanted.source for plan in plans} - recorded.keys()
     return frozenset(unrecorded | {plan.doubted for plan in plans if plan.doubted is not None})
-
-
-def stored_sets(observed: Observed) -> dict[str, AdapterSet]:
-    """Return config hash → the adapter set in our ConfigMap; of too many, first those that somebody uses."""
-    ours = [child for child in observed.own_children if child.kind == CONFIG_MAP.name and child.config_hash]
-    if len(ours) > MAX_SETS:
-        known = _hashes_of_pods(observed) | {known.config_hash for known in observed.pool.status.adapter_sets}
-        ours = sorted(ours, key=lambda child: (child.config_hash not in known, child.name))[:MAX_SETS]
-    sets = (stored for child in ours if (stored := child.adapter_set) is not None)
-    return {stored.config_hash: stored for stored in sets if stored.pool_uid == observed.pool.uid}
 
 
 def next_sets(
@@ -113,10 +100,10 @@ def next_sets(
         names: of the wanted adapters.
         current: the config hash whose set follows the spec.
     """
-    stored = stored_sets(observed)
+    stored = observed.stored_sets
     entries = tuple(adapter.entry for adapter in adapters if adapter.entry is not None)
     wanted = {current: AdapterSet(pool_uid=observed.pool.uid, config_hash=current, generation=1, adapters=entries)}
-    for config_hash in _hashes_of_pods(observed) & stored.keys() - {current}:
+    for config_hash in observed.config_hashes & stored.keys() - {current}:
         kept = tuple(entry for entry in stored[config_hash].adapters if entry.name in names)
         wanted[config_hash] = stored[config_hash].model_copy(update={"adapters": kept})
     return {
@@ -142,7 +129,7 @@ def obsolete_hashes(observed: Observed, wanted: Iterable[str]) -> set[str]:
     """Return the config hashes that have ConfigMaps, but no pods any more and no way to make one."""
     if observed.rollout is None or not observed.rollout.settled:
         return set()
-    kept = _hashes_of_pods(observed) | {observed.rollout.config_hash, *wanted}
+    kept = observed.config_hashes | {observed.rollout.config_hash, *wanted}
     return {child.config_hash for child in observed.own_children if child.config_hash} - kept
 
 
@@ -226,12 +213,6 @@ def _entries(stored: Mapping[str, AdapterSet], config_hash: str) -> list[Adapter
     """Return the entries of all sets; those of the current one last, so that they win."""
     others = [key for key in sorted(stored) if key != config_hash]
     return [entry for key in (*others, config_hash) if key in stored for entry in stored[key].adapters]
-
-
-def _hashes_of_pods(observed: Observed) -> set[str]:
-    labels = {pod.config_hash for pod in observed.pods if not pod.ended and pod.config_hash}
-    reported = {status.config_hash for pod in observed.pods if (status := observed.report(pod)) is not None}
-    return labels | reported
 
 
 def _known_versions(observed: Observed, config_hash: str) -> list[AdapterSetVersion]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from graft_runtime.contract.adapter_set import AdapterSet
@@ -14,9 +15,12 @@ from graft_runtime.contract.wire import Fault
 from graft_operator.decisions.fingerprint import short_hash
 from graft_operator.decisions.references import Known
 from graft_operator.keys import ObjectKey, PoolKey
-from graft_operator.kinds import ADAPTER_DEPLOYMENT, DEPLOYMENT
+from graft_operator.kinds import ADAPTER_DEPLOYMENT, CONFIG_MAP, DEPLOYMENT
 from graft_operator.objects import read_adapter_set
 from graft_operator.resource import AdapterDeploymentStatus
+
+MAX_SETS = 16
+"""ConfigMaps that are looked at for a set, and sets that the status names."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +104,7 @@ class Child:
 
     @property
     def adapter_set(self) -> AdapterSet | None:
-        """Return the adapter set in a ConfigMap, unpacked where it is needed."""
+        """Return the adapter set in a ConfigMap, unpacked at each call: `Observed.stored_sets` has it once a pass."""
         return read_adapter_set({"binaryData": self.binary_data})
 
 
@@ -196,6 +200,22 @@ class Observed:
     def own_children(self) -> tuple[Child, ...]:
         """Return the children whose controller is this very pool."""
         return tuple(child for child in self.children if child.owner_uid == self.pool.uid)
+
+    @property
+    def config_hashes(self) -> set[str]:
+        """Return the hashes of the RuntimeConfigs that pods were made with, or say that they run with."""
+        labels = {pod.config_hash for pod in self.pods if not pod.ended and pod.config_hash}
+        return labels | {status.config_hash for pod in self.pods if (status := self.report(pod)) is not None}
+
+    @cached_property
+    def stored_sets(self) -> Mapping[str, AdapterSet]:
+        """Return config hash → the adapter set in our ConfigMap; of too many, first those that somebody uses."""
+        ours = [child for child in self.own_children if child.kind == CONFIG_MAP.name and child.config_hash]
+        if len(ours) > MAX_SETS:
+            known = self.config_hashes | {known.config_hash for known in self.pool.status.adapter_sets}
+            ours = sorted(ours, key=lambda child: (child.config_hash not in known, child.name))[:MAX_SETS]
+        sets = (stored for child in ours if (stored := child.adapter_set) is not None)
+        return {stored.config_hash: stored for stored in sets if stored.pool_uid == self.pool.uid}
 
     @property
     def rollout(self) -> Rollout | None:

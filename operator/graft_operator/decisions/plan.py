@@ -18,7 +18,6 @@ from graft_operator.decisions.adapter_sets import (
     plan_adapters,
     plan_pushes,
     sources_to_remember,
-    stored_sets,
 )
 from graft_operator.decisions.applies import Apply, last_applies, plan_applies, plan_deletes, wanted_objects
 from graft_operator.decisions.checks import base_fault, merge_fault, pod_template_fault
@@ -140,7 +139,7 @@ def plan_pool(pool: Pool, wanted: Sequence[WantedAdapter], observed: Observed, s
     last = last_applies((*mounts, *workload), observed)
     report_only = pool.spec.suspend or observed.failure is not None
     resolves = () if report_only else plan_resolves(adapters, observed, target.current, now)
-    status = _status(pool, target, adapters, stored_sets(observed) if pool.spec.suspend else stored, observed, now=now)
+    status = _status(pool, target, adapters, observed.stored_sets if pool.spec.suspend else stored, observed, now=now)
     plan = Plan(
         applied=last,
         remembered=sources_to_remember(adapters, observed, target.current),

@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from graft_runtime.contract.adapter_set import AdapterSet, AdapterSetVersion
 from graft_runtime.contract.status import BaseReport
 
-from graft_operator.decisions.adapter_sets import MAX_SETS, AdapterPlan
+from graft_operator.decisions.adapter_sets import AdapterPlan
 from graft_operator.decisions.adapter_status import adapter_status, counts, is_failed, is_ready, told_by_name
 from graft_operator.decisions.conditions import dated
 from graft_operator.decisions.facts import Facts, serves
-from graft_operator.decisions.observed import Failure, Observed
+from graft_operator.decisions.observed import MAX_SETS, Failure, Observed
 from graft_operator.decisions.verdicts import verdicts_of, verdicts_of_failure
 from graft_operator.objects import Pool, selector_of, url_of
 from graft_operator.resource import (
