@@ -208,20 +208,26 @@ async def test_a_packed_answer_is_not_unpacked(client: RuntimeClient, serve: Ser
         await client.status(POD, "", 0)
 
 
-async def test_a_pod_that_always_has_news_is_asked_a_few_times_a_second(
-    client: RuntimeClient, serve: Serve, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    slept: list[float] = []
+@pytest.fixture
+def slept(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Nothing sleeps any more; the seconds that it would have slept."""
+    seconds_slept: list[float] = []
     real_sleep = asyncio.sleep
 
     async def sleep(seconds: float) -> None:
-        slept.append(seconds)
+        seconds_slept.append(seconds)
         await real_sleep(0)
 
+    monkeypatch.setattr(asyncio, "sleep", sleep)
+    return seconds_slept
+
+
+async def test_a_pod_that_always_has_news_is_asked_a_few_times_a_second(
+    client: RuntimeClient, serve: Serve, slept: list[float]
+) -> None:
     async def news(_: web.Request) -> web.Response:
         return web.Response(status=204)
 
-    monkeypatch.setattr(asyncio, "sleep", sleep)
     await serve(news)
     for _ in range(POLLS_AT_ONCE + 8):
         await client.status(POD, "", 0)
@@ -232,16 +238,8 @@ async def test_a_pod_that_always_has_news_is_asked_a_few_times_a_second(
 
 
 async def test_pods_that_always_have_news_share_the_polls_of_their_namespace(
-    client: RuntimeClient, serve: Serve, monkeypatch: pytest.MonkeyPatch
+    client: RuntimeClient, serve: Serve, slept: list[float]
 ) -> None:
-    slept: list[float] = []
-    real_sleep = asyncio.sleep
-
-    async def sleep(seconds: float) -> None:
-        slept.append(seconds)
-        await real_sleep(0)
-
-    monkeypatch.setattr(asyncio, "sleep", sleep)
     client._namespace_polls = Pace(burst=5, per_second=1)
     await serve(_says(""))
     for number in range(8):

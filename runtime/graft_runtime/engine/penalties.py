@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from graft_runtime.engine.columns import columns
 from graft_runtime.engine.requests import Generation
 
 _FORBIDDEN = float("-inf")
@@ -40,7 +41,7 @@ def adjusted(logits: torch.Tensor, requests: Sequence[Generation]) -> torch.Tens
         if token < logits.shape[1]
     ]
     if early:
-        logits[_columns(logits.device, *zip(*early, strict=True))[:2].long().unbind()] = _FORBIDDEN
+        logits[columns(logits.device, *zip(*early, strict=True))[:2].long().unbind()] = _FORBIDDEN
     return logits
 
 
@@ -51,7 +52,7 @@ def _add_biases(logits: torch.Tensor, requests: Sequence[Generation]) -> None:
         for token, bias in request.message.sampling.logit_bias.items()
     ]
     if biases:
-        rows, tokens, values = _columns(logits.device, *zip(*biases, strict=True))
+        rows, tokens, values = columns(logits.device, *zip(*biases, strict=True))
         logits.index_put_((rows.long(), tokens.long()), values.float(), accumulate=True)
 
 
@@ -67,14 +68,8 @@ def _penalise(logits: torch.Tensor, requests: Sequence[Generation]) -> None:
         repetition = np.full(len(tokens), sampling.repetition_penalty)
         further = counts * sampling.frequency_penalty + (counts > 0) * sampling.presence_penalty
         parts.append(np.stack([np.full(len(tokens), float(row)), tokens, repetition, further]))
-    at, tokens, repetition, further = _columns(logits.device, *np.concatenate(parts, axis=1))
+    at, tokens, repetition, further = columns(logits.device, *np.concatenate(parts, axis=1))
     index = (at.long(), tokens.long())
     values = logits[index]
     repeated = torch.where(values < 0, values * repetition.float(), values / repetition.float())
     logits.index_put_(index, repeated - further.float())
-
-
-def _columns(device: torch.device, *values: Sequence[float] | np.ndarray) -> torch.Tensor:
-    """Return these on the device, [values, n], float64, by one copy that the host does not await."""
-    host = torch.from_numpy(np.asarray(values, dtype=np.float64))
-    return (host.pin_memory() if device.type == "cuda" else host).to(device, non_blocking=True)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from graft_runtime.engine.blocks import Blocks, weight
+from graft_runtime.engine.columns import columns
 from graft_runtime.messages import Sampling
 
 CANDIDATES = 128
@@ -47,7 +48,7 @@ def limited(logits: torch.Tensor, vocabularies: Sequence[int]) -> torch.Tensor:
     widest = logits.shape[-1]
     if all(size >= widest for size in vocabularies):
         return logits
-    (sizes,) = _columns(logits.device, vocabularies)
+    (sizes,) = columns(logits.device, vocabularies)[..., None].unbind()
     return logits.masked_fill(torch.arange(widest, device=logits.device)[None] >= sizes, float("-inf"))
 
 
@@ -100,7 +101,7 @@ def _drawing(
 ) -> tuple[torch.Tensor, _Drawing]:
     """Return the index of these rows, and what they draw from."""
     samplings = [draw.sampling for draw in draws]
-    at, temperature, top_p, top_k, min_p, draw = _columns(
+    at, temperature, top_p, top_k, min_p, draw = columns(
         best.device,
         rows,
         [max(sampling.temperature, LEAST_TEMPERATURE) for sampling in samplings],
@@ -108,7 +109,7 @@ def _drawing(
         [min(sampling.top_k or blocks.vocabulary, blocks.vocabulary) for sampling in samplings],
         [sampling.min_p for sampling in samplings],
         [draw.next() for draw in draws],
-    )
+    )[..., None].unbind()
     index = at[:, 0].long()
     mine = blocks if len(rows) == best.shape[0] else blocks.of(index)
     return index, _Drawing(mine, best[index], temperature.float(), top_p, top_k, min_p, draw)
@@ -191,9 +192,3 @@ def _drawn(weights: torch.Tensor, draw: torch.Tensor) -> tuple[torch.Tensor, tor
     index = (cumulated <= target).sum(-1, keepdim=True)
     own = weights.gather(1, index)
     return index, ((target - cumulated.gather(1, index) + own) / own).clamp_(0, 1)
-
-
-def _columns(device: torch.device, *values: Sequence[float]) -> Sequence[torch.Tensor]:
-    """Return each of these as a column on the device, [rows, 1], float64, by one copy that the host does not await."""
-    host = torch.tensor(values, dtype=torch.float64)[..., None]
-    return (host.pin_memory() if device.type == "cuda" else host).to(device, non_blocking=True).unbind()

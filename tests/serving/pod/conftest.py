@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import jwt
+import openai
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -271,3 +272,10 @@ def make_pod(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Itera
     for pod in made:
         if pod.process is not None and pod.process.poll() is None:
             pod.kill()
+
+
+@pytest.fixture(scope="module")
+def client(pod: Any) -> Iterator[openai.OpenAI]:
+    """OpenAI's client of the module's own `pod`."""
+    with openai.OpenAI(base_url=f"http://{pod.address}:8000/v1", api_key="none", max_retries=0) as client:
+        yield client

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +30,6 @@ def pod(make_pod: Callable[..., Any], make_adapter: Callable[..., Path]) -> Any:
     pod.start()
     pod.wait_ready()
     return pod
-
-
-@pytest.fixture(scope="module")
-def client(pod: Any) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=f"http://{pod.address}:8000/v1", api_key="none", max_retries=0) as client:
-        yield client
 
 
 def test_a_checkpoint_s_own_penalty_holds_where_a_request_names_none(pod: Any) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -38,12 +38,6 @@ def pod(make_pod: Callable[..., Any], adapters: dict[str, Path]) -> Any:
     pod.start()
     pod.wait_ready()
     return pod
-
-
-@pytest.fixture(scope="module")
-def client(pod: Any) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=f"http://{pod.address}:8000/v1", api_key="none", max_retries=0) as client:
-        yield client
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -94,12 +94,6 @@ def pod(idle_pod: Any, entries: list[AdapterEntry]) -> Any:
     pod.start()
     pod.wait_ready()
     return pod
-
-
-@pytest.fixture(scope="module")
-def client(pod: Any) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=f"http://{pod.address}:8000/v1", api_key="none", max_retries=0) as client:
-        yield client
 
 
 def summed(pod: Any, parts: dict[str, float], **fields: Any) -> Any:
