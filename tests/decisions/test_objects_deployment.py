@@ -55,6 +55,7 @@ securityContext:
 startupProbe: {httpGet: {path: /startupz, port: probes}, periodSeconds: 2, timeoutSeconds: 2, failureThreshold: 900}
 readinessProbe: {httpGet: {path: /readyz, port: probes}, periodSeconds: 2, timeoutSeconds: 2, failureThreshold: 3}
 livenessProbe: {httpGet: {path: /livez, port: probes}, periodSeconds: 10, timeoutSeconds: 5, failureThreshold: 3}
+terminationMessagePolicy: FallbackToLogsOnError
 volumeMounts:
 - {name: config, mountPath: /graft/config, readOnly: true}
 - {name: adapter-set, mountPath: /graft/adapter-set, readOnly: true}

@@ -183,6 +183,12 @@ def test_a_namespace_may_not_have_more_remembered_than_its_share(marked: list[Po
     assert found.failure is None
 
 
+def crashing(**ended: Any) -> dict[str, Any]:
+    """The status of a pod whose container `main` has ended and waits to be started again."""
+    waiting = {"waiting": {"reason": "CrashLoopBackOff", "message": "back-off 10s restarting failed container=main"}}
+    return {"containerStatuses": [{"name": "main", "state": waiting, "lastState": {"terminated": ended}}]}
+
+
 @pytest.mark.parametrize(
     ("status", "trouble"),
     [
@@ -205,10 +211,29 @@ def test_a_namespace_may_not_have_more_remembered_than_its_share(marked: list[Po
             {"containerStatuses": [{"state": {"waiting": {"reason": "ContainerCreating"}}}]}, None, id="starting"
         ),
         pytest.param({"phase": "Failed", "reason": "Evicted", "message": "disk"}, "Evicted: disk", id="evicted"),
+        pytest.param(
+            crashing(reason="Error", exitCode=2, message='{"message": "one"}\n{"message": "two\\n\\nhint: three"}\n'),
+            "CrashLoopBackOff: two hint: three",
+            id="last line of its log",
+        ),
+        pytest.param(
+            crashing(reason="Error", exitCode=2, message="a line\nno JSON"), "CrashLoopBackOff: no JSON", id="other log"
+        ),
+        pytest.param(
+            crashing(reason="Error", exitCode=137),
+            "CrashLoopBackOff: Error: `main` ended with status 137",
+            id="no last words",
+        ),
+        pytest.param(
+            crashing(reason="OOMKilled", exitCode=137, message='{"message": "killed"}'),
+            "CrashLoopBackOff: OOMKilled: `main` took more memory than its limit, 300Mi",
+            id="out of memory",
+        ),
     ],
 )
 def test_why_a_pod_does_not_run(store: Store, status: dict[str, Any], trouble: str | None) -> None:
-    store.put("Pod", pod_body(**status))
+    spec = {"containers": [{"name": "main", "resources": {"limits": {"memory": "300Mi"}}}]}
+    store.put("Pod", pod_body(**status) | {"spec": spec})
     assert store.pods(KEY)[0].trouble == trouble
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from graft_runtime.contract.config import EngineConfig
 from graft_runtime.errors import ErrorCode
 from graft_runtime.messages import (
     FRAME_HEADER_BYTES,
+    BaseFailed,
     BaseLoaded,
     Generate,
     Generated,
@@ -38,12 +40,12 @@ LIMITS = EngineConfig(max_sequences=8, max_sequence_length=128, max_mounted_adap
 class Child:
     """The engine process and our end of its socket."""
 
-    def __init__(self, *, keep_log: bool = False) -> None:
+    def __init__(self, *, keep_log: bool = False, **environment: str) -> None:
         self.connection, theirs = socket.socketpair()
         self.connection.settimeout(DEADLINE_SECONDS)
         with theirs:
             command = [sys.executable, "-m", "graft_runtime.engine", "--socket-fd", str(theirs.fileno())]
-            environment = os.environ | {"OMP_NUM_THREADS": "1"}
+            environment = os.environ | {"OMP_NUM_THREADS": "1"} | environment
             self.process = subprocess.Popen(
                 command, pass_fds=[theirs.fileno()], env=environment, stderr=subprocess.PIPE if keep_log else None
             )
@@ -117,6 +119,18 @@ def test_the_process_serves_over_its_socket(child: Child, tiny_base: Path, make_
     assert adapted != base
 
     assert child.close() == 0
+
+
+def test_without_memory_for_torch_the_base_is_refused_before_it_is_imported() -> None:
+    child = Child(GRAFT_MEMORY_LIMIT=str(300 << 20))
+    try:
+        child.send(Start("/nowhere", "tiny", "float32", LIMITS), Mount("sha256:good", "/nowhere", "good"))
+        fault = child.next(BaseFailed).fault
+        assert "torch" not in Path(f"/proc/{child.process.pid}/maps").read_text()
+    finally:
+        status = child.close()
+    assert (fault.code, status) == (ErrorCode.NO_CAPACITY, 0)
+    assert re.fullmatch(r"the engine needs \d+ MiB before it loads a model; \d+ MiB of memory are free", fault.what)
 
 
 def test_a_message_that_makes_no_sense_ends_the_process_with_a_line_in_the_log() -> None:

@@ -10,14 +10,10 @@ from pydantic import ValidationError
 
 from graft_operator.decisions.fingerprint import fingerprint
 from graft_operator.decisions.observed import Child, PodView, PoolView, Rollout
+from graft_operator.decisions.pod_trouble import find_condition, is_stuck, pod_trouble, told
 from graft_operator.kinds import CONFIG_MAP, DEPLOYMENT
 from graft_operator.objects import CONFIG_HASH_LABEL, TEMPLATE_HASH_ANNOTATION
 from graft_operator.resource import AdapterDeploymentStatus
-
-_STUCK = frozenset(
-    {"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "CreateContainerConfigError"}
-)
-"""Why a kubelet lets a container wait for a person: for its image, or for what its variables are read from."""
 
 
 def read_pool(body: Mapping[str, Any]) -> PoolView:
@@ -65,12 +61,12 @@ def read_pod(body: Mapping[str, Any]) -> PodView:
         owner_uid=controller_uid(body),
         ip=status.get("podIP") or None,
         config_hash=(metadata.get("labels") or {}).get(CONFIG_HASH_LABEL),
-        ready=_condition(status, "Ready").get("status") == "True",
+        ready=find_condition(status, "Ready").get("status") == "True",
         template_hash=(metadata.get("annotations") or {}).get(TEMPLATE_HASH_ANNOTATION),
         deleting="deletionTimestamp" in metadata,
         ended=status.get("phase") in ("Succeeded", "Failed"),
-        trouble=_pod_trouble(status),
-        stuck=_waiting(status).get("reason") in _STUCK,
+        trouble=pod_trouble(body),
+        stuck=is_stuck(body),
         resource_version=metadata.get("resourceVersion", ""),
     )
 
@@ -79,10 +75,6 @@ def controller_uid(body: Mapping[str, Any]) -> str | None:
     """Return the UID of what controls an object, and would have it deleted with itself."""
     owners = body["metadata"].get("ownerReferences") or ()
     return next((owner["uid"] for owner in owners if owner.get("controller")), None)
-
-
-def _condition(status: Mapping[str, Any], kind: str) -> Mapping[str, Any]:
-    return next((condition for condition in status.get("conditions") or () if condition.get("type") == kind), {})
 
 
 def _read_rollout(body: Mapping[str, Any]) -> Rollout:
@@ -102,32 +94,10 @@ def _read_rollout(body: Mapping[str, Any]) -> Rollout:
 
 
 def _rollout_failure(status: Mapping[str, Any]) -> str | None:
-    failing = _condition(status, "ReplicaFailure")
+    failing = find_condition(status, "ReplicaFailure")
     if failing.get("status") == "True":
-        return _told(failing)
-    progressing = _condition(status, "Progressing")
+        return told(failing)
+    progressing = find_condition(status, "Progressing")
     if progressing.get("reason") == "ProgressDeadlineExceeded":
         return cut(progressing.get("message") or "the pods took longer than their deadline")
     return None
-
-
-def _pod_trouble(status: Mapping[str, Any]) -> str | None:
-    scheduled = _condition(status, "PodScheduled")
-    if scheduled.get("status") == "False":
-        return _told(scheduled)
-    if waiting := _waiting(status):
-        return _told(waiting)
-    return _told(status) or "Failed" if status.get("phase") == "Failed" else None
-
-
-def _waiting(status: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return what the first container waits for that is not being made."""
-    containers = (*(status.get("initContainerStatuses") or ()), *(status.get("containerStatuses") or ()))
-    waiting = ((container.get("state") or {}).get("waiting") or {} for container in containers)
-    return next(
-        (each for each in waiting if each.get("reason") not in (None, "ContainerCreating", "PodInitializing")), {}
-    )
-
-
-def _told(what: Mapping[str, Any]) -> str:
-    return cut(": ".join(part for part in (what.get("reason"), what.get("message")) if part))

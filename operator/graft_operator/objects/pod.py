@@ -67,6 +67,8 @@ def _container(pool: Pool, settings: Settings) -> dict[str, Any]:
             "capabilities": {"drop": ["ALL"]},
             "readOnlyRootFilesystem": True,
         },
+        # Why it ended, in its own words: the operator tells them while the container waits to be started again.
+        "terminationMessagePolicy": "FallbackToLogsOnError",
         **_probes(pool.spec.startup_timeout_seconds),
         "volumeMounts": _mounts(pool),
     }

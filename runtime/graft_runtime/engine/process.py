@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import argparse
-import ctypes
 import logging
 import os
 import queue
-import signal
 import socket
 import sys
 import threading
@@ -19,7 +16,6 @@ import torch
 
 from graft_runtime.engine.engine import Engine, EngineBrokenError
 from graft_runtime.engine.loader import LoaderThreads, Outcome
-from graft_runtime.logs import configure_logs
 from graft_runtime.messages import FRAME_HEADER_BYTES, MAX_FRAME_BYTES, Command, decode_command, encode_events
 
 logger = logging.getLogger(__name__)
@@ -27,20 +23,13 @@ logger = logging.getLogger(__name__)
 EXIT_PARENT_GONE = 0
 EXIT_BROKEN = 1
 EXIT_BAD_MESSAGE = 2
-_PR_SET_PDEATHSIG = 1
 
 Inbox = queue.SimpleQueue[Command | Outcome]
 
 
-def main() -> NoReturn:
-    """Serve the API process at the other end of `--socket-fd` until that process goes."""
-    parser = argparse.ArgumentParser(prog="python -m graft_runtime.engine")
-    parser.add_argument("--socket-fd", type=int, required=True, help="one end of a socket pair")
-    arguments = parser.parse_args()
-    configure_logs()
-    _end_with_parent()
+def serve(connection: socket.socket) -> NoReturn:
+    """Serve the API process at the other end until that process goes."""
     _use_granted_processors()
-    connection = socket.socket(fileno=arguments.socket_fd)
     inbox: Inbox = queue.SimpleQueue()
     threading.Thread(target=_read, args=(connection.makefile("rb"), inbox), name="reader", daemon=True).start()
     try:
@@ -77,16 +66,6 @@ def _read(stream: BinaryIO, inbox: Inbox) -> None:
             logger.critical("a message of the API process can't be read: %s", error)
             _exit(EXIT_BAD_MESSAGE)
     _exit(EXIT_PARENT_GONE)
-
-
-def _end_with_parent() -> None:
-    """Let the engine process die with the parent's thread that spawned it, however that thread ends.
-
-    The API process alone decides when to drain.
-    """
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _use_granted_processors() -> None:

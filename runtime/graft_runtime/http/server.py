@@ -36,6 +36,8 @@ EXIT_ENGINE_GONE = 3
 EXIT_BROKEN = 4
 QUIET_SECONDS = 5.0
 """After SIGTERM: so long nobody asked, before this pod ends; who routes here may not have heard that it is unready."""
+LAST_SECONDS = 0.5
+"""From the last connection that is taken to the end: whoever has connected by then may still ask."""
 CLOSING_SECONDS = 3
 KEEP_ALIVE_SECONDS = 75
 BACKLOG = 1024
@@ -130,9 +132,15 @@ async def _drain(pod: Pod, admission: Admission, server: _Server, engine: asynci
     From the first moment on, every answer says that its connection closes, so that clients turn to other pods. Whoever
     has not heard yet that this pod is going is answered: where others can't be reached, no other pod would.
     """
+
+    async def nobody_asks() -> None:
+        await admission.wait_quiet(QUIET_SECONDS)
+        server.stop_listening()
+        await admission.wait_quiet(LAST_SECONDS)
+
     logger.info("asked to end: %d requests are on their way", admission.in_flight)
     pod.leave()
-    quiet, closing = _task(admission.wait_quiet(QUIET_SECONDS)), _task(server.close_idle(QUIET_SECONDS))
+    quiet, closing = _task(nobody_asks()), _task(server.close_idle(QUIET_SECONDS))
     await asyncio.wait([engine, quiet], timeout=pod.config.drain_seconds, return_when=asyncio.FIRST_COMPLETED)
     quiet.cancel()
     closing.cancel()
@@ -158,6 +166,11 @@ class _Server(uvicorn.Server):
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
+
+    def stop_listening(self) -> None:
+        """Take no more connections; those that are open stay so."""
+        for listening in self.servers:
+            listening.close()
 
     async def close_idle(self, seconds: float) -> None:
         """Close the connections on which nothing was asked for `seconds`, for ever.

@@ -124,6 +124,25 @@ def test_a_pod_that_leaves_sends_its_clients_away_one_answer_at_a_time(pod: Any)
     assert pod.process.wait(20) == 0
 
 
+def test_whoever_has_connected_before_the_port_closes_is_answered(pod: Any) -> None:
+    """One connection after the other is opened and asks nothing, until there is no more to connect to."""
+    pod.process.send_signal(signal.SIGTERM)
+    with contextlib.ExitStack() as stack:
+        opened: list[http.client.HTTPConnection] = []
+
+        def refused() -> bool:
+            try:
+                opened.append(stack.enter_context(_connected(pod)))
+            except ConnectionRefusedError:
+                return True
+            return False
+
+        wait_until(refused)
+        opened[-1].request("POST", "/v1/completions", json.dumps({"model": "tiny", "prompt": "hello"}))
+        assert opened[-1].getresponse().status == 200
+    assert pod.process.wait(20) == 0
+
+
 @contextlib.contextmanager
 def _connected(pod: Any) -> Iterator[http.client.HTTPConnection]:
     """A connection on which nothing is asked."""
