@@ -1,7 +1,7 @@
 """The typed messages between the API process and the engine process: MessagePack over one socket pair.
 
-    API process ── Start Mount Unmount Generate Encode Cancel ──► engine process
-    API process ◄── Events: one batch a step ─────────────────────── engine process
+    API process ── Start Mount Unmount Vocabulary Generate Encode Cancel ──► engine process
+    API process ◄── Events: one batch a step ────────────────────────────────── engine process
 
 The engine knows token ids and served identities (digests and scales), not names and not HTTP.
 
@@ -84,6 +84,16 @@ class Unmount(_Message, frozen=True, tag=True, array_like=True):
     """In host memory, for the next time; else it is forgotten there as well."""
 
 
+class Vocabulary(_Message, frozen=True, tag=True, array_like=True):
+    """What the tokens of a tokenizer stand for; requests with a grammar name it. Answered by nothing."""
+
+    name: str
+    tokens: list[bytes]
+    """What each adds to a text; nothing where it may be in none."""
+    instead_of: str | None = None
+    """Another, which no later request names."""
+
+
 class ServedAdapter(msgspec.Struct, frozen=True, array_like=True):
     """One adapter under a request: y = W·x + weight · B·(A·x), alpha/r being part of B."""
 
@@ -130,6 +140,10 @@ class Generate(_Message, frozen=True, tag=True, array_like=True):
     """Tell the log-probabilities of the prompt as well, of as many of the likeliest as `sampling` has it."""
     share: int = 1
     """Of the engine, against that of requests to other adapters: so much less each of its tokens counts."""
+    grammar: str | None = None
+    """Of llguidance, which the answer follows; it ends where the grammar does."""
+    vocabulary: str = ""
+    """Which tokens the grammar is written with, where there is one."""
 
 
 class Encode(_Message, frozen=True, tag=True, array_like=True):
@@ -150,7 +164,7 @@ class Cancel(_Message, frozen=True, tag=True, array_like=True):
     request: str
 
 
-Command = Start | Mount | Unmount | Generate | Encode | Cancel
+Command = Start | Mount | Unmount | Vocabulary | Generate | Encode | Cancel
 
 
 # engine process → API process
@@ -171,6 +185,8 @@ class Capabilities(msgspec.Struct, frozen=True, array_like=True):
     """Of the device's memory for mounted adapters; None: as many adapters as its limits say, whatever their size."""
     tells_prompts: bool = False
     """It gives log-probabilities of prompts."""
+    grammars: bool = False
+    """Answers follow a grammar where one is asked for."""
 
 
 class BaseLoaded(_Message, frozen=True, tag=True, array_like=True):

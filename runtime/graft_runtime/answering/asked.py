@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from graft_runtime.answering.callers import Caller
 from graft_runtime.errors import ErrorCode, GraftError
+from graft_runtime.tokenizing.grammars import AnswerForm
 from graft_runtime.tokenizing.rendering import ANSWER_BEGINS, TemplateOptions
 from graft_runtime.tokenizing.text_formats import TextFormat
 
@@ -161,6 +162,8 @@ class TextRequest:
     """Log-probabilities of each token, and of so many of the likeliest."""
     echo: bool = False
     """The answer begins with the prompt."""
+    form: AnswerForm | None = None
+    """That each answer must have."""
 
     @property
     def answers(self) -> int:

@@ -16,6 +16,7 @@ from graft_runtime.answering.callers import Caller
 from graft_runtime.answering.composition import Target, single_target, summed_target
 from graft_runtime.answering.limits import check_generates, check_ids, check_prompt, sampling_of, token_limit
 from graft_runtime.answering.models import Models
+from graft_runtime.answering.vocabularies import Vocabularies
 from graft_runtime.contract.tasks import Task
 from graft_runtime.errors import ErrorCode, GraftError
 from graft_runtime.messages import BaseLoaded, Generate, Tier
@@ -24,6 +25,7 @@ from graft_runtime.pod.base_life import LoadedBase
 from graft_runtime.pod.engine_client import Answer
 from graft_runtime.pod.leases import Lease
 from graft_runtime.threads import Threads
+from graft_runtime.tokenizing.grammars import AnswerForm, grammars
 from graft_runtime.tokenizing.pieces import StopStrings
 from graft_runtime.tokenizing.text_formats import TextFormat
 
@@ -82,6 +84,7 @@ class Generator:
         adapters: those of the pod.
         base: the pod's.
         submit: the engine's.
+        vocabularies: that the engine knows.
         admission: how many at once.
         lent: called with each adapter that a request got: the tier that it was in, and the seconds that it took.
     """
@@ -92,13 +95,15 @@ class Generator:
         adapters: NamedAdapters,
         base: Base,
         submit: Submit,
+        vocabularies: Vocabularies,
         *,
         admission: Admission,
         lent: Callable[[Tier | None, float], None],
     ) -> None:
         self._models, self._adapters, self._base, self._submit = models, adapters, base, submit
-        self._admission, self._lent = admission, lent
+        self._vocabularies, self._admission, self._lent = vocabularies, admission, lent
         self._threads = Threads(TOKENIZING_THREADS, "tokenize")
+        self._grammar_thread = Threads(1, "grammars")  # one process makes them
 
     def check_room(self) -> None:
         """Raise GraftError where no request is taken now: ShuttingDown, Overloaded."""
@@ -113,7 +118,8 @@ class Generator:
         """
         async with self._ready(request, generates=True) as ready:
             prompts = await self._tokenize(request, ready)
-            choices = self._choices(request, prompts, ready)
+            grammar = await self._grammar(request.form, ready)
+            choices = self._choices(request, prompts, grammar, ready)
             digest = ready.target.digest or self._adapters.merged_digest
             generation = Generation(ready.model, digest, sum(map(len, prompts)), choices, ready.held.pop_all())
         for choice in choices:
@@ -199,7 +205,23 @@ class Generator:
             check_prompt(request, prompt, ready.base.loaded, ready.target)
         return prompts
 
-    def _choices(self, request: TextRequest, prompts: list[list[int]], ready: _Ready) -> list[Choice]:
+    async def _grammar(self, form: AnswerForm | None, ready: _Ready) -> str | None:
+        """Return the grammar of an answer's form, and have the tokens that it is written with at hand."""
+        if form is None:
+            return None
+        if not ready.base.loaded.capabilities.grammars:
+            raise GraftError(
+                ErrorCode.UNSUPPORTED_PARAMETER,
+                f"`{form.field}` asks for an answer in a given form, and this engine gives none",
+                hint=f"leave `{form.field}` out",
+                field=form.field,
+            )
+        await self._threads.run(getattr, ready.target.text_format.tokenizer, "token_bytes")
+        return await self._grammar_thread.run(grammars.of, form)
+
+    def _choices(
+        self, request: TextRequest, prompts: list[list[int]], grammar: str | None, ready: _Ready
+    ) -> list[Choice]:
         base, target = ready.base, ready.target
         defaults, tokenizer = target.text_format.defaults, target.text_format.tokenizer
         special = {token for stop in request.stops if (token := tokenizer.special_id(stop)) is not None}
@@ -213,6 +235,7 @@ class Generator:
                 hint="leave one of them out",
                 field="echo",
             )
+        vocabulary = "" if grammar is None else self._vocabularies.tell(tokenizer)
         echoes = [_echo(request, *item, target) for item in enumerate(prompts)]
         choices = []
         for index in range(request.answers):
@@ -227,6 +250,8 @@ class Generator:
                 stop_tokens=tuple(sorted(ends)),
                 tell_prompt=tell_prompt,
                 salt=request.salt,
+                grammar=grammar,
+                vocabulary=vocabulary,
                 share=min((lease.share for lease in target.leases), default=1),
             )
             text = tokenizer.detokenizer(prompt if goes_on else (), show_special=request.show_special)

@@ -9,9 +9,18 @@ import torch
 
 from graft_runtime.contract.facts import AdapterFacts
 from graft_runtime.engine.budgets import PLENTY, Budgets
+from graft_runtime.engine.forming import Forming
 from graft_runtime.engine.intake import Intake
 from graft_runtime.engine.ledger import room_in_host
-from graft_runtime.engine.loader import AdapterReady, BaseReady, Job, Outcome, fault_of, tell_oddities
+from graft_runtime.engine.loader import (
+    AdapterReady,
+    BaseReady,
+    Compiled,
+    Job,
+    Outcome,
+    fault_of,
+    tell_oddities,
+)
 from graft_runtime.engine.mounts import Mounts
 from graft_runtime.engine.requests import Request, Turn, failure
 from graft_runtime.engine.scheduler import Scheduler
@@ -31,6 +40,7 @@ from graft_runtime.messages import (
     Start,
     StepDone,
     Unmount,
+    Vocabulary,
 )
 from graft_runtime.model.load import BaseModel
 
@@ -58,6 +68,7 @@ class Engine:
         self._start: Start | None = None
         self._serving: Serving | None = None
         self.mounts = Mounts(0)
+        self._forming = Forming(load)
         self._events: list[Event] = []
         self._failed_steps = 0
         self._occupancy = Occupancy()
@@ -106,6 +117,8 @@ class Engine:
                 self._cancel(message)
             case Mount():
                 self._mount(message)
+            case Vocabulary():
+                self._forming.learn(message)
             case Unmount():
                 self._events += self.mounts.unmount(message.digest, keep=message.keep)
             case Start() if self._start is None:
@@ -133,6 +146,8 @@ class Engine:
                 self._serve(outcome.base, outcome.merged)
             case AdapterReady():
                 self._publish_adapter(outcome)
+            case Compiled():
+                self._form(outcome)
             case MountFailed():
                 self.mounts.abandon(outcome.digest)
                 self._tell(outcome)
@@ -189,17 +204,31 @@ class Engine:
 
     def _take(self, message: Generate | Encode) -> None:
         try:
+            self._forming.check(message)
             request = Intake(self.serving, self.mounts, self._release).take(message)
-            self.serving.scheduler.add(request)
         except GraftError as error:
             self._tell(failure(message, EngineFault.of(error)))
+            return
+        if not self._forming.hold(request):
+            self.serving.scheduler.add(request)
+
+    def _form(self, compiled: Compiled) -> None:
+        """Let a request into the queue whose grammar is compiled."""
+        request = self._forming.release(compiled.request)
+        if request is None:
+            return  # cancelled meanwhile
+        if isinstance(compiled.constraint, EngineFault):
+            self._finish(request, compiled.constraint)
+        else:
+            request.constraint = compiled.constraint
+            self.serving.scheduler.add(request)
 
     @torch.inference_mode()
     def _cancel(self, cancel: Cancel) -> None:
         scheduler = self._scheduler
         if scheduler is None:
             return
-        request = scheduler.drop(cancel.request)
+        request = self._forming.release(cancel.request) or scheduler.drop(cancel.request)
         if request is not None:
             self._ended(request)
             self._tell_occupancy(scheduler)  # there may be no step after this

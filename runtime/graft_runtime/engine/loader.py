@@ -1,4 +1,4 @@
-"""What takes seconds, in a thread of its own beside the steps: the base and adapters."""
+"""What takes seconds, in threads beside the steps: the base, adapters, and grammars of requests."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from graft_runtime.adapters.compile import compile_adapter
 from graft_runtime.adapters.deltas import CompiledAdapter
 from graft_runtime.adapters.files import AdapterFiles, read_adapter_files
 from graft_runtime.contract.facts import AdapterFacts
+from graft_runtime.engine.constraints import Constraint, TokenTable
 from graft_runtime.engine.ledger import check_adapter_room, check_room
 from graft_runtime.errors import ErrorCode, GraftError
 from graft_runtime.merge.memory import merge_into
@@ -37,7 +38,17 @@ LOAD_SECONDS = 900.0
 LONG_WORK = 10**10
 """Operations; an adapter that takes more, about a second, is no longer in the way of others."""
 
-Job = Start | Mount
+
+@dataclass(frozen=True)
+class Compile:
+    """The grammar of a request, and the tokens that it is written with."""
+
+    request: str
+    grammar: str
+    tokens: TokenTable
+
+
+Job = Start | Mount | Compile
 
 
 @dataclass(frozen=True)
@@ -59,7 +70,15 @@ class AdapterReady:
     adapter: CompiledAdapter
 
 
-Outcome = BaseReady | BaseFailed | AdapterReady | MountFailed
+@dataclass(frozen=True)
+class Compiled:
+    """The constraint of a request, or why there is none."""
+
+    request: str
+    constraint: Constraint | EngineFault
+
+
+Outcome = BaseReady | BaseFailed | AdapterReady | MountFailed | Compiled
 
 
 class Loader:
@@ -80,6 +99,8 @@ class Loader:
         """Do the job. Raises nothing."""
         if isinstance(job, Start):
             return self.load_base(job)
+        if isinstance(job, Compile):
+            return self.compile(job)
         files = self.read(job)
         return files if isinstance(files, MountFailed) else self.load(job, files)
 
@@ -105,6 +126,13 @@ class Loader:
         for source, facts in zip(start.merge, merged, strict=True):
             tell_oddities(source.part.name, facts)
         return BaseReady(base, merged)
+
+    def compile(self, job: Compile) -> Compiled:
+        """Compile the grammar of a request."""
+        try:
+            return Compiled(job.request, job.tokens.constraint(job.grammar))
+        except Exception as error:
+            return Compiled(job.request, fault_of(error, "the form that the answer is asked in"))
 
     def read(self, mount: Mount) -> AdapterFiles | MountFailed:
         """Read an adapter's config and header."""
@@ -138,6 +166,8 @@ class Loader:
 class LoaderThreads:
     """A Loader beside the steps: one thread for what is short, one for adapters that take long; the shortest first.
 
+    Grammars have a third, since requests wait for them.
+
     Args:
         deliver: takes the outcome of each job, in the thread that did it.
         loader: that does them.
@@ -145,15 +175,20 @@ class LoaderThreads:
 
     def __init__(self, deliver: Callable[[Outcome], None], loader: Loader | None = None) -> None:
         self._deliver, self._loader = deliver, loader or Loader()
-        self._jobs: queue.SimpleQueue[Job] = queue.SimpleQueue()
+        self._jobs: queue.SimpleQueue[Start | Mount] = queue.SimpleQueue()
+        self._grammars: queue.SimpleQueue[Compile] = queue.SimpleQueue()
         self._short, self._long = queue.PriorityQueue[_Load](), queue.PriorityQueue[_Load]()
         self._numbers = itertools.count()
-        for name, run in (("loader", self._run_short), ("long loader", self._run_long)):
+        runs = {"loader": self._run_short, "long loader": self._run_long, "grammars": self._run_grammars}
+        for name, run in runs.items():
             threading.Thread(target=run, name=name, daemon=True).start()
 
     def submit(self, job: Job) -> None:
         """Put a job in the loader's queue and return at once."""
-        self._jobs.put(job)
+        if isinstance(job, Compile):
+            self._grammars.put(job)
+        else:
+            self._jobs.put(job)
 
     def _run_short(self) -> None:
         while True:
@@ -165,7 +200,11 @@ class LoaderThreads:
         while True:
             self._finish(self._long.get())
 
-    def _begin(self, job: Job) -> None:
+    def _run_grammars(self) -> None:
+        while True:
+            self._deliver(self._loader.compile(self._grammars.get()))
+
+    def _begin(self, job: Start | Mount) -> None:
         if isinstance(job, Start):
             self._deliver(self._loader.load_base(job))
             return

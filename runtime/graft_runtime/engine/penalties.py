@@ -1,7 +1,8 @@
-"""Logits as a request wants them before a token is chosen: biases, penalties, and no end too early.
+"""Logits as a request wants them before a token is chosen: biases, penalties, no end too early, and a grammar.
 
 In the order of Transformers' processors: biases, then the penalty of repetition over prompt and answer, then those of
-presence and frequency over the answer, then tokens that may not end it yet.
+presence and frequency over the answer, then tokens that may not end it yet, then those that its
+grammar has no place for.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import numpy as np
 import torch
 
 from graft_runtime.engine.columns import columns
+from graft_runtime.engine.constraints import forbid
 from graft_runtime.engine.requests import Generation
 
 _FORBIDDEN = float("-inf")
@@ -20,7 +22,8 @@ _FORBIDDEN = float("-inf")
 def adjusts(request: Generation) -> bool:
     """Tell whether a request wants its next logits other than the model has them."""
     sampling = request.message.sampling
-    return request.seen is not None or bool(sampling.logit_bias) or len(request.tokens) < sampling.min_tokens
+    formed = request.seen is not None or request.constraint is not None
+    return formed or bool(sampling.logit_bias) or len(request.tokens) < sampling.min_tokens
 
 
 def adjusted(logits: torch.Tensor, requests: Sequence[Generation]) -> torch.Tensor:
@@ -42,6 +45,10 @@ def adjusted(logits: torch.Tensor, requests: Sequence[Generation]) -> torch.Tens
     ]
     if early:
         logits[columns(logits.device, *zip(*early, strict=True))[:2].long().unbind()] = _FORBIDDEN
+    masks = [(row, request.constraint.mask(), request) for row, request in enumerate(requests) if request.constraint]
+    if masks:
+        width = logits.shape[1]
+        forbid(logits, [(row, mask.allowing(one.message.stop_tokens, width)) for row, mask, one in masks])
     return logits
 
 

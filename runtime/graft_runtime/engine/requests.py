@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from graft_runtime.engine.constraints import Constraint
 from graft_runtime.engine.sampling import Draws
 from graft_runtime.engine.seen_tokens import SeenTokens
 from graft_runtime.errors import ErrorCode
@@ -53,6 +54,8 @@ class Generation(Request):
     """Token ids that mean something to its adapters, or to the base."""
     seen: SeenTokens | None = None
     """Where it has penalties."""
+    constraint: Constraint | None = None
+    """Where its answer has a grammar, once that is compiled."""
     prompt_told: dict[int, TokenLogprob] = field(default_factory=dict)
     """What the model gives to the prompt's tokens, by the place before each, where it is asked for."""
     tokens: list[int] = field(default_factory=list)

@@ -69,7 +69,7 @@ def _capabilities(task: Task, device_bytes: int, runner: Runner) -> Capabilities
     deltas = frozenset(DeltaKind) if task.generates else frozenset(DeltaKind) - _OF_PROMPTS
     tiers: tuple[Tier, ...] = ("device", "host", "disk")
     tells = isinstance(runner, DecoderRunner)
-    return Capabilities(deltas, True, ADAPTERS_PER_REQUEST, tiers, device_bytes, tells_prompts=tells)
+    return Capabilities(deltas, True, ADAPTERS_PER_REQUEST, tiers, device_bytes, tells_prompts=tells, grammars=True)
 
 
 def _flow(runner: Runner, max_sequences: int, budgets: Budgets) -> Flow:

@@ -19,6 +19,7 @@ from starlette.types import ASGIApp
 from graft_runtime.answering.admission import Admission
 from graft_runtime.answering.generation import Generator
 from graft_runtime.answering.models import Models
+from graft_runtime.answering.vocabularies import Vocabularies
 from graft_runtime.contract.config import RUNTIME_CONFIG_FILE, RuntimeConfig
 from graft_runtime.contract.ports import API_PORT, CONTROL_PORT, PROBE_PORT
 from graft_runtime.errors import ErrorCode, GraftError
@@ -70,7 +71,15 @@ async def serve(config: RuntimeConfig, places: Places, uid: str, address: str, e
     pod = Pod(config, places, uid, engine())
     models = Models(config.served_name, pod.adapters, composition=config.composition)
     admission = Admission(config.engine.max_sequences, pod.adapters.share)
-    generator = Generator(models, pod.adapters, pod.base, pod.engine.submit, admission=admission, lent=pod.metrics.lent)
+    generator = Generator(
+        models,
+        pod.adapters,
+        pod.base,
+        pod.engine.submit,
+        Vocabularies(pod.engine.send),
+        admission=admission,
+        lent=pod.metrics.lent,
+    )
     generations = Generations(generator, models, pod.metrics)
     keys = ApiKeys(places.api_keys) if places.api_keys is not None else None
     servers = [

@@ -18,6 +18,7 @@ from graft_runtime.errors import ErrorCode, GraftError, context_too_long
 from graft_runtime.tokenizing.defaults import GenerationDefaults, as_template, read_defaults
 from graft_runtime.tokenizing.pieces import Detokenizer
 from graft_runtime.tokenizing.rendering import ANSWER_BEGINS, Renderer, TemplateOptions
+from graft_runtime.tokenizing.spelling import token_bytes
 from graft_runtime.tokenizing.template_content import ContentFormat, Messages, content_format, in_format
 from graft_runtime.tokenizing.users_text import SpecialTokens, UsersText
 
@@ -172,6 +173,12 @@ class Tokenizer:
             first = self.decode([token], show_special=True)  # may lack a space, which tokenizers drop at the beginning
             text = self._spelled[token] = self.decode([token, token], show_special=True)[len(first) :]
         return text
+
+    @cached_property
+    def token_bytes(self) -> list[bytes]:
+        """Return what each token adds to a text, by its id; nothing for special ones and for ids without a token."""
+        with _library_faults():
+            return token_bytes(self.fast, self._skipped)
 
     def detokenizer(self, before: Sequence[int] = (), *, show_special: bool = False) -> Detokenizer:
         """Return what turns the tokens of an answer into text as they come.

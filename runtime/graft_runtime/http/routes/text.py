@@ -13,8 +13,9 @@ from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictFloat, Stri
 from graft_runtime.answering.answers import Generation, Piece
 from graft_runtime.answering.asked import NamedAdapter, Prompts, TextRequest
 from graft_runtime.answering.callers import Caller
-from graft_runtime.http.bodies import LARGEST_INTEGER, Body, Whole, invalid, shown
+from graft_runtime.http.bodies import LARGEST_INTEGER, Whole, invalid, shown
 from graft_runtime.http.neutral import BODY_FIELDS, check_neutral
+from graft_runtime.http.routes.forms import FormBody
 
 MAX_STOPS = 16
 MAX_STOP_TOKENS = 1024
@@ -52,7 +53,7 @@ class WeightedName(BaseModel):
     weight: Annotated[Number, Field(ge=-MAX_WEIGHT, le=MAX_WEIGHT)] = 1.0
 
 
-class TextBody(Body):
+class TextBody(FormBody):
     """The fields that each of these routes takes."""
 
     model: StrictStr | None = Field(default=None, max_length=256)
@@ -152,11 +153,13 @@ class TextBody(Body):
             show_special=self.skip_special_tokens is False,
             truncate=self.truncate_prompt_tokens,
             echo=self.echoes,
+            form=self.form,
             stops=[self.stop] if isinstance(self.stop, str) else self.stop or (),
         )
 
     def check(self) -> None:
         check_neutral(self.model_extra, BODY_FIELDS)
+        self.check_form()
         if self.stream_options is not None and not self.stream:
             raise invalid(
                 "stream_options", "`stream_options` is given without `stream: true`", "leave it out, or stream"

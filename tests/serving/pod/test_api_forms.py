@@ -1,0 +1,129 @@
+"""Answers in a given form over HTTP: OpenAI's client, vLLM's names, an adapter with its own tokenizer, one batch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Literal
+
+import jsonschema
+import openai
+import pytest
+from pydantic import BaseModel
+
+CHAT: Any = [{"role": "user", "content": "Who?"}]
+SCHEMA = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string", "maxLength": 5},
+        "tags": {"type": "array", "items": {"enum": ["x", "größe"]}, "maxItems": 2},
+    },
+    "required": ["name", "tags"],
+    "additionalProperties": False,
+}
+FORMAT = {"type": "json_schema", "json_schema": {"name": "person", "strict": True, "schema": SCHEMA}}
+
+
+class Mood(BaseModel):
+    mood: Literal["good", "bad"]
+    sure: bool
+
+
+@pytest.fixture(scope="module")
+def pod(make_pod: Callable[..., Any], make_adapter: Callable[..., Path], tiny_base: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    pod = make_pod()
+    names = {"plain": make_adapter("plain"), "own": make_adapter("own")}
+    tokenizer = AutoTokenizer.from_pretrained(tiny_base)
+    tokenizer.add_tokens(['{"name":'])
+    tokenizer.save_pretrained(names["own"])
+    pod.mount_set(pod.set_of(1, *(pod.entry(name, path) for name, path in names.items())))
+    pod.start()
+    pod.wait_ready()
+    return pod
+
+
+@pytest.fixture(scope="module")
+def no_blanks(tiny_base: Path) -> dict[str, int]:
+    """Return a bias against whitespace, of which a random model writes as much as it may."""
+    from transformers import AutoTokenizer
+
+    ids = AutoTokenizer.from_pretrained(tiny_base).convert_tokens_to_ids(["Ġ", "Ċ", "ĉ", "č"])
+    return {str(token): -100 for token in ids}
+
+
+def text_of(pod: Any, **body: Any) -> str:
+    reply = pod.post("/v1/chat/completions", {"model": "tiny", "messages": CHAT, "max_tokens": 200} | body)
+    assert reply.status == 200, reply.content
+    choice = reply.json["choices"][0]
+    assert choice["finish_reason"] == "stop"
+    return str(choice["message"]["content"])
+
+
+def test_openai_s_client_parses_its_own_types(client: openai.OpenAI, no_blanks: dict[str, int]) -> None:
+    answer = client.chat.completions.parse(
+        model="plain", messages=CHAT, response_format=Mood, temperature=0, logit_bias=no_blanks
+    )
+    assert isinstance(answer.choices[0].message.parsed, Mood)
+
+
+def test_each_row_of_a_batch_has_its_own_form(pod: Any, no_blanks: dict[str, int]) -> None:
+    def ask(at: int) -> str:
+        model, seed = ("tiny", "plain", "own")[at % 3], at
+        form = {"response_format": FORMAT} if at % 2 else {"structured_outputs": {"choice": ["yes", "no"]}}
+        more = {"logit_bias": no_blanks, "logprobs": True, "presence_penalty": 0.5}
+        return text_of(pod, model=model, seed=seed, **more, **form)
+
+    with ThreadPoolExecutor(12) as threads:
+        texts = list(threads.map(ask, range(12)))
+    for text in texts[1::2]:
+        jsonschema.validate(json.loads(text), SCHEMA)
+    assert {*texts[::2]} <= {"yes", "no"}
+    assert len({*texts[1::2]}) > 1
+
+
+@pytest.mark.parametrize(
+    ("fields", "pattern"),
+    [
+        ({"guided_regex": "[ab]{3}"}, {"length": 3}),
+        ({"guided_choice": ["one", "two"]}, {"length": 3}),
+        ({"guided_grammar": 'root ::= "abc"'}, {"text": "abc"}),
+        ({"guided_json": {"const": [1, 2]}}, {"json": [1, 2]}),
+        ({"guided_json": '{"const": [1, 2]}'}, {"json": [1, 2]}),
+        ({"structured_outputs": {"json": {"const": {"a": 1}}, "disable_any_whitespace": True}}, {"text": '{"a":1}'}),
+        ({"structured_outputs": {"regex": "a{4}"}}, {"text": "aaaa"}),
+    ],
+)
+def test_vllm_s_names(pod: Any, no_blanks: dict[str, int], fields: dict[str, Any], pattern: dict[str, Any]) -> None:
+    text = text_of(pod, logit_bias=no_blanks, **fields)
+    found = {"length": len(text), "text": text}
+    assert json.loads(text) == pattern["json"] if "json" in pattern else pattern.items() <= found.items()
+
+
+def test_a_stream_of_json_is_json(client: openai.OpenAI) -> None:
+    form: Any = {"type": "json_object"}
+    bias: Any = {"92": 20}  # `}`
+    stream = client.chat.completions.create(
+        model="tiny", messages=CHAT, response_format=form, stream=True, logit_bias=bias, max_tokens=200
+    )
+    assert isinstance(json.loads("".join(chunk.choices[0].delta.content or "" for chunk in stream)), dict)
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"response_format": {"type": "json_schema"}}, "response_format.json_schema.schema"),
+        ({"response_format": {"type": "xml"}}, "response_format.type"),
+        ({"response_format": FORMAT | {"json_schema": {"name": "a", "schema": {"type": 7}}}}, "response_format"),
+        ({"response_format": FORMAT, "guided_regex": "a"}, "guided_regex"),
+        ({"structured_outputs": {"structural_tag": "{}"}}, "structured_outputs.structural_tag"),
+        ({"guided_json": {"type": "string", "pattern": "^(?=a)"}}, "guided_json"),
+    ],
+)
+def test_a_form_that_can_t_be_given_is_refused(pod: Any, fields: dict[str, Any], param: str) -> None:
+    reply = pod.post("/v1/chat/completions", {"model": "tiny", "messages": CHAT} | fields)
+    assert reply.status == 400, reply.content
+    assert reply.json["error"]["param"] == param
