@@ -24,7 +24,7 @@ NAMESPACE = "demo"
 OPERATOR_NAMESPACE = "graft-system"
 RELEASE = "graft"
 POOL = "gemma"
-CHART_VALUES = {"bindAddress": "podIP"}
+CHART_VALUES = {"bindAddress": "podIP", "replicas": 1}
 
 PROMPT = "Question: What is the sea?\nAnswer:"
 FIRST = ("pirate", "haiku", "json")

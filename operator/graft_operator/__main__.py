@@ -17,7 +17,7 @@ USAGE = "usage: graft-operator run --namespace NAMESPACE --runtime-image IMAGE -
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; return 0 after a signal, 2 for arguments that can't be understood."""
+    """Run the command line; return 0 after a signal, 1 without the lease, 2 for arguments that can't be understood."""
     arguments = sys.argv[1:] if arguments is None else arguments
     if not arguments or arguments[0] != "run":
         sys.stderr.write(f"{USAGE}\n")
@@ -25,8 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _end_on_sigterm()
     settings = parse_settings(arguments[1:])
     configure_logs(getattr(logging, settings.log_level.upper()), quiet=["kopf", "asyncio", "aiohttp"])
-    asyncio.run(_run(settings))
-    return 0
+    return asyncio.run(_run(settings))
 
 
 def _end_on_sigterm() -> None:
@@ -34,10 +33,17 @@ def _end_on_sigterm() -> None:
     signal.signal(signal.SIGTERM, lambda number, _: os._exit(128 + number))
 
 
-async def _run(settings: Settings) -> None:
-    from graft_operator.application import Operator  # noqa: PLC0415 - takes seconds: the handler comes first
+async def _run(settings: Settings) -> int:
+    # They take seconds: the handler comes first.
+    from graft_operator.application import Operator  # noqa: PLC0415
+    from graft_operator.clients.elector import LeaseLostError  # noqa: PLC0415
 
-    await Operator(settings).run()
+    try:
+        await Operator(settings).run()
+    except LeaseLostError as error:
+        logging.getLogger(__name__).error("ends, for another operator may lead: %s", error)  # noqa: TRY400
+        return 1
+    return 0
 
 
 if __name__ == "__main__":

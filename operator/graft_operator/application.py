@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import secrets
 import signal
+import socket
 from contextlib import AsyncExitStack
 
 from graft_operator.clients.cluster import Cluster, UnavailableError
+from graft_operator.clients.elector import Elector
+from graft_operator.clients.fence import Fence
 from graft_operator.clients.followers import PodFollowers
 from graft_operator.clients.keyring import Keyring
 from graft_operator.clients.resolutions import Resolutions
@@ -31,7 +35,7 @@ RETRY_SECONDS = 1.0
 
 
 class Operator:
-    """Runs until a signal, or until a part of it ends by itself."""
+    """Stands by until it leads; runs until a signal, or until a part of it ends by itself."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -39,6 +43,9 @@ class Operator:
         self._store = Store(self._queue.mark)
         self._stopping = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
+        self._fence = Fence()
+        self._elector: Elector | None = None
+        self._lease: asyncio.Task[None] | None = None
         self._sync: Sync | None = None
         self._followers: PodFollowers | None = None
 
@@ -46,7 +53,7 @@ class Operator:
         """Serve until a signal.
 
         Raises:
-            Exception: what ended a part of the operator.
+            LeaseLostError: another operator may lead by now. Exception: what ended a part of the operator.
         """
         self._take_signals()
         async with AsyncExitStack() as stack:
@@ -62,15 +69,18 @@ class Operator:
                 await self._serve()
             starting.cancel()
             await asyncio.gather(starting, return_exceptions=True)
+        if self._lease is not None and self._lease.done() and not self._lease.cancelled():
+            self._lease.result()
         logger.info("ended")
 
     async def _start(self, stack: AsyncExitStack) -> None:
         settings = self._settings
-        cluster = await Cluster.connect()
+        await self._lead(stack)
+        cluster = await Cluster.connect(self._fence)
         stack.push_async_callback(cluster.close)
         self._cluster = cluster
         keyring = self._keyring = await _open_keyring(cluster, settings)
-        client = RuntimeClient(keyring.sign)
+        client = RuntimeClient(keyring.sign, self._fence)
         stack.push_async_callback(client.close)
         followers = self._followers = PodFollowers(client, self._queue.mark)
         stack.push_async_callback(followers.close)
@@ -90,9 +100,21 @@ class Operator:
         await self._sync.load()
         self._reconciler.expect(self._store.pool_keys())
 
+    async def _lead(self, stack: AsyncExitStack) -> None:
+        cluster = await Cluster.connect(counted=False)
+        stack.push_async_callback(cluster.close)
+        identity = self._settings.identity or f"{socket.gethostname()}-{secrets.token_hex(4)}"
+        elector = self._elector = Elector(cluster, self._fence, self._settings, identity)
+        stack.push_async_callback(elector.release)
+        stack.push_async_callback(self._end_tasks)
+        await elector.lead()
+        self._lease = asyncio.create_task(elector.keep(), name="lease")
+        self._lease.add_done_callback(lambda _: self._stopping.set())
+        self._tasks.append(self._lease)
+
     async def _serve(self) -> None:
         assert self._sync is not None
-        self._tasks = [
+        self._tasks += [
             *(asyncio.create_task(self._reconciler.work(), name=f"worker {number}") for number in range(WORKERS)),
             asyncio.create_task(self._keyring.watch(self._mark_all), name="keys"),
         ]
@@ -140,6 +162,8 @@ class Operator:
         return all(not task.done() for task in self._tasks)
 
     def _is_ready(self) -> bool:
+        if self._elector is not None and self._elector.waits:
+            return True
         return self._sync is not None and self._sync.loaded
 
 

@@ -73,6 +73,7 @@ POD = _child("Pod", "", "v1", "pods", made=False)
 EVENT = Kind("Event", "", "v1", "events")
 SECRET = Kind("Secret", "", "v1", "secrets")
 CLAIM = Kind("PersistentVolumeClaim", "", "v1", "persistentvolumeclaims")
+LEASE = Kind("Lease", "coordination.k8s.io", "v1", "leases")
 
 KINDS = {
     kind.name: kind
@@ -88,6 +89,7 @@ KINDS = {
         EVENT,
         SECRET,
         CLAIM,
+        LEASE,
     )
 }
 

@@ -16,7 +16,7 @@ PASS_SECONDS = Histogram(
 )
 REQUESTS = Counter(
     "graft_operator_requests",
-    "Requests to the API server, watches not counted",
+    "Requests to the API server; watches and what keeps the lease are not counted",
     ["method", "status"],
     registry=REGISTRY,
 )
@@ -29,6 +29,7 @@ UNREADABLE = Counter(
 DROPPED_EVENTS = Counter(
     "graft_operator_dropped_events", "Events that were not written, for there were too many", registry=REGISTRY
 )
+LEADING = Gauge("graft_operator_leading", "1 where this operator leads; 0: it stands by", registry=REGISTRY)
 OBSERVED = Gauge(
     "graft_operator_observed_timestamp_seconds",
     "Unix time at which a pass had ended over each pool that was there at the start; 0: not yet",

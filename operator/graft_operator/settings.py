@@ -65,6 +65,12 @@ class Settings:
     """What spec.podTemplate.spec may hold beside the fields that it always may: paths, each with all below it."""
     signing_key_secret: str = "graft-signing-key"  # noqa: S105 - the name of a Secret
     """The Secret in `namespace` with the key that signs tokens for the pods' control ports."""
+    lease: str = "graft-operator"
+    """The Lease in `namespace` whose holder leads: of the operators that name it, one writes."""
+    lease_seconds: int = 15
+    """For how long the leader may be silent until another one leads."""
+    identity: str = ""
+    """Of this operator among those that stand by; no two that run may have the same. Empty: a new one at each start."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
 
@@ -89,6 +95,13 @@ def pod_defaults(text: str) -> PodDefaults:
         return PodDefaults(**value.pop("metadata", {}), **value)
     except (ValueError, TypeError, AttributeError) as error:
         raise argparse.ArgumentTypeError(f"{error}: expected JSON with metadata and spec of a pod template") from error
+
+
+def lease_seconds(text: str) -> int:
+    seconds = int(text)
+    if not 3 <= seconds <= 3600:
+        raise argparse.ArgumentTypeError(f"{text} is no duration of a lease: expected 3 to 3600 seconds")
+    return seconds
 
 
 def quantity(text: str) -> str:
@@ -143,5 +156,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--allowed-secrets", type=labels, default={})
     parser.add_argument("--allowed-pod-template-field", dest="allowed_pod_template_fields", action="append", default=[])
     parser.add_argument("--signing-key-secret", required=True)
+    parser.add_argument("--lease", default="graft-operator")
+    parser.add_argument("--lease-seconds", type=lease_seconds, default=15)
+    parser.add_argument("--identity", default="")
     parser.add_argument("--log-level", choices=("debug", "info", "warning", "error"), default="info")
     return parser

@@ -7,7 +7,6 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -25,6 +24,7 @@ from graft_operator import objects
 from graft_runtime.contract.adapter_set import AdapterSet
 
 from tests.support.definition import install_definition
+from tests.support.processes import free_port
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.cluster
@@ -156,12 +156,6 @@ class Stage:
         """Of the events about the pool."""
         events = self.get("events", "--field-selector", "involvedObject.name=support,source=graft-operator")["items"]
         return [event["reason"] for event in events]
-
-
-def free_port() -> int:
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        return int(listening.getsockname()[1])
 
 
 @pytest.fixture

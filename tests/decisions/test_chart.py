@@ -12,7 +12,7 @@ import yaml
 from graft_local import helm
 from graft_local.errors import LocalClusterError
 from graft_operator import objects
-from graft_operator.kinds import CLAIM, DEPLOYMENT_LABEL, EVENT, KINDS, SECRET, Kind, watched_kinds
+from graft_operator.kinds import CLAIM, DEPLOYMENT_LABEL, EVENT, KINDS, LEASE, SECRET, Kind, watched_kinds
 from graft_operator.resource import parse_spec
 from graft_operator.settings import PodDefaults, Settings, parse_settings
 from graft_runtime.contract.ports import CONTROL_PORT
@@ -53,8 +53,8 @@ def settings_of(**values: Any) -> Settings:
     assert container["command"] == ["graft-operator"]
     subcommand, *arguments = container["args"]
     assert subcommand == "run"
-    fields = {"$(POD_NAMESPACE)": "graft-system", "$(POD_IP)": "10.0.0.7"}
-    assert {entry["name"] for entry in container["env"]} == {"POD_NAMESPACE", "POD_IP"}
+    fields = {"$(POD_NAMESPACE)": "graft-system", "$(POD_IP)": "10.0.0.7", "$(POD_NAME)": "graft-operator-x"}
+    assert {entry["name"] for entry in container["env"]} == {"POD_NAMESPACE", "POD_NAME", "POD_IP"}
     return parse_settings([fields.get(argument, argument.replace("$$(", "$(")) for argument in arguments])
 
 
@@ -88,6 +88,9 @@ def test_the_operator_reads_what_the_chart_writes() -> None:
         watch_namespaces=(),
         allowed_schemes=("hf", "pvc"),
         signing_key_secret="graft-operator-signing-key",
+        lease="graft-operator",
+        lease_seconds=15,
+        identity="graft-operator-x",
         log_level="info",
     )
 
@@ -116,7 +119,9 @@ def test_every_value_reaches_the_operator() -> None:
         allowedPodTemplateFields=["hostAliases", "containers.env"],
         bindAddress="podIP",
         logging={"level": "debug"},
+        leaseSeconds=30,
     )
+    assert settings.lease_seconds == 30
     assert settings.runtime_image == "registry.example/runtime:1.2"
     assert settings.runtime_image_pull_policy == "Always"
     defaults = PodDefaults({"team": "a"}, {"note": 'a "$(NAME)"'}, {"securityContext": {}})
@@ -180,7 +185,8 @@ OPERATOR_VERBS = {
 
 
 def test_the_operator_has_rights_on_all_that_it_touches() -> None:
-    touched = {f"{kind.plural}.{kind.group}".rstrip(".") for kind in KINDS.values() if kind not in {SECRET, CLAIM}}
+    others = {SECRET, CLAIM, LEASE}
+    touched = {f"{kind.plural}.{kind.group}".rstrip(".") for kind in KINDS.values() if kind not in others}
     assert touched == {name for name in OPERATOR_VERBS if "/" not in name}
 
 
@@ -217,9 +223,33 @@ def test_with_a_list_of_namespaces_it_has_rights_there_alone() -> None:
     of_the_cluster = {document["metadata"]["name"] for document in documents if document["kind"] == "ClusterRole"}
     assert of_the_cluster == {"graft-view", "graft-edit"}, "for users"
     roles = [document for document in documents if document["kind"] == "Role"]
-    rights = {role["metadata"]["namespace"]: verbs_of(role["rules"]) for role in roles}
-    assert rights.pop("graft-system") == {"secrets": {"get", "patch"}}
-    assert rights == {"team-a": OPERATOR_VERBS, "team-b": OPERATOR_VERBS}
+    rights = {(role["metadata"]["namespace"], role["metadata"]["name"]): verbs_of(role["rules"]) for role in roles}
+    assert rights == {
+        ("graft-system", "graft-operator-signing-key"): {"secrets": {"get", "patch"}},
+        ("graft-system", "graft-operator-lease"): {
+            "leases.coordination.k8s.io": {"get", "patch"},
+            "events": {"create"},
+        },
+        ("team-a", "graft-operator"): OPERATOR_VERBS,
+        ("team-b", "graft-operator"): OPERATOR_VERBS,
+    }
+
+
+def test_the_operator_may_have_its_own_lease_alone() -> None:
+    rules = only(rendered(), "Role", "graft-operator-lease")["rules"]
+    create, own = (rule for rule in rules if rule["resources"] == ["leases"])
+    assert create["verbs"] == ["create"], "can't be bound to a name"
+    assert own["resourceNames"] == [settings_of().lease]
+    assert set(own["verbs"]) == {"get", "patch"}
+
+
+def test_one_operator_stands_by_for_the_other_on_another_node() -> None:
+    deployment = only(rendered(), "Deployment")["spec"]
+    assert deployment["replicas"] == 2
+    (spread,) = deployment["template"]["spec"]["topologySpreadConstraints"]
+    assert spread["topologyKey"] == "kubernetes.io/hostname"
+    chosen = spread["labelSelector"]["matchLabels"]
+    assert chosen.items() <= deployment["template"]["metadata"]["labels"].items()
 
 
 def test_users_get_their_rights_with_kubernetes_own_roles() -> None:
@@ -284,7 +314,8 @@ def test_names_follow_the_release() -> None:
     files = helm.template(CHART, name="serving", namespace="ml")
     deployment = yaml.safe_load(files["graft/templates/deployment.yaml"])
     assert deployment["metadata"]["name"] == "serving-graft-operator"
-    assert deployment["spec"]["strategy"] == {"type": "Recreate"}
+    arguments = deployment["spec"]["template"]["spec"]["containers"][0]["args"]
+    assert arguments[arguments.index("--lease") + 1] == "serving-graft-operator"
 
 
 def test_placement_reaches_the_pod() -> None:
@@ -317,7 +348,7 @@ def test_a_digest_takes_the_place_of_a_tag() -> None:
 
 def test_variables_reach_the_operator_beside_its_own() -> None:
     (container,) = operator_pod(extraEnv=[{"name": "HTTPS_PROXY", "value": "http://proxy:3128"}])["spec"]["containers"]
-    assert [entry["name"] for entry in container["env"]] == ["POD_NAMESPACE", "POD_IP", "HTTPS_PROXY"]
+    assert [entry["name"] for entry in container["env"]] == ["POD_NAMESPACE", "POD_NAME", "POD_IP", "HTTPS_PROXY"]
 
 
 def test_a_drain_may_take_the_operator() -> None:
@@ -364,6 +395,8 @@ def test_the_test_of_a_release_asks_the_service_as_restricted_as_the_rest() -> N
         ({"image": {"repository": "x", "digest": "abc"}}, "digest"),
         ({"extraEnv": [{"value": "x"}]}, "name"),
         ({"bindAddress": "some"}, "bindAddress"),
+        ({"replicas": 0}, "replicas"),
+        ({"leaseSeconds": 1}, "leaseSeconds"),
         ({"allowedSchemes": ["s3"]}, "allowedSchemes"),
         ({"allowedSchemes": []}, "allowedSchemes"),
         ({"allowedNetworks": ["inside"]}, "allowedNetworks"),

@@ -6,7 +6,8 @@ from collections.abc import AsyncIterator, Mapping
 from typing import Any, cast
 
 import pytest
-from graft_operator.clients.cluster import Access, Cluster, Page
+from graft_operator.clients.access import Access
+from graft_operator.clients.cluster import Cluster, Page
 from graft_operator.keys import ObjectKey, PoolKey
 from graft_operator.kinds import ADAPTER_DEPLOYMENT, KINDS, POD, Kind, watched_kinds
 from graft_operator.loop.handlers import make_registry

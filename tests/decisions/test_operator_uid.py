@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from typing import Any
 
 import pytest
-from graft_operator.clients.cluster import Access, UnavailableError
+from graft_operator.clients.access import Access
+from graft_operator.clients.cluster import UnavailableError
 from graft_operator.kinds import Kind
 from graft_operator.loop import handlers
 from graft_operator.settings import Settings

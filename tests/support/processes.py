@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from pathlib import Path
 
 from graft_local.cluster import LocalCluster
@@ -22,3 +23,10 @@ def _runs(pid: int, words: tuple[str, ...]) -> bool:
     except OSError:  # it has ended meanwhile
         return False
     return all(any(word == argument.rpartition("/")[2] for argument in command) for word in words)
+
+
+def free_port() -> int:
+    """Return a port of 127.0.0.1 that nobody listens on now."""
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        return int(listening.getsockname()[1])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,11 +10,12 @@ from typing import Any
 from urllib.parse import urlencode
 
 import aiohttp
-from kubernetes.aio import config as client_config
 from kubernetes.aio.client import ApiClient, Configuration
 
 from graft_operator import metrics
+from graft_operator.clients.access import Access, load_configuration
 from graft_operator.clients.bodies import TooLargeError, read_body, read_json
+from graft_operator.clients.fence import Fence
 from graft_operator.kinds import KINDS
 from graft_operator.objects import KubernetesObject
 from graft_operator.settings import FIELD_MANAGER
@@ -70,46 +70,33 @@ class Page:
     """The name of an object that is left out."""
 
 
-@dataclass(frozen=True)
-class Access:
-    """Where the API server is and who we are, for the watches."""
-
-    server: str
-    ca_path: str | None
-    token: str | None
-    certificate_path: str | None
-    private_key_path: str | None
-    verify: bool
-
-
 class Cluster:
-    """A connection to one API server. Made by `connect`."""
+    """A connection to one API server. Made by `connect`.
 
-    def __init__(self, configuration: Configuration) -> None:
+    Args:
+        fence: while it is closed, nothing is sent that changes something.
+        counted: whether its requests are in the metrics.
+    """
+
+    def __init__(self, configuration: Configuration, fence: Fence | None = None, *, counted: bool = True) -> None:
         self._configuration = configuration
+        self._counted = counted
+        if fence is not None:
+            configuration.trace_configs = [fence.trace()]
         self._client = ApiClient(configuration)
         self._loaded = time.monotonic()
 
     @classmethod
-    async def connect(cls) -> Cluster:
+    async def connect(cls, fence: Fence | None = None, *, counted: bool = True) -> Cluster:
         """Connect as the pod's service account where there is one, else as KUBECONFIG says."""
-        return cls(await _load_configuration())
+        return cls(await load_configuration(), fence, counted=counted)
 
     async def close(self) -> None:
         await self._client.close()
 
     async def access(self) -> Access:
         """Return the credentials as they are now: tokens of service accounts are replaced within the hour."""
-        configuration = await _load_configuration()
-        scheme_and_token = (configuration.api_key.get("BearerToken") or "").split(None, 1)
-        return Access(
-            server=configuration.host,
-            ca_path=configuration.ssl_ca_cert,
-            token=scheme_and_token[-1].strip() if scheme_and_token else None,
-            certificate_path=configuration.cert_file,
-            private_key_path=configuration.key_file,
-            verify=configuration.verify_ssl,
-        )
+        return Access.of(await load_configuration())
 
     async def apply(
         self, body: KubernetesObject, *, uid: str | None, resource_version: str | None = None, dry_run: bool = False
@@ -246,29 +233,24 @@ class Cluster:
         except TooLargeError as error:
             raise UnreadableError(f"{method} {url}: {error}", response.status) from error
         except TimeoutError as error:
-            metrics.REQUESTS.labels(method, "0").inc()
+            self._count(method, 0)
             raise UnavailableError(f"{method} {url}: no answer within {seconds:g} s") from error
         except (aiohttp.ClientError, OSError) as error:
-            metrics.REQUESTS.labels(method, "0").inc()
+            self._count(method, 0)
             raise UnavailableError(f"{method} {url}: {error}") from error
-        metrics.REQUESTS.labels(method, str(response.status)).inc()
+        self._count(method, response.status)
         return response.status, content
+
+    def _count(self, method: str, status: int) -> None:
+        if self._counted:
+            metrics.REQUESTS.labels(method, str(status)).inc()
 
     async def _reload(self) -> bool:
         if time.monotonic() - self._loaded < RELOAD_SECONDS:
             return False
         self._loaded = time.monotonic()
-        self._configuration.api_key.update((await _load_configuration()).api_key)
+        self._configuration.api_key.update((await load_configuration()).api_key)
         return True
-
-
-async def _load_configuration() -> Configuration:
-    configuration = Configuration()
-    if os.environ.get("KUBERNETES_SERVICE_HOST"):
-        client_config.load_incluster_config(client_configuration=configuration)
-    else:
-        await client_config.load_kube_config(client_configuration=configuration, persist_config=False)
-    return configuration
 
 
 def _apply_query() -> dict[str, str]:

@@ -21,6 +21,7 @@ from graft_runtime.errors import GraftError, cut
 from pydantic import ValidationError
 
 from graft_operator.clients.bodies import TooLargeError, read_body
+from graft_operator.clients.fence import Fence
 from graft_operator.clients.shares import Pace, Room
 
 CONNECT_SECONDS = 2.0
@@ -86,9 +87,10 @@ class RuntimeClient:
 
     Args:
         sign: a token for the pod with this UID.
+        fence: while it is closed, pods are asked for their status alone.
     """
 
-    def __init__(self, sign: Callable[[str, float], str]) -> None:
+    def __init__(self, sign: Callable[[str, float], str], fence: Fence | None = None) -> None:
         self._sign = sign
         self._reading = Room(READING_BYTES)
         self._polls = Pace(POLLS_AT_ONCE, POLLS_A_SECOND)
@@ -96,6 +98,7 @@ class RuntimeClient:
         self._bytes = Pace(BYTES_AT_ONCE, BYTES_A_SECOND)
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0),
+            trace_configs=None if fence is None else [fence.trace()],
             auto_decompress=False,  # a KiB of an answer could be a MiB
             read_bufsize=16 * 2**10,
             timeout=aiohttp.ClientTimeout(total=PUSH_SECONDS, sock_connect=CONNECT_SECONDS),

@@ -12,7 +12,7 @@ from typing import Any, cast
 
 import kopf
 
-from graft_operator.clients.cluster import Access
+from graft_operator.clients.access import Access
 from graft_operator.clients.watch_session import Feed, WatchSession
 from graft_operator.kinds import watched_kinds
 from graft_operator.settings import Settings

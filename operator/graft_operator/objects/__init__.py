@@ -6,6 +6,7 @@ deployment         the pods
 pod_template       spec.podTemplate laid over the pod
 service, disruption_budget, network_policy
 event, status_body  what is said of an object
+lease              which operator leads
 """
 
 from graft_operator.objects.config_maps import build_adapter_set_config_map as build_adapter_set_config_map
@@ -16,6 +17,7 @@ from graft_operator.objects.config_maps import read_adapter_set as read_adapter_
 from graft_operator.objects.deployment import build_deployment as build_deployment
 from graft_operator.objects.disruption_budget import build_disruption_budget as build_disruption_budget
 from graft_operator.objects.event import build_event as build_event
+from graft_operator.objects.lease import build_lease as build_lease
 from graft_operator.objects.network_policy import build_network_policy as build_network_policy
 from graft_operator.objects.pod_template import overlay as overlay
 from graft_operator.objects.pool import CONFIG_HASH_LABEL as CONFIG_HASH_LABEL
