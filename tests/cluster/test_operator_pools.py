@@ -13,6 +13,7 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -272,6 +273,46 @@ def test_drift_is_repaired_and_foreign_objects_are_refused(stage: Stage) -> None
     stage.start_operator()
     stage.until(lambda: stage.get("deployment", "support")["spec"]["replicas"] == 1, "the replicas of meanwhile")
     stage.until(lambda: bool(stage.get("networkpolicy", "support")), "the NetworkPolicy of meanwhile")
+
+
+def test_what_is_added_to_an_object_or_taken_off_it_is_set_right(stage: Stage) -> None:
+    stage.apply(BILLING, replicas=0)
+    stage.until(lambda: stage.conditions()["Ready"] == ("False", "ScaledToZero"), "the pool without pods")
+    before = stage.get("deployment", "support")
+    inside = {
+        "name": "runtime",
+        "env": [{"name": "LD_PRELOAD", "value": "theirs"}],
+        "securityContext": {"privileged": True, "allowPrivilegeEscalation": True},
+    }
+    pod = {"hostNetwork": True, "containers": [inside, {"name": "sidecar", "image": "theirs"}]}
+    theirs = {"paused": True, "template": {"metadata": {"annotations": {"team.dev/note": "stays"}}, "spec": pod}}
+    stage.kubectl("patch", "deployment", "support", "-p", json.dumps({"spec": theirs}))
+
+    def spec() -> Any:
+        return stage.get("deployment", "support")["spec"]
+
+    before["spec"]["template"]["metadata"]["annotations"]["team.dev/note"] = "stays"
+    stage.until(lambda: spec() == before["spec"], "what was added to be gone")
+
+    def known_by(kind: str) -> Any:
+        metadata = stage.get(kind, "support")["metadata"]
+        return metadata["uid"], metadata.get("labels"), metadata.get("ownerReferences")
+
+    def is_known_by(kind: str, wanted: Any) -> bool:
+        return bool(known_by(kind) == wanted)
+
+    for kind in ("deployment", "service"):
+        wanted = known_by(kind)
+        stage.kubectl("label", kind, "support", "graft.dev/deployment-")
+        stage.until(partial(is_known_by, kind, wanted), f"the label of the {kind}")
+        orphan = [{"op": "remove", "path": "/metadata/ownerReferences"}]
+        stage.kubectl("patch", kind, "support", "--type=json", "-p", json.dumps(orphan))
+        stage.until(partial(is_known_by, kind, wanted), f"the owner of the {kind}")
+    stage.patch({"op": "replace", "path": "/spec/terminationGracePeriodSeconds", "value": 16})
+    stage.until(lambda: spec()["template"]["spec"]["terminationGracePeriodSeconds"] == 16, "passes to go on")
+    stage.until(lambda: stage.status()["observedGeneration"] == 2, "the status to follow")
+    assert stage.conditions()["Stalled"] == ("False", "NoFault")
+    assert set(stage.reasons()) & {"InvalidPodTemplate", "ForeignObject", "Contested"} == set()
 
 
 def test_scale_suspend_and_delete(stage: Stage) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, cast
 
 import pytest
@@ -15,7 +15,7 @@ from graft_operator.clients.resolutions import Resolutions
 from graft_operator.decisions.observed import PodReport, PodView, ResolvedSource
 from graft_operator.keys import ObjectKey, PoolKey
 from graft_operator.kinds import ADAPTER_DEPLOYMENT
-from graft_operator.loop.effects import SAME_REPAIR_SECONDS, RacedError
+from graft_operator.loop.effects import REPAIRS_AT_ONCE, SAME_REPAIR_SECONDS, RacedError
 from graft_operator.loop.queue import RETRIES, WorkQueue
 from graft_operator.loop.reconcile import REJECTED_SECONDS, Reconciler
 from graft_operator.loop.store import Store
@@ -50,6 +50,8 @@ class ApiServer:
         """Kind, `dry run` or `status` → what the next requests about it raise."""
         self.meanwhile: Callable[[], None] = lambda: None
         """What happens while an apply is under way."""
+        self.undeclared = ""
+        """A field of adapters in the status that the definition does not know."""
         self.version = 100
 
     def put(self, body: dict[str, Any], **metadata: Any) -> dict[str, Any]:
@@ -85,7 +87,15 @@ class ApiServer:
             raise RejectedError("not found", 404)
         if found["metadata"]["resourceVersion"] != body["metadata"]["resourceVersion"]:
             raise ConflictError("the object has been modified", 409)
+        if any(self.undeclared in adapter for adapter in body["status"].get("adapters", ())):
+            path = f'.status.adapters[name="billing"].{self.undeclared}'
+            raise RejectedError(f"failed to create typed patch object (x): {path}: field not declared in schema", 500)
         return self.put({"kind": body["kind"], "metadata": body["metadata"], "status": body["status"]})
+
+    async def remove_fields(self, body: dict[str, Any], pointers: Sequence[str]) -> dict[str, Any]:
+        assert pointers == ("/spec/paused",)
+        spec = {key: value for key, value in body["spec"].items() if key != "paused"}
+        return self.put({**body, "spec": spec}, managedFields=[])
 
     async def create(self, body: dict[str, Any]) -> dict[str, Any]:
         self.fail(body["kind"])
@@ -242,6 +252,94 @@ async def test_a_foreign_object_is_left_alone_and_told_of() -> None:
     assert [reason for reason, _ in operator.told()] == ["ForeignObject"]
 
 
+OURS = {"managedFields": [{"manager": "graft", "operation": "Apply"}]}
+
+
+@pytest.mark.parametrize(
+    ("lost", "told"),
+    [
+        ({"labels": {}}, "metadata.labels[app.kubernetes.io/instance]: nothing instead of 'support'"),
+        ({"ownerReferences": [], **OURS}, "metadata.ownerReferences[0]: nothing instead of {…}"),
+        ({"ownerReferences": [], "labels": {}, **OURS}, "metadata.labels[app.kubernetes.io/instance]: nothing"),
+    ],
+    ids=["label", "owner", "both"],
+)
+@pytest.mark.parametrize("kind", ["Deployment", "Service", "NetworkPolicy"])
+async def test_what_has_lost_its_label_or_its_owner_is_taken_back(
+    settled: Operator, kind: str, lost: dict[str, Any], told: str
+) -> None:
+    before = settled.api.objects[kind, "support"]
+    settled.edit(kind, metadata={**before["metadata"], **lost})
+    with pytest.raises(RacedError):
+        await settled.reconcile()
+    await settled.reconcile()
+    assert settled.api.applied == [], "it is known again"
+    after = settled.api.objects[kind, "support"]["metadata"]
+    for field in ("uid", "labels", "ownerReferences"):
+        assert after[field] == before["metadata"][field]
+    ((reason, message),) = settled.told()
+    assert reason == "DriftRepaired"
+    assert message.startswith(f"{kind} support: {told}")
+
+
+async def test_what_others_have_added_to_a_spec_is_removed_before_it_is_tried_out(settled: Operator) -> None:
+    settled.see({"podTemplate": {"spec": {"nodeSelector": {"zone": "a"}}}})
+    await settled.reconcile()
+    before = settled.api.objects["Deployment", "support"]
+    owners = [
+        {"manager": "graft", "operation": "Apply", "fieldsV1": {"f:spec": {"f:replicas": {}}}},
+        {"manager": "kubectl-rollout", "operation": "Update", "fieldsV1": {"f:spec": {"f:paused": {}}}},
+    ]
+    metadata = {**before["metadata"], "managedFields": owners}
+    settled.edit("Deployment", spec={**before["spec"], "paused": True}, metadata=metadata)
+    settled.api.faults["dry run"] = [RejectedError("refused together with what was added", 422)]
+    await settled.reconcile()
+    assert settled.api.objects["Deployment", "support"]["spec"] == before["spec"]
+    assert settled.told()[-1] == ("DriftRepaired", "Deployment support: spec.paused: True instead of nothing")
+    assert settled.condition("Stalled")[0] == "False"
+    await settled.reconcile()
+    assert settled.api.applied == []
+
+
+async def test_an_object_that_somebody_changes_again_and_again_is_left_to_him_for_a_while(settled: Operator) -> None:
+    original = settled.api.objects["NetworkPolicy", "support"]["spec"]
+    for _ in range(REPAIRS_AT_ONCE):
+        settled.edit("NetworkPolicy", spec={**original, "ingress": []})
+        await settled.reconcile()
+        assert settled.api.applied == ["NetworkPolicy support"]
+    for _ in range(3):
+        settled.edit("NetworkPolicy", spec={**original, "ingress": []})
+        await settled.reconcile()
+        assert settled.api.applied == []
+    assert settled.condition("Stalled") == ("True", "Contested")
+    assert [reason for reason, _ in settled.told()].count("Contested") == 1
+
+
+async def test_what_nobody_controls_and_somebody_else_has_made_is_foreign(settled: Operator) -> None:
+    metadata = settled.api.objects["Service", "support"]["metadata"]
+    theirs = {"managedFields": [{"manager": "kubectl", "operation": "Update"}]}
+    settled.edit("Service", metadata={**metadata, "ownerReferences": [], **theirs})
+    await settled.reconcile()
+    assert settled.condition("Stalled") == ("True", "ForeignObject")
+
+
+async def test_an_older_definition_gets_the_status_without_what_it_does_not_know() -> None:
+    operator = Operator(adapters=[{"name": "billing", "uri": "pvc://elsewhere/x"}, BILLING | {"name": "other"}])
+    operator.api.undeclared = "reason"
+    await operator.reconcile()
+    assert operator.condition("Ready") == ("False", "RollingOut")
+    assert [set(adapter) & {"name", "reason"} for adapter in operator.status["adapters"]] == [{"name"}] * 2
+    outdated = [message for reason, message in operator.told() if reason == "DefinitionOutdated"]
+    await operator.reconcile()
+    assert [message for reason, message in operator.told() if reason == "DefinitionOutdated"] == outdated
+    assert len(outdated) == 1
+    assert "lacks status.adapters.reason" in outdated[0]
+    assert "hint: upgrade the release" in outdated[0]
+    operator.api.undeclared = ""
+    await operator.reconcile()
+    assert operator.status["adapters"][0]["reason"], "told once the definition knows it"
+
+
 async def test_what_is_left_over_from_a_deleted_pool_of_that_name_is_waited_for() -> None:
     operator = Operator()
     owner = {"kind": "AdapterDeployment", "name": "support", "uid": "before", "controller": True}
@@ -388,13 +486,16 @@ async def test_a_pool_for_which_there_is_no_room_is_told_so_and_made_once_there_
 
 
 async def test_events_about_one_pool_are_as_many_as_somebody_reads(settled: Operator) -> None:
-    for number in range(60):
-        metadata = next(body for (kind, _), body in settled.api.objects.items() if kind == "Service")["metadata"]
-        labels = {**metadata["labels"], f"label{number}": "foreign"}
-        settled.edit("Service", metadata={**metadata, "labels": labels})
-        await settled.reconcile()
+    children = [key for key in settled.api.objects if key[0] != "AdapterDeployment"]
+    assert len(children) * REPAIRS_AT_ONCE > 25
+    for number in range(REPAIRS_AT_ONCE):
+        for kind, name in children:
+            body = settled.api.objects[kind, name]
+            labels = {**body["metadata"]["labels"], f"label{number}": "foreign"}
+            settled.store.put(kind, settled.api.put({**body, "metadata": {**body["metadata"], "labels": labels}}))
+            await settled.reconcile()
+            assert settled.api.applied == [f"{kind} {name}"], "what is not told is repaired all the same"
     assert len(settled.told()) == 25
-    assert settled.api.applied == ["Service support"], "what is not told is repaired all the same"
 
 
 async def test_a_change_of_the_spec_is_no_drift(settled: Operator) -> None:

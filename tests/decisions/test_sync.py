@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any, cast
 
 import pytest
@@ -32,12 +33,18 @@ class Api:
         self.rival: dict[str, Any] | None = None
         self.listed: list[tuple[str, str | None, str | None]] = []
         self.unreadable: dict[str, str] = {}
+        self.forbidden: dict[str, str] = {}
+        """Namespace → the kind that may not be listed there."""
 
     async def pages(self, kind: str, namespace: str | None, label_selector: str | None) -> AsyncIterator[Page]:
         self.listed.append((kind, namespace, label_selector))
         if self.errors:
             raise self.errors.pop(0)
-        yield Page([body for found, body in self.bodies if found == kind], "77", self.unreadable.get(kind))
+        if self.forbidden.get(namespace or "") == kind:
+            raise RejectedError("forbidden", 403)
+        bodies = [body for found, body in self.bodies if found == kind]
+        here = [body for body in bodies if namespace in (None, body["metadata"]["namespace"])]
+        yield Page(here, "77", self.unreadable.get(kind))
 
     async def get(self, kind: str, namespace: str, name: str) -> dict[str, Any] | None:
         if self.errors:
@@ -82,6 +89,40 @@ async def test_missing_rights_end_the_process_at_once(store: Store) -> None:
     api.errors = [RejectedError("forbidden", 403)]
     with pytest.raises(RejectedError):
         await sync_of(api, store).load()
+
+
+@pytest.mark.parametrize("kind", ["AdapterDeployment", "Pod"])
+async def test_a_namespace_that_is_gone_with_its_rights_keeps_no_other_back(store: Store, kind: str) -> None:
+    settings = replace(SETTINGS, watch_namespaces=("gone", "team"))
+    api = Api(*makers())
+    for _, body in api.bodies:
+        body["metadata"]["namespace"] = "gone"
+    api.forbidden = {"gone": kind}
+    found = Sync(cast(Cluster, api), store, settings, retry_seconds=0)
+    await found.load()
+    assert found.loaded
+    assert ("Pod", "team", "graft.dev/deployment") in api.listed
+    with pytest.raises(RejectedError):
+        await found.list(ADAPTER_DEPLOYMENT, "gone")
+    api.forbidden = {}
+    await found.list(POD, "gone")
+    assert store.pool(PoolKey("gone", "support")) is not None, "served without a restart"
+
+
+async def test_a_namespace_that_can_be_read_in_part_is_not_served(store: Store) -> None:
+    settings = replace(SETTINGS, watch_namespaces=("team", "other"))
+    api = Api(*makers())
+    api.forbidden = {"team": "Pod"}
+    await Sync(cast(Cluster, api), store, settings, retry_seconds=0).load()
+    assert store.pool(KEY) is None, "its pods would be told to be missing"
+
+
+async def test_rights_that_are_missing_in_all_namespaces_end_the_process(store: Store) -> None:
+    settings = replace(SETTINGS, watch_namespaces=("team", "other"))
+    api = Api()
+    api.forbidden = {"team": "Pod", "other": "AdapterDeployment"}
+    with pytest.raises(RejectedError):
+        await Sync(cast(Cluster, api), store, settings, retry_seconds=0).load()
 
 
 async def test_a_list_forgets_what_was_deleted_unseen(store: Store) -> None:

@@ -136,6 +136,22 @@ class Cluster:
         path = KINDS[body["kind"]].path(metadata["namespace"], metadata["name"]) + "/status"
         return await self._call("PATCH", path, query=_apply_query(), body=body)
 
+    async def remove_fields(self, body: KubernetesObject, pointers: Sequence[str]) -> KubernetesObject:
+        """Remove fields of an object as it is in `body`; return it as it is then.
+
+        Args:
+            pointers: JSON pointers, in the order in which they are removed.
+
+        Raises:
+            ConflictError: it has changed. RejectedError, UnavailableError
+        """
+        metadata = body["metadata"]
+        version = {"op": "replace", "path": "/metadata/resourceVersion", "value": metadata["resourceVersion"]}
+        patch = [version, *({"op": "remove", "path": pointer} for pointer in pointers)]
+        path = KINDS[body["kind"]].path(metadata["namespace"], metadata["name"])
+        query = {"fieldManager": FIELD_MANAGER}
+        return await self._call("PATCH", path, query=query, body=patch, content_type="application/json-patch+json")
+
     async def create(self, body: KubernetesObject) -> KubernetesObject:
         """Create an object.
 
@@ -198,13 +214,14 @@ class Cluster:
         path: str,
         *,
         query: Mapping[str, str] | None = None,
-        body: KubernetesObject | None = None,
+        body: KubernetesObject | Sequence[KubernetesObject] | None = None,
         accept: str = "application/json",
+        content_type: str | None = None,
         seconds: float = REQUEST_SECONDS,
         most: int = ANSWER_BYTES,
     ) -> bytes:
-        content_type = "application/apply-patch+yaml" if method == "PATCH" else "application/json"
-        headers = {"Accept": accept, "Content-Type": content_type}
+        usual = "application/apply-patch+yaml" if method == "PATCH" else "application/json"
+        headers = {"Accept": accept, "Content-Type": content_type or usual}
         url = path + (f"?{urlencode(query)}" if query else "")
         status, content = await self._send(method, url, headers, body, seconds=seconds, most=most)
         if status == 401 and await self._reload():
@@ -218,7 +235,7 @@ class Cluster:
         method: str,
         url: str,
         headers: Mapping[str, str],
-        body: KubernetesObject | None,
+        body: KubernetesObject | Sequence[KubernetesObject] | None,
         *,
         seconds: float,
         most: int,

@@ -33,6 +33,8 @@ class Apply(WantedObject):
     dry_run_first: bool = False
     drifted: bool = False
     """The object was applied as it is wanted, and somebody else has changed or deleted it since."""
+    foreign: bool = False
+    """What others have added to its spec has to be removed first."""
 
 
 def wanted_objects(bodies: Iterable[KubernetesObject | None]) -> tuple[WantedObject, ...]:
@@ -86,15 +88,18 @@ def plan_deletes(pool: Pool, obsolete: set[str], observed: Observed) -> tuple[Ch
 def _plan_apply(pool: Pool, wanted: WantedObject, existing: Child | None, last: Applied | None) -> Apply:
     # A set must follow the very one that its generation was counted from.
     races = existing is not None and existing.adapter_set is not None
+    foreign = existing is not None and existing.foreign
     return Apply(
         body=wanted.body,
         desired=wanted.desired,
         uid=None if existing is None else existing.uid,
         resource_version=existing.resource_version if existing is not None and races else None,
-        dry_run_first=wanted.body["kind"] == DEPLOYMENT.name and bool(pool.spec.pod_template.spec),
-        drifted=last is not None and last.desired == wanted.desired,
+        # Together with what others have added it may be refused.
+        dry_run_first=wanted.body["kind"] == DEPLOYMENT.name and bool(pool.spec.pod_template.spec) and not foreign,
+        drifted=foreign or (last is not None and last.desired == wanted.desired),
+        foreign=foreign,
     )
 
 
 def _in_sync(wanted: WantedObject, existing: Child | None, last: Applied | None) -> bool:
-    return existing is not None and last == Applied(wanted.desired, existing.fingerprint)
+    return existing is not None and not existing.foreign and last == Applied(wanted.desired, existing.fingerprint)

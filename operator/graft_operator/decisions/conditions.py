@@ -45,6 +45,8 @@ class Reason(StrEnum):
     """The namespace has more AdapterDeployments, or larger ones, than the operator remembers of one namespace."""
     FOREIGN_OBJECT = "ForeignObject"
     """An object that the pool needs exists already and belongs to somebody else."""
+    CONTESTED = "Contested"
+    """Somebody changes an object of the pool again and again: it is set right once a minute at most."""
     APPLY_REJECTED = "ApplyRejected"
     """The API server refuses an object of the pool."""
     PODS_STUCK = "PodsStuck"

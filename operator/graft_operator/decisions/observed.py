@@ -101,6 +101,8 @@ class Child:
     binary_data: Mapping[str, str] = field(default_factory=dict)
     """Of a ConfigMap."""
     deleting: bool = False
+    foreign: bool = False
+    """Others have added fields to its spec."""
 
     @property
     def adapter_set(self) -> AdapterSet | None:

@@ -9,6 +9,7 @@ from graft_runtime.errors import cut
 from pydantic import ValidationError
 
 from graft_operator.decisions.fingerprint import fingerprint
+from graft_operator.decisions.foreign_fields import foreign_pointers
 from graft_operator.decisions.observed import Child, PodView, PoolView, Rollout
 from graft_operator.decisions.pod_trouble import find_condition, is_stuck, pod_trouble, told
 from graft_operator.kinds import CONFIG_MAP, DEPLOYMENT
@@ -45,6 +46,7 @@ def read_child(kind: str, body: Mapping[str, Any]) -> Child:
         resource_version=metadata["resourceVersion"],
         owner_uid=controller_uid(body),
         fingerprint=fingerprint(body),
+        foreign=bool(foreign_pointers(body)),
         config_hash=(metadata.get("labels") or {}).get(CONFIG_HASH_LABEL),
         rollout=_read_rollout(body) if kind == DEPLOYMENT.name else None,
         binary_data=body.get("binaryData") or {} if kind == CONFIG_MAP.name else {},

@@ -5,32 +5,38 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import reduce
 
 from graft_runtime.errors import GraftError
 
-from graft_operator import metrics
-from graft_operator.clients.cluster import Cluster, ConflictError, RejectedError, UnavailableError
+from graft_operator.clients.cluster import Cluster, ConflictError, RejectedError
 from graft_operator.clients.followers import PodFollowers
 from graft_operator.clients.resolutions import Resolutions
 from graft_operator.clients.runtime_client import PodAddress
 from graft_operator.clients.shares import Pace
 from graft_operator.decisions.applies import Apply
-from graft_operator.decisions.conditions import Reason, timestamp
+from graft_operator.decisions.conditions import Reason
 from graft_operator.decisions.fingerprint import first_difference
+from graft_operator.decisions.foreign_fields import foreign_pointers
 from graft_operator.decisions.observed import Applied, Failure, PoolView, applied_hash
+from graft_operator.decisions.ownership import is_left_over, is_ours
 from graft_operator.decisions.plan import Plan
 from graft_operator.decisions.readers import read_child
 from graft_operator.decisions.references import Known, read_referred, references_of
 from graft_operator.decisions.transitions import Transition
+from graft_operator.decisions.undeclared import definition_outdated, undeclared_fields, without
 from graft_operator.keys import ObjectKey
 from graft_operator.kinds import ADAPTER_DEPLOYMENT
+from graft_operator.loop.events import Events
 from graft_operator.loop.store import Store
-from graft_operator.objects import TEMPLATE_HASH_ANNOTATION, KubernetesObject, build_event, build_status_body
+from graft_operator.objects import TEMPLATE_HASH_ANNOTATION, KubernetesObject, build_status_body
 from graft_operator.resource import parse_spec
 from graft_operator.settings import Settings
 
 logger = logging.getLogger(__name__)
 
+REPAIRS_AT_ONCE, REPAIRS_A_SECOND = 5, 1 / 60
+"""Of one object: who changes it again and again must not have us write as often."""
 SAME_REPAIR_SECONDS = 600.0
 """Within these the same drift of an object gets no second Event: somebody may fight over a field for ever."""
 
@@ -58,6 +64,8 @@ class PoolMemory:
     referred: Known = field(default_factory=dict)
     repairs: dict[tuple[str, str], tuple[str, float]] = field(default_factory=dict)
     """Kind and name → the drift in the last Event about it, and when that was written (Unix seconds)."""
+    undeclared: tuple[str, ...] = ()
+    """Fields of the status that the CustomResourceDefinition does not know."""
 
 
 @dataclass(frozen=True)
@@ -70,8 +78,8 @@ class Effects:
     resolutions: Resolutions
     clock: Callable[[], float]
     """Unix seconds."""
-    events: tuple[Pace, Pace, Pace] = field(default_factory=lambda: (Pace(25, 0.1), Pace(200, 5.0), Pace(1000, 50.0)))
-    """How many Events there may be about one object, in one namespace, and in all: at once, and a second."""
+    events: Events
+    repairs: Pace = field(default_factory=lambda: Pace(REPAIRS_AT_ONCE - 1, REPAIRS_A_SECOND))
 
     async def look_up(self, view: PoolView, settings: Settings) -> Known:
         """Return the claims and Secrets that the administrator limits and that the spec names.
@@ -151,50 +159,88 @@ class Effects:
             status = planned.model_copy(update=vouched)
             if status == before.get(about):
                 continue
-            if not await self._write_status(build_status_body(about, versions[about], status)):
+            if not await self._write_status(view, build_status_body(about, versions[about], status), memory):
                 continue
             for transition in plan.transitions if about == view.key else ():
-                await self._write_event(view, transition)
+                await self.events.write(view, transition)
 
     async def _apply(self, view: PoolView, apply: Apply, memory: PoolMemory) -> None:
         kind, name = apply.key
         before = await self.cluster.get(kind, view.namespace, name) if apply.drifted else None
+        if apply.drifted:
+            self._refuse_a_contest(view, apply)
         try:
+            if apply.foreign and before is not None:
+                await self.cluster.remove_fields({**before, "kind": kind}, foreign_pointers(before))
             answer = await self.cluster.apply(apply.body, uid=apply.uid, resource_version=apply.resource_version)
         except ConflictError as error:
-            await self._look_again(view, kind, name)
+            await self._look_again(view, apply, memory)
             raise RacedError(f"{kind} {name} is not as it was observed: {error}") from error
         except RejectedError as error:
-            message = f"the API server refuses {kind} {name}: {error}"
-            raise EffectFailedError(Failure(Reason.APPLY_REJECTED, message)) from error
-        self.store.put(kind, answer)
-        memory.applied[apply.key] = Applied(apply.desired, read_child(kind, answer).fingerprint)
+            raise _refused(apply, error) from error
+        self._remember(apply, answer, memory)
         if apply.drifted:
             await self._report_repair(view, apply.key, before, answer, memory)
         else:
             logger.info("%s: applied %s %s", view, kind, name)
 
-    async def _look_again(self, view: PoolView, kind: str, name: str) -> None:
+    def _refuse_a_contest(self, view: PoolView, apply: Apply) -> None:
+        """Leave an object alone that was set right too often of late.
+
+        Raises:
+            EffectFailedError
+        """
+        if not self.repairs.wait((view.uid, apply.key)):
+            return
+        message = (
+            f"{' '.join(apply.key)} is changed by somebody else again and again, and set right once a minute"
+            "\n\nhint: find who does it (`kubectl get --show-managed-fields -o yaml`); two releases of Graft must not"
+            " serve the same namespace"
+        )
+        raise EffectFailedError(Failure(Reason.CONTESTED, message))
+
+    def _remember(self, apply: Apply, answer: KubernetesObject, memory: PoolMemory) -> None:
+        self.store.put(apply.body["kind"], answer)
+        memory.applied[apply.key] = Applied(apply.desired, read_child(apply.body["kind"], answer).fingerprint)
+
+    async def _look_again(self, view: PoolView, apply: Apply, memory: PoolMemory) -> None:
         """Look at what is there instead, and take it into the store if it is ours.
 
         Raises:
-            EffectFailedError: it belongs to somebody else.
+            EffectFailedError: it belongs to somebody else, or can't be taken back. RacedError: it has changed again.
         """
+        kind, name = apply.key
         actual = await self.cluster.get(kind, view.namespace, name)
         if actual is None:
             for child in self.store.children(view.pool_key):
                 if (child.kind, child.name) == (kind, name):
                     self.store.remove(ObjectKey(kind, view.namespace, name), child.uid)
             return
-        if _is_left_over(actual, view):
-            return  # of a pool of this name that was deleted: the garbage collector is on its way
-        if read_child(kind, actual).owner_uid != view.uid:
+        if is_left_over(actual, view.name, view.uid):
+            return
+        if not is_ours(actual, view.uid):
             message = (
                 f"{kind} {name} exists already and is not controlled by this AdapterDeployment"
                 f"\n\nhint: delete or rename that {kind}, or give the AdapterDeployment another name"
             )
             raise EffectFailedError(Failure(Reason.FOREIGN_OBJECT, message))
-        self.store.put(kind, actual)
+        if self.store.put(kind, actual) is None:
+            await self._take_back(view, apply, actual, memory)
+
+    async def _take_back(self, view: PoolView, apply: Apply, actual: KubernetesObject, memory: PoolMemory) -> None:
+        """Give an object of ours the label and the owner back by which it is known."""
+        metadata = actual["metadata"]
+        self._refuse_a_contest(view, apply)
+        try:
+            answer = await self.cluster.apply(
+                apply.body, uid=metadata["uid"], resource_version=metadata["resourceVersion"]
+            )
+        except ConflictError as error:
+            raise RacedError(f"{' '.join(apply.key)} has changed again: {error}") from error
+        except RejectedError as error:
+            raise _refused(apply, error) from error
+        self._remember(apply, answer, memory)
+        await self._report_repair(view, apply.key, actual, answer, memory)
 
     async def _report_repair(
         self,
@@ -205,6 +251,8 @@ class Effects:
         memory: PoolMemory,
     ) -> None:
         difference = "was deleted" if before is None else first_difference(before, after)
+        if difference is not None:
+            self.repairs.count((view.uid, key))
         message = f"{' '.join(key)}: {difference}"
         known, when = memory.repairs.get(key, ("", 0.0))
         if difference is None:  # a field that is not ours stays, such as those of `kubectl rollout restart`
@@ -213,10 +261,10 @@ class Effects:
             logger.info("%s: repaired %s", view, message)
         else:
             memory.repairs[key] = difference, self.clock()
-            await self._write_event(view, Transition("Normal", "DriftRepaired", message))
+            await self.events.write(view, Transition("Normal", "DriftRepaired", message))
 
-    async def _write_status(self, body: KubernetesObject) -> bool:
-        """Write a status; return False where the object is gone."""
+    async def _write_status(self, view: PoolView, body: KubernetesObject, memory: PoolMemory) -> bool:
+        """Write a status, as far as the CustomResourceDefinition knows it; return False where the object is gone."""
         try:
             answer = await self.cluster.apply_status(body)
         except ConflictError as error:
@@ -224,31 +272,17 @@ class Effects:
         except RejectedError as error:
             if error.status == 404:
                 return False
-            raise
+            fields = undeclared_fields(str(error))
+            known = reduce(without, fields, body)
+            if known == body:
+                raise
+            if fields != memory.undeclared:
+                memory.undeclared = fields
+                await self.events.write(view, definition_outdated(fields))
+            return await self._write_status(view, known, memory)
         self.store.put(body["kind"], answer, mark=False)
         return True
 
-    async def _write_event(self, view: PoolView, transition: Transition) -> None:
-        logger.info("%s: %s: %s", view, transition.reason, " ".join(transition.message.split()))
-        keys = (view.uid, view.namespace, None)
-        if not all(pace.may(key) for pace, key in zip(self.events, keys, strict=True)):
-            metrics.DROPPED_EVENTS.inc()
-            return
-        event = build_event(
-            view.key,
-            view.uid,
-            kind=transition.kind,
-            reason=transition.reason,
-            message=transition.message,
-            at=timestamp(self.clock()),
-        )
-        try:
-            await self.cluster.create(event)
-        except (ConflictError, RejectedError, UnavailableError) as error:
-            logger.warning("%s: the event %s was not written: %s", view, transition.reason, error)
 
-
-def _is_left_over(body: KubernetesObject, view: PoolView) -> bool:
-    owners = body["metadata"].get("ownerReferences") or ()
-    pools = (owner for owner in owners if owner["kind"] == ADAPTER_DEPLOYMENT.name)
-    return any(owner["name"] == view.name and owner["uid"] != view.uid for owner in pools)
+def _refused(apply: Apply, error: RejectedError) -> EffectFailedError:
+    return EffectFailedError(Failure(Reason.APPLY_REJECTED, f"the API server refuses {' '.join(apply.key)}: {error}"))

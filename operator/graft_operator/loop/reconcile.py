@@ -15,6 +15,7 @@ from graft_operator.decisions.observed import Failure, Observed, PoolView
 from graft_operator.decisions.plan import Plan, make_plan
 from graft_operator.keys import PoolKey
 from graft_operator.loop.effects import EffectFailedError, Effects, PoolMemory, RacedError
+from graft_operator.loop.events import Events
 from graft_operator.loop.queue import WorkQueue
 from graft_operator.loop.store import NoRoomError, Store
 from graft_operator.settings import Settings
@@ -41,7 +42,8 @@ class Reconciler:
     """Unix seconds."""
 
     def __post_init__(self, cluster: Cluster) -> None:
-        self._effects = Effects(cluster, self.store, self.followers, self.resolutions, self.clock)
+        events = Events(cluster, self.clock)
+        self._effects = Effects(cluster, self.store, self.followers, self.resolutions, self.clock, events)
         self._memories: dict[PoolKey, PoolMemory] = {}
         self._unobserved: set[PoolKey] = set()
 

@@ -37,10 +37,16 @@ class Sync:
         self._retry_seconds = retry_seconds
         self._versions: dict[tuple[str, str | None], str] = {}
         """Kind and namespace → where the first load of it ended."""
+        self._closed_namespaces: set[str | None] = set()
+        """Namespaces that may not be read, for one was deleted with the rights in it: nothing is known of them."""
         self.loaded = False
 
     async def load(self) -> None:
-        """Fill the store; wait for the API server, and for the CustomResourceDefinition to be served."""
+        """Fill the store; wait for the API server, and for the CustomResourceDefinition to be served.
+
+        Raises:
+            RejectedError: the right to read is missing in all namespaces.
+        """
         while not self.loaded:
             try:
                 await self._load()
@@ -58,6 +64,10 @@ class Sync:
         Raises:
             ClusterError
         """
+        if namespace in self._closed_namespaces:
+            await self._load_namespace(namespace)
+            self._closed_namespaces.discard(namespace)
+            logger.info("the namespace %s can be read, and is served", namespace)
         return self._versions.pop((kind.name, namespace), None) or await self._list(kind, namespace)
 
     def take(self, kind: Kind, event: str, body: Mapping[str, Any]) -> None:
@@ -69,9 +79,26 @@ class Sync:
             self._put(kind, body)
 
     async def _load(self) -> None:
-        for kind in watched_kinds():
-            for namespace in self._namespaces:
+        for namespace in self._namespaces:
+            try:
+                await self._load_namespace(namespace)
+            except RejectedError as error:
+                others = set(self._namespaces) - self._closed_namespaces - {namespace}
+                if error.status != 403 or namespace is None or not others:
+                    raise
+                self._closed_namespaces.add(namespace)
+                logger.warning("the namespace %s can't be read and is left out: %s", namespace, error)
+
+    async def _load_namespace(self, namespace: str | None) -> None:
+        """List all kinds of a namespace, or forget it: pools without their pods would be told to have none."""
+        try:
+            for kind in watched_kinds():
                 self._versions[kind.name, namespace] = await self._list(kind, namespace)
+        except RejectedError:
+            for kind in watched_kinds():
+                self._versions.pop((kind.name, namespace), None)
+                self._store.prune(kind.name, namespace, self._store.keys_of(kind.name, namespace), ())
+            raise
 
     async def _list(self, kind: Kind, namespace: str | None) -> str:
         before = self._store.keys_of(kind.name, namespace)
