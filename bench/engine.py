@@ -5,7 +5,7 @@ each ratio is of one round. Gemma 3 270M in its own dtype, adapters of rank 16 o
 vLLM is installed into an environment of its own; Transformers and PEFT are those of the project. A peer that can't be
 had is named, and its ratios are left out.
 
-    python bench/engine.py [--small] [--rounds 3] [--peers transformers peft vllm] [--out docs/benchmarks.json]
+    python bench/engine.py [--dtype float32] [--small] [--rounds 3] [--peers transformers peft vllm] [--out FILE]
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from engine_measures import EIGHT, EVEN, FRESH, FULL, MANY, MIXED, RANKS, RATIOS, SMALL, Measures, Scale
 from engine_servers import (
@@ -45,19 +45,23 @@ from graft_local.cache import cache_directory
 from graft_local.gemma import ensure_checkpoint
 from graft_local.progress import Progress
 from graft_runtime.contract.config import EngineConfig
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils import logging as transformers_logging
 
 PEERS = ("transformers", "peft", "vllm")
+DTYPES = ("auto", "float32", "bfloat16")
 START_SECONDS = 600.0
 """Until all servers serve; they start at once."""
 LIMIT_SECONDS = 2400
 """Of the whole run, installation included; a run in which all is installed takes a quarter of an hour."""
 
 
-def prepare(shelf: Path, model: Path) -> None:
-    """Put a base that never ends an answer by itself on a shelf, and its adapters."""
+def prepare(shelf: Path, model: Path, dtype: str) -> None:
+    """Put a base that never ends an answer by itself on a shelf, in this dtype, and its adapters."""
     shutil.copytree(model, shelf / BASE)
+    loaded = AutoModelForCausalLM.from_pretrained(model, dtype=dtype)
+    if dtype != "auto":
+        loaded.save_pretrained(shelf / BASE)
     for name in ("config.json", "generation_config.json", "tokenizer_config.json"):
         file = shelf / BASE / name
         if file.exists():
@@ -65,7 +69,6 @@ def prepare(shelf: Path, model: Path) -> None:
             for end in ("eos_token_id", "eos_token"):
                 known.pop(end, None)
             file.write_text(json.dumps(known))
-    loaded = AutoModelForCausalLM.from_pretrained(shelf / BASE)
     for names, ranks in (
         (EVEN, (16,) * len(EVEN)),
         (MIXED, RANKS),
@@ -224,16 +227,24 @@ class Alone:
         self._process.wait()
 
 
-def measure(model: Path, scale: Scale, rounds: int, peers: Sequence[str], uv: str) -> dict[str, Any]:
-    """Run all; return what goes into the JSON file."""
+def measure(model: Path, scale: Scale, rounds: int, asked: argparse.Namespace) -> dict[str, Any]:
+    """Run all; return what goes into the JSON file. `asked`: what the command line names."""
     with ExitStack() as stack:
+
+        def end(*_: Any) -> NoReturn:
+            stack.close()  # first of all: threads wait for answers of servers
+            sys.exit("ended before all was measured")
+
+        for ending in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM):
+            signal.signal(ending, end)
+        signal.alarm(LIMIT_SECONDS)
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         say("making adapters")
-        prepare(scratch / "shelf", model)
+        prepare(scratch / "shelf", model, asked.dtype)
         run = Run({}, {})
-        if "vllm" in peers:
-            run.install_vllm(uv)
-        start_all(run, stack, scratch, peers, scale.rows)
+        if "vllm" in asked.peers:
+            run.install_vllm(asked.uv)
+        start_all(run, stack, scratch, asked.peers, scale.rows)
         alone = Alone(scratch / "shelf" / BASE, limits_of(scale.rows, 1))
         stack.callback(alone.end)
         measures = Measures(run.servers, alone.ask, scale, scratch / "shelf" / BASE, say)
@@ -266,6 +277,7 @@ def main() -> None:
     """Run what the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", type=Path, help="a checkpoint; by default Gemma 3 270M, as the demo has it")
+    parser.add_argument("--dtype", choices=DTYPES, default="auto", help="of the weights; by default the checkpoint's")
     parser.add_argument("--small", action="store_true", help="few and short requests: whether it all runs")
     parser.add_argument("--rounds", type=int, help="of each measure; by default 3, small 1")
     parser.add_argument("--peers", nargs="*", choices=PEERS, default=PEERS, help="to measure beside the engine")
@@ -275,12 +287,14 @@ def main() -> None:
     warnings.simplefilter("ignore")
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    for number in (signal.SIGTERM, signal.SIGALRM):
-        signal.signal(number, lambda *_: sys.exit("ended before all was measured"))
-    signal.alarm(LIMIT_SECONDS)
     model = arguments.model or ensure_checkpoint(cache_directory(), Progress())
     scale, rounds = (SMALL, 1) if arguments.small else (FULL, 3)
-    result = measure(model, scale, arguments.rounds or rounds, arguments.peers, arguments.uv)
+    stored = AutoConfig.from_pretrained(model).dtype
+    dtype = arguments.dtype if arguments.dtype != "auto" else str(stored).removeprefix("torch.")
+    if dtype == "bfloat16" and "avx512f" not in _flags():
+        say("this processor has no instructions for bfloat16: the gates are none for it; --dtype float32 compares more")
+    result = measure(model, scale, arguments.rounds or rounds, arguments)
+    result["versions"]["dtype"] = dtype
     report(result)
     if arguments.out:
         write(result, arguments.out)

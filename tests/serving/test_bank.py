@@ -173,6 +173,16 @@ def test_a_later_start_hides_the_tokens_before_it_and_only_in_its_own_pass(make_
     assert taken_by(bank, Row(late, 0, 4), Row((), 0, 1)).slot_weights[:, 1].tolist() == [0.0] * 5
 
 
+def test_runs_name_only_the_columns_that_tokens_take(make_bank: Any) -> None:
+    bank, one, other = make_bank(), adapter(4), adapter(2)
+    assert bank.hold((*row(one), *row(other)))
+    twice, half = (*row(one), *row(other, weight=0.5)), row(other, start=7)
+    inputs = bank.inputs(
+        [Row(row(one), 0, 3), Row(row(one), 4, 1), Row((), 0, 2), Row(twice, 0, 1), Row(half, 5, 4)], NO_TOKENS
+    )
+    assert inputs.all.runs.tolist() == [[0, 4, 0, 4, 1], [6, 1, 0, 4, 1], [6, 1, 4, 2, 0.5], [9, 2, 4, 2, 1]]
+
+
 def test_the_next_pass_of_the_same_rows_has_new_positions_alone(make_bank: Any) -> None:
     bank, one, two = make_bank(), adapter(2), adapter(2)
     assert bank.hold(row(one, two))

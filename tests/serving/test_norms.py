@@ -56,7 +56,21 @@ def test_a_plain_norm_computes_the_same_in_one_operation(kind: type[nn.Module], 
     assert type(norm) is kind
 
 
-@pytest.mark.parametrize("kind", [Gemma2RMSNorm, ClampedRMSNorm, ShiftedRMSNorm, nn.LayerNorm, nn.RMSNorm])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("size", [0.1, 100.0])
+def test_a_norm_whose_weight_is_shifted_by_one_is_found_beside_large_weights_too(
+    size: float, dtype: torch.dtype
+) -> None:
+    torch.manual_seed(0)
+    norm: Any = Gemma2RMSNorm(SIZE).to(dtype)
+    norm.weight.data.normal_().mul_(size)
+    stock, given = copy.deepcopy(norm), torch.randn(3, SIZE, dtype=dtype)
+    assert fuse_norms(norm) == [norm]
+    assert torch.equal(norm(given), stock(given))
+    assert type(norm) is not type(stock)
+
+
+@pytest.mark.parametrize("kind", [ClampedRMSNorm, ShiftedRMSNorm, nn.LayerNorm, nn.RMSNorm])
 def test_what_only_looks_like_one_stays_as_it_is(kind: type[nn.Module]) -> None:
     norm: Any = kind(SIZE)
     assert fuse_norms(nn.Sequential(norm, nn.Linear(SIZE, SIZE))) == []

@@ -119,6 +119,12 @@ def _configs() -> dict[str, Callable[[], Any]]:
         "gemma3": lambda: hf.Gemma3TextConfig(
             **LIKE_LLAMA, head_dim=8, sliding_window=8, layer_types=["sliding_attention", "full_attention"]
         ),
+        "wide": lambda: hf.Gemma3TextConfig(  # of sizes that what is compiled takes on every processor
+            **LIKE_LLAMA | {"hidden_size": 64, "intermediate_size": 96},
+            head_dim=32,
+            sliding_window=8,
+            layer_types=["sliding_attention", "full_attention"],
+        ),
         "gemma2": lambda: hf.Gemma2Config(  # softcaps, of attention as well
             **LIKE_LLAMA, head_dim=8, sliding_window=8, attn_logit_softcapping=3.0, final_logit_softcapping=30.0
         ),

@@ -72,6 +72,8 @@ class EngineConfig(Wire):
     """The highest rank that a module of an adapter may have."""
     prefix_cache: bool = True
     """Keep keys and values of prompts and answers for requests to the same adapters that begin with the same tokens."""
+    compile: bool = True
+    """On a CPU: compile what takes a step's time when the pod starts, for its processor; that needs a C++ compiler."""
 
 
 class MergePart(Wire):

@@ -14,6 +14,7 @@ from graft_runtime.engine.packing import pack_weights
 from graft_runtime.model.bank import Bank
 from graft_runtime.model.hooks import AdapterModules
 from graft_runtime.model.load import BaseModel
+from graft_runtime.model.native import compiled
 from graft_runtime.runners.decoder.pages import PAGE, pages_for
 from graft_runtime.runners.decoder.places import open_places, pages_suit
 from graft_runtime.runners.decoder.probe import RefusedError, probe
@@ -53,10 +54,11 @@ def choose_runner(base: BaseModel, limits: EngineConfig, budgets: Budgets = PLEN
         return Seq2SeqRunner(base, modules)
     if not base.task.generates:
         return EncoderRunner(base, modules)
+    native = compiled() if limits.compile and base.device.type == "cpu" else None
     pages = pages_suit(base.device) if budgets.pages is None else budgets.pages
     try:
         with torch.inference_mode():
-            family = probe(base, modules, pages=pages)
+            family = probe(base, modules, pages=pages, native=native)
     except RefusedError as refused:
         logger.warning("base model `%s` is served by the padded runner: %s", base.name, refused)
         return PaddedRunner(base, modules)
@@ -78,6 +80,7 @@ def choose_runner(base: BaseModel, limits: EngineConfig, budgets: Budgets = PLEN
         dtype=base.dtype,
         device=base.device,
         kept=ledger.kept,
+        native=native,
     )
     logger.info("base model `%s` is served by the decoder runner", base.name)
     runner = DecoderRunner(base, modules, places, static_rooms(places, bank, limits.max_sequences), ledger.graphs)

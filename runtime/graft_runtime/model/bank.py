@@ -163,7 +163,24 @@ class Bank:
             buffers.fill("slots", slots),
             weights,
             torch.empty(0),
+            self._runs(rows) if self.device.type == "cpu" else None,
         )
+
+    def _runs(self, rows: Sequence[Row]) -> torch.Tensor:
+        """Return which tokens take which columns, as `TokenAdapters` has it."""
+        runs: list[list[float]] = []
+        first = 0
+        for row in rows:
+            for part in row.adapters:
+                place = self._places[part.adapter]
+                without = min(max(part.start - row.start, 0), row.tokens) if part.start else 0
+                took = [place.start, place.columns, part.weight]
+                if runs and not without and runs[-1][2:] == took and runs[-1][0] + runs[-1][1] == first:
+                    runs[-1][1] += row.tokens
+                else:
+                    runs.append([first + without, row.tokens - without, *took])
+            first += row.tokens
+        return torch.tensor(runs, dtype=torch.float64)
 
     def slot(self, adapter: CompiledAdapter) -> int:
         """Return the slot of an active adapter."""

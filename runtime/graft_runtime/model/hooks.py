@@ -24,6 +24,7 @@ from graft_runtime.model.bank_module import BankModule
 from graft_runtime.model.hooked import Hooked, HookedEmbedding, HookedExperts, HookedNorm, HookedRouter, Now
 from graft_runtime.model.linear import Linear, add_product, own_linears, product
 from graft_runtime.model.modules import BaseModules, Inputs
+from graft_runtime.model.native import Columns
 from graft_runtime.model.rows import AdapterInputs, TokenAdapters
 
 
@@ -71,7 +72,7 @@ class AdapterModules:
                 module = self._modules.hooked(path)
                 hooked = self._hooked(module, part)
                 if isinstance(hooked, _HookedLinear) and isinstance(module, Linear) and hooked.columns_alone:
-                    module.beside = hooked.beside
+                    module.beside = hooked
                     self._hooks.callback(setattr, module, "beside", None)
                     continue
                 if hooked.changes_inputs:
@@ -111,10 +112,17 @@ class _HookedLinear(Hooked):
 
     @property
     def columns_alone(self) -> bool:
-        """Tell whether `beside` is all that is to do."""
+        """Tell whether `columns` or `add` is all that is to do."""
         return self.part.columns_alone and self._aside is None
 
-    def beside(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    def columns(self, shape: torch.Size) -> Columns | None:
+        """Return what the tokens take of the columns, see `Beside`."""
+        if self.now.step is None or self.part.columns is None:
+            return None
+        runs = self.taken(shape).runs
+        return None if runs is None else Columns(*self.part.columns, runs)
+
+    def add(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         """Return the module's output with the columns added, in place; between steps as it is."""
         if self.now.step is None:
             return y

@@ -5,11 +5,13 @@ the bank's columns beside it.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from typing import Protocol
 
 import torch
 from torch import nn
 from torch.nn import functional
+
+from graft_runtime.model.native import Columns, Native
 
 _PACKED_FOR = 16
 """Tokens of a step that weights are packed for; steps of any size take them."""
@@ -17,11 +19,25 @@ _ROUNDING = 2**-6
 """Of the largest value: what two ways to round a product in bfloat16 may differ by."""
 _WIDENED_FROM = 4
 """Tokens; for fewer, a product with the weight as it lies is faster."""
+_FEW = 32
+"""Tokens; for no more, reading the weight takes longer than the product, in float32."""
 _PIECE = 1 << 18
 """Values of a weight that are widened at once: caches hold that many."""
 
-Beside = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-"""From the input and the base's output to the output with what adapters add."""
+
+class Beside(Protocol):
+    """What the active adapters add to a module by columns."""
+
+    def columns(self, shape: torch.Size) -> Columns | None:
+        """Return what the tokens take; `shape` is the input's without its features.
+
+        None: what they take is not told in runs, or no step runs.
+        """
+        ...
+
+    def add(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """Return the module's output with what is added for this input, in place."""
+        ...
 
 
 def own_linears(model: nn.Module) -> None:
@@ -29,6 +45,14 @@ def own_linears(model: nn.Module) -> None:
     for module in model.modules():
         if type(module) is nn.Linear:
             module.__class__ = Linear
+
+
+def compute_with(native: Native | None, model: nn.Module) -> None:
+    """Let the linear modules of a model compute with what is compiled, where it takes them; None: with PyTorch."""
+    for module in model.modules():
+        if isinstance(module, Linear):
+            taken = native is not None and native.takes(module.weight.dtype, *module.weight.shape)
+            module.native = native if taken else None
 
 
 def packable(weight: torch.Tensor) -> bool:
@@ -44,18 +68,30 @@ class Linear(nn.Linear):
 
     Attributes:
         beside: what the active adapters add; None where they add nothing by columns.
+        native: computes columns, and the whole where that is faster; None: PyTorch.
     """
 
     beside: Beside | None = None
+    native: Native | None = None
     _packed: torch.Tensor | None = None
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:  # noqa: A002 - as nn.Linear names it
         """Compute the output, with what the active adapters add."""
-        if self._packed is None:
-            y = product(input, self.weight, self.bias)
+        native, beside = self.native, self.beside
+        columns = beside.columns(input.shape[:-1]) if native is not None and beside is not None else None
+        if native is not None and self._packed is None and _suits(input):
+            y = native.linear(input, self.weight, self.bias, columns)
         else:
-            y = torch.ops.mkldnn._linear_pointwise(input, self._packed, self.bias, "none", [], "")
-        return y if self.beside is None else self.beside(input, y)
+            y = self._product(input)
+            if native is not None and columns is not None:
+                native.add(y, input, columns)
+        return y if beside is None or columns is not None else beside.add(input, y)
+
+    def _product(self, x: torch.Tensor) -> torch.Tensor:
+        if self._packed is None:
+            return product(x, self.weight, self.bias)
+        y: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, self._packed, self.bias, "none", [], "")
+        return y
 
     @property
     def weight(self) -> torch.Tensor:  # type: ignore[override] # nn.Module sets parameters itself
@@ -74,9 +110,9 @@ class Linear(nn.Linear):
         """
         weight = self.weight.contiguous()
         tried = weight[:2]
-        expected = self(tried).float()
+        expected = self._product(tried).float()
         self._packed = torch.ops.mkldnn._reorder_linear_weight(weight, _PACKED_FOR)
-        off = (self(tried).float() - expected).abs().max()
+        off = (self._product(tried).float() - expected).abs().max()
         if not off <= _ROUNDING * expected.abs().max():
             self._packed = None
             return False
@@ -105,6 +141,13 @@ def add_product(y: torch.Tensor, z: torch.Tensor, b: torch.Tensor) -> None:
         y += z.float() @ b.float()
     else:
         y.addmm_(z, b)
+
+
+def _suits(x: torch.Tensor) -> bool:
+    """Tell whether what is compiled is faster than PyTorch for this input, whatever the weight."""
+    if x.dtype in _slow_dtypes():
+        return True
+    return x.dtype == torch.float32 and x.shape[:-1].numel() <= _FEW
 
 
 @functools.cache

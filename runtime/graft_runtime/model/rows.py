@@ -55,6 +55,8 @@ class TokenAdapters:
         slots: [tokens], int64: of the adapter that has vectors; 0: none.
         slot_weights: [tokens, slots].
         positions: [tokens], int64; negative for padding.
+        runs: [n, 5], float64, on the host: first token, tokens, first column, columns, weight. What the tokens take of
+            the columns once more, without those that they don't take; None: not told.
     """
 
     hidden: torch.Tensor | None
@@ -62,6 +64,7 @@ class TokenAdapters:
     slots: torch.Tensor
     slot_weights: torch.Tensor
     positions: torch.Tensor
+    runs: torch.Tensor | None = None
 
     def of(self, tokens: torch.Tensor) -> TokenAdapters:
         """Return what these tokens take; `tokens` is [n]."""

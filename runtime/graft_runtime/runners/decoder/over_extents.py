@@ -12,9 +12,24 @@ from dataclasses import dataclass, field
 import torch
 
 from graft_runtime.model.buffers import Buffers
+from graft_runtime.model.native import Asked, Kept, Native
 from graft_runtime.runners.decoder.attention import Piece, Score
 from graft_runtime.runners.decoder.extents import Extent, Slab
 from graft_runtime.runners.decoder.weighted import rows_attention, seen_of_span, span_attention
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """What one layer asks for; `window` is in tokens."""
+
+    index: int
+    window: int | None
+    score: Score
+
+    def asked(self, features: int) -> Asked:
+        """Return the same for what is compiled; `features` are the queries'."""
+        scale = features**-0.5 if self.score.scale is None else self.score.scale
+        return Asked(self.window, scale, self.score.softcap, self.score.sinks)
 
 
 @dataclass
@@ -37,27 +52,26 @@ class _Decoding:
     positions: list[int]
     slots: torch.Tensor
     at: torch.Tensor
+    native: Native | None
     _reads: dict[int | None, _Reads] = field(default_factory=dict)
 
     @property
     def last(self) -> int:
         return self.first + len(self.positions)
 
-    def attend(self, q: torch.Tensor, layer: int, window: int | None, score: Score) -> torch.Tensor:
-        """Compute attention: queries and result are [rows, heads, features]."""
-        keys, values = self.slab.keys[layer], self.slab.values[layer]
+    def attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layer: _Layer) -> torch.Tensor:
+        """Write keys and values, and compute attention: all are [rows, heads, features]."""
+        keys, values = self.slab.keys[layer.index], self.slab.values[layer.index]
+        if self.native is not None and self.native.takes(q.dtype, q.shape[2], v.shape[2]):
+            return self.native.attend(q, k, v, Kept(keys, values, self.slots, self.at), layer.asked(q.shape[2]))
+        keys[self.slots, :, self.at], values[self.slots, :, self.at] = k, v
         slots = len(self.slab.extents)
-        reads = self._reads.get(window) or self._read(window)
-        self._reads[window] = reads
+        reads = self._reads.get(layer.window) or self._read(layer.window)
+        self._reads[layer.window] = reads
         k, v = keys[:slots, :, reads.low : reads.high], values[:slots, :, reads.low : reads.high]
         if slots != len(self.positions):  # some sequences of the slab are not decoding in this step
             k, v = k[self.slots], v[self.slots]
-        return rows_attention(q, k, v, reads.mask, score)
-
-    def write(self, k: torch.Tensor, v: torch.Tensor, layer: int) -> None:
-        """Write keys and values, [rows, heads, features] each."""
-        self.slab.keys[layer][self.slots, :, self.at] = k
-        self.slab.values[layer][self.slots, :, self.at] = v
+        return rows_attention(q, k, v, reads.mask, layer.score)
 
     def _read(self, window: int | None) -> _Reads:
         high = max(self.positions) + 1
@@ -88,12 +102,12 @@ class _Span:
     def last(self) -> int:
         return self.first + self.piece.tokens
 
-    def attend(self, q: torch.Tensor, layer: int, window: int | None, score: Score) -> torch.Tensor:
-        """Compute attention: queries and result are [tokens, heads, features]."""
-        reads = self._reads.get(window) or self._read(window)
-        self._reads[window] = reads
-        k, v = self._stored(layer, reads.low)
-        return span_attention(q, k, v, reads.mask, score)
+    def attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layer: _Layer) -> torch.Tensor:
+        """Write keys and values, and compute attention: all are [tokens, heads, features]."""
+        self._write(k, v, layer.index)
+        reads = self._reads.get(layer.window) or self._read(layer.window)
+        self._reads[layer.window] = reads
+        return span_attention(q, *self._stored(layer.index, reads.low), reads.mask, layer.score)
 
     def _stored(self, layer: int, low: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Return keys and values from this token on, [1, heads, tokens, features] each."""
@@ -101,8 +115,7 @@ class _Span:
         keys, values = slab.keys[layer], slab.values[layer]
         return keys[slot : slot + 1, :, low : self.piece.end], values[slot : slot + 1, :, low : self.piece.end]
 
-    def write(self, k: torch.Tensor, v: torch.Tensor, layer: int) -> None:
-        """Write keys and values, [tokens, heads, features] each."""
+    def _write(self, k: torch.Tensor, v: torch.Tensor, layer: int) -> None:
         slab, slot = self.extent.slab, self.extent.slot
         slab.keys[layer][slot, :, self.piece.start : self.piece.end] = k.transpose(0, 1)
         slab.values[layer][slot, :, self.piece.start : self.piece.end] = v.transpose(0, 1)
@@ -124,8 +137,7 @@ class ExtentArrangement:
         made = []
         for part in self._parts:
             rows = slice(part.first, part.last)
-            part.write(k[rows], v[rows], layer)
-            made.append(part.attend(q[rows], layer, self._windows[layer], score))
+            made.append(part.attend(q[rows], k[rows], v[rows], _Layer(layer, self._windows[layer], score)))
         return made[0] if len(made) == 1 else torch.cat(made)
 
 
@@ -136,10 +148,13 @@ class ExtentAttention:
         windows: of each layer, in tokens; None where all is read.
         buffers: for where tokens are written and what they read.
         device: of the extents.
+        native: computes rows that decode where it can.
     """
 
-    def __init__(self, windows: Sequence[int | None], buffers: Buffers, device: torch.device) -> None:
-        self._windows, self._buffers, self._device = windows, buffers, device
+    def __init__(
+        self, windows: Sequence[int | None], buffers: Buffers, device: torch.device, native: Native | None = None
+    ) -> None:
+        self._windows, self._buffers, self._device, self._native = windows, buffers, device, native
 
     def arrange(self, pieces: Sequence[Piece]) -> ExtentArrangement:
         """Return the arrangement as `Attention` says; every place is an `Extent`."""
@@ -156,7 +171,9 @@ class ExtentAttention:
         for same in slabs.values():
             rows = slice(tokens, tokens + len(same))
             positions = [piece.start for piece in same]
-            parts.append(_Decoding(self._buffers, same[0].place.slab, tokens, positions, slots[rows], at[rows]))
+            parts.append(
+                _Decoding(self._buffers, same[0].place.slab, tokens, positions, slots[rows], at[rows], self._native)
+            )
             tokens += len(same)
         for index in spans:
             parts.append(_Span(pieces[index].place, pieces[index], tokens, self._device))

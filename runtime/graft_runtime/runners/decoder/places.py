@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from graft_runtime.model.buffers import Buffers
+from graft_runtime.model.native import Native
 from graft_runtime.runners.decoder.attention import Attention, Family, KeysAndValues
 from graft_runtime.runners.decoder.extents import Extents
 from graft_runtime.runners.decoder.over_extents import ExtentAttention
@@ -28,7 +29,15 @@ def pages_suit(device: torch.device) -> bool:
 
 
 def open_places(
-    family: Family, *, pages: bool, tokens: int, longest: int, dtype: torch.dtype, device: torch.device, kept: int = 0
+    family: Family,
+    *,
+    pages: bool,
+    tokens: int,
+    longest: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    kept: int = 0,
+    native: Native | None = None,
 ) -> Places:
     """Return places for sequences of so many tokens in all, in pages or in extents.
 
@@ -41,6 +50,7 @@ def open_places(
         device: of keys and values.
         kept: tokens that extents keep for later sequences, beside those of running ones; pages keep what lies in them,
             if any is to be kept.
+        native: computes attention over extents where it can.
     """
     if pages:
         attention = PageAttention(
@@ -49,4 +59,4 @@ def open_places(
         pool = Pages(family.layers, tokens=tokens, longest=longest, dtype=dtype, device=device, keeps=kept > 0)
         return Places(pool, attention)
     extents = Extents(family.layers, tokens=tokens, longest=longest, dtype=dtype, device=device, kept=kept)
-    return Places(extents, ExtentAttention(family.windows, Buffers(device), device))
+    return Places(extents, ExtentAttention(family.windows, Buffers(device), device, native))

@@ -13,7 +13,9 @@ import torch
 from torch import nn
 
 from graft_runtime.model.hooks import AdapterModules
+from graft_runtime.model.linear import compute_with
 from graft_runtime.model.load import BaseModel
+from graft_runtime.model.native import Native
 from graft_runtime.model.norms import fuse_norms, restore_norms
 from graft_runtime.runners.decoder.attention import IMPLEMENTATION, Family, LayerShape, Piece, attending
 from graft_runtime.runners.decoder.pages import PAGE, pages_for
@@ -51,13 +53,14 @@ class _Call:
     options: dict[str, Any]
 
 
-def probe(base: BaseModel, modules: AdapterModules, *, pages: bool) -> Family:
-    """Set the model to our attention, and its norms to one operation each, or leave the model as it was.
+def probe(base: BaseModel, modules: AdapterModules, *, pages: bool, native: Native | None = None) -> Family:
+    """Set the model to our attention, its norms to one operation each, all to what is compiled; or leave it as it was.
 
     Args:
         base: the model.
         modules: the adapters' hooks on it.
         pages: whether keys and values are to lie in pages.
+        native: what is compiled; None: nothing is.
 
     Raises:
         RefusedError: with the reason.
@@ -68,7 +71,8 @@ def probe(base: BaseModel, modules: AdapterModules, *, pages: bool) -> Family:
         lengths = _lengths(base)
         expected = [_stock_logits(base, length) for length in lengths]
         base.model.set_attn_implementation(IMPLEMENTATION)
-        fused = fuse_norms(base.model)
+        fused = fuse_norms(base.model, native)
+        compute_with(native, base.model)
         family = _family(base)
         places = open_places(
             family,
@@ -77,11 +81,13 @@ def probe(base: BaseModel, modules: AdapterModules, *, pages: bool) -> Family:
             longest=max(lengths),
             dtype=base.dtype,
             device=base.device,
+            native=native,
         )
         _compare(base, DecoderRunner(base, modules, places), lengths, expected)
     except Exception as error:
         base.model.set_attn_implementation(stock)
         restore_norms(fused)
+        compute_with(None, base.model)
         if isinstance(error, RefusedError | torch.AcceleratorError):
             raise
         raise RefusedError(f"trying it failed: {type(error).__name__}: {error}") from error
