@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from graft_local.cache import cache_directory
+from graft_local.cache import cache_directory, exclusively
 from graft_local.errors import LocalClusterError
 from graft_local.progress import Progress
 
@@ -23,15 +24,18 @@ from tests.e2e.lab.images import ImageBuilds
 from tests.e2e.lab.programs import ensure_programs
 
 _NAMESPACES = (
-    *("unshare", "--mount", "--net", "--pid", "--uts", "--ipc", "--fork", "--kill-child"),
+    *("setpriv", "--pdeathsig", "KILL", "unshare", "--mount", "--pid", "--fork", "--kill-child"),
     *("--propagation", "private", "--mount-proc"),
 )
+"""With the command in them ends all that it has started and mounted, however it or this process ends."""
+_OF_A_NODE = ("--net", "--uts", "--ipc")
 
 
 def main() -> int:
     """Run the tests; their exit status."""
     parser = argparse.ArgumentParser(prog="make e2e", description=__doc__)
-    parser.add_argument("--node", type=Path, metavar="DIRECTORY", help=argparse.SUPPRESS)  # in the namespaces
+    for stage in ("--images", "--node"):  # in namespaces
+        parser.add_argument(stage, type=Path, metavar="DIRECTORY", help=argparse.SUPPRESS)
     parser.add_argument("--kubeconfig", type=Path, metavar="FILE", help="of a cluster that is there")
     parser.add_argument("--report", type=Path, default=Path(".cache/e2e"), metavar="DIRECTORY")
     parser.add_argument("pytest", nargs="*", help="further arguments of pytest")
@@ -39,6 +43,11 @@ def main() -> int:
     tests = [sys.executable, "-m", "pytest", "tests/e2e", *options.pytest]
     os.environ["GRAFT_E2E_REPORT"] = str(options.report.absolute())
     try:
+        if options.images is not None:
+            ImageBuilds(cache_directory() / "e2e", Progress()).archives(
+                ensure_programs(Progress())["pause"], options.images
+            )
+            return 0
         if options.node is not None:
             return node.run(options.node, ensure_programs(Progress()), sorted(options.node.glob("*.tar")), tests)
         if options.kubeconfig is not None:
@@ -51,15 +60,22 @@ def main() -> int:
 
 
 def _on_a_node_of_its_own(arguments: Sequence[str]) -> int:
-    progress = Progress()
-    pause = ensure_programs(progress)["pause"]
-    state = Path(tempfile.mkdtemp(prefix="graft-e2e-"))
-    try:
-        ImageBuilds(cache_directory() / "e2e", progress).archives(pause, state)
-        again = [sys.executable, "-m", "tests.e2e", "--node", str(state), *arguments]
-        return subprocess.run([*_NAMESPACES, *again], check=False).returncode
-    finally:
-        node.forget(state)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    ensure_programs(Progress())
+    with exclusively(cache_directory() / "e2e.lock"):  # the cgroups of a node have one name on this machine
+        state = Path(tempfile.mkdtemp(prefix="graft-e2e-"))
+        try:
+            return _run_stages(state, arguments)
+        finally:
+            node.forget(state)
+
+
+def _run_stages(state: Path, arguments: Sequence[str]) -> int:
+    for stage, namespaces in (("--images", ()), ("--node", _OF_A_NODE)):
+        again = [sys.executable, "-m", "tests.e2e", stage, str(state), *arguments]
+        if status := subprocess.run([*_NAMESPACES, *namespaces, *again], check=False).returncode:
+            return status
+    return 0
 
 
 if __name__ == "__main__":

@@ -14,7 +14,8 @@ import threading
 import time
 
 CLIENTS = 4  # of each kind
-PAUSE_SECONDS = 0.25
+PERIOD_SECONDS = 0.33
+"""From one request of a client to its next: 24 a second in all, as long as answers take no longer."""
 TIMEOUT_SECONDS = 30.0
 
 
@@ -27,6 +28,7 @@ def main() -> None:
 
 def ask_for_ever(address: str, models: list[str], keeps: bool) -> None:
     connection: http.client.HTTPConnection | None = None
+    due = time.monotonic()
     for model in itertools.cycle(models):
         if connection is None or (connection.sock is not None and select.select([connection.sock], [], [], 0)[0]):
             connection = http.client.HTTPConnection(address, timeout=TIMEOUT_SECONDS)
@@ -37,7 +39,8 @@ def ask_for_ever(address: str, models: list[str], keeps: bool) -> None:
         if not keeps or told["text"] is None:
             connection.close()
             connection = None
-        time.sleep(PAUSE_SECONDS)
+        due = max(due + PERIOD_SECONDS, now := time.monotonic())
+        time.sleep(due - now)
 
 
 def ask(connection: http.client.HTTPConnection, model: str) -> dict[str, str | None]:

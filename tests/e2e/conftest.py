@@ -77,7 +77,8 @@ def make_namespace(cluster: Cluster, checkpoints: Path, tmp_path_factory: pytest
         cluster.kubectl("-n", name, "wait", "--for=condition=Ready", "pod/filler", "--timeout=180s", timeout=190)
         for directory in sorted(checkpoints.iterdir()):
             cluster.kubectl("-n", name, "cp", str(directory), f"filler:/shelf/{directory.name}")
-        cluster.kubectl("-n", name, "delete", "pod", "filler", "--wait=false")
+        # The kubelet gives the files of a volume to a pod's group where no other pod has mounted it.
+        cluster.kubectl("-n", name, "delete", "pod", "filler")
         return name
 
     return make

@@ -551,5 +551,13 @@ def test_a_base_serves_at_its_dtype(dtype: str, in_process: Any, tiny_base: Path
 )
 def test_threads_follow_the_quota(tmp_path: Path, quota: str, granted: int) -> None:
     (tmp_path / "cpu.max").write_text(quota)
-    assert granted_processors(tmp_path / "cpu.max", 8) == granted
+    assert granted_processors(tmp_path, 8) == granted
     assert granted_processors(tmp_path / "nowhere", 8) == 8
+
+
+@pytest.mark.parametrize(("quota", "granted"), [("-1", 8), ("400000", 4), ("5000", 1)])
+def test_threads_follow_the_quota_of_cgroups_of_version_1(tmp_path: Path, quota: str, granted: int) -> None:
+    (tmp_path / "cpu").mkdir()
+    (tmp_path / "cpu" / "cpu.cfs_quota_us").write_text(f"{quota}\n")
+    (tmp_path / "cpu" / "cpu.cfs_period_us").write_text("100000\n")
+    assert granted_processors(tmp_path, 8) == granted

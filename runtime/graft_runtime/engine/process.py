@@ -71,22 +71,25 @@ def _read(stream: BinaryIO, inbox: Inbox) -> None:
 def _use_granted_processors() -> None:
     """Use as many threads as the container may use processors; torch counts the processors of the machine."""
     if "OMP_NUM_THREADS" not in os.environ:
-        granted = granted_processors(Path("/sys/fs/cgroup/cpu.max"), len(os.sched_getaffinity(0)))
+        granted = granted_processors(Path("/sys/fs/cgroup"), len(os.sched_getaffinity(0)))
         torch.set_num_threads(min(granted, torch.get_num_threads()))
 
 
-def granted_processors(quota_file: Path, affinity: int) -> int:
-    """Return how many processors a cgroup's quota and the affinity leave, at least one.
+def granted_processors(cgroup: Path, affinity: int) -> int:
+    """Return how many processors a container's quota and the affinity leave, at least one.
 
     Args:
-        quota_file: `cpu.max` of cgroup v2: microseconds of processor time a period, or `max`, and the period.
+        cgroup: where the container's cgroup is mounted, of version 2 or 1. A quota is microseconds of processor time a
+            period; `max` or -1 is none.
         affinity: processors that the process may run on.
     """
-    try:
-        quota, period = quota_file.read_text().split()
-    except (OSError, ValueError):
-        return affinity
-    return affinity if quota == "max" else max(1, min(affinity, int(quota) // int(period)))
+    for names in (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):
+        try:
+            quota, period = " ".join((cgroup / name).read_text() for name in names).split()
+        except (OSError, ValueError):
+            continue
+        return affinity if quota in ("max", "-1") else max(1, min(affinity, int(quota) // int(period)))
+    return affinity
 
 
 def _exit(status: int) -> NoReturn:

@@ -34,7 +34,7 @@ _LIBRARIES = "ca-certificates,libbz2-1.0,libexpat1,libffi8,liblzma5,libsqlite3-0
 
 
 class ImageBuilds:
-    """Builds with buildah, its storage below `cache`."""
+    """Builds with buildah, its storage below `cache`; in a mount namespace of its own, which ends with this process."""
 
     def __init__(self, cache: Path, progress: Progress) -> None:
         self._cache, self._progress = cache, progress
@@ -43,12 +43,19 @@ class ImageBuilds:
         roots = {"graphroot": cache / "storage", "runroot": cache / "run"}
         lines = ["[storage]", 'driver = "overlay"', *(f'{name} = "{path}"' for name, path in roots.items())]
         storage.write_text("\n".join(lines) + "\n")
-        own = {"CONTAINERS_STORAGE_CONF": str(storage), "BUILDAH_ISOLATION": "chroot", "TMPDIR": str(cache)}
+        # What is mounted is kept count of there: it is gone with this namespace, and so must the count be.
+        roots["runroot"].mkdir(exist_ok=True)
+        _checked("mount", "-t", "tmpfs", "tmpfs", str(roots["runroot"]))
+        scratch = cache / "scratch"
+        shutil.rmtree(scratch, ignore_errors=True)  # of builds that were interrupted
+        scratch.mkdir()
+        own = {"CONTAINERS_STORAGE_CONF": str(storage), "BUILDAH_ISOLATION": "chroot", "TMPDIR": str(scratch)}
         self._environment = os.environ | own
 
     def archives(self, pause: Path, directory: Path) -> dict[str, Path]:
         """Image → archive in `directory`, made anew."""
         with self._progress.step("building the images"):
+            self._buildah("rm", "--all")
             self._make_images()
             self._from_scratch(PAUSE, [(pause, "/pause")], ["--entrypoint", '["/pause"]'])
         found = {}
@@ -119,8 +126,6 @@ def _answers(url: str) -> bool:
 
 def _make_root(root: Path) -> None:
     """Debian's base and Python's libraries by debootstrap, and this machine's Python at /usr/local."""
-    if shutil.which("debootstrap") is None:
-        raise LocalClusterError(f"`{_BASE}` can't be pulled", hint="apt-get install debootstrap: a stand-in is made")
     _checked("debootstrap", "--variant=minbase", f"--include={_LIBRARIES}", "bookworm", str(root))
     for directory in ("var/cache/apt", "var/lib/apt/lists", "usr/share/doc", "usr/share/locale", "dev"):
         shutil.rmtree(root / directory)

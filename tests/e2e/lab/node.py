@@ -75,7 +75,7 @@ def run(state: Path, binaries: Binaries, archives: Sequence[Path], command: Sequ
             ["ctr", "--namespace", "k8s.io", "images", "import", str(archive)], check=True, stdout=subprocess.DEVNULL
         )
     _wait(node_is_ready, "the node is Ready")
-    environment = os.environ | {"KUBECONFIG": str(kubeconfig)}
+    environment = os.environ | {"KUBECONFIG": str(kubeconfig), "GRAFT_E2E_ARCHIVES": str(state)}
     ours = subprocess.Popen(command, env=environment).pid
     while True:
         ended, status = os.wait()  # orphans of all kinds are ours as well
@@ -115,6 +115,8 @@ def _set_up_namespaces(state: Path, network: NodeNetwork) -> None:
     for hierarchy in CGROUPS.iterdir():
         if hierarchy.is_dir() and not hierarchy.is_symlink():
             (hierarchy / CGROUP).mkdir(exist_ok=True)
+    # Against each process outside, all pods together weigh as much as the processors that they may have.
+    (CGROUPS / "cpu" / CGROUP / "cpu.shares").write_text(str(1024 * (os.cpu_count() or 1) * 4))
     for name in ("cpuset.cpus", "cpuset.mems"):
         (CGROUPS / "cpuset" / CGROUP / name).write_text((CGROUPS / "cpuset" / name).read_text())
 
@@ -248,9 +250,16 @@ def _output(*command: str | Path) -> str:
 
 def forget(state: Path) -> None:
     """Remove what a run left: its directory, and its cgroups, which outlive the namespaces."""
-    for hierarchy in CGROUPS.iterdir():
-        for group in sorted((hierarchy / CGROUP).rglob("*/"), reverse=True):
-            group.rmdir()
-        if (hierarchy / CGROUP).is_dir():
-            (hierarchy / CGROUP).rmdir()
+    _wait(_cgroups_are_gone, "the node's cgroups are empty")
     shutil.rmtree(state, ignore_errors=True)
+
+
+def _cgroups_are_gone() -> bool:
+    groups = [hierarchy / CGROUP for hierarchy in CGROUPS.iterdir() if (hierarchy / CGROUP).is_dir()]
+    try:
+        for group in groups:
+            for part in (*sorted(group.rglob("*/"), reverse=True), group):
+                part.rmdir()
+    except OSError:  # what was killed has not quite ended
+        return False
+    return True
