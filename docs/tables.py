@@ -31,6 +31,7 @@ class Support:
         merged: into the base's weights.
         scaled: with a weight other than 1.
         composed: with others on one request.
+        plain: exactly plain LoRA, which `graft-runtime convert` makes of it.
     """
 
     served: bool = True
@@ -38,15 +39,20 @@ class Support:
     merged: bool = True
     scaled: bool = True
     composed: bool = True
+    plain: bool = True
 
 
-_REPLACES = Support(scaled=False, composed=False)
-_NOT = Support(*[False] * 5)
+_TOKENS = Support(scaled=False, composed=False)
+_REPLACES = Support(scaled=False, composed=False, plain=False)
+_NOT = Support(*[False] * len(fields(Support)))
 SUPPORT: Mapping[str, Support] = {
     **dict.fromkeys(METHODS, Support()),
-    **dict.fromkeys(("IA3", "LN_TUNING", "TRAINABLE_TOKENS"), _REPLACES),
+    **dict.fromkeys(("IA3", "LN_TUNING"), _REPLACES),
+    "TRAINABLE_TOKENS": _TOKENS,
+    "BEFT": Support(plain=False),
     **dict.fromkeys(
-        ("PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING"), Support(merged=False, scaled=False, composed=False)
+        ("PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING"),
+        Support(merged=False, scaled=False, composed=False, plain=False),
     ),
 }
 """By `peft_type`, of the methods that are served."""
@@ -54,14 +60,14 @@ LORA_OPTIONS: Mapping[str, Support] = {
     "`use_rslora`, `rank_pattern`, `alpha_pattern`, `exclude_modules`, `layers_to_transform`": Support(),
     "`use_dora` (DoRA)": _REPLACES,
     "`init_lora_weights`: `pissa`, `olora`": Support(),
-    "`lora_bias`": Support(),
-    "`bias`: `all`, `lora_only`": Support(composed=False),
+    "`lora_bias`": Support(plain=False),
+    "`bias`: `all`, `lora_only`": Support(composed=False, plain=False),
     "`target_modules` with embeddings or heads": Support(),
-    "`modules_to_save`": Support(composed=False),
+    "`modules_to_save`": Support(composed=False, plain=False),
     "`trainable_token_indices`": Support(composed=False),
-    "a vocabulary of another size than the base's": Support(merged=False, composed=False),
-    "`alora_invocation_tokens` (aLoRA)": Support(merged=False),
-    "`target_parameters` of experts, and files with an adapter for each expert": Support(merged=False),
+    "a vocabulary of another size than the base's": Support(merged=False, composed=False, plain=False),
+    "`alora_invocation_tokens` (aLoRA)": Support(merged=False, plain=False),
+    "`target_parameters` of experts, and files with an adapter for each expert": Support(merged=False, plain=False),
     "`init_lora_weights`: `pissa_niter_*`, `corda`, `loftq`, `lora_ga`; `use_qalora`, `use_bdlora`, `arrow_config`, "
     "`kasa_config`, `velora_config`, `monteclora_config`, `layer_replication`, `megatron_config`": _NOT,
 }

@@ -1,5 +1,5 @@
-"""The console script: `serve` is the API process of a pod, which spawns the engine process; `merge` and `inspect` are
-for files. Each command loads what it needs, and no more.
+"""The console script: `serve` is the API process of a pod, which spawns the engine process; `convert`,
+`merge` and `inspect` are for files. Each command loads what it needs, and no more.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 COMMANDS = {
     "merge": "write a checkpoint with adapters folded into their base",
+    "convert": "write plain LoRA that does what an adapter of another method does",
     "inspect": "tell what an adapter is, and why it would be refused",
     "serve": "serve a pool's pod",
 }

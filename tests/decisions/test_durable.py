@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
-from graft_runtime.durable import put_in_place, replacing, write_whole
+from graft_runtime.durable import new_directory, put_in_place, replacing, write_whole
 
 
 @pytest.fixture
@@ -44,11 +44,28 @@ def test_a_directory_gets_its_name_whole(tmp_path: Path, steps: list[str]) -> No
     assert steps == ["sync partial", "replace checkpoint", f"sync {tmp_path.name}"]
 
 
+def test_a_new_directory_has_its_name_once_its_files_are_on_the_disk(tmp_path: Path, steps: list[str]) -> None:
+    left = tmp_path / f"new.{os.getpid()}.partial"
+    left.mkdir()
+    (left / "old").write_text("of a process that was killed")
+    with new_directory(tmp_path / "new") as partial:
+        (partial / "file").write_text("whole")
+        assert not (tmp_path / "new").exists()
+    assert [(path.name, path.read_text()) for path in (tmp_path / "new").iterdir()] == [("file", "whole")]
+    assert steps == ["sync file", f"sync {left.name}", "replace new", f"sync {tmp_path.name}"]
+    with pytest.raises(OSError, match="not empty"), new_directory(tmp_path / "new") as partial:
+        (partial / "other").write_text("other")
+    assert [path.name for path in tmp_path.glob("*/*")] == ["file"]
+
+
 @pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])
 def test_what_breaks_off_changes_nothing(tmp_path: Path, error: type[BaseException]) -> None:
     (tmp_path / "a").write_text("old")
     with pytest.raises(error), replacing(tmp_path / "a") as partial:  # noqa: PT012 - half of a write
         partial.write_text("half of the n")
+        raise error
+    with pytest.raises(error), new_directory(tmp_path / "b") as partial:  # noqa: PT012 - half of a directory
+        (partial / "file").write_text("half of the n")
         raise error
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("a", "old")]
 

@@ -27,6 +27,7 @@ from tables import SUPPORT
 from tests.support.merges import merge_source
 from tests.support.methods import EVERY, METHODS, save_method
 from tests.support.mixed import PROMPTS, Mixed, peft_logits, same
+from tests.support.plain_lora import check_plain
 
 BaseFactory = Callable[..., Path]
 GPT2: dict[str, tuple[str, dict[str, Any]]] = {
@@ -103,6 +104,26 @@ def test_every_method_alone_and_mixed(
             whose = everybody[row]
             theirs = (expected[whose] if whose else those.plain)[row % len(PROMPTS)]
             torch.testing.assert_close(logits, theirs, atol=1e-4, rtol=1e-4)
+
+
+WHY = {
+    "IA3": "it multiplies features",
+    "LN_TUNING": "it keeps modules whole",
+    "BEFT": "it adds a bias",
+    "biased adalora": "it has trained biases",
+}
+"""Why a method, or one of these adapters, is no plain LoRA."""
+
+
+@pytest.mark.parametrize("family", list(FAMILIES))
+def test_every_method_as_plain_lora(family: str, built: Callable[[str], Built], tmp_path: Path, capsys: Any) -> None:
+    those = built(family)
+    refused = {}
+    for name, adapter in those.adapters.items():
+        method = json.loads((adapter / "adapter_config.json").read_text())["peft_type"]
+        if not SUPPORT[method].plain or name in WHY:
+            refused[name] = WHY.get(name) or WHY[method]
+    check_plain(those.base, those.adapters, those.expected, directory=tmp_path, refused=refused, capsys=capsys)
 
 
 @torch.inference_mode()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 from tests.support.mixed import PROMPTS, Mixed, peft_logits, same
+from tests.support.plain_lora import check_plain
 
 LORA: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -90,16 +92,57 @@ def shaken(directory: Path, *, with_factors: bool) -> None:
     save_file(moved, path)
 
 
+@dataclass(frozen=True)
+class Built:
+    """A base, adapters on it, and what PEFT answers with each."""
+
+    base: Path
+    adapters: dict[str, Path]
+    expected: dict[str, list[torch.Tensor]]
+
+
+@pytest.fixture(scope="module")
+def built(make_base: Callable[..., Path], make_adapter: Callable[..., Path]) -> Callable[[str], Built]:
+    """`built(family)`, once each."""
+    made: dict[str, Built] = {}
+
+    def of(family: str) -> Built:
+        if family not in made:
+            base, adapters = make_base(family), {}
+            for name, options in FAMILIES[family].items():
+                adapters[name] = make_adapter(name, base=base, **options)
+                shaken(adapters[name], with_factors="init_lora_weights" in options)
+            expected = {name: peft_logits(base, directory, PROMPTS) for name, directory in adapters.items()}
+            made[family] = Built(base, adapters, expected)
+        return made[family]
+
+    return of
+
+
+WHY = {
+    "use_dora": "it multiplies features",
+    "lora_bias": "it adds a bias",
+    "bias": "it has trained biases",
+    "modules_to_save": "it keeps modules whole",
+    "alora_invocation_tokens": "it takes part in some tokens",
+}
+"""Why an adapter with such an option is no plain LoRA."""
+
+
 @pytest.mark.parametrize("family", list(FAMILIES))
-def test_every_option_alone_and_mixed(
-    family: str, make_base: Callable[..., Path], make_adapter: Callable[..., Path]
-) -> None:
-    base = make_base(family)
-    adapters = {}
-    for name, options in FAMILIES[family].items():
-        adapters[name] = make_adapter(name, base=base, **options)
-        shaken(adapters[name], with_factors="init_lora_weights" in options)
-    expected = {name: peft_logits(base, directory, PROMPTS) for name, directory in adapters.items()}
+def test_every_option_as_plain_lora(family: str, built: Callable[[str], Built], tmp_path: Path, capsys: Any) -> None:
+    those = built(family)
+    refused = {
+        name: next(why for option, why in WHY.items() if option in options)
+        for name, options in FAMILIES[family].items()
+        if options.keys() & WHY.keys()
+    }
+    check_plain(those.base, those.adapters, those.expected, directory=tmp_path, refused=refused, capsys=capsys)
+
+
+@pytest.mark.parametrize("family", list(FAMILIES))
+def test_every_option_alone_and_mixed(family: str, built: Callable[[str], Built]) -> None:
+    base, adapters, expected = (those := built(family)).base, those.adapters, those.expected
     plain = peft_logits(base, None, PROMPTS)
     mixed = Mixed(base, adapters)
     for name in (*adapters, *adapters):  # the second time after the others came and went

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
+from graft_runtime.adapters.strict_json import parse_object
 from graft_runtime.errors import ErrorCode, GraftError, shown
 
 MAX_CONFIG_BYTES = 16 << 20
+MAX_INDEX_BYTES = 64 << 20
 CONFIG_FILE = "config.json"
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -76,6 +78,19 @@ def check_weights(directory: Path, name: str) -> None:
     except OSError as error:
         raise not_a_model(name, f"its directory can't be read: {error.strerror}") from None
     check_present(present, name)
+
+
+def weight_files(base: Path) -> list[str]:
+    """Return the safetensors files of the checkpoint, as Transformers picks them."""
+    if (base / SINGLE_FILE).exists():
+        return [SINGLE_FILE]
+    text = (base / INDEX_FILE).read_bytes()[:MAX_INDEX_BYTES]
+    index = parse_object(text, f"{INDEX_FILE} of base model `{base.name}`", ErrorCode.NOT_A_MODEL)
+    names = index.get("weight_map")
+    found = sorted({str(name) for name in names.values()}) if isinstance(names, dict) else []
+    if not found or any(Path(name).name != name for name in found):
+        raise GraftError(ErrorCode.NOT_A_MODEL, f"{INDEX_FILE} of base model `{base.name}` names no files beside it")
+    return found
 
 
 def not_a_model(name: str, why: str, hint: str | None = None, folders: Sequence[str] = ()) -> GraftError:

@@ -68,9 +68,11 @@ def _stored(options: argparse.Namespace) -> StoredBase:
         return stored_layout(directory, name=directory.name, task=task)
 
     def compiled(files: AdapterFiles) -> AdapterFacts:
-        from graft_runtime.merge.stored_modules import compile_on_stored  # noqa: PLC0415 - it needs torch
+        import torch  # noqa: PLC0415 - the rest of the command does without
 
-        return compile_on_stored(files, directory, task=task, dtype=options.dtype).facts
+        from graft_runtime.compiler.stored_modules import StoredModules  # noqa: PLC0415 - it needs torch
+
+        return StoredModules(directory, task).compiled(files, getattr(torch, options.dtype)).facts
 
     layout = partial(layout_of_checkpoint, directory, task, make)
     return StoredBase(directory, layout, compiled if options.values else None)

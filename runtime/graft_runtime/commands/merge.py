@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import math
 import sys
 from pathlib import Path
 
+from graft_runtime.commands.weighted_adapters import add_weighted_adapters
 from graft_runtime.errors import GraftError
 
 EXIT_REFUSED = 2
@@ -15,14 +15,7 @@ EXIT_REFUSED = 2
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the command line."""
     parser.add_argument("--base", type=Path, required=True, metavar="DIR", help="a checkpoint in safetensors")
-    parser.add_argument(
-        "--adapter",
-        type=_adapter,
-        action="append",
-        required=True,
-        metavar="DIR[=WEIGHT]",
-        help="an adapter as PEFT saves it, and how much of it (default 1); may be repeated",
-    )
+    add_weighted_adapters(parser)
     parser.add_argument(
         "--output", type=Path, required=True, metavar="DIR", help="new, or left by an interrupted run of the same"
     )
@@ -42,14 +35,3 @@ def run(options: argparse.Namespace) -> int:
         tell(str(error))
         return EXIT_REFUSED
     return 0
-
-
-def _adapter(text: str) -> tuple[Path, float]:
-    directory, equals, weight = text.rpartition("=")
-    try:
-        number = float(weight) if equals else 1.0
-    except ValueError:
-        directory, number = text, 1.0  # the `=` is part of the path
-    if not math.isfinite(number):
-        raise argparse.ArgumentTypeError(f"the weight {weight} of {directory} is not a finite number")
-    return Path(directory if equals else text).resolve(), number

@@ -18,28 +18,19 @@ from typing import Any
 
 from graft_runtime.adapters.files import CONFIG_FILE, WEIGHTS_FILE
 from graft_runtime.adapters.layout import BaseLayout
-from graft_runtime.adapters.strict_json import parse_object
-from graft_runtime.base.files import INDEX_FILE, SINGLE_FILE, not_a_model
+from graft_runtime.base.files import INDEX_FILE, SINGLE_FILE, not_a_model, weight_files
 from graft_runtime.contract.checkpoints import MODEL_FILE_PATTERNS
 from graft_runtime.durable import PARTIAL_SUFFIX, replacing, write_whole
 from graft_runtime.errors import ErrorCode, GraftError
 from graft_runtime.merge.addend import Addend
 from graft_runtime.merge.first_pass import effective
-from graft_runtime.merge.places import (
-    Place,
-    Places,
-    Spans,
-    StoredModule,
-    find_place,
-    find_places,
-    read_spans,
-    stored_names,
-)
+from graft_runtime.merge.places import Places, find_places
 from graft_runtime.merge.sums import Sum
 from graft_runtime.merge.ties import index_with_head, save_head, separable, separated_head, untied_config
 from graft_runtime.model.load import empty_model
 from graft_runtime.model.modules import BaseModules
 from graft_runtime.model.observation import hollow
+from graft_runtime.model.stored_weights import Place, Spans, StoredModule, find_place, read_spans, stored_names
 from graft_runtime.model.whole import layout_in
 
 HEAD_FILE = "model-head.safetensors"
@@ -47,7 +38,6 @@ _SHARDS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors
 RECORD_FILE = "graft_merge.json"
 """What was merged, beside the output's weights."""
 MAX_RANK = 1024
-MAX_INDEX_BYTES = 64 << 20
 
 
 @dataclass(frozen=True)
@@ -168,19 +158,6 @@ def merge_files(
         write_whole(output / INDEX_FILE, head.index(spans))
     config = (base / "config.json").read_bytes()
     write_whole(output / "config.json", untied_config(config) if separated_head(merged, layout) is not None else config)
-
-
-def weight_files(base: Path) -> list[str]:
-    """Return the safetensors files of the checkpoint, as Transformers picks them."""
-    if (base / SINGLE_FILE).exists():
-        return [SINGLE_FILE]
-    text = (base / INDEX_FILE).read_bytes()[:MAX_INDEX_BYTES]
-    index = parse_object(text, f"{INDEX_FILE} of base model `{base.name}`", ErrorCode.NOT_A_MODEL)
-    names = index.get("weight_map")
-    found = sorted({str(name) for name in names.values()}) if isinstance(names, dict) else []
-    if not found or any(Path(name).name != name for name in found):
-        raise GraftError(ErrorCode.NOT_A_MODEL, f"{INDEX_FILE} of base model `{base.name}` names no files beside it")
-    return found
 
 
 def _merge_file(source: Path, target: Path, places: Places, merged: Sum) -> None:
