@@ -16,6 +16,7 @@ import msgspec
 
 from graft_runtime.contract.config import EngineConfig, MergePart
 from graft_runtime.contract.facts import AdapterFacts, DeltaKind
+from graft_runtime.contract.quantizations import Quantization
 from graft_runtime.contract.tasks import Task
 from graft_runtime.contract.wire import Wire
 from graft_runtime.errors import ErrorCode, GraftError
@@ -65,6 +66,8 @@ class Start(_Message, frozen=True, tag=True, array_like=True):
     """Folded into the base before it serves; a bad one fails the base."""
     task: Task | None = None
     """None: what the checkpoint's own config.json says."""
+    quantization: Quantization | None = None
+    """Of the weights of linear modules; None: as the checkpoint has them."""
 
 
 class Mount(_Message, frozen=True, tag=True, array_like=True):
@@ -204,6 +207,8 @@ class BaseLoaded(_Message, frozen=True, tag=True, array_like=True):
     """Of each adapter that was merged, in the order of the merge."""
     capacity_tokens: int | None = None
     """That keys and values may be kept of; None: the engine does not know."""
+    quantization: Quantization | None = None
+    """Of the weights of linear modules; None: they are full."""
 
     def room_after(self, prompt: int) -> int:
         """Return how many tokens can follow a prompt of this many."""

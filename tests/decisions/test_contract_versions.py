@@ -35,6 +35,7 @@ from graft_runtime.contract.control import (
     ResolveRequest,
 )
 from graft_runtime.contract.facts import AdapterFacts, DeltaKind
+from graft_runtime.contract.quantizations import Quantization
 from graft_runtime.contract.status import (
     AdapterReport,
     AdapterState,
@@ -69,7 +70,14 @@ VERSION = AdapterSetVersion(generation=7, hash=DIGEST)
 EXAMPLES: dict[str, Wire] = {
     "runtime-config": RuntimeConfig(
         pool_uid="pool",
-        base_model=BaseModelConfig(name="base", source=SOURCE, digest=DIGEST, dtype="bfloat16", task=Task.SEQ_2_SEQ_LM),
+        base_model=BaseModelConfig(
+            name="base",
+            source=SOURCE,
+            digest=DIGEST,
+            dtype="bfloat16",
+            task=Task.SEQ_2_SEQ_LM,
+            quantization=Quantization.NF4,
+        ),
         engine=EngineConfig(max_sequences=8, max_sequence_length=1024, max_mounted_adapters=4, max_rank=16),
         sources=(SourceMount(name="hub", kind="remote", uri_prefixes=("hf://acme/",), endpoint="https://hub.test"),),
         adapter_startup_seconds=60,

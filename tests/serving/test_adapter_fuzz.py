@@ -45,6 +45,8 @@ def test_files_give_a_typed_error_or_an_adapter_that_fits(fuzzed: Path, outcomes
 
 
 class _Module:
+    quantised = False
+
     def __init__(self, rows: int, features: int) -> None:
         generator = torch.Generator().manual_seed(rows)
         self.weight = torch.randn(rows, features, generator=generator)

@@ -448,7 +448,15 @@ BAD_BASES: dict[str, tuple[Callable[[Path], object], ErrorCode, str]] = {
     "its own code": (_config(model_type="evil", auto_map=FOREIGN), ErrorCode.UNSAFE_FILE, "auto_map"),
     "unknown type": (_config(model_type="evil"), ErrorCode.NOT_A_MODEL, "model_type"),
     "no language model": (_config(model_type="vit"), ErrorCode.NOT_A_MODEL, "CAUSAL_LM"),
-    "quantised": (_config(quantization_config={"quant_method": "gptq"}), ErrorCode.NOT_A_MODEL, "quantization_config"),
+    **{
+        method: (_config(quantization_config={"quant_method": method}), ErrorCode.NOT_A_MODEL, f"quantised by {method}")
+        for method in ("gptq", "awq", "compressed-tensors")
+    },
+    "torchao in four bits": (
+        _config(quantization_config={"quant_method": "torchao", "quant_type": {"default": {"_type": "Int4Config"}}}),
+        ErrorCode.NOT_A_MODEL,
+        "quantised by torchao",
+    ),
     "GPT-OSS as published": (_config(quantization_config={"quant_method": "mxfp4"}), ErrorCode.NOT_A_MODEL, "mxfp4"),
     "no weights": (lambda base: (base / "model.safetensors").unlink(), ErrorCode.NOT_A_MODEL, "model.safetensors"),
     "a pickle": (

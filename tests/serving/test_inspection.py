@@ -17,6 +17,8 @@ from graft_runtime.model.load import load_base
 from graft_runtime.model.stored import stored_layout
 from safetensors.torch import load_file, save_file
 
+from tests.support.quantised import save_quantised
+
 
 @pytest.fixture(autouse=True)
 def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -179,3 +181,11 @@ def test_its_own_tokenizer_is_judged_beside_the_base_s(make_adapter: Any, tiny_b
     (adapter / "tokenizer.json").write_text("{}")
     report = json.loads(inspected(capsys, adapter, "--base", tiny_base, "--output", "json")[1])
     assert (report["fault"]["code"], report["unchecked"]) == ("Corrupt", ["Tokenizer", "Values", "Trial"])
+
+
+def test_values_are_not_checked_beside_files_that_are_quantised(
+    make_adapter: Any, tiny_base: Path, tmp_path: Path, capsys: Any
+) -> None:
+    base, adapter = save_quantised(tiny_base, tmp_path / "base", "nf4"), make_adapter("dora", use_dora=True)
+    status, text = inspected(capsys, adapter, "--base", base, "--values", "--output", "json")
+    assert (status, json.loads(text)["unchecked"]) == (0, ["Values", "Trial"])

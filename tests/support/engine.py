@@ -20,7 +20,7 @@ class InProcessEngine:
     Args:
         base: directory of the checkpoint.
         budgets: of the engine; None: those that it has by default.
-        start: fields of EngineConfig that are to be otherwise, `dtype`, `merge`.
+        start: fields of EngineConfig that are to be otherwise, `dtype`, `merge`, `quantization`.
     """
 
     def __init__(self, base: Path, budgets: Any = None, **start: Any) -> None:
@@ -37,7 +37,9 @@ class InProcessEngine:
         self.engine = Engine(self._load, budgets or Budgets())
         options = {"max_sequences": 64, "max_sequence_length": 4096, "max_mounted_adapters": 8, "max_rank": 16}
         dtype, merge = start.pop("dtype", "float32"), start.pop("merge", ())
-        self.handle(Start(str(base), "tiny", dtype, EngineConfig(**(options | start)), merge))
+        quantization = start.pop("quantization", None)
+        limits = EngineConfig(**(options | start))
+        self.handle(Start(str(base), "tiny", dtype, limits, merge, quantization=quantization))
         self.started = self.step()
 
     def _load(self, job: Any) -> None:

@@ -15,6 +15,8 @@ from peft.helpers import rescale_adapter_scale
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
+from tests.support.quantised import mend
+
 NEAR_TIE = 1e-4
 """An answer may differ from the oracle's only where its best two logits are closer than this."""
 
@@ -40,11 +42,15 @@ class Oracle:
     Args:
         base: directory of the checkpoint.
         task: the task of PEFT's that the base is loaded for, one that generates.
+        by_token: whether prompts go through one token at a time, where tokens beside each other are rounded together.
+        options: further arguments of `from_pretrained`.
     """
 
-    def __init__(self, base: Path, task: str = "CAUSAL_LM") -> None:
+    def __init__(self, base: Path, task: str = "CAUSAL_LM", *, by_token: bool = False, **options: Any) -> None:
         auto: Any = {"CAUSAL_LM": AutoModelForCausalLM, "SEQ_2_SEQ_LM": AutoModelForSeq2SeqLM}[task]
-        self._model: Any = auto.from_pretrained(base, dtype=torch.float32).eval()
+        self._model: Any = auto.from_pretrained(base, dtype=torch.float32, **options).eval()
+        mend(self._model)
+        self._by_token = by_token
         self._follows = task == "CAUSAL_LM"
         """Whether an answer follows its prompt in one sequence; else one start token comes before it."""
         self._names: set[str] = set()
@@ -88,13 +94,15 @@ class Oracle:
         how: Any = contextlib.nullcontext()
         if adapter is not None:
             self._model.set_adapter(adapter)
-            how = rescale_adapter_scale(self._model, scale)
+            if scale != 1:
+                how = rescale_adapter_scale(self._model, scale)
         elif self._names:
             how = self._model.disable_adapter()
         with how:
             made = self._model.generate(
                 input_ids=torch.tensor([prompt]),
                 attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
+                past_key_values=self._past(prompt[:-1]) if self._by_token else None,
                 max_new_tokens=tokens,
                 do_sample=False,
                 eos_token_id=None,
@@ -104,6 +112,12 @@ class Oracle:
             )
         start = len(prompt) if self._follows else 1
         return Answer(made.sequences[0, start:].tolist(), torch.cat(made.logits))
+
+    def _past(self, tokens: Sequence[int]) -> Any:
+        past = None
+        for token in tokens:
+            past = self._model(input_ids=torch.tensor([[token]]), past_key_values=past, use_cache=True).past_key_values
+        return past
 
 
 @torch.inference_mode()

@@ -51,6 +51,7 @@ def build_runtime_config(pool: Pool) -> RuntimeConfig:
             digest=spec.base_model.digest,
             dtype=spec.base_model.dtype,
             task=spec.base_model.task,
+            quantization=spec.base_model.quantization,
         ),
         engine=EngineConfig(**spec.engine.model_dump()),
         sources=tuple(_source_mount(source) for source in sorted(spec.sources, key=lambda source: source.name)),

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Annotated, Literal
 
 from graft_runtime.contract.checkpoints import ModelName
+from graft_runtime.contract.quantizations import Quantization
 from graft_runtime.contract.schemes import CLAIM, DIRECTORY, HUB, LABEL, SCHEMES, MountKind, Scheme, host_of, listed
 from graft_runtime.contract.tasks import Task
 from pydantic import Field
@@ -66,6 +67,10 @@ class BaseModelSpec(Ruled):
     """The type of its weights in memory; `auto` is what the checkpoint says."""
     task: Task | None = None
     """What it is loaded for, as PEFT names it (`task_type`); by default what its config.json says (`architectures`)."""
+
+    quantization: Quantization | None = None
+    """How the weights of its linear modules are kept on the device: nf4, fp4 and int8 by bitsandbytes, int8_weight_only
+    and float8_weight_only by torchao; by default as the checkpoint has them. A change rolls the pods."""
 
     rules = (
         Rule(

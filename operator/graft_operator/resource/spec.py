@@ -131,6 +131,12 @@ class AdapterDeploymentSpec(Ruled):
             lambda spec: spec.merge is None or spec.merged_names <= {adapter.name for adapter in spec.adapters},
         ),
         Rule(
+            "a merge goes into full weights: leave baseModel.quantization out, or write the merge with graft-runtime"
+            " merge and serve that checkpoint",
+            "!has(self.merge) || !has(self.baseModel.quantization)",
+            lambda spec: spec.merge is None or spec.base_model.quantization is None,
+        ),
+        Rule(
             "composition means nothing beside merge, whose pool serves one name: leave one of them out",
             "!has(self.merge) || !has(self.composition) || !self.composition",
             lambda spec: spec.merge is None or not spec.composition,

@@ -10,8 +10,10 @@ from pathlib import Path
 from graft_runtime.adapters.files import AdapterFiles
 from graft_runtime.adapters.layout import BaseLayout
 from graft_runtime.base.kept_layouts import layout_of_checkpoint
+from graft_runtime.base.quantised_files import config_of, saved_quantization
 from graft_runtime.contract.facts import AdapterFacts
 from graft_runtime.contract.tasks import Task
+from graft_runtime.errors import GraftError
 from graft_runtime.inspection import HIGHEST_RANK, StoredBase, for_people, inspect_adapter
 
 EXIT_REFUSED = 1
@@ -75,4 +77,12 @@ def _stored(options: argparse.Namespace) -> StoredBase:
         return StoredModules(directory, task).compiled(files, getattr(torch, options.dtype)).facts
 
     layout = partial(layout_of_checkpoint, directory, task, make)
-    return StoredBase(directory, layout, compiled if options.values else None)
+    return StoredBase(directory, layout, compiled if options.values and _is_full(directory) else None)
+
+
+def _is_full(directory: Path) -> bool:
+    """Tell whether the files hold full weights, which values can be checked beside."""
+    try:
+        return saved_quantization(config_of(directory, directory.name), directory.name) is None
+    except GraftError:
+        return True  # the layout will say so

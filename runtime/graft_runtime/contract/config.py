@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import ConfigDict, Field
 
 from graft_runtime.contract.checkpoints import AdapterName, Digest, ModelName, Source
+from graft_runtime.contract.quantizations import Quantization
 from graft_runtime.contract.schemes import CLAIM, MountKind
 from graft_runtime.contract.tasks import Task
 from graft_runtime.contract.wire import Message, Wire
@@ -55,6 +56,8 @@ class BaseModelConfig(Wire):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     task: Task | None = None
     """None: what the checkpoint's own config.json says."""
+    quantization: Quantization | None = None
+    """Of the weights of its linear modules; None: as the checkpoint has them."""
 
 
 class EngineConfig(Wire):

@@ -17,6 +17,7 @@ import torch
 from graft_runtime.adapters.compile import compile_adapter
 from graft_runtime.adapters.deltas import CompiledAdapter
 from graft_runtime.adapters.files import AdapterFiles, read_adapter_files
+from graft_runtime.base.quantised_files import check_full
 from graft_runtime.contract.facts import AdapterFacts
 from graft_runtime.engine.constraints import Constraint, TokenTable
 from graft_runtime.engine.ledger import check_adapter_room, check_room
@@ -108,7 +109,11 @@ class Loader:
         try:
             self._max_rank = start.limits.max_rank
             directory = Path(start.directory)
-            needed = weight_bytes(directory, name=start.name, dtype=start.dtype, task=start.task)
+            if start.merge:
+                check_full(directory, start.name, "a merge")
+            needed = weight_bytes(
+                directory, name=start.name, dtype=start.dtype, task=start.task, quantization=start.quantization
+            )
             check_room(start.name, needed, device_of_base())
             base = load_base(
                 directory,
@@ -116,6 +121,7 @@ class Loader:
                 dtype=start.dtype,
                 max_sequence_length=start.limits.max_sequence_length,
                 task=start.task,
+                quantization=start.quantization,
             )
             merged: tuple[AdapterFacts, ...] = ()
             if start.merge:

@@ -25,7 +25,7 @@ def pack_weights(base: BaseModel) -> None:
     shared, packed, copied = base.modules.shared_weights(), 0, 0
     for path in base.layout.linear:
         module = base.modules.hooked(path)
-        if isinstance(module, Linear) and packable(module.weight):
+        if type(module) is Linear and packable(module.weight):
             size, copy = module.weight.nbytes, path in shared
             if copy and size > free_memory() // SHARE_OF_A_COPY:
                 continue

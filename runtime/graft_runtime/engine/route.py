@@ -83,6 +83,8 @@ def choose_runner(base: BaseModel, limits: EngineConfig, budgets: Budgets = PLEN
         native=native,
     )
     logger.info("base model `%s` is served by the decoder runner", base.name)
-    runner = DecoderRunner(base, modules, places, static_rooms(places, bank, limits.max_sequences), ledger.graphs)
+    # Products of bitsandbytes wait for the device, which no graph can hold.
+    static = None if base.quantization else static_rooms(places, bank, limits.max_sequences)
+    runner = DecoderRunner(base, modules, places, static, ledger.graphs)
     runner.warm()
     return runner

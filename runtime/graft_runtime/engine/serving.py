@@ -39,7 +39,7 @@ class Serving:
 
     def __init__(self, base: BaseModel, start: Start, budgets: Budgets, merged: tuple[AdapterFacts, ...] = ()) -> None:
         self.base = base
-        parameters = sum(parameter.numel() for parameter in base.model.parameters())  # packed ones are none any more
+        parameters = base.model.num_parameters()  # packed ones are none any more
         self.runner = choose_runner(base, start.limits, budgets)
         self.scheduler = Scheduler(_flow(self.runner, start.limits.max_sequences, budgets))
         bank, given = self.runner.bank.bytes_at_most, budgets.device_bytes
@@ -55,6 +55,7 @@ class Serving:
             capabilities=_capabilities(base.task, self.device_bytes, self.runner),
             merged=merged,
             capacity_tokens=self._capacity_tokens(start.limits.max_sequences),
+            quantization=base.quantization,
         )
 
     def _capacity_tokens(self, max_sequences: int) -> int:

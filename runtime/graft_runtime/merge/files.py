@@ -19,6 +19,7 @@ from typing import Any
 from graft_runtime.adapters.files import CONFIG_FILE, WEIGHTS_FILE
 from graft_runtime.adapters.layout import BaseLayout
 from graft_runtime.base.files import INDEX_FILE, SINGLE_FILE, not_a_model, weight_files
+from graft_runtime.base.quantised_files import check_full
 from graft_runtime.contract.checkpoints import MODEL_FILE_PATTERNS
 from graft_runtime.durable import PARTIAL_SUFFIX, replacing, write_whole
 from graft_runtime.errors import ErrorCode, GraftError
@@ -107,6 +108,7 @@ def merge_files(
         GraftError: what a mount of one of the adapters raises; InvalidRequest when `output` holds something else.
         OSError: reading or writing failed.
     """
+    check_full(base, base.name, "a merge")
     model = empty_model(base, name=base.name)
     layout, modules = layout_in(base, model, base.name), BaseModules(model)
     shared = modules.shared_weights()

@@ -50,7 +50,7 @@ def own_linears(model: nn.Module) -> None:
 def compute_with(native: Native | None, model: nn.Module) -> None:
     """Let the linear modules of a model compute with what is compiled, where it takes them; None: with PyTorch."""
     for module in model.modules():
-        if isinstance(module, Linear):
+        if type(module) is Linear:
             taken = native is not None and native.takes(module.weight.dtype, *module.weight.shape)
             module.native = native if taken else None
 
@@ -82,12 +82,13 @@ class Linear(nn.Linear):
         if native is not None and self._packed is None and _suits(input):
             y = native.linear(input, self.weight, self.bias, columns)
         else:
-            y = self._product(input)
+            y = self.product(input)
             if native is not None and columns is not None:
                 native.add(y, input, columns)
         return y if beside is None or columns is not None else beside.add(input, y)
 
-    def _product(self, x: torch.Tensor) -> torch.Tensor:
+    def product(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the base's own output, a new tensor."""
         if self._packed is None:
             return product(x, self.weight, self.bias)
         y: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, self._packed, self.bias, "none", [], "")
@@ -110,9 +111,9 @@ class Linear(nn.Linear):
         """
         weight = self.weight.contiguous()
         tried = weight[:2]
-        expected = self._product(tried).float()
+        expected = self.product(tried).float()
         self._packed = torch.ops.mkldnn._reorder_linear_weight(weight, _PACKED_FOR)
-        off = (self._product(tried).float() - expected).abs().max()
+        off = (self.product(tried).float() - expected).abs().max()
         if not off <= _ROUNDING * expected.abs().max():
             self._packed = None
             return False

@@ -12,11 +12,13 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.utils import logging as transformers_logging
 
 from graft_runtime.adapters.layout import BaseLayout
-from graft_runtime.adapters.strict_json import parse_object
-from graft_runtime.base.files import check_weights, not_a_model, read_config
+from graft_runtime.base.files import check_weights, not_a_model
+from graft_runtime.base.quantised_files import config_of, saved_quantization
+from graft_runtime.contract.quantizations import Quantization
 from graft_runtime.contract.tasks import Task
 from graft_runtime.errors import ErrorCode, GraftError, shown
 from graft_runtime.model.modules import BaseModules
+from graft_runtime.model.quantising import chosen, load_options, own, quantised_bytes
 from graft_runtime.model.tasks import auto_class, may_be_missing, task_of
 from graft_runtime.model.whole import layout_in
 
@@ -26,13 +28,6 @@ DTYPES: dict[str, torch.dtype] = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
-
-_UNQUANTISE = {
-    method: f"use a copy in bfloat16; to make one, load it with Transformers and {config}(dequantize=True) as its "
-    "quantization_config, take quantization_config out of its config, and save it with save_pretrained()"
-    for method, config in (("mxfp4", "Mxfp4Config"), ("fp8", "FineGrainedFP8Config"))
-}
-"""What to do with checkpoints that were never published otherwise, as those of GPT-OSS and DeepSeek."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +43,8 @@ class BaseModel:
     """Tokens."""
     vocabulary_size: int
     """Rows of the input embedding: every id below is safe to submit."""
+    quantization: Quantization | None = None
+    """Of the weights of linear modules; None: they are full."""
 
     @property
     def modules(self) -> BaseModules:
@@ -68,7 +65,13 @@ def device_of_base() -> torch.device:
 
 
 def load_base(
-    directory: Path, *, name: str, dtype: str, max_sequence_length: int, task: Task | None = None
+    directory: Path,
+    *,
+    name: str,
+    dtype: str,
+    max_sequence_length: int,
+    task: Task | None = None,
+    quantization: Quantization | None = None,
 ) -> BaseModel:
     """Load the model onto the accelerator, or the CPU where there is none.
 
@@ -78,16 +81,18 @@ def load_base(
         dtype: auto, float32, bfloat16 or float16.
         max_sequence_length: tokens; a cap on the model's own context.
         task: what to load it for; None: what its config.json says.
+        quantization: of its linear modules' weights; None: as the checkpoint has them.
 
     Raises:
         GraftError: NotAModel with the reason, UnsafeFile for pickles and for models that need their own code.
     """
-    check_directory(directory, name)
+    quantization = chosen(quantization, check_directory(directory, name), name)
     _be_quiet()
     device = device_of_base()
     try:
         config = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
         task = task or task_of(config)
+        how = load_options(quantization, config, DTYPES.get(dtype), device) if quantization else {}
         model, report = _class_for(task, config, name).from_pretrained(
             directory,
             config=config,
@@ -96,14 +101,20 @@ def load_base(
             local_files_only=True,
             trust_remote_code=False,
             output_loading_info=True,
+            **how,
         )
     except GraftError:
         raise
     except Exception as error:  # Transformers and safetensors raise every kind there is
         raise not_a_model(name, f"Transformers can't load it: {type(error).__name__}: {error}") from error
     _complete(model, report, task, name)
-    model = model.eval().requires_grad_(False).to(device)
-    layout = layout_in(directory, model, name)
+    model = model.eval().requires_grad_(False)
+    if quantization:
+        own(model, quantization, name)
+        layout = layout_in(directory, empty_model(directory, name=name, task=task), name)
+    else:
+        model = model.to(device)
+        layout = layout_in(directory, model, name)
     return BaseModel(
         name=name,
         task=task,
@@ -111,10 +122,13 @@ def load_base(
         layout=layout,
         context_length=_context_length(config, max_sequence_length),
         vocabulary_size=layout.vocabulary,
+        quantization=quantization,
     )
 
 
-def weight_bytes(directory: Path, *, name: str, dtype: str, task: Task | None = None) -> int:
+def weight_bytes(
+    directory: Path, *, name: str, dtype: str, task: Task | None = None, quantization: Quantization | None = None
+) -> int:
     """Return the bytes that the weights of a base model take once `load_base` has loaded it.
 
     Args:
@@ -122,23 +136,22 @@ def weight_bytes(directory: Path, *, name: str, dtype: str, task: Task | None = 
         name: how errors call the model.
         dtype: auto, float32, bfloat16 or float16.
         task: what to load it for; None: what its config.json says.
+        quantization: as `load_base` takes it.
 
     Raises:
         GraftError: as `load_base` does.
     """
     loaded = DTYPES.get(dtype)
-    parameters = empty_model(directory, name=name, task=task).parameters()
+    model = empty_model(directory, name=name, task=task)
+    config = config_of(directory, name)
+    if quantization := chosen(quantization, saved_quantization(config, name), name):
+        return quantised_bytes(model, quantization, loaded)
+    parameters = model.parameters()
     needed: int = sum(each.numel() * (loaded.itemsize if loaded else each.element_size()) for each in parameters)
-    config = _config_of(directory, name)
     if loaded or config.get("dtype") or config.get("torch_dtype"):
         return needed
     stored = sum(file.stat().st_size for file in directory.glob("*.safetensors"))
     return min(needed, stored)  # Transformers takes the dtype of the files then
-
-
-def _config_of(directory: Path, name: str) -> dict[str, Any]:
-    """Return what config.json says. Raises GraftError: NotAModel."""
-    return parse_object(read_config(directory, name), f"config.json of base model `{name}`", ErrorCode.NOT_A_MODEL)
 
 
 def empty_model(directory: Path, *, name: str, task: Task | None = None) -> Any:
@@ -167,24 +180,22 @@ def empty_model(directory: Path, *, name: str, task: Task | None = None) -> Any:
     return model
 
 
-def check_directory(directory: Path, name: str) -> None:
+def check_directory(directory: Path, name: str) -> Quantization | None:
     """Check that a directory holds what could be loaded, before Transformers looks at it.
+
+    Returns:
+        How its weights are quantised; None: they are full.
 
     Raises:
         GraftError: NotAModel, UnsafeFile.
     """
-    config = _config_of(directory, name)
+    config = config_of(directory, name)
     model_type = config.get("model_type")
     if model_type not in CONFIG_MAPPING:
         _refuse_unknown_type(config, model_type, name)
-    if quantised := config.get("quantization_config"):
-        how = str(quantised.get("quant_method", "")) if isinstance(quantised, dict) else ""
-        raise not_a_model(
-            name,
-            f"config.json has a quantization_config ({how or 'of no method'}); expected unquantised weights",
-            _UNQUANTISE.get(how, "use the checkpoint that it was quantised from"),
-        )
+    saved = saved_quantization(config, name)
     check_weights(directory, name)
+    return saved
 
 
 def _refuse_unknown_type(config: dict[str, Any], model_type: Any, name: str) -> None:

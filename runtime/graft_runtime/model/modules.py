@@ -17,6 +17,8 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from graft_runtime.model.quantised import QuantisedLinear
+
 Inputs = tuple[torch.Tensor, ...]
 
 
@@ -37,6 +39,11 @@ class LoadedModule:
         """Return the bias: [output features]; None where the module has none."""
         bias = getattr(self.module, "bias", None)
         return bias.detach() if isinstance(bias, torch.Tensor) else None
+
+    @property
+    def quantised(self) -> bool:
+        """Tell whether `weight` is what a quantised one stands for."""
+        return isinstance(self.module, QuantisedLinear)
 
     def parameter(self, name: str) -> torch.Tensor:
         """Return a parameter as it lies in the model and in a checkpoint."""

@@ -58,6 +58,11 @@ class StoredModule:
         """Return the bias: [output features], or None where there is no bias."""
         return self.places["bias"].read() if "bias" in self.places else None
 
+    @property
+    def quantised(self) -> bool:
+        """Return False: a file holds full weights."""
+        return False
+
 
 def read_spans(base: Path, files: Sequence[str]) -> Spans:
     """Find every tensor of these files of a checkpoint. Raises GraftError: Corrupt."""

@@ -119,7 +119,8 @@ class BaseLife:
         self._text_formats.base_loaded(text_format)
         self.serving_since = asyncio.get_running_loop().time()
         name = self._config.served_name
-        logger.info("`%s` serves: %d parameters in %s", name, loaded.parameter_count, loaded.dtype)
+        weights = f"{loaded.dtype}, linear modules in {loaded.quantization}" if loaded.quantization else loaded.dtype
+        logger.info("`%s` serves: %d parameters in %s", name, loaded.parameter_count, weights)
         self._adapters.base_loaded(loaded)
         self._become(BaseState.SERVING)
 
@@ -189,6 +190,7 @@ class BaseLife:
             limits=self._config.engine,
             merge=merge,
             task=base.task,
+            quantization=base.quantization,
         )
 
     async def _load_text_format(self, cached: Cached, merge: Sequence[MergeSource]) -> BaseTextFormat:

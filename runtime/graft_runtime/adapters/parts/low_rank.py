@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, ClassVar
 
 from graft_runtime.adapters.deltas import LowRank, ModuleDelta
 from graft_runtime.adapters.layout import ROUTER, BaseLayout
-from graft_runtime.adapters.parts.part import Part, Source, integers, misfit
+from graft_runtime.adapters.parts.part import BaseModule, Part, Source, integers, misfit
 from graft_runtime.contract.facts import DeltaKind
+from graft_runtime.errors import ErrorCode, GraftError
 
 if TYPE_CHECKING:
     import torch
@@ -89,12 +90,21 @@ class LinearLowRank(Part):
         largest = source.largest * max(1.0, abs(self.scale))
         if self.start:
             largest = math.inf
-            a, b = _without_start(a, b, source.base().weight.float(), self.start, self.scale)
+            a, b = _without_start(a, b, self._start_of(source.base()), self.start, self.scale)
         offset = source.tensor("lora_B.bias") * self.scale if self.biased else None
         delta = ModuleDelta(low_rank=LowRank(a, b, largest), offset=offset)
         if not self.additive:
             delta |= _normed(delta, source)
         return {self.path: delta}
+
+    def _start_of(self, base: BaseModule) -> torch.Tensor:
+        if base.quantised:
+            raise GraftError(
+                ErrorCode.UNSUPPORTED_METHOD,
+                f"{self.path}: {self.start} took its start out of the full weight, and the base's is quantised",
+                hint="save it as plain LoRA: by save_pretrained with path_initial_model_for_weight_conversion",
+            )
+        return base.weight.float()
 
 
 def _scaled(b: torch.Tensor, scale: float) -> torch.Tensor:

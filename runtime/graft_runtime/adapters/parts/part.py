@@ -33,6 +33,11 @@ class BaseModule(Protocol):
         """Return the bias: [output features]."""
         ...
 
+    @property
+    def quantised(self) -> bool:
+        """Tell whether the weight is quantised: near to the one that adapters were begun on, and not the same."""
+        ...
+
 
 class Source(Protocol):
     """What a part is compiled from."""
