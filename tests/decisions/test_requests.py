@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 import pytest
+from graft_runtime.answering.callers import ANYBODY
 from graft_runtime.errors import GraftError
 from graft_runtime.http.bodies import parse_body
 from graft_runtime.http.neutral import ANY, BODY_FIELDS
@@ -36,7 +37,7 @@ def test_any_json_is_a_request_or_a_fault(body: dict[str, Any], model: type[Any]
         assert fault.hint
     else:
         assert request.token_limit is None or request.token_limit >= 1
-        assert all(request.asked().stops)
+        assert all(request.asked(ANYBODY).stops)
 
 
 def parsed(body: Any, model: type[Any]) -> tuple[Any, GraftError | None]:
@@ -72,11 +73,25 @@ def test_the_alias_of_max_tokens_goes_first() -> None:
 COMPLETION: dict[str, Any] = {"model": "a", "prompt": "b"}
 SAID: dict[str, Any] = {"role": "user", "content": "c"}
 CHAT: dict[str, Any] = {"model": "a", "messages": [SAID]}
+CALL = {"name": "f", "arguments": '{"a": 1}'}
 ROUTES: list[tuple[type[Any], dict[str, Any]]] = [(CompletionBody, COMPLETION), (ChatBody, CHAT)]
 
 
 def fault_of(body: Any, model: type[Any]) -> GraftError | None:
     return parsed(body, model)[1]
+
+
+def test_a_schema_of_objects_in_objects_is_taken_and_one_without_end_is_not() -> None:
+    for levels, code in ((18, None), (40, "InvalidRequest")):
+        schema: dict[str, Any] = {"type": "integer"}
+        for _ in range(levels):
+            schema = {"type": "object", "properties": {"a": schema}}
+        body = json.dumps(COMPLETION | {"guided_json": schema}).encode()
+        try:
+            parse_body(body, CompletionBody)
+            assert code is None
+        except GraftError as error:
+            assert error.code == code  # noqa: PT017
 
 
 @pytest.mark.parametrize(("model", "body"), ROUTES)
@@ -134,6 +149,18 @@ def test_a_whole_number_may_be_written_with_a_point(name: str, value: Any, whole
         ({"role": "user", "content": "a", "id": "msg_1", "annotations": [{"type": "url_citation"}]}, {"content": "a"}),
         ({"role": "assistant", "content": "a", "reasoning_content": "b"}, {"content": "a", "reasoning_content": "b"}),
         ({"role": "assistant", "content": "a", "reasoning": "b"}, {"content": "a", "reasoning_content": "b"}),
+        ({"role": "tool", "content": "4", "tool_call_id": "1"}, {"content": "4", "tool_call_id": "1"}),
+        (
+            {"role": "assistant", "tool_calls": [{"id": "1", "type": "function", "function": CALL}]},
+            {
+                "content": "",
+                "tool_calls": [{"id": "1", "type": "function", "function": CALL | {"arguments": {"a": 1}}}],
+            },
+        ),
+        (
+            {"role": "assistant", "tool_calls": [{"function": CALL | {"arguments": "[1"}}]},
+            {"content": "", "tool_calls": [{"type": "function", "function": CALL | {"arguments": "[1"}}]},
+        ),
         (
             {"role": "assistant", "content": "a", "provider_specific_fields": {"x": 1}, "prefix": False},
             {"content": "a"},
@@ -156,7 +183,8 @@ def test_what_messages_hold_beside_their_text(message: dict[str, Any], rendered:
         ({"role": "user", "content": None}, "content"),
         ({"role": "assistant", "content": "a", "refusal": "No."}, "refusal"),
         ({"role": "assistant", "content": "a", "prefix": True}, "prefix"),
-        ({"role": "assistant", "content": "a", "tool_calls": [{"id": "1"}]}, "tool_calls"),
+        ({"role": "assistant", "content": "a", "tool_calls": [{"id": "1"}]}, "tool_calls[0].function"),
+        ({"role": "user", "content": "a", "tool_calls": [{"function": CALL}]}, "tool_calls"),
         ({"role": "user", "content": [{"type": "text", "text": "a", "mood": 1}]}, "content[0].mood"),
     ],
 )

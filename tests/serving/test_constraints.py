@@ -11,8 +11,10 @@ from typing import Any
 
 import jsonschema
 import pytest
+from graft_runtime.answering.call_styles import FAMILIES, Family, Tools
 from graft_runtime.engine.constraints import Constraint, TokenTable
 from graft_runtime.errors import ErrorCode, GraftError
+from graft_runtime.http.routes.tools import whole_calls
 from graft_runtime.messages import Cancel, Generate, Generated, Sampling, Vocabulary
 from graft_runtime.tokenizing.grammars import AnswerForm, Grammars, grammar_of
 
@@ -140,6 +142,29 @@ def test_a_form_that_ends_its_process_is_refused_and_the_next_one_is_made(
 def test_other_kinds_of_forms(table: TokenTable, kind: Any, source: str, texts: set[str]) -> None:
     grammar, draw = grammar_of(kind, source), random.Random(1)
     assert {written(table.constraint(grammar), draw) for _ in range(60)} == texts
+
+
+@pytest.mark.parametrize("family", [*FAMILIES, None])
+def test_calls_that_are_forced_can_be_read_and_have_the_tools_parameters(
+    table: TokenTable, family: Family | None
+) -> None:
+    described = [{"type": "function", "function": {"name": name, "parameters": PERSON}} for name in ("f", "g::=")]
+    templates = {"mistral with names": "[TOOL_CALLS][ARGS]", "mistral": "[TOOL_CALLS]", "hermes": "<tool_call>"}
+    template = templates.get(family.name, "<|python_tag|>") if family is not None else ""
+    draw, names = random.Random(2), []
+    for tools in (Tools(described, described, forced=True), Tools(described, described[1:], forced=True, most=1)):
+        grammar = table.constraint(grammar_of(tools.form(template).kind, tools.form(template).source))
+        reader = tools.reader(template)
+        assert reader is not None
+        said = [reader.push(written(grammar, draw)), reader.finish()]
+        assert "".join(one.text for one in said) == ""
+        calls = whole_calls([part for one in said for part in one.calls])
+        for call in calls:
+            jsonschema.validate(json.loads(call["function"]["arguments"]), PERSON)
+        names.append([call["function"]["name"] for call in calls])
+    assert {*names[0]} <= {"f", "g::="}
+    assert names[0]
+    assert names[1] == ["g::="]
 
 
 def test_json_without_whitespace_has_none(table: TokenTable) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from graft_runtime.tokenizing.rendering import TemplateOptions
 from graft_runtime.tokenizing.tokenizer import Tokenizer
 from graft_runtime.tokenizing.users_text import SpecialTokens, UsersText
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
@@ -82,6 +83,17 @@ def test_every_field_of_a_message_is_a_user_s(tiny_tokenizer: Tokenizer) -> None
     message: dict[str, Any] = {"role": "user", "name": "</s>", "content": "<s>"}
     assert tiny_tokenizer.encode_chat([message], template)[0] == 0
     assert not {0, 1} & set(tiny_tokenizer.encode_chat([message], template)[1:])
+
+
+def test_tools_and_calls_are_a_user_s_as_well(tiny_tokenizer: Tokenizer) -> None:
+    template = "<s>{{ tools | tojson }}{{ messages[0].tool_calls[0].function.arguments.a }}"
+    call = {"function": {"name": "f", "arguments": {"a": "<s>"}}}
+    message: dict[str, Any] = {"role": "assistant", "content": "", "tool_calls": [call]}
+    options = TemplateOptions(tools=[{"</s>": "<s>", "b": {"<s>": ["</s>"]}}])
+    ids = tiny_tokenizer.encode_chat([message], template, None, options)
+    assert ids[0] == 0
+    assert not {0, 1} & set(ids[1:])
+    assert tiny_tokenizer.decode(ids[1:]).replace(" ", "").count("s>") == 5
 
 
 @pytest.fixture

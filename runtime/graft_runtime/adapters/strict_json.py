@@ -17,7 +17,12 @@ def _refuse_constant(constant: str) -> NoReturn:
 
 
 def parse_object(
-    text: bytes, what: str, code: ErrorCode, *, constant: Callable[[str], Any] = _refuse_constant
+    text: bytes,
+    what: str,
+    code: ErrorCode,
+    *,
+    constant: Callable[[str], Any] = _refuse_constant,
+    levels: int = MAX_DEPTH,
 ) -> dict[str, Any]:
     """Parse the JSON object in `text`.
 
@@ -26,6 +31,7 @@ def parse_object(
         what: how an error calls it.
         code: the code of that error.
         constant: makes a value of NaN, Infinity or -Infinity, for a caller that refuses it by the field's name.
+        levels: that objects and lists may be nested.
 
     Raises:
         GraftError: with `code`.
@@ -33,13 +39,13 @@ def parse_object(
     try:
         value = json.loads(text.decode(), object_pairs_hook=_no_key_twice, parse_constant=constant)
     except RecursionError:
-        raise GraftError(code, f"{what} is nested more than {MAX_DEPTH} levels deep") from None
+        raise GraftError(code, f"{what} is nested more than {levels} levels deep") from None
     except ValueError as error:
         raise GraftError(code, f"{what} is not valid JSON: {error}") from None
     if not isinstance(value, dict):
         raise GraftError(code, f"{what} is a JSON {_type(value)}, expected an object")
-    if _depth(value) > MAX_DEPTH:
-        raise GraftError(code, f"{what} is nested more than {MAX_DEPTH} levels deep")
+    if _depth(value, levels) > levels:
+        raise GraftError(code, f"{what} is nested more than {levels} levels deep")
     return value
 
 
@@ -57,9 +63,10 @@ def _type(value: object) -> str:
     return names.get(type(value), "number")
 
 
-def _depth(value: dict[str, Any]) -> int:
+def _depth(value: dict[str, Any], most: int) -> int:
+    """Return how deep a value is nested, or more than `most`."""
     depth, level = 0, list[Any]([value])
-    while level and depth <= MAX_DEPTH:
+    while level and depth <= most:
         depth += 1
         level = [
             child

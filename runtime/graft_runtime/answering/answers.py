@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
+from graft_runtime.answering.calls import CallPart, Calls, Said
 from graft_runtime.errors import GraftError
 from graft_runtime.messages import TokenLogprob
 from graft_runtime.pod.engine_client import Answer
@@ -33,13 +34,15 @@ class Piece:
     finish: str | None
     tokens: Sequence[ToldToken] = ()
     """With their log-probabilities, where those are asked for."""
+    calls: Sequence[CallPart] = ()
+    """Of tools."""
 
 
 def put_together(pieces: Sequence[Piece]) -> Piece:
     """Return all pieces of one choice as one."""
     last = pieces[-1]
     text, tokens = "".join(piece.text for piece in pieces), [token for piece in pieces for token in piece.tokens]
-    return Piece(last.index, text, last.finish, tokens)
+    return Piece(last.index, text, last.finish, tokens, [part for piece in pieces for part in piece.calls])
 
 
 @dataclass
@@ -56,6 +59,8 @@ class Choice:
     """A token's text, where log-probabilities are asked for."""
     told_prompt: Sequence[int] = ()
     """The prompt, where its log-probabilities are told before those of the answer."""
+    calls: Calls | None = None
+    """Reads calls of tools, where the answer may have any."""
     tokens: int = 0
     """With the one that ends the answer."""
 
@@ -76,9 +81,24 @@ class Choice:
                 self.answer.cancel()
             elif finish is not None:
                 text += self.stops.finish()
-            if text or finish is not None:
-                yield Piece(self.index, before + text, finish, told)
+            said = self._said(text, last=finish is not None)
+            if said.text or said.calls or finish is not None:
+                yield Piece(self.index, before + said.text, self._why(finish), told, said.calls)
                 before, told = "", []
+
+    def _said(self, text: str, *, last: bool) -> Said:
+        if self.calls is None:
+            return Said(text)
+        said = self.calls.push(text)
+        if not last:
+            return said
+        rest = self.calls.finish()
+        return Said(said.text + rest.text, [*said.calls, *rest.calls])
+
+    def _why(self, finish: str | None) -> str | None:
+        """Return why the answer ends, as OpenAI has it: one that the model has ended may be one that calls."""
+        called = finish == "stop" and self.calls is not None and self.calls.count
+        return "tool_calls" if called else finish
 
     def _told(self, spelled: Callable[[int], str], tokens: Sequence[int]) -> Iterator[ToldToken]:
         """Yield what is told of new tokens, of the prompt before the first and of the stop token at the end."""

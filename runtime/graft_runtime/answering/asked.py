@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol
 
+from graft_runtime.answering.call_styles import Tools
 from graft_runtime.answering.callers import Caller
 from graft_runtime.errors import ErrorCode, GraftError
 from graft_runtime.tokenizing.grammars import AnswerForm
@@ -112,6 +113,13 @@ class Conversation:
                 field="messages",
             )
         template = text_format.defaults.chat_template
+        if self.template.tools and not text_format.tokenizer.takes_tools(template):
+            raise GraftError(
+                ErrorCode.UNSUPPORTED_PARAMETER,
+                f"the chat template of `{model}` does not show `tools` to the model",
+                hint="ask a model whose template takes tools, or leave `tools` out",
+                field="tools",
+            )
         return [text_format.tokenizer.encode_chat(self.messages, template, context, self.template)]
 
     def echo(self, index: int, prompt: Sequence[int], text_format: TextFormat) -> str:
@@ -164,6 +172,8 @@ class TextRequest:
     """The answer begins with the prompt."""
     form: AnswerForm | None = None
     """That each answer must have."""
+    tools: Tools | None = None
+    """That the answer may call."""
 
     @property
     def answers(self) -> int:

@@ -13,6 +13,7 @@ from graft_runtime.answering.admission import Admission
 from graft_runtime.answering.answers import Choice, Generation
 from graft_runtime.answering.asked import TextRequest, Texts
 from graft_runtime.answering.callers import Caller
+from graft_runtime.answering.calls import Calls
 from graft_runtime.answering.composition import Target, single_target, summed_target
 from graft_runtime.answering.limits import check_generates, check_ids, check_prompt, sampling_of, token_limit
 from graft_runtime.answering.models import Models
@@ -118,7 +119,7 @@ class Generator:
         """
         async with self._ready(request, generates=True) as ready:
             prompts = await self._tokenize(request, ready)
-            grammar = await self._grammar(request.form, ready)
+            grammar = await self._grammar(_form(request, ready.target), ready)
             choices = self._choices(request, prompts, grammar, ready)
             digest = ready.target.digest or self._adapters.merged_digest
             generation = Generation(ready.model, digest, sum(map(len, prompts)), choices, ready.held.pop_all())
@@ -224,8 +225,8 @@ class Generator:
     ) -> list[Choice]:
         base, target = ready.base, ready.target
         defaults, tokenizer = target.text_format.defaults, target.text_format.tokenizer
-        special = {token for stop in request.stops if (token := tokenizer.special_id(stop)) is not None}
-        ends = special | request.stop_tokens | (frozenset() if request.ignore_end else defaults.stop_tokens)
+        ends_of_text = {token for stop in request.stops if (token := tokenizer.special_id(stop)) is not None}
+        ends = ends_of_text | request.stop_tokens | (frozenset() if request.ignore_end else defaults.stop_tokens)
         goes_on = base.loaded.task is Task.CAUSAL_LM
         tell_prompt = request.echo and request.logprobs is not None
         if tell_prompt and not base.loaded.capabilities.tells_prompts:
@@ -254,13 +255,37 @@ class Generator:
                 vocabulary=vocabulary,
                 share=min((lease.share for lease in target.leases), default=1),
             )
-            text = tokenizer.detokenizer(prompt if goes_on else (), show_special=request.show_special)
+            calls = _reader(request, target, ready.model)
+            special = request.show_special or (calls is not None and calls.style.special)
+            text = tokenizer.detokenizer(prompt if goes_on else (), show_special=special)
             spelled = tokenizer.spelled if request.logprobs is not None else None
             answer = self._submit(make)
             ready.held.callback(answer.cancel)
             told = prompt if tell_prompt else ()
-            choices.append(Choice(index, answer, text, StopStrings(request.stops), echoes[at], spelled, told))
+            choices.append(Choice(index, answer, text, StopStrings(request.stops), echoes[at], spelled, told, calls))
         return choices
+
+
+def _form(request: TextRequest, target: Target) -> AnswerForm | None:
+    """Return the form of the answers, that of calls where these are forced."""
+    if request.tools is None or not request.tools.forced:
+        return request.form
+    return request.tools.form(target.text_format.defaults.chat_template or "")
+
+
+def _reader(request: TextRequest, target: Target, model: str) -> Calls | None:
+    """Return what reads the calls of an answer; None: it may have none. Raises GraftError: UnsupportedParameter."""
+    if request.tools is None:
+        return None
+    reader = request.tools.reader(target.text_format.defaults.chat_template or "")
+    if reader is None:
+        raise GraftError(
+            ErrorCode.UNSUPPORTED_PARAMETER,
+            f"the chat template of `{model}` is of no family whose calls of `tools` can be read",
+            hint='send `tool_choice: "required"`, or name a tool there',
+            field="tools",
+        )
+    return reader
 
 
 def _echo(request: TextRequest, index: int, prompt: list[int], target: Target) -> str:

@@ -14,6 +14,8 @@ from graft_runtime.errors import ErrorCode, GraftError, cut
 
 MAX_VALUES = 1 << 20
 """In one body: as many token ids as the longest context has. Each value takes some sixty bytes once it is read."""
+MAX_LEVELS = 64
+"""Of objects and lists in one body: schemas of objects in objects take three each."""
 LARGEST_INTEGER = 2**63 - 1
 """What numbers of a request are held in beyond this process."""
 _SURROGATE = re.compile(rb"\\u[dD]")
@@ -21,7 +23,7 @@ _SURROGATE = re.compile(rb"\\u[dD]")
 _STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
 """One that does not end goes to the end of the body; no place is looked at twice."""
 _INDEX = re.compile(r"\[\d+\]")
-_REQUIRED = frozenset({"role", "content", "type", "text", "name"})
+_REQUIRED = frozenset({"role", "content", "type", "text", "name", "function", "arguments"})
 
 
 def _whole(value: Any) -> Any:
@@ -60,7 +62,9 @@ def parse_object_body(content: bytes) -> dict[str, Any]:
     """Return the JSON object that these bytes hold. Raises GraftError: InvalidRequest."""
     try:
         _check_size(content)
-        value = parse_object(content, "the request's body", ErrorCode.INVALID_REQUEST, constant=float)
+        value = parse_object(
+            content, "the request's body", ErrorCode.INVALID_REQUEST, constant=float, levels=MAX_LEVELS
+        )
         if _SURROGATE.search(content):
             json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:

@@ -23,7 +23,6 @@ _OPENAI: Neutral = {
     "top_logprobs": (0,),
     "echo": (False,),
     "suffix": ("",),
-    "tools": ([],),
     "tool_choice": ("none", "auto"),
     "parallel_tool_calls": (ANY,),
     "functions": ([],),
@@ -98,15 +97,13 @@ MESSAGE_FIELDS: Neutral = {
     "provider_specific_fields": (ANY,),
     "audio": ([],),
     "function_call": ([], {}),
-    "tool_calls": ([],),
-    "tool_call_id": (),
     "refusal": ("",),
     "thinking_blocks": ([],),
     "prefix": (False,),
     "partial": (False,),
 }
-"""What servers put into answers and clients send back: OpenAI's `annotations`, `audio`, `function_call`, `tool_calls`,
-LiteLLM's `provider_specific_fields`, `thinking_blocks`, agents' `id`; `prefix`, `partial`: Mistral's, Moonshot's."""
+"""What servers put into answers and clients send back: OpenAI's `annotations`, `audio`, `function_call`, LiteLLM's
+`provider_specific_fields`, `thinking_blocks`, agents' `id`; `prefix`, `partial`: Mistral's, Moonshot's."""
 PART_FIELDS: Neutral = {"cache_control": (ANY,), "annotations": (ANY,), "id": (ANY,)}
 """Anthropic's `cache_control`, as LiteLLM passes it on; LangChain's content blocks have an `id`."""
 

@@ -30,7 +30,7 @@ _WHITESPACE = r"[ \n\r\t]{1,64}"
 _ANY_TOKENS = '%llguidance {"no_forcing": true}'
 """A text that must follow may be made of any tokens: how the tokenizer would make it is not known in the engine."""
 
-Kind = Literal["json_schema", "regex", "choice", "grammar"]
+Kind = Literal["json_schema", "regex", "choice", "lark", "grammar"]
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class AnswerForm:
 
     kind: Kind
     source: str
-    """A JSON schema, a regular expression, a JSON list of texts, or a grammar in the language of Lark or of GBNF."""
+    """A JSON schema, a regular expression, a JSON list of texts, or a grammar: Lark's, or one of Lark's and GBNF's."""
     field: str
     """Of the request, which holds it."""
     spaced: bool = True

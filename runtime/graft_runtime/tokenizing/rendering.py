@@ -33,6 +33,8 @@ class TemplateOptions(msgspec.Struct, frozen=True):
     """The last message is to be gone on with: `continue_final_message`."""
     values: dict[str, str | int | float | bool | None] = {}
     """Variables of the template: `chat_template_kwargs`."""
+    tools: list[dict[str, Any]] = []
+    """That the answer may call, as OpenAI has them."""
 
 
 ANSWER_BEGINS = TemplateOptions()
@@ -129,6 +131,7 @@ def _rendered(question: _Question, render_jinja_template: Callable[..., Any]) ->
             chat_template=question.template,
             add_generation_prompt=question.options.answer_begins,
             continue_final_message=question.options.last_goes_on,
+            tools=question.options.tools or None,
             **question.options.values | question.named,
         )
     except MemoryError:

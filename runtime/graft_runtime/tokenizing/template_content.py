@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from enum import Enum
 from typing import Any
 
@@ -47,6 +47,29 @@ def in_format(messages: Messages, form: ContentFormat) -> list[dict[str, Any]]:
     if form is not ContentFormat.PARTS:
         return [dict(message) for message in messages]
     return [{**message, "content": [{"type": "text", "text": message["content"]}]} for message in messages]
+
+
+def texts_in(value: Any) -> Iterator[str]:
+    """Yield all text in a value of JSON."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for key, each in value.items():
+            yield from (key, *texts_in(each))
+    elif isinstance(value, Sequence):
+        for each in value:
+            yield from texts_in(each)
+
+
+def with_texts(value: Any, change: Callable[[str], str]) -> Any:
+    """Return a value of JSON with all of its text changed."""
+    if isinstance(value, str):
+        return change(value)
+    if isinstance(value, Mapping):
+        return {change(key): with_texts(each, change) for key, each in value.items()}
+    if isinstance(value, Sequence):
+        return [with_texts(each, change) for each in value]
+    return value
 
 
 def _shows(render: Callable[[Messages], str], form: ContentFormat) -> bool | None:

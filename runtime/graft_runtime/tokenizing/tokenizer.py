@@ -19,12 +19,24 @@ from graft_runtime.tokenizing.defaults import GenerationDefaults, as_template, r
 from graft_runtime.tokenizing.pieces import Detokenizer
 from graft_runtime.tokenizing.rendering import ANSWER_BEGINS, Renderer, TemplateOptions
 from graft_runtime.tokenizing.spelling import token_bytes
-from graft_runtime.tokenizing.template_content import ContentFormat, Messages, content_format, in_format
+from graft_runtime.tokenizing.template_content import (
+    PROBE,
+    ContentFormat,
+    Messages,
+    content_format,
+    in_format,
+    texts_in,
+)
 from graft_runtime.tokenizing.users_text import SpecialTokens, UsersText
 
 renderer = Renderer()
 """Of the whole process: a chat template comes from whoever made the adapter."""
 atexit.register(renderer.close)
+_PROBE_MESSAGES = ({"role": "user", "content": "a question"},)
+_PROBE_TOOL = {
+    "type": "function",
+    "function": {"name": PROBE, "description": "", "parameters": {"type": "object", "properties": {}}},
+}
 
 
 class Tokenizer:
@@ -44,6 +56,8 @@ class Tokenizer:
         self._spelled: dict[int, str] = {}
         self._formats: dict[str, ContentFormat] = {}
         """Of the chat templates that were rendered: an adapter's and its base's, where they share this tokenizer."""
+        self._takes_tools: dict[str, bool] = {}
+        """The same."""
         self._prepends, self._drops = adds_bos is True and not begun, adds_bos is False and begun
 
     def encode(self, text: str, context: int | None = None, *, special_tokens: bool = True) -> list[int]:
@@ -97,11 +111,12 @@ class Tokenizer:
                 hint="give the checkpoint a template that renders it, or send the whole prompt to /v1/completions",
                 field="messages",
             )
-        control = self._holds_control([*messages, options.values])
+        control = self._holds_control([*messages, options.values, *options.tools])
         try:
             if control:
-                messages, values = self._users_text.named(messages), self._users_text.named([options.values])[0]
-                options = msgspec.structs.replace(options, values=values)
+                named = self._users_text.named
+                messages = named(messages)
+                options = msgspec.structs.replace(options, values=named(options.values), tools=named(options.tools))
             text = self._render(in_format(messages, form), template, options)
         except GraftError:
             raise
@@ -129,7 +144,7 @@ class Tokenizer:
         return max(map(len, self.fast.get_vocab()), default=1)
 
     def _holds_control(self, messages: Messages) -> bool:
-        texts = [text for message in messages for text in message.values() if isinstance(text, str)]
+        texts = set(texts_in(messages))
         if self._special.only_as_written:
             return any(map(self._special.found, texts))
         return any(not self._skipped.isdisjoint(self._encode(text, add_special_tokens=False)) for text in texts)
@@ -149,6 +164,19 @@ class Tokenizer:
             form = content_format(lambda messages: self._render(messages, template))
             self._formats[template] = form
         return form
+
+    def takes_tools(self, template: str) -> bool:
+        """Tell whether a template shows the tools that it is told. Raises GraftError: UnsafeFile."""
+        if template not in self._takes_tools:
+            form = self.content_format(template)
+            try:
+                text = self._render(in_format(_PROBE_MESSAGES, form), template, TemplateOptions(tools=[_PROBE_TOOL]))
+            except GraftError:
+                raise
+            except Exception:  # whatever a stranger's template raises
+                text = ""
+            self._takes_tools[template] = PROBE in text
+        return self._takes_tools[template]
 
     def _render(self, messages: Messages, template: str, options: TemplateOptions = ANSWER_BEGINS) -> str:
         """Render a conversation. Raises GraftError: UnsafeFile; and whatever else the template raises."""

@@ -8,7 +8,7 @@ from typing import Any
 
 from graft_runtime.tokenizing.encoding import ForeignTokenizer
 from graft_runtime.tokenizing.files import ENCODING
-from graft_runtime.tokenizing.template_content import Messages
+from graft_runtime.tokenizing.template_content import with_texts
 
 
 class SpecialTokens:
@@ -65,15 +65,9 @@ class UsersText:
         self._named = re.compile(self._name.format("([0-9]+)"))
         self._plain, self._ids = self._with_fences(fast, added)
 
-    def named(self, messages: Messages) -> list[dict[str, Any]]:
-        """Return the messages with names in place of the special tokens in their text."""
-        return [
-            {
-                key: self._special.replaced(value, self._name) if isinstance(value, str) else value
-                for key, value in one.items()
-            }
-            for one in messages
-        ]
+    def named(self, value: Any) -> Any:
+        """Return messages, or another value of JSON, with names in place of the special tokens in its text."""
+        return with_texts(value, lambda text: self._special.replaced(text, self._name))
 
     def encode(self, prompt: str) -> list[int]:
         """Return the token ids of a prompt that was rendered from named messages."""

@@ -117,7 +117,7 @@ CHATS: list[tuple[str, Any, int, str, str | None, str]] = [
     ("a strange role", said(role="x", content="a"), 400, "InvalidRequest", "messages[0].role", "'user'"),
     ("a picture", said(role="user", content=[{"type": "image_url"}]), 400, "InvalidRequest", PART, "text"),
     ("an unknown field", said(role="user", content="a", mood=1), 400, "InvalidRequest", "messages[0].mood", "field"),
-    ("tools", CHAT | {"tools": [{"type": "function"}]}, 400, "UnsupportedParameter", "tools", "does not support"),
+    ("tools", CHAT | {"tools": [{"type": "function"}]}, 400, "InvalidRequest", "tools[0].function", "missing"),
     ("max_completion_tokens 0", CHAT | {LIMIT: 0}, 400, "InvalidRequest", LIMIT, "from 1"),
     ("a prompt", CHAT | {"prompt": "a"}, 400, "InvalidRequest", "prompt", "not a parameter"),
 ]

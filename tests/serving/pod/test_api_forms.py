@@ -26,6 +26,31 @@ SCHEMA = {
 FORMAT = {"type": "json_schema", "json_schema": {"name": "person", "strict": True, "schema": SCHEMA}}
 
 
+TOOLED = (
+    "{% for tool in tools or [] %}{{ tool.function.name }}<tool_call>{% endfor %}{% for message in messages %}"
+    "[{{ message.role }}:{{ message.content }}{% for call in message.tool_calls or [] %}"
+    "{{ call.function.name }}({{ call.function.arguments.a }}){% endfor %}]{% endfor %}=>"
+)
+CALLED: Any = [
+    *CHAT,
+    {
+        "role": "assistant",
+        "tool_calls": [{"id": "1", "type": "function", "function": {"name": "f", "arguments": '{"a": 2}'}}],
+    },
+    {"role": "tool", "tool_call_id": "1", "content": "42"},
+]
+
+
+def tool(name: str) -> Any:
+    parameters = {
+        "type": "object",
+        "properties": {"a": {"enum": [1, 2]}},
+        "required": ["a"],
+        "additionalProperties": False,
+    }
+    return {"type": "function", "function": {"name": name, "description": "", "parameters": parameters}}
+
+
 class Mood(BaseModel):
     mood: Literal["good", "bad"]
     sure: bool
@@ -40,6 +65,9 @@ def pod(make_pod: Callable[..., Any], make_adapter: Callable[..., Path], tiny_ba
     tokenizer = AutoTokenizer.from_pretrained(tiny_base)
     tokenizer.add_tokens(['{"name":'])
     tokenizer.save_pretrained(names["own"])
+    for name, template in (("tooled", TOOLED), ("strange", TOOLED.replace("<tool_call>", ""))):
+        names[name] = make_adapter(name)
+        (names[name] / "chat_template.jinja").write_text(template)
     pod.mount_set(pod.set_of(1, *(pod.entry(name, path) for name, path in names.items())))
     pod.start()
     pod.wait_ready()
@@ -125,5 +153,63 @@ def test_a_stream_of_json_is_json(client: openai.OpenAI) -> None:
 )
 def test_a_form_that_can_t_be_given_is_refused(pod: Any, fields: dict[str, Any], param: str) -> None:
     reply = pod.post("/v1/chat/completions", {"model": "tiny", "messages": CHAT} | fields)
+    assert reply.status == 400, reply.content
+    assert reply.json["error"]["param"] == param
+
+
+@pytest.mark.parametrize("model", ["tooled", "strange"])
+def test_an_answer_that_must_call_calls(client: openai.OpenAI, model: str) -> None:
+    answer = client.chat.completions.create(
+        model=model, messages=CHAT, tools=[tool("f"), tool("g")], tool_choice="required", parallel_tool_calls=False
+    )
+    choice = answer.choices[0]
+    assert (choice.finish_reason, choice.message.content) == ("tool_calls", None)
+    (call,) = choice.message.tool_calls or ()
+    assert call.type == "function"
+    assert call.function.name in {"f", "g"}
+    assert json.loads(call.function.arguments)["a"] in {1, 2}
+
+
+def test_a_call_that_is_named_is_streamed_as_openai_s_client_puts_it_together(client: openai.OpenAI) -> None:
+    named: Any = {"type": "function", "function": {"name": "g"}}
+    with client.chat.completions.stream(
+        model="tooled", messages=CALLED, tools=[tool("f"), tool("g")], tool_choice=named
+    ) as stream:
+        kinds = {event.type for event in stream}
+        answer = stream.get_final_completion()
+    (call,) = answer.choices[0].message.tool_calls or ()
+    assert (answer.choices[0].finish_reason, call.function.name) == ("tool_calls", "g")
+    assert json.loads(call.function.arguments)["a"] in {1, 2}
+    assert "tool_calls.function.arguments.delta" in kinds
+
+
+def test_tools_calls_and_their_results_are_in_the_prompt(pod: Any) -> None:
+    def prompt(**more: Any) -> str:
+        made = pod.post("/tokenize", {"model": "tooled", "messages": CALLED, "tools": [tool("f")]} | more).json
+        return str(pod.post("/detokenize", {"model": "tooled", "tokens": made["tokens"]}).json["prompt"])
+
+    conversation = "[user:Who?][assistant:f(2)][tool:42]=>"
+    assert prompt() == f"f<tool_call>{conversation}"
+    assert prompt(tool_choice="none") == conversation
+
+
+@pytest.mark.parametrize(
+    ("model", "fields", "param"),
+    [
+        ("tiny", {"tools": [tool("f")]}, "tools"),
+        ("strange", {"tools": [tool("f")]}, "tools"),
+        ("tooled", {"tool_choice": "required"}, "tool_choice"),
+        ("tooled", {"tools": [tool("f"), tool("f")]}, "tools[1].function.name"),
+        ("tooled", {"tools": [tool("f")], "response_format": FORMAT}, "response_format"),
+        ("tooled", {"tools": [{"type": "browser"}]}, "tools[0].type"),
+        (
+            "tooled",
+            {"tools": [tool("f")], "tool_choice": {"type": "function", "function": {"name": "g"}}},
+            "tool_choice.function.name",
+        ),
+    ],
+)
+def test_tools_that_can_t_be_called_are_refused(pod: Any, model: str, fields: dict[str, Any], param: str) -> None:
+    reply = pod.post("/v1/chat/completions", {"model": model, "messages": CHAT, "max_tokens": 4} | fields)
     assert reply.status == 400, reply.content
     assert reply.json["error"]["param"] == param

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Annotated, Any, ClassVar, Literal
 
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictStr
 
 from graft_runtime.answering.answers import Piece, ToldToken
-from graft_runtime.answering.asked import Conversation
+from graft_runtime.answering.asked import Conversation, TextRequest
+from graft_runtime.answering.call_styles import Tools
+from graft_runtime.answering.callers import Caller
 from graft_runtime.http.bodies import Whole, invalid
 from graft_runtime.http.generations import Generations
 from graft_runtime.http.neutral import MESSAGE_FIELDS, PART_FIELDS, check_neutral
 from graft_runtime.http.routes.text import MAX_LOGPROBS, Count, Number, TextBody, Words
+from graft_runtime.http.routes.tools import MAX_TOOLS, Choice, Tool, ToolCall, call_delta, tools_of, whole_calls
 from graft_runtime.tokenizing.pieces import REPLACEMENT
 from graft_runtime.tokenizing.rendering import TemplateOptions
 
@@ -53,28 +57,39 @@ class ChatMessage(BaseModel):
     """One message of a conversation."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
-    role: Literal["system", "developer", "user", "assistant"]
+    role: Literal["system", "developer", "user", "assistant", "tool"]
     content: StrictStr | Annotated[list[TextPart | RefusalPart], Field(max_length=1024, fail_fast=True)] | None = None
-    """None of an assistant that said nothing, or refused."""
+    """None of an assistant that said nothing, called tools, or refused."""
     refusal: StrictStr | None = None
     name: StrictStr | None = Field(default=None, max_length=256)
     reasoning_content: StrictStr | None = None
     """What an assistant thought before; the chat template shows it, or does not."""
     reasoning: StrictStr | None = None
     """The same, by its newer name."""
+    tool_calls: Annotated[list[ToolCall], Field(max_length=MAX_TOOLS, fail_fast=True)] | None = None
+    """Of an assistant."""
+    tool_call_id: StrictStr | None = Field(default=None, max_length=256)
+    """Of the call that a tool answers."""
 
     def rendered(self) -> dict[str, Any]:
         """Return it as chat templates know it."""
         said = self.content if self.content is not None else self.refusal or ""
         content = said if isinstance(said, str) else "".join(part.text for part in said)
         role = "system" if self.role == "developer" else self.role
-        more = {"name": self.name, "reasoning_content": self.reasoning_content or self.reasoning}
-        return {"role": role, "content": content} | {key: text for key, text in more.items() if text is not None}
+        more: dict[str, Any] = {"name": self.name, "reasoning_content": self.reasoning_content or self.reasoning}
+        more |= {
+            "tool_call_id": self.tool_call_id,
+            "tool_calls": [call.rendered() for call in self.tool_calls or ()] or None,
+        }
+        return {"role": role, "content": content} | {key: value for key, value in more.items() if value is not None}
 
     def check(self, where: str) -> None:
         """Check what single fields don't show. Raises GraftError: InvalidRequest, UnsupportedParameter."""
         if self.content is None and self.role != "assistant":
             raise invalid(f"{where}.content", f"`{where}.content` is missing", hint=f"send `{where}.content`")
+        if self.tool_calls and self.role != "assistant":
+            what = f"`{where}.tool_calls` is given, and `{where}.role` is {self.role}"
+            raise invalid(f"{where}.tool_calls", what, hint="only an assistant calls tools")
         refused = {"refusal": self.refusal} if self.content is not None else {}
         check_neutral(refused | (self.model_extra or {}), MESSAGE_FIELDS, where)
         for at, part in enumerate(self.content if isinstance(self.content, list) else ()):
@@ -90,11 +105,15 @@ class ChatBody(TextBody):
     top_logprobs: Annotated[Whole, Field(ge=0, le=MAX_LOGPROBS)] | None = None
     add_generation_prompt: StrictBool | None = None
     continue_final_message: StrictBool | None = None
+    tools: Annotated[list[Tool], Field(max_length=MAX_TOOLS, fail_fast=True)] | None = None
+    tool_choice: Choice | None = None
+    parallel_tool_calls: StrictBool | None = None
     chat_template_kwargs: Annotated[dict[str, TemplateValue], Field(max_length=16)] | None = None
 
     expected: ClassVar[Mapping[str, str]] = {
         **TextBody.expected,
-        "messages": 'a list of {"role": "system" | "user" | "assistant", "content": text}',
+        "messages": 'a list of {"role": "system" | "user" | "assistant" | "tool", "content": text}',
+        "tool_choice": 'none, auto, required, or {"type": "function", "function": {"name": a tool}}',
         "max_completion_tokens": TextBody.expected["max_tokens"],
     }
 
@@ -105,8 +124,17 @@ class ChatBody(TextBody):
             answer_begins=self.add_generation_prompt is not False and not self.continue_final_message,
             last_goes_on=bool(self.continue_final_message),
             values=self.chat_template_kwargs or {},
+            tools=[*self.called.shown] if self.called is not None else [],
         )
         return Conversation([message.rendered() for message in self.messages], options)
+
+    @property
+    def called(self) -> Tools | None:
+        """Return what the answer may call."""
+        return tools_of(self.tools or (), self.tool_choice, parallel=self.parallel_tool_calls is not False)
+
+    def asked(self, caller: Caller) -> TextRequest:
+        return replace(super().asked(caller), tools=self.called)
 
     @property
     def told_logprobs(self) -> int | None:
@@ -126,6 +154,9 @@ class ChatBody(TextBody):
         if self.continue_final_message and self.add_generation_prompt:
             what = "`continue_final_message` and `add_generation_prompt` are both true, and one can be"
             raise invalid("continue_final_message", what, hint="leave one of them out")
+        if self.called is not None and self.form is not None:
+            what = f"`{self.form.field}` and `tools` are both given, and an answer in that form can't call"
+            raise invalid(self.form.field, what, hint='leave one of them out, or send `tool_choice: "none"`')
         for name in self.chat_template_kwargs or {}:
             if name in _RESERVED:
                 field = f"chat_template_kwargs.{name}"
@@ -142,7 +173,9 @@ class ChatWords(Words):
     chunk_object = "chat.completion.chunk"
 
     def choice(self, answer: Piece) -> dict[str, Any]:
-        message = {"role": "assistant", "content": answer.text, "refusal": None}
+        message: dict[str, Any] = {"role": "assistant", "content": answer.text, "refusal": None}
+        if answer.calls:
+            message |= {"content": answer.text or None, "tool_calls": whole_calls(answer.calls)}
         return self._choice(answer, {"message": message})
 
     def openings(self) -> list[dict[str, Any]]:
@@ -151,7 +184,9 @@ class ChatWords(Words):
         return [self._envelope(self.chunk_object, [self._choice(first, delta)]) for first in firsts]
 
     def chunk_choice(self, piece: Piece) -> dict[str, Any]:
-        return self._choice(piece, {"delta": {"content": piece.text} if piece.text else {}})
+        delta: dict[str, Any] = {"content": piece.text} if piece.text else {}
+        calls = {"tool_calls": [*map(call_delta, piece.calls)]} if piece.calls else {}
+        return self._choice(piece, {"delta": delta | calls})
 
     @staticmethod
     def _choice(piece: Piece, said: Mapping[str, Any]) -> dict[str, Any]:
