@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
-from graft_runtime.answering.calls import CallPart, Calls, Said
+from graft_runtime.answering.calls import CallPart, Reader, Said
 from graft_runtime.errors import GraftError
 from graft_runtime.messages import TokenLogprob
 from graft_runtime.pod.engine_client import Answer
@@ -36,13 +36,16 @@ class Piece:
     """With their log-probabilities, where those are asked for."""
     calls: Sequence[CallPart] = ()
     """Of tools."""
+    reasoning: str = ""
+    """What the model thinks before it answers."""
 
 
 def put_together(pieces: Sequence[Piece]) -> Piece:
     """Return all pieces of one choice as one."""
     last = pieces[-1]
     text, tokens = "".join(piece.text for piece in pieces), [token for piece in pieces for token in piece.tokens]
-    return Piece(last.index, text, last.finish, tokens, [part for piece in pieces for part in piece.calls])
+    calls, reasoning = [part for piece in pieces for part in piece.calls], "".join(piece.reasoning for piece in pieces)
+    return Piece(last.index, text, last.finish, tokens, calls, reasoning)
 
 
 @dataclass
@@ -59,8 +62,8 @@ class Choice:
     """A token's text, where log-probabilities are asked for."""
     told_prompt: Sequence[int] = ()
     """The prompt, where its log-probabilities are told before those of the answer."""
-    calls: Calls | None = None
-    """Reads calls of tools, where the answer may have any."""
+    reader: Reader | None = None
+    """Reads calls of tools and thoughts, where the answer may have any."""
     tokens: int = 0
     """With the one that ends the answer."""
 
@@ -82,22 +85,22 @@ class Choice:
             elif finish is not None:
                 text += self.stops.finish()
             said = self._said(text, last=finish is not None)
-            if said.text or said.calls or finish is not None:
-                yield Piece(self.index, before + said.text, self._why(finish), told, said.calls)
+            if said.text or said.calls or said.reasoning or finish is not None:
+                yield Piece(self.index, before + said.text, self._why(finish), told, said.calls, said.reasoning)
                 before, told = "", []
 
     def _said(self, text: str, *, last: bool) -> Said:
-        if self.calls is None:
+        if self.reader is None:
             return Said(text)
-        said = self.calls.push(text)
+        said = self.reader.push(text)
         if not last:
             return said
-        rest = self.calls.finish()
-        return Said(said.text + rest.text, [*said.calls, *rest.calls])
+        rest = self.reader.finish()
+        return Said(said.text + rest.text, [*said.calls, *rest.calls], said.reasoning + rest.reasoning)
 
     def _why(self, finish: str | None) -> str | None:
         """Return why the answer ends, as OpenAI has it: one that the model has ended may be one that calls."""
-        called = finish == "stop" and self.calls is not None and self.calls.count
+        called = finish == "stop" and self.reader is not None and self.reader.count
         return "tool_calls" if called else finish
 
     def _told(self, spelled: Callable[[int], str], tokens: Sequence[int]) -> Iterator[ToldToken]:

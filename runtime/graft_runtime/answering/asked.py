@@ -36,6 +36,10 @@ class Prompts(Protocol):
     def count(self) -> int:
         """Return how many prompts there are."""
 
+    @property
+    def converses(self) -> bool:
+        """Return whether a chat template makes the prompt."""
+
     def encode(self, text_format: TextFormat, model: str, context: int) -> list[list[int]]:
         """Return the token ids of each. Blocking.
 
@@ -65,6 +69,7 @@ class Texts:
     texts: Sequence[str | list[int]]
 
     field = "prompt"
+    converses = False
     default_tokens = COMPLETION_TOKENS
 
     @property
@@ -101,6 +106,7 @@ class Conversation:
     template: TemplateOptions = ANSWER_BEGINS
 
     field = "messages"
+    converses = True
     default_tokens = None
     count = 1
 

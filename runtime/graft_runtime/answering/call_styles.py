@@ -52,7 +52,7 @@ def style_of(template: str) -> CallStyle | None:
 class Tools:
     """The tools of a request."""
 
-    shown: Sequence[Mapping[str, Any]]
+    shown: Sequence[dict[str, Any]]
     """As OpenAI has them; the chat template shows them."""
     callable: Sequence[Mapping[str, Any]]
     """Those that the answer may call: all, or the one that is named."""

@@ -7,7 +7,7 @@ import re
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 _HEAD = re.compile(r'\{\s*"name"\s*:\s*(?P<name>"(?:[^"\\]|\\.)*")\s*,\s*"(?P<key>\w+)"\s*:\s*(?=\{)')
 _BETWEEN = ",;[]"
@@ -35,6 +35,26 @@ class Said:
 
     text: str = ""
     calls: Sequence[CallPart] = ()
+    reasoning: str = ""
+    """What the model thinks before it answers."""
+
+
+class Reader(Protocol):
+    """Tells the parts of one answer apart."""
+
+    @property
+    def special(self) -> bool:
+        """Return whether it needs the special tokens in the text."""
+
+    @property
+    def count(self) -> int:
+        """Return how many calls were begun."""
+
+    def push(self, piece: str) -> Said:
+        """Return what a piece of the answer says."""
+
+    def finish(self) -> Said:
+        """Return what was held back."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +103,10 @@ class Calls:
         self.count = 0
         """Calls that were begun."""
 
+    @property
+    def special(self) -> bool:
+        return self.style.special
+
     def push(self, piece: str) -> Said:
         """Return what a piece of the answer says."""
         return self._read(piece, last=False)
@@ -119,7 +143,7 @@ class Calls:
             texts.append(rest[:at].rstrip())
             self._inside, self._began, self._rest = True, True, rest[at + len(mark) :]
             return True
-        held = max((_overlap(rest, mark) for mark in marks), default=0)
+        held = max((overlap(rest, mark) for mark in marks), default=0)
         text = rest[: len(rest) - held].rstrip()
         self._began = self._began or bool(text)
         texts.append(text)
@@ -161,9 +185,11 @@ class Calls:
             value, end = _decoder.raw_decode(source)
         except ValueError:
             value, end = None, 0
-        start = 0 if name else self._start(source)
-        if start is not None:
-            self._tell(parts, name or json.loads(_HEAD.match(source)["name"]), _value(source[start:]))  # type: ignore[index]
+        head = _HEAD.match(source)
+        if name:
+            self._tell(parts, name, _value(source))
+        elif head is not None and head["key"] in self.style.arguments:
+            self._tell(parts, json.loads(head["name"]), _value(source[head.end() :]))
         elif value is not None:
             found = _named(value, self.style.arguments)
             if found is None:
@@ -174,11 +200,6 @@ class Calls:
             return False
         self._rest, self._open, self._told = source[end:], False, 0
         return True
-
-    def _start(self, source: str) -> int | None:
-        """Return where the arguments of an object begin, which are told as they come; None: once it is whole."""
-        head = _HEAD.match(source)
-        return head.end() if head is not None and head["key"] in self.style.arguments else None
 
     def _tell(self, parts: list[CallPart], name: str, arguments: str) -> None:
         if not self._open:
@@ -201,12 +222,12 @@ def _value(source: str) -> str:
 def _named(value: Any, keys: Sequence[str]) -> tuple[str, str] | None:
     """Return name and arguments of a call that is whole; None: it is none."""
     name = value.get("name")
-    arguments = next((value[key] for key in keys if key in value), {})
+    arguments: Any = next((value[key] for key in keys if key in value), {})
     if not isinstance(name, str):
         return None
     return name, arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
 
 
-def _overlap(text: str, mark: str) -> int:
+def overlap(text: str, mark: str) -> int:
     """Return how many characters at the end of a text begin a mark."""
     return next((size for size in range(min(len(text), len(mark) - 1), 0, -1) if text.endswith(mark[:size])), 0)

@@ -13,10 +13,10 @@ from graft_runtime.answering.admission import Admission
 from graft_runtime.answering.answers import Choice, Generation
 from graft_runtime.answering.asked import TextRequest, Texts
 from graft_runtime.answering.callers import Caller
-from graft_runtime.answering.calls import Calls
 from graft_runtime.answering.composition import Target, single_target, summed_target
 from graft_runtime.answering.limits import check_generates, check_ids, check_prompt, sampling_of, token_limit
 from graft_runtime.answering.models import Models
+from graft_runtime.answering.readers import form_of, reader_of
 from graft_runtime.answering.vocabularies import Vocabularies
 from graft_runtime.contract.tasks import Task
 from graft_runtime.errors import ErrorCode, GraftError
@@ -119,7 +119,7 @@ class Generator:
         """
         async with self._ready(request, generates=True) as ready:
             prompts = await self._tokenize(request, ready)
-            grammar = await self._grammar(_form(request, ready.target), ready)
+            grammar = await self._grammar(form_of(request, ready.target), ready)
             choices = self._choices(request, prompts, grammar, ready)
             digest = ready.target.digest or self._adapters.merged_digest
             generation = Generation(ready.model, digest, sum(map(len, prompts)), choices, ready.held.pop_all())
@@ -255,37 +255,15 @@ class Generator:
                 vocabulary=vocabulary,
                 share=min((lease.share for lease in target.leases), default=1),
             )
-            calls = _reader(request, target, ready.model)
-            special = request.show_special or (calls is not None and calls.style.special)
+            reader = reader_of(request, prompt, target, ready.model)
+            special = request.show_special or (reader is not None and reader.special)
             text = tokenizer.detokenizer(prompt if goes_on else (), show_special=special)
             spelled = tokenizer.spelled if request.logprobs is not None else None
             answer = self._submit(make)
             ready.held.callback(answer.cancel)
             told = prompt if tell_prompt else ()
-            choices.append(Choice(index, answer, text, StopStrings(request.stops), echoes[at], spelled, told, calls))
+            choices.append(Choice(index, answer, text, StopStrings(request.stops), echoes[at], spelled, told, reader))
         return choices
-
-
-def _form(request: TextRequest, target: Target) -> AnswerForm | None:
-    """Return the form of the answers, that of calls where these are forced."""
-    if request.tools is None or not request.tools.forced:
-        return request.form
-    return request.tools.form(target.text_format.defaults.chat_template or "")
-
-
-def _reader(request: TextRequest, target: Target, model: str) -> Calls | None:
-    """Return what reads the calls of an answer; None: it may have none. Raises GraftError: UnsupportedParameter."""
-    if request.tools is None:
-        return None
-    reader = request.tools.reader(target.text_format.defaults.chat_template or "")
-    if reader is None:
-        raise GraftError(
-            ErrorCode.UNSUPPORTED_PARAMETER,
-            f"the chat template of `{model}` is of no family whose calls of `tools` can be read",
-            hint='send `tool_choice: "required"`, or name a tool there',
-            field="tools",
-        )
-    return reader
 
 
 def _echo(request: TextRequest, index: int, prompt: list[int], target: Target) -> str:

@@ -11,6 +11,8 @@ from typing import Any, Literal
 import jsonschema
 import openai
 import pytest
+from openai.types import Completion, Model
+from openai.types.chat import ChatCompletion, ChatCompletionChunk, ChatCompletionMessageFunctionToolCall
 from pydantic import BaseModel
 
 CHAT: Any = [{"role": "user", "content": "Who?"}]
@@ -31,6 +33,7 @@ TOOLED = (
     "[{{ message.role }}:{{ message.content }}{% for call in message.tool_calls or [] %}"
     "{{ call.function.name }}({{ call.function.arguments.a }}){% endfor %}]{% endfor %}=>"
 )
+THINKING = "{# </think> #}{% for message in messages %}[{{ message.content }}]{% endfor %}<think>\n"
 CALLED: Any = [
     *CHAT,
     {
@@ -65,7 +68,8 @@ def pod(make_pod: Callable[..., Any], make_adapter: Callable[..., Path], tiny_ba
     tokenizer = AutoTokenizer.from_pretrained(tiny_base)
     tokenizer.add_tokens(['{"name":'])
     tokenizer.save_pretrained(names["own"])
-    for name, template in (("tooled", TOOLED), ("strange", TOOLED.replace("<tool_call>", ""))):
+    templates = {"tooled": TOOLED, "strange": TOOLED.replace("<tool_call>", ""), "thinker": THINKING}
+    for name, template in templates.items():
         names[name] = make_adapter(name)
         (names[name] / "chat_template.jinja").write_text(template)
     pod.mount_set(pod.set_of(1, *(pod.entry(name, path) for name, path in names.items())))
@@ -164,8 +168,8 @@ def test_an_answer_that_must_call_calls(client: openai.OpenAI, model: str) -> No
     )
     choice = answer.choices[0]
     assert (choice.finish_reason, choice.message.content) == ("tool_calls", None)
-    (call,) = choice.message.tool_calls or ()
-    assert call.type == "function"
+    (call,) = choice.message.tool_calls or []
+    assert isinstance(call, ChatCompletionMessageFunctionToolCall)
     assert call.function.name in {"f", "g"}
     assert json.loads(call.function.arguments)["a"] in {1, 2}
 
@@ -177,7 +181,7 @@ def test_a_call_that_is_named_is_streamed_as_openai_s_client_puts_it_together(cl
     ) as stream:
         kinds = {event.type for event in stream}
         answer = stream.get_final_completion()
-    (call,) = answer.choices[0].message.tool_calls or ()
+    (call,) = answer.choices[0].message.tool_calls or []
     assert (answer.choices[0].finish_reason, call.function.name) == ("tool_calls", "g")
     assert json.loads(call.function.arguments)["a"] in {1, 2}
     assert "tool_calls.function.arguments.delta" in kinds
@@ -213,3 +217,47 @@ def test_tools_that_can_t_be_called_are_refused(pod: Any, model: str, fields: di
     reply = pod.post("/v1/chat/completions", {"model": model, "messages": CHAT, "max_tokens": 4} | fields)
     assert reply.status == 400, reply.content
     assert reply.json["error"]["param"] == param
+
+
+def test_thoughts_are_told_apart_from_the_answer(pod: Any, client: openai.OpenAI) -> None:
+    body: dict[str, Any] = {"model": "thinker", "messages": CHAT, "temperature": 0, "max_tokens": 12}
+    message = pod.post("/v1/chat/completions", body).json["choices"][0]["message"]
+    assert (message["content"], len(message["reasoning_content"]) > 0) == ("", True), "it never says </think>"
+    deltas = [chunk.choices[0].delta for chunk in client.chat.completions.create(**body, stream=True)]
+    assert "".join(getattr(delta, "reasoning_content", "") for delta in deltas) == message["reasoning_content"]
+    assert text_of(pod, model="thinker", structured_outputs={"choice": ["yes"]}) == "yes"
+
+
+WAYS: dict[str, dict[str, Any]] = {
+    "plain": {"n": 2},
+    "log-probabilities": {"logprobs": True, "top_logprobs": 2},
+    "a form": {"response_format": FORMAT},
+    "calls": {"model": "tooled", "tools": [tool("f"), tool("g")], "tool_choice": "required"},
+    "a call": {"model": "tooled", "tools": [tool("f")], "tool_choice": "required", "parallel_tool_calls": False},
+    "thoughts": {"model": "thinker"},
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_answers_and_chunks_are_of_openai_s_own_types(pod: Any, way: str) -> None:
+    body = {"model": "plain", "messages": CHAT, "max_tokens": 24, "seed": 1} | WAYS[way]
+    ChatCompletion.model_validate(pod.post("/v1/chat/completions", body).json, strict=True)
+    streamed = pod.post("/v1/chat/completions", body | {"stream": True, "stream_options": {"include_usage": True}})
+    lines = [line.removeprefix("data: ") for line in streamed.content.decode().split("\n\n") if line]
+    assert lines.pop() == "[DONE]"
+    for line in lines:
+        ChatCompletionChunk.model_validate(json.loads(line), strict=True)
+
+
+@pytest.mark.parametrize("way", [{}, {"n": 2, "logprobs": 2}, {"guided_choice": ["yes"]}])
+def test_completions_and_models_are_of_openai_s_own_types(pod: Any, way: dict[str, Any]) -> None:
+    body = {"model": "plain", "prompt": "a", "max_tokens": 4} | way
+    Completion.model_validate(pod.post("/v1/completions", body).json, strict=True)
+    streamed = pod.post("/v1/completions", body | {"stream": True}).content.decode().split("\n\n")
+    for line in streamed[:-2]:
+        chunk = json.loads(line.removeprefix("data: "))
+        for choice in chunk["choices"]:
+            choice["finish_reason"] = choice["finish_reason"] or "stop"  # the type, which is of whole ones, has no null
+        Completion.model_validate(chunk, strict=True)
+    for card in pod.get("/v1/models").json["data"]:
+        Model.model_validate(card, strict=True)

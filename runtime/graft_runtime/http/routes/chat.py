@@ -174,6 +174,8 @@ class ChatWords(Words):
 
     def choice(self, answer: Piece) -> dict[str, Any]:
         message: dict[str, Any] = {"role": "assistant", "content": answer.text, "refusal": None}
+        if answer.reasoning:
+            message["reasoning_content"] = answer.reasoning
         if answer.calls:
             message |= {"content": answer.text or None, "tool_calls": whole_calls(answer.calls)}
         return self._choice(answer, {"message": message})
@@ -185,6 +187,8 @@ class ChatWords(Words):
 
     def chunk_choice(self, piece: Piece) -> dict[str, Any]:
         delta: dict[str, Any] = {"content": piece.text} if piece.text else {}
+        if piece.reasoning:
+            delta["reasoning_content"] = piece.reasoning
         calls = {"tool_calls": [*map(call_delta, piece.calls)]} if piece.calls else {}
         return self._choice(piece, {"delta": delta | calls})
 
