@@ -9,6 +9,8 @@ Started like `graft-runtime serve …`. What a checkpoint does is written in its
     …floods…        as a base: its pods answer polls without end
     …babbles…       as a base: they have news at each poll, of adapters that nobody named
 
+    …moving…        holds other bytes once there is the file FLAGS/moved
+
 FLAGS is the directory in the environment variable STUB_FLAGS (`at:DIRECTORY`, so that no node takes it for one of its
 mounts): with FLAGS/hang no pod answers its control port.
 """
@@ -193,7 +195,8 @@ class StubRuntime:
             fault = Fault(code=ErrorCode.NOT_FOUND, message=f"{uri} holds nothing\n\nhint: put the adapter there")
             return answer(Resolution(fault=fault))
         if source.revision is None:
-            return answer(Resolution(digest=digest_of(uri)))
+            moved = "moving" in uri and (self.flags / "moved").exists()
+            return answer(Resolution(digest=digest_of(f"{uri}{'+moved' if moved else ''}")))
         commit = hashlib.sha1(source.revision.encode(), usedforsecurity=False).hexdigest()
         return answer(Resolution(digest=digest_of(f"{uri}@{commit}"), revision=commit))
 

@@ -188,11 +188,16 @@ def test_from_nothing_to_ready_and_adapters_come_and_go_without_touching_a_pod(s
     assert stage.conditions()["Stalled"] == ("False", "NoFault")
     pods, generation = stage.pods(), stage.sets()[0].generation
 
-    stage.patch({"op": "add", "path": "/spec/adapters/-", "value": {"name": "new", "uri": "pvc://shelf/drifted"}})
+    new = {"name": "new", "uri": "pvc://shelf/moving-drifted"}
+    stage.patch({"op": "add", "path": "/spec/adapters/-", "value": new})
     stage.wait_ready()
     assert stage.adapter("new")["readyReplicas"] == 2
     assert stage.adapter("new")["remapped"] == "nothing → model at the start of modules' names"
     assert "remapped" not in stage.adapter("sql")
+    old = stage.adapter("new")["digest"]
+    (stage.flags / "moved").touch()
+    stage.kubectl("annotate", "ad", "support", "graft.dev/refresh=today")
+    stage.until(lambda: stage.adapter("new")["digest"] != old, "other bytes to be found at the source")
     stage.patch({"op": "remove", "path": "/spec/adapters/0"})
     stage.wait_ready()
     assert [entry.name for entry in stage.sets()[0].adapters] == ["sql", "new"]

@@ -94,6 +94,7 @@ class Resolutions:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _resolve(self, key: PoolKey, source: Source, question: _Question, pods: Sequence[PodAddress]) -> None:
+        asked_at = self._clock()
         try:
             answer = await self._first_answer(source, pods[:MOST_ASKED])
         except (RuntimeUnreachableError, RuntimeRefusedError) as error:
@@ -106,7 +107,7 @@ class Resolutions:
             is_news = answer.digest is not None and answer.digest != known
             question.repeats = 1 if is_news else question.repeats + 1
             retry_at = self._clock() + RETRIES.seconds(question.repeats)
-            question.answer = ResolvedSource(answer.digest, answer.revision, answer.fault, retry_at)
+            question.answer = ResolvedSource(answer.digest, answer.revision, answer.fault, retry_at, asked_at)
         self._mark(key)
 
     async def _first_answer(self, source: Source, pods: Sequence[PodAddress]) -> Resolution:

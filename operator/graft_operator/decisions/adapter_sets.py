@@ -37,7 +37,9 @@ class AdapterPlan:
     unresolved: Source | None = None
     """The source whose digest has to be found out."""
     doubted: Source | None = None
-    """The source to be looked at again: what it held has a fault that other bytes there would end."""
+    """The source to be looked at again: for other bytes, or because those that it held have a fault that others end."""
+    look_from: float = 0.0
+    """Unix seconds from which that is."""
 
     @property
     def asked(self) -> Source | None:
@@ -54,6 +56,21 @@ class _Answers:
     news: Mapping[Source, Held]
     """As pods answered."""
     faults: Mapping[Source, Fault]
+    looked_at: Mapping[Source, float]
+    """Unix seconds of the last look."""
+    refresh_since: float
+    """Unix seconds: earlier looks don't count."""
+
+    def follows(self, adapter: WantedAdapter) -> bool:
+        """Tell whether an adapter becomes what its source holds later on."""
+        return adapter.digest is None and (adapter.refresh_seconds is not None or self.refresh_since > 0)
+
+    def next_look(self, adapter: WantedAdapter) -> float | None:
+        """Return from when (Unix seconds) an adapter's source is to be looked at for other bytes; None: never."""
+        looked_at = self.looked_at.get(adapter.source, 0.0)
+        if looked_at < self.refresh_since:
+            return self.refresh_since
+        return None if adapter.refresh_seconds is None else looked_at + adapter.refresh_seconds
 
 
 @dataclass(frozen=True)
@@ -78,7 +95,13 @@ def plan_adapters(
     stored = observed.stored_sets
     entries = _entries(stored, config_hash)
     news = _news(observed)
-    answers = _Answers(held=news | _recorded(observed, entries), news=news, faults=_resolution_faults(observed))
+    answers = _Answers(
+        held=news | _recorded(observed, entries),
+        news=news,
+        faults=_resolution_faults(observed),
+        looked_at={source: answer.asked_at for source, answer in observed.resolutions.items()},
+        refresh_since=observed.refresh_since,
+    )
     catalogue = Catalogue.of(observed, stored.get(config_hash), entries, config_hash)
     return tuple(_plan_adapter(spec, adapter, answers, catalogue, settings) for adapter in wanted)
 
@@ -86,8 +109,11 @@ def plan_adapters(
 def sources_to_remember(adapters: Iterable[AdapterPlan], observed: Observed, config_hash: str) -> frozenset[Source]:
     """Return the sources of which answers must be kept: they are written down nowhere else, or may be outdated."""
     recorded = _recorded(observed, _entries(observed.stored_sets, config_hash))
-    plans = tuple(adapters)
-    unrecorded = {plan.wanted.source for plan in plans} - recorded.keys()
+    plans, news = tuple(adapters), _news(observed)
+    sources = {plan.wanted.source for plan in plans}
+    unrecorded = {
+        source for source in sources if source not in recorded or news.get(source, recorded[source]) != recorded[source]
+    }
     return frozenset(unrecorded | {plan.doubted for plan in plans if plan.doubted is not None})
 
 
@@ -159,13 +185,17 @@ def _plan_known(
     spec: AdapterDeploymentSpec, adapter: WantedAdapter, held: Held, answers: _Answers, catalogue: Catalogue
 ) -> AdapterPlan:
     """Plan an adapter whose digest is known; where that has a fault, its source may hold other bytes by now."""
+    follows = answers.follows(adapter) and spec.merge is None  # what is merged can't be exchanged
     doubted = adapter.digest is None and catalogue.may_be_cured_at_its_source(adapter.name, held.digest)
-    if doubted:
+    next_look = 0.0 if doubted else answers.next_look(adapter) if follows else None
+    if doubted or follows:
         held = answers.news.get(adapter.source, held)
     entry = entry_of(adapter, held, catalogue, merged=spec.merge is not None)
     if entry.serving is not None and not is_declared(spec.sources, entry.serving.source.uri):
         entry = entry.model_copy(update={"serving": None})
-    return AdapterPlan(adapter, entry, doubted=adapter.source if doubted else None)
+    if next_look is None:
+        return AdapterPlan(adapter, entry)
+    return AdapterPlan(adapter, entry, doubted=adapter.source, look_from=next_look)
 
 
 def _previous(spec: AdapterDeploymentSpec, served: AdapterEntry | None) -> AdapterEntry | None:

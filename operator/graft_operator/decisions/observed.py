@@ -45,6 +45,8 @@ class PoolView:
     resource_version: str = ""
     failure: Failure | None = None
     """Why its spec is not looked at."""
+    refresh: str = ""
+    """Its annotation graft.dev/refresh: whenever it changes, all sources are looked at again."""
 
     def __str__(self) -> str:
         return str(self.pool_key)
@@ -159,6 +161,8 @@ class ResolvedSource:
     fault: Fault | None = None
     retry_at: float = 0.0
     """Unix seconds from which it may be asked again, where that is of any use."""
+    asked_at: float = 0.0
+    """Unix seconds at which the question began that was answered last."""
 
 
 @dataclass(frozen=True)
@@ -184,6 +188,8 @@ class Observed:
     reports: Mapping[str, PodReport] = field(default_factory=dict)
     """Pod UID → what it says."""
     resolutions: Mapping[Source, ResolvedSource] = field(default_factory=dict)
+    refresh_since: float = 0.0
+    """Unix seconds at which the pool's annotation for it was seen first: earlier looks at sources don't count."""
     keys: Mapping[str, str] = field(default_factory=dict)
     """The public keys for the control ports: key id → PEM."""
     applied: Mapping[tuple[str, str], Applied] = field(default_factory=dict)

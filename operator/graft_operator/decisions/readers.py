@@ -16,6 +16,9 @@ from graft_operator.kinds import CONFIG_MAP, DEPLOYMENT
 from graft_operator.objects import CONFIG_HASH_LABEL, TEMPLATE_HASH_ANNOTATION
 from graft_operator.resource import AdapterDeploymentStatus
 
+REFRESH_ANNOTATION = "graft.dev/refresh"
+"""Of an AdapterDeployment: whenever its value changes, the sources of its adapters are looked at again."""
+
 
 def read_pool(body: Mapping[str, Any]) -> PoolView:
     """Read an AdapterDeployment."""
@@ -33,6 +36,7 @@ def read_pool(body: Mapping[str, Any]) -> PoolView:
         status=status,
         deleting="deletionTimestamp" in metadata,
         resource_version=metadata.get("resourceVersion", ""),
+        refresh=str((metadata.get("annotations") or {}).get(REFRESH_ANNOTATION, "")),
     )
 
 

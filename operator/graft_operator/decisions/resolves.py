@@ -24,16 +24,14 @@ def plan_resolves(adapters: Iterable[AdapterPlan], observed: Observed, current: 
     pods = _pods_to_ask(observed, current)
     if not pods:
         return ()
-    sources = {plan.asked: None for plan in adapters if plan.asked is not None}
-    return tuple(Resolve(pods, source) for source in sources if _retry_at(observed, source) <= now)
+    sources = {plan.asked: None for plan in adapters if plan.asked is not None and _ask_at(observed, plan) <= now}
+    return tuple(Resolve(pods, source) for source in sources)
 
 
 def waits(adapters: Iterable[AdapterPlan], resolves: Sequence[Resolve], observed: Observed, now: float) -> list[float]:
     """Return the seconds until sources that are not in `resolves` may be asked about again."""
     asked = {resolve.source for resolve in resolves}
-    seconds = [
-        _retry_at(observed, plan.asked) - now for plan in adapters if plan.asked is not None and plan.asked not in asked
-    ]
+    seconds = [_ask_at(observed, plan) - now for plan in adapters if plan.asked is not None and plan.asked not in asked]
     return [wait for wait in seconds if wait > 0]
 
 
@@ -48,6 +46,6 @@ def _pods_to_ask(observed: Observed, current: str) -> tuple[PodView, ...]:
     return tuple(sorted(able, key=lambda pod: (pod.uid not in newest, not pod.ready, pod.name)))
 
 
-def _retry_at(observed: Observed, source: Source) -> float:
-    answer = observed.resolutions.get(source)
-    return 0.0 if answer is None else answer.retry_at
+def _ask_at(observed: Observed, plan: AdapterPlan) -> float:
+    answer = None if plan.asked is None else observed.resolutions.get(plan.asked)
+    return max(plan.look_from, 0.0 if answer is None else answer.retry_at)

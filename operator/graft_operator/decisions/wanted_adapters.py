@@ -9,6 +9,7 @@ from graft_runtime.contract.checkpoints import Source
 from graft_operator.keys import ObjectKey
 from graft_operator.kinds import ADAPTER_DEPLOYMENT
 from graft_operator.objects import Pool
+from graft_operator.resource import interval_seconds
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,8 @@ class WantedAdapter:
     share: int
     owner: ObjectKey
     """The object that asks for it: the pool, for an entry of its spec."""
+    refresh_seconds: int | None = None
+    """How long after a look at its source there is another one; None: never."""
 
     @property
     def label(self) -> str:
@@ -36,6 +39,7 @@ class WantedAdapter:
 def inline_adapters(pool: Pool) -> tuple[WantedAdapter, ...]:
     """Return what `spec.adapters` asks for, in its order."""
     owner = ObjectKey(ADAPTER_DEPLOYMENT.name, pool.namespace, pool.name)
+    every = pool.spec.refresh_interval
     return tuple(
         WantedAdapter(
             name=adapter.name,
@@ -45,6 +49,7 @@ def inline_adapters(pool: Pool) -> tuple[WantedAdapter, ...]:
             pinned=adapter.pinned,
             share=adapter.share,
             owner=owner,
+            refresh_seconds=interval_seconds(interval) if (interval := adapter.refresh_interval or every) else None,
         )
         for adapter in pool.spec.adapters
     )

@@ -64,6 +64,8 @@ class PoolMemory:
     referred: Known = field(default_factory=dict)
     repairs: dict[tuple[str, str], tuple[str, float]] = field(default_factory=dict)
     """Kind and name → the drift in the last Event about it, and when that was written (Unix seconds)."""
+    refresh: tuple[str, float] = ("", 0.0)
+    """The annotation graft.dev/refresh as it was seen last, and when that was first (Unix seconds)."""
     undeclared: tuple[str, ...] = ()
     """Fields of the status that the CustomResourceDefinition does not know."""
 

@@ -138,6 +138,8 @@ class Reconciler:
 
     def _observe(self, view: PoolView, memory: PoolMemory, failure: Failure | None, now: float) -> Observed:
         key = view.pool_key
+        if view.refresh != memory.refresh[0]:
+            memory.refresh = view.refresh, now
         memory.rejected = {
             template: (text, when)
             for template, (text, when) in memory.rejected.items()
@@ -149,6 +151,7 @@ class Reconciler:
             pods=self.store.pods(key),
             reports=self.followers.reports(key),
             resolutions=self.resolutions.known(key),
+            refresh_since=memory.refresh[1],
             keys=self.keys(),
             applied=dict(memory.applied),
             referred=memory.referred,

@@ -33,3 +33,4 @@ from graft_operator.resource.status import BaseModelStatus as BaseModelStatus
 from graft_operator.resource.status import Condition as Condition
 from graft_operator.resource.status import MergedAdapterStatus as MergedAdapterStatus
 from graft_operator.resource.status import MergeStatus as MergeStatus
+from graft_operator.resource.texts import interval_seconds as interval_seconds

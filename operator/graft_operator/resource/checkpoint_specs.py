@@ -22,6 +22,7 @@ from graft_operator.resource.texts import (
     Endpoint,
     Float,
     Int,
+    Interval,
     MountPath,
     ResourceName,
     Revision,
@@ -172,8 +173,8 @@ class AdapterSpec(Ruled):
     uri: Uri = Field(description=f"Where its PEFT checkpoint is: {_inside_sources(_REMOTE)}")
     revision: Revision | None = Field(
         default=None,
-        description=f"For {starts_of(WITH_REVISIONS)}: a commit, tag or branch; by default main. It is resolved once,"
-        " and every pod serves that commit.",
+        description=f"For {starts_of(WITH_REVISIONS)}: a commit, tag or branch; by default main. It is resolved to a"
+        " commit, which every pod serves.",
     )
     digest: DigestText | None = None
     """The sha256 of its files, as Graft computes it. If set, it is verified; if not, the status reports it."""
@@ -184,4 +185,14 @@ class AdapterSpec(Ruled):
     share: Int = Field(default=1, ge=1, le=100)
     """How much of a pod that is asked for more than it can do is this adapter's, against the shares of the others."""
 
-    rules = (REVISION_NEEDS_A_SCHEME_WITH_REVISIONS,)
+    refresh_interval: Interval | None = None
+    """How often its source is looked at for other bytes, such as 1h; by default the pool's, or else never."""
+
+    rules = (
+        REVISION_NEEDS_A_SCHEME_WITH_REVISIONS,
+        Rule(
+            "refreshInterval means nothing beside digest, which names the bytes: leave one of them out",
+            "!has(self.refreshInterval) || !has(self.digest)",
+            lambda adapter: adapter.refresh_interval is None or adapter.digest is None,
+        ),
+    )

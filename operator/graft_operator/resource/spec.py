@@ -18,7 +18,7 @@ from graft_operator.resource.pod_specs import (
     StrategySpec,
 )
 from graft_operator.resource.rules import Rule, Ruled, list_map, unique
-from graft_operator.resource.texts import Bool, Float, Int, ServedName, has_scheme, starts_with
+from graft_operator.resource.texts import Bool, Float, Int, Interval, ServedName, has_scheme, starts_with
 
 MAX_ADAPTERS = 256
 MAX_MERGED = 16
@@ -67,6 +67,8 @@ class AdapterDeploymentSpec(Ruled):
         default=(), max_length=MAX_ADAPTERS, json_schema_extra=list_map("name")
     )
     """The adapters. A change needs no new pods, except for adapters in `merge`."""
+    refresh_interval: Interval | None = None
+    """How often sources of adapters without a digest are looked at for other bytes, such as 1h; by default never."""
     merge: MergeSpec | None = None
     """Serves these adapters merged into the base, instead of each by its name; a change rolls the pods."""
     composition: Bool = False
@@ -140,6 +142,12 @@ class AdapterDeploymentSpec(Ruled):
             "composition means nothing beside merge, whose pool serves one name: leave one of them out",
             "!has(self.merge) || !has(self.composition) || !self.composition",
             lambda spec: spec.merge is None or not spec.composition,
+        ),
+        Rule(
+            "refreshInterval means nothing beside merge, which is made when a pod starts: leave one of them out",
+            "!has(self.merge) || !has(self.refreshInterval)"
+            " && (!has(self.adapters) || !self.adapters.exists(adapter, has(adapter.refreshInterval)))",
+            lambda spec: spec.merge is None or not any(each.refresh_interval for each in (spec, *spec.adapters)),
         ),
         Rule(
             "merge.name must not be the name of the base model, which is baseModel.name or else the last part of"

@@ -57,6 +57,12 @@ def starts_of(schemes: Iterable[Scheme]) -> str:
     return listed(scheme.start for scheme in schemes)
 
 
+def interval_seconds(text: str) -> int:
+    """Return the seconds of an interval such as `1h30m`."""
+    return sum(int(number) * _UNIT_SECONDS[unit] for number, unit in re.findall(r"(\d+)([hms])", text))
+
+
+_UNIT_SECONDS = {"h": 3600, "m": 60, "s": 1}
 _ALL = tuple(SCHEMES.values())
 _URI = uri_pattern(_ALL)
 _PREFIX = prefix_pattern(_ALL)
@@ -109,6 +115,14 @@ REVISION_NEEDS_A_SCHEME_WITH_REVISIONS = Rule(
     f"!has(self.revision) || {starts_with('self.uri', WITH_REVISIONS)}",
     lambda checkpoint: checkpoint.revision is None or has_scheme(checkpoint.uri, WITH_REVISIONS),
 )
+INTERVAL_RULES = (
+    Rule(
+        "must be at least 1m: each look asks the source",
+        "duration(self) >= duration('1m')",
+        lambda interval: interval_seconds(interval) >= 60,
+        text="self",
+    ),
+)
 MOUNT_PATH_RULES = (
     Rule(
         "must be an absolute directory without the parts . and .. and without a trailing slash, such as /mnt/adapters",
@@ -147,6 +161,11 @@ ResourceName = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$",
 Revision = Annotated[str, Field(pattern=_REVISION, min_length=1, max_length=255)]
 UriPrefix = Annotated[str, Field(min_length=1, max_length=512), Obeys(PREFIX_RULES)]
 Endpoint = Annotated[str, Field(min_length=1, max_length=512), Obeys(ENDPOINT_RULES)]
+Interval = Annotated[
+    str,
+    Field(pattern=r"^([0-9]{1,5}h)?([0-9]{1,5}m)?([0-9]{1,5}s)?$", min_length=2, max_length=18),
+    Obeys(INTERVAL_RULES),
+]
 MountPath = Annotated[str, Field(min_length=2, max_length=512), Obeys(MOUNT_PATH_RULES)]
 _LabelKey = Annotated[str, Field(max_length=317)]
 Labels = Annotated[dict[_LabelKey, Annotated[str, Field(max_length=63)]], Field(max_length=64), Obeys(LABEL_RULES)]
