@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.e2e.cluster import ADAPTERS, EXTRA, NODE, SYSTEM, Cluster, Pool
-from tests.e2e.traffic import Traffic, write_report
+from tests.e2e.traffic import Traffic
 from tests.support.adapters import build_adapter
 from tests.support.bases import build_base
 
@@ -105,12 +105,8 @@ def pool(cluster: Cluster, make_namespace: Any, seconds: dict[str, float], image
 
 
 @pytest.fixture(scope="session")
-def traffic(pool: Pool, image: str, seconds: dict[str, float]) -> Iterator[Traffic]:
-    began = time.monotonic()
-    traffic = Traffic(pool, image, ("tiny", *ADAPTERS))
-    seconds["base and adapters answered"] = seconds["two pods Ready"] + time.monotonic() - began
-    yield traffic
-    write_report(Path(os.environ[REPORT]), traffic.rows, seconds)
+def traffic(pool: Pool, image: str, seconds: dict[str, float]) -> Traffic:
+    return Traffic(pool, image, ("tiny", *ADAPTERS), Path(os.environ[REPORT]), seconds)
 
 
 @pytest.fixture

@@ -42,10 +42,18 @@ class Disturbance:
 
 
 class Traffic:
-    """Runs in the pool's namespace until the namespace goes."""
+    """Runs in the pool's namespace until the namespace goes.
 
-    def __init__(self, pool: Pool, image: str, models: tuple[str, ...]) -> None:
-        self._pool = pool
+    Args:
+        report: the directory for `report.md`, which is written after each disturbance.
+        seconds: how long each step of the installation took.
+    """
+
+    def __init__(
+        self, pool: Pool, image: str, models: tuple[str, ...], report: Path, seconds: dict[str, float]
+    ) -> None:
+        self._pool, self._report, self._seconds = pool, report, seconds
+        began = time.monotonic()
         self.rows: list[Disturbance] = []
         self._expected: dict[str, str] = {}
         script = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": _POD}}
@@ -57,6 +65,7 @@ class Traffic:
         pool.cluster.eventually(lambda: {line["model"] for line in self._lines()} == set(models), "all models answer")
         self._expected = {line["model"]: line["text"] for line in self._lines() if line["text"] is not None}
         assert len(set(self._expected.values())) == len(models), "the answers must tell the models apart"
+        seconds["base and adapters answered"] = seconds["two pods Ready"] + time.monotonic() - began
 
     @contextmanager
     def disturbed(self, name: str) -> Iterator[Disturbance]:
@@ -76,6 +85,7 @@ class Traffic:
         begun = [line["began"] for line in failed]
         row.failing_seconds = round(max(begun) - min(begun), 1) if begun else 0.0
         row.faults = dict(Counter(line["fault"] or f"answered {line['text']!r}" for line in failed))
+        write_report(self._report, self.rows, self._seconds)
 
     def _lines(self) -> list[dict[str, Any]]:
         return [json.loads(line) for line in self._pool.kubectl("logs", _POD, "--tail=-1").splitlines()]
