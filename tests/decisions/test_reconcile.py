@@ -315,6 +315,29 @@ async def test_an_object_that_somebody_changes_again_and_again_is_left_to_him_fo
     assert [reason for reason, _ in settled.told()].count("Contested") == 1
 
 
+async def test_a_status_that_somebody_writes_again_and_again_is_left_to_him_for_a_while(settled: Operator) -> None:
+    right = settled.status
+    for _ in range(REPAIRS_AT_ONCE):
+        settled.edit("AdapterDeployment", status={**right, "url": "http://theirs"})
+        await settled.reconcile()
+        assert settled.status["url"] == right["url"]
+    settled.edit("AdapterDeployment", status={**right, "url": "http://theirs"})
+    version = settled.api.version
+    for _ in range(3):
+        await settled.reconcile()
+    assert settled.api.version == version
+
+
+async def test_a_status_in_which_somebody_else_tells_of_the_contest_is_left_once_it_comes_back(
+    settled: Operator,
+) -> None:
+    contested = [{**condition, "reason": "Contested"} for condition in settled.status["conditions"]]
+    for url in ("http://theirs", "http://theirs/again"):
+        settled.edit("AdapterDeployment", status={**settled.status, "conditions": contested, "url": url})
+        await settled.reconcile()
+    assert settled.status["url"] == "http://theirs/again"
+
+
 async def test_what_nobody_controls_and_somebody_else_has_made_is_foreign(settled: Operator) -> None:
     metadata = settled.api.objects["Service", "support"]["metadata"]
     theirs = {"managedFields": [{"manager": "kubectl", "operation": "Update"}]}

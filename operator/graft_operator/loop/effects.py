@@ -21,7 +21,7 @@ from graft_operator.decisions.foreign_fields import foreign_pointers
 from graft_operator.decisions.observed import Applied, Failure, PoolView, applied_hash
 from graft_operator.decisions.ownership import is_left_over, is_ours
 from graft_operator.decisions.plan import Plan
-from graft_operator.decisions.readers import read_child
+from graft_operator.decisions.readers import read_child, read_pool
 from graft_operator.decisions.references import Known, read_referred, references_of
 from graft_operator.decisions.transitions import Transition
 from graft_operator.decisions.undeclared import definition_outdated, undeclared_fields, without
@@ -30,7 +30,7 @@ from graft_operator.kinds import ADAPTER_DEPLOYMENT
 from graft_operator.loop.events import Events
 from graft_operator.loop.store import Store
 from graft_operator.objects import TEMPLATE_HASH_ANNOTATION, KubernetesObject, build_status_body
-from graft_operator.resource import parse_spec
+from graft_operator.resource import AdapterDeploymentStatus, parse_spec
 from graft_operator.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -66,6 +66,8 @@ class PoolMemory:
     """Kind and name → the drift in the last Event about it, and when that was written (Unix seconds)."""
     refresh: tuple[str, float] = ("", 0.0)
     """The annotation graft.dev/refresh as it was seen last, and when that was first (Unix seconds)."""
+    reported: AdapterDeploymentStatus | None = None
+    """The status as it was after it was written last."""
     undeclared: tuple[str, ...] = ()
     """Fields of the status that the CustomResourceDefinition does not know."""
 
@@ -159,7 +161,7 @@ class Effects:
         vouched = {"applied_hash": applied_hash(memory.applied)} if memory.applied else {}
         for about, planned in plan.statuses.items():
             status = planned.model_copy(update=vouched)
-            if status == before.get(about):
+            if status == before.get(about) or self._is_contested(view, memory):
                 continue
             if not await self._write_status(view, build_status_body(about, versions[about], status), memory):
                 continue
@@ -187,11 +189,7 @@ class Effects:
             logger.info("%s: applied %s %s", view, kind, name)
 
     def _refuse_a_contest(self, view: PoolView, apply: Apply) -> None:
-        """Leave an object alone that was set right too often of late.
-
-        Raises:
-            EffectFailedError
-        """
+        """Raise EffectFailedError about an object that was set right too often of late."""
         if not self.repairs.wait((view.uid, apply.key)):
             return
         message = (
@@ -283,7 +281,19 @@ class Effects:
                 await self.events.write(view, definition_outdated(fields))
             return await self._write_status(view, known, memory)
         self.store.put(body["kind"], answer, mark=False)
+        memory.reported = read_pool(answer).status
         return True
+
+    def _is_contested(self, view: PoolView, memory: PoolMemory) -> bool:
+        """Tell whether somebody else writes the status again and again, or tells of it: ours waits then."""
+        if memory.reported in (None, view.status):
+            return False
+        key = view.uid, "status"
+        if self.repairs.wait(key):
+            return True
+        told = any(condition.reason == Reason.CONTESTED for condition in view.status.conditions)
+        self.repairs.count(key, REPAIRS_AT_ONCE if told else 1)
+        return False
 
 
 def _refused(apply: Apply, error: RejectedError) -> EffectFailedError:
