@@ -198,6 +198,7 @@ def test_from_nothing_to_ready_and_adapters_come_and_go_without_touching_a_pod(s
     (stage.flags / "moved").touch()
     stage.kubectl("annotate", "ad", "support", "graft.dev/refresh=today")
     stage.until(lambda: stage.adapter("new")["digest"] != old, "other bytes to be found at the source")
+    assert [version["digest"] for version in stage.adapter("new")["history"]] == [old]
     stage.patch({"op": "remove", "path": "/spec/adapters/0"})
     stage.wait_ready()
     assert [entry.name for entry in stage.sets()[0].adapters] == ["sql", "new"]

@@ -222,7 +222,7 @@ def test_a_digest_in_the_spec_needs_no_resolution() -> None:
 
 def test_the_status_shows_what_was_asked_and_what_it_is() -> None:
     world = observed(resolutions=ANSWER)
-    status = adapter_status(pool(), world, planned(world), [])
+    status = adapter_status(pool(), world, planned(world), [], 0.0)
     assert (status.uri, status.requested_revision, status.revision) == ("hf://acme/sql", "v1", COMMIT)
 
 

@@ -6,7 +6,9 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from graft_operator.decisions.conditions import timestamp
 from graft_operator.decisions.observed import Observed, PodReport, ResolvedSource
+from graft_operator.resource import MAX_HISTORY
 from graft_runtime.contract.adapter_set import AdapterEntry
 from graft_runtime.contract.checkpoints import Source
 from graft_runtime.contract.status import RuntimeStatus
@@ -27,6 +29,7 @@ from tests.support.pools import (
     spec_of,
     status_of,
     told,
+    with_pods,
 )
 
 NEW = {**BILLING, "uri": "pvc://shelf/billing-2"}
@@ -80,6 +83,33 @@ def test_a_set_moves_the_name_once_every_pod_has_tried_the_new_version() -> None
     assert (entry(observed).digest, entry(observed).serving) == (NEW_DIGEST, None)
     assert len(plan.pushes) == 2
     assert entry(carried_out(observed, plan)).serving is None, "for good"
+
+
+def moved(observed: Observed) -> Observed:
+    """Let the pods take what the plan wants, and the status be written of it."""
+    taken = with_pods(carried_out(observed, plan_of(observed)))
+    return carried_out(taken, plan_of(taken))
+
+
+def test_the_status_names_what_was_served_before_and_a_digest_of_it_goes_back() -> None:
+    observed = moved(tried(moving()))
+    shown = observed.pool.status.adapters[0]
+    assert (shown.digest, [old.digest for old in shown.history]) == (NEW_DIGEST, [OLD_DIGEST])
+    assert (shown.history[0].uri, shown.history[0].until) == (BILLING["uri"], timestamp(NOW))
+    assert adapter(plan_of(moved(observed)), "billing").history == shown.history, "once"
+    back = changed(observed, spec_of({**BILLING, "digest": OLD_DIGEST}))
+    assert (entry(back).digest, entry(back).answering) == (OLD_DIGEST, entry(observed).wanted)
+    shown = moved(moved(back)).pool.status.adapters[0]
+    assert (shown.digest, [old.digest for old in shown.history]) == (OLD_DIGEST, [NEW_DIGEST])
+
+
+def test_the_history_is_short() -> None:
+    observed = running(BILLING)
+    for number in range(MAX_HISTORY + 2):
+        version = {**BILLING, "uri": f"pvc://shelf/{number}"}
+        observed = moved(moved(changed(observed, spec_of(version), resolutions=resolved(version))))
+    uris = [old.uri for old in observed.pool.status.adapters[0].history]
+    assert uris == [f"pvc://shelf/{MAX_HISTORY - number}" for number in range(MAX_HISTORY)]
 
 
 def test_a_bad_version_leaves_the_name_to_the_old_one_also_for_pods_that_are_born_later() -> None:

@@ -15,9 +15,10 @@ from graft_runtime.contract.wire import Fault
 from graft_runtime.errors import ErrorCode
 
 from graft_operator.decisions.adapter_sets import AdapterPlan
+from graft_operator.decisions.conditions import timestamp
 from graft_operator.decisions.observed import Observed, PodView
 from graft_operator.objects import Pool
-from graft_operator.resource import AdapterStatus
+from graft_operator.resource import MAX_HISTORY, AdapterStatus, EarlierVersion
 
 _PASSING = frozenset(code for code in ErrorCode if code.passes)
 
@@ -81,24 +82,41 @@ def told_by_name(
     return {name: [one for one in each if one.is_of_wanted or one.answers] for name, each in told.items()}
 
 
-def adapter_status(pool: Pool, observed: Observed, plan: AdapterPlan, told: Sequence[Told]) -> AdapterStatus:
+def adapter_status(
+    pool: Pool, observed: Observed, plan: AdapterPlan, told: Sequence[Told], now: float
+) -> AdapterStatus:
     """Make the status of one adapter.
 
     Args:
         told: what the pods say of it, as `told_by_name` has it.
+        now: Unix seconds.
     """
     before = next((known for known in observed.pool.status.adapters if known.name == plan.wanted.name), None)
     answering = plan.entry.answering if plan.entry is not None else None
     fault = _adapter_fault(pool, observed, plan, told)
+    versions = _versions(plan.entry, before, told)
     return AdapterStatus(
         name=plan.wanted.name,
-        **_versions(plan.entry, before, told),
+        **versions,
+        history=_history(before, versions.get("digest"), now),
         ready_replicas=sum(one.answers for one in told),
         desired_replicas=pool.spec.replicas if fault is None or fault.code is not ErrorCode.POOL_IS_MERGED else 0,
         **_shown_facts_of(answering, before, told),
         reason=None if fault is None else fault.code.value,
         message=None if fault is None else fault.message,
     )
+
+
+def _history(before: AdapterStatus | None, digest: str | None, now: float) -> tuple[EarlierVersion, ...]:
+    """Return what was served before `digest`, the newest first."""
+    if before is None:
+        return ()
+    known = before.history
+    if before.digest is not None and before.digest != digest:
+        until = timestamp(now)
+        last = EarlierVersion(digest=before.digest, uri=before.uri, revision=before.revision, until=until)
+        known = (last, *(each for each in known if each.digest != before.digest))
+    return tuple(each for each in known if each.digest != digest)[:MAX_HISTORY]
 
 
 def _versions(entry: AdapterEntry | None, before: AdapterStatus | None, told: Sequence[Told]) -> dict[str, Any]:

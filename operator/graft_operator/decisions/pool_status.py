@@ -47,7 +47,7 @@ def make_status(
     pods = tuple(sorted((pod for pod in observed.pods if pod.counts), key=lambda pod: pod.name))
     versions = {config_hash: adapter_set.version for config_hash, adapter_set in sets.items()}
     told = told_by_name(observed, pods, sets)
-    statuses = tuple(adapter_status(pool, observed, plan, told.get(plan.wanted.name, ())) for plan in adapters)
+    statuses = tuple(adapter_status(pool, observed, plan, told.get(plan.wanted.name, ()), now) for plan in adapters)
     facts = Facts(
         pool=pool,
         observed=observed,

@@ -25,12 +25,14 @@ from graft_operator.resource.sources import is_declared as is_declared
 from graft_operator.resource.sources import mount_name as mount_name
 from graft_operator.resource.sources import source_not_declared as source_not_declared
 from graft_operator.resource.spec import AdapterDeploymentSpec as AdapterDeploymentSpec
+from graft_operator.resource.status import MAX_HISTORY as MAX_HISTORY
 from graft_operator.resource.status import AdapterCounts as AdapterCounts
 from graft_operator.resource.status import AdapterDeploymentStatus as AdapterDeploymentStatus
 from graft_operator.resource.status import AdapterSetStatus as AdapterSetStatus
 from graft_operator.resource.status import AdapterStatus as AdapterStatus
 from graft_operator.resource.status import BaseModelStatus as BaseModelStatus
 from graft_operator.resource.status import Condition as Condition
+from graft_operator.resource.status import EarlierVersion as EarlierVersion
 from graft_operator.resource.status import MergedAdapterStatus as MergedAdapterStatus
 from graft_operator.resource.status import MergeStatus as MergeStatus
 from graft_operator.resource.texts import interval_seconds as interval_seconds

@@ -12,6 +12,8 @@ from pydantic.alias_generators import to_camel
 from graft_operator.resource.rules import list_map
 
 ConditionStatus = Literal["True", "False", "Unknown"]
+MAX_HISTORY = 5
+"""Earlier versions of an adapter that the status names."""
 
 
 def _cut(limit: int) -> Callable[[object], object]:
@@ -108,6 +110,19 @@ class MergeStatus(Reported):
     """What was merged into the base model."""
 
 
+class EarlierVersion(Reported):
+    """What was served under a name before."""
+
+    digest: str = Field(max_length=128)
+    """The sha256 of its files; in the spec it goes back to it, as long as its source or the pods' caches hold it."""
+    uri: str | None = Field(default=None, max_length=1024)
+    """Its source."""
+    revision: str | None = Field(default=None, max_length=256)
+    """The exact revision of its source, where it has one; in the spec it goes back to it."""
+    until: str = Field(max_length=40, json_schema_extra={"format": "date-time"})
+    """When another version was served first."""
+
+
 class AdapterStatus(Reported):
     """One inline adapter."""
 
@@ -127,6 +142,8 @@ class AdapterStatus(Reported):
     """The sha256 of what the spec asks for, while that is not what is served."""
     revision: str | None = Field(default=None, max_length=256)
     """The exact revision of the source, where it has one."""
+    history: tuple[EarlierVersion, ...] = Field(default=(), max_length=MAX_HISTORY)
+    """What was served before, the newest first."""
     method: str | None = Field(default=None, max_length=64)
     """PEFT's type, such as LORA."""
     rank: Count | None = None
