@@ -14,23 +14,37 @@ READING_SECONDS = 30.0
 
 
 class Connection(H11Protocol):
-    """One connection of HTTP/1.1. It is cut where the client keeps it waiting, or where there are too many.
+    """One connection of HTTP/1.1. It is cut where the client keeps it waiting.
 
-    `limit_concurrency` of the configuration is one more than there may be.
+    `limit_concurrency` of the configuration is one more than there may be. Where there are as many, a new one takes the
+    place of the one whose client has kept the server waiting longest: whoever only holds connections keeps nobody out.
     """
 
     _refused = False
+    _waits_since: float | None = None
+    """When the server began to wait for the client, by the event loop's clock; None while the client waits."""
     _head: asyncio.TimerHandle | None = None
     _reading: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         assert self.limit_concurrency is not None, "each port has a limit"
-        if len(self.connections) + 1 >= self.limit_concurrency:
+        if len(self.connections) + 1 >= self.limit_concurrency and not self._take_place():
             self._refused = True
             transport.abort()
             return
         super().connection_made(transport)
+        self._waits_since = self.loop.time()
         self._await_head()
+
+    def _take_place(self) -> bool:
+        """End the connection whose client is awaited longest. Return whether there was one."""
+        awaited = [one for one in self.connections if isinstance(one, Connection) and one._waits_since is not None]
+        if not awaited:
+            return False
+        longest = min(awaited, key=lambda one: one._waits_since or 0.0)
+        self.connections.discard(longest)
+        longest.transport.abort()
+        return True
 
     def connection_lost(self, exc: Exception | None) -> None:
         for timer in (self._head, self._reading):
@@ -49,6 +63,7 @@ class Connection(H11Protocol):
             self._head = None
         else:
             self._await_head()
+        self._note_who_waits()
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -59,13 +74,23 @@ class Connection(H11Protocol):
         if self._reading is not None:
             self._reading.cancel()
             self._reading = None
+        self._note_who_waits()
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
+        self._note_who_waits()
         if self.transport.get_write_buffer_size():
             self._await_reading()
         if self.cycle.more_body:  # answered before its end: what is left of it is not waited for either
             self._await_head()
+
+    def _note_who_waits(self) -> None:
+        """Take note of whether the client is awaited: its request, the rest of it, or that it reads the answer."""
+        answering = self.cycle is not None and not self.cycle.response_complete and not self.cycle.more_body
+        if answering and self._reading is None:
+            self._waits_since = None
+        elif self._waits_since is None:
+            self._waits_since = self.loop.time()
 
     def _await_head(self) -> None:
         if self._head is None:
@@ -74,6 +99,7 @@ class Connection(H11Protocol):
     def _await_reading(self) -> None:
         if self._reading is None:
             self._reading = self.loop.call_later(READING_SECONDS, self._check_read)
+        self._note_who_waits()
 
     def _check_read(self) -> None:
         self._reading = None

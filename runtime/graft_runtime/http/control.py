@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from typing import TypeVar
 
 from fastapi import APIRouter, Depends, Request, Response
@@ -97,9 +98,12 @@ def _parse(model: type[Asked], body: bytes) -> Asked:
 
 def _number(text: str | None, default: float) -> float:
     try:
-        return float(text) if text is not None else default
+        number = float(text) if text is not None else default
     except ValueError:
-        raise GraftError(ErrorCode.INVALID_REQUEST, f"{text!r} is not a number") from None
+        number = math.nan
+    if not math.isfinite(number):
+        raise GraftError(ErrorCode.INVALID_REQUEST, f"{text!r} is not a number")
+    return number
 
 
 def _json(message: Message) -> Response:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import zlib
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
 
 from fastapi import Request
 from starlette.requests import ClientDisconnect
@@ -14,8 +15,20 @@ from graft_runtime.errors import ErrorCode, GraftError
 from graft_runtime.http.streaming import ClientGoneError
 
 BODY_SECONDS = 60.0
+PATIENT_SECONDS = 5.0
+"""A body that has been coming for longer makes way where another finds no room."""
 SMALL_BODY_BYTES = 64 << 10
 """Of each body, what there is room for whatever others take: as many as there may be connections."""
+
+
+@dataclass(eq=False)
+class _Coming:
+    """A body that is not whole yet."""
+
+    began: float
+    deadline: asyncio.Timeout
+    taken: int = 0
+    """Bytes of the room that all share."""
 
 
 class Bodies:
@@ -28,6 +41,8 @@ class Bodies:
 
     def __init__(self, most_bytes: int, at_once_bytes: int) -> None:
         self._most, self._room = most_bytes, at_once_bytes
+        self._coming: list[_Coming] = []
+        """The one that has been coming longest first."""
 
     @contextlib.asynccontextmanager
     async def read(self, request: Request) -> AsyncIterator[bytes]:
@@ -39,23 +54,32 @@ class Bodies:
         """
         announced = request.headers.get("content-length", "")
         self._check_size(int(announced) if announced.isdecimal() else 0)
-        content, taken = bytearray(), 0
+        content, taken, began = bytearray(), 0, asyncio.get_running_loop().time()
         try:
-            async with asyncio.timeout(BODY_SECONDS):
-                async for chunk in _unpacked(request):
-                    content += chunk
-                    self._check_size(len(content))
-                    taken += self._take(max(0, len(content) - SMALL_BODY_BYTES) - taken)
+            async with asyncio.timeout(BODY_SECONDS) as deadline:
+                coming = _Coming(began, deadline)
+                self._coming.append(coming)
+                try:
+                    async for chunk in _unpacked(request):
+                        content += chunk
+                        self._check_size(len(content))
+                        self._take(coming, max(0, len(content) - SMALL_BODY_BYTES) - coming.taken)
+                finally:
+                    self._coming.remove(coming)
+                    taken = coming.taken
             yield bytes(content)
         except TimeoutError:
-            what = f"the request's body was not whole after {BODY_SECONDS:g} s"
+            seconds = asyncio.get_running_loop().time() - began
+            what = f"the request's body was not whole after {seconds:.3g} s"
             raise GraftError(ErrorCode.INVALID_REQUEST, what, hint="send it faster, or less of it") from None
         except ClientDisconnect:
             raise ClientGoneError from None
         finally:
             self._room += taken
 
-    def _take(self, more: int) -> int:
+    def _take(self, coming: _Coming, more: int) -> None:
+        if more > self._room:
+            self._make_room(coming, more)
         if more > self._room:
             raise GraftError(
                 ErrorCode.OVERLOADED,
@@ -63,7 +87,16 @@ class Bodies:
                 hint="try again, or send less at once",
             )
         self._room -= more
-        return more
+        coming.taken += more
+
+    def _make_room(self, wanting: _Coming, wanted: int) -> None:
+        """Give up bodies that have been coming for long, until there is room for so much."""
+        now = asyncio.get_running_loop().time()
+        for one in self._coming:
+            if wanted > self._room and one is not wanting and one.taken and now - one.began > PATIENT_SECONDS:
+                one.deadline.reschedule(now)
+                self._room += one.taken
+                one.taken = 0
 
     def _check_size(self, size: int) -> None:
         if size > self._most:
