@@ -84,7 +84,7 @@ def test_decoders(family: str, tmp_path: Path, in_process: Any) -> None:
     check_rows(engine, model)
 
 
-@pytest.mark.parametrize("family", SERVED_BY["decoder"])
+@pytest.mark.parametrize("family", sorted(SERVED_BY["decoder"]))
 def test_decoders_that_the_probe_would_refuse(
     family: str, tmp_path: Path, in_process: Any, padded_alone: Callable[[], None]
 ) -> None:
