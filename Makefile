@@ -44,8 +44,12 @@ images: ## the images of operator and runtime
 	    -f $$name/Dockerfile -t $(IMAGE_PREFIX)graft-$$name:$(IMAGE_TAG) . || exit 1; \
 	done
 
-test: setup ## every test
-	$(RUN) -m pytest --durations=20
+# Files of tests are shared out among so many processes. Those with a cluster come after it, one by one: they bound times.
+WORKERS ?= 2
+
+test: setup ## every test; those without a cluster in two processes (WORKERS=2)
+	$(RUN) -m pytest -n $(WORKERS) --dist loadfile --durations=20 tests/decisions tests/serving tests/gpu
+	$(RUN) -m pytest --durations=20 tests/cluster tests/whole
 
 # Another cluster only where the command line names it: KUBECONFIG of the environment may be anybody's.
 E2E_ARGS ?=

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,10 @@ if TYPE_CHECKING:  # imported late: most tests need none of it
 
 pytest.register_assert_rewrite("tests.support")
 pytest_plugins = ["tests.support.adapters", "tests.support.bases", "tests.support.engine", "tests.support.hub"]
+
+# Set before torch is imported, or threads of one worker would wait for those of another.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 _numbers = itertools.count(1)
 

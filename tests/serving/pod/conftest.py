@@ -33,7 +33,7 @@ from tests.support.waiting import wait_until
 
 KEY_ID = "0123456789abcdef"
 POD_UID = "pod-uid"
-START_SECONDS = 90.0
+START_SECONDS = 180.0
 
 
 @dataclass

@@ -107,6 +107,12 @@ def test_texts_beyond_the_context_are_refused_unread_and_hold_up_nobody(pod: Any
     assert "characters" in replies[0].json["error"]["message"]
 
 
+@pytest.mark.parametrize("query", ["since=nan", "since=inf", "since=1e400", "wait=nan", "wait=-inf"])
+def test_a_number_that_is_none_is_refused_on_the_control_port(pod: Any, query: str) -> None:
+    reply = pod.control("GET", f"/status?{query}")
+    assert (reply.status, reply.json["code"]) == (400, "InvalidRequest")
+
+
 @pytest.mark.parametrize(
     "body",
     [{"model": "n" * MIB}, {"model": "tiny", "k" * MIB: 1}, {"model": "tiny", "stop": "s" * MIB}, {"n" * MIB: 1}],
