@@ -18,7 +18,7 @@ help: ## show this help
 setup: .venv/.synced ## install everything into .venv
 
 .venv/.synced: $(UV) pyproject.toml $(wildcard */pyproject.toml */*/pyproject.toml) uv.lock
-	$(UV) sync --frozen --all-packages --all-extras
+	$(UV) sync --frozen --all-packages --all-extras --compile-bytecode
 	@touch $@
 
 demo: setup ## the whole tour: a local Kubernetes API, the chart, four adapters, real answers; ends by itself
