@@ -6,8 +6,8 @@ import argparse
 import sys
 from pathlib import Path
 
+from graft_runtime.commands.base_task import add_base_task
 from graft_runtime.commands.weighted_adapters import add_weighted_adapters
-from graft_runtime.contract.tasks import Task
 from graft_runtime.errors import ErrorCode, GraftError
 
 EXIT_REFUSED = 2
@@ -17,13 +17,7 @@ DEFAULT_MAX_RANK = 512
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the command line."""
     parser.add_argument("--base", type=Path, required=True, metavar="DIR", help="a checkpoint in safetensors")
-    parser.add_argument(
-        "--task",
-        type=Task,
-        choices=list(Task),
-        metavar="TASK",
-        help=f"what the base is loaded for: {', '.join(Task)} (default: what its config.json says)",
-    )
+    add_base_task(parser)
     add_weighted_adapters(parser)
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="a new or empty directory")
     parser.add_argument(

@@ -11,8 +11,8 @@ from graft_runtime.adapters.files import AdapterFiles
 from graft_runtime.adapters.layout import BaseLayout
 from graft_runtime.base.kept_layouts import layout_of_checkpoint
 from graft_runtime.base.quantised_files import config_of, saved_quantization
+from graft_runtime.commands.base_task import add_base_task
 from graft_runtime.contract.facts import AdapterFacts
-from graft_runtime.contract.tasks import Task
 from graft_runtime.errors import GraftError
 from graft_runtime.inspection import HIGHEST_RANK, StoredBase, for_people, inspect_adapter
 
@@ -23,13 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Describe the command line."""
     parser.add_argument("directory", type=Path, metavar="DIR", help="an adapter as PEFT saves it")
     parser.add_argument("--base", type=Path, metavar="DIR", help="a checkpoint that it ought to fit")
-    parser.add_argument(
-        "--task",
-        type=Task,
-        choices=list(Task),
-        metavar="TASK",
-        help=f"what the base is loaded for: {', '.join(Task)} (default: what its config.json says)",
-    )
+    add_base_task(parser)
     parser.add_argument("--max-rank", type=int, default=HIGHEST_RANK, metavar="N", help="of a pool")
     parser.add_argument(
         "--values",
