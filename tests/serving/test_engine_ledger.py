@@ -84,6 +84,14 @@ def test_a_refusal_for_want_of_memory_says_what_is_needed_and_what_is_there(monk
     assert refused.value.what == ("base model `big` needs 7000 MiB for its weights alone; 600 MiB of memory are free")
 
 
+def test_weights_for_an_accelerator_come_through_the_host_s_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ledger, "_free", lambda _: 80_000 * MEBIBYTE)
+    monkeypatch.setattr(ledger, "free_memory", lambda: 14_000 * MEBIBYTE)
+    with pytest.raises(GraftError, match="14000 MiB of the host's memory are free"):
+        check_room("big", 16_000 * MEBIBYTE, torch.device("cuda"))
+    check_room("small", 6000 * MEBIBYTE, torch.device("cuda"))
+
+
 @pytest.mark.parametrize("keeps", [True, False])
 @pytest.mark.parametrize(("free", "room"), [(400 * MEBIBYTE, 100 * MEBIBYTE), (1 << 40, CPU_CAP)])
 def test_a_quarter_of_what_is_free_is_for_keys_and_values(

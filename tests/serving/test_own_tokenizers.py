@@ -354,6 +354,14 @@ async def test_added_tokens_are_bounded_together(base: BaseTextFormat, grown: Pa
     assert caught.value.code == "UnsafeFile"
 
 
+@pytest.mark.parametrize("fields", [{"bos_token": "\ud800"}, {"chat_template": "{{ '\ud800' }}"}, {"\udfff": 1}])
+async def test_half_a_character_is_no_text(base: BaseTextFormat, grown: Path, fields: dict[str, Any]) -> None:
+    edited(grown, lambda config: config.update(fields), "tokenizer_config.json")
+    with pytest.raises(GraftError, match="surrogates not allowed") as caught:
+        await text_format(base, grown)
+    assert caught.value.code == "Corrupt"
+
+
 async def test_code_and_links_are_refused(base: BaseTextFormat, grown: Path) -> None:
     edited(grown, lambda config: config.update(auto_map={"AutoTokenizer": ["x.Y", None]}), "tokenizer_config.json")
     with pytest.raises(GraftError, match="never run") as caught:

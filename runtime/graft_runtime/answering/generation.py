@@ -14,7 +14,14 @@ from graft_runtime.answering.answers import Choice, Generation
 from graft_runtime.answering.asked import TextRequest, Texts
 from graft_runtime.answering.callers import Caller
 from graft_runtime.answering.composition import Target, single_target, summed_target
-from graft_runtime.answering.limits import check_generates, check_ids, check_prompt, sampling_of, token_limit
+from graft_runtime.answering.limits import (
+    check_count,
+    check_generates,
+    check_ids,
+    check_prompt,
+    sampling_of,
+    token_limit,
+)
 from graft_runtime.answering.models import Models
 from graft_runtime.answering.readers import form_of, reader_of
 from graft_runtime.answering.vocabularies import Vocabularies
@@ -158,6 +165,7 @@ class Generator:
         """Return the text of token ids, special ones included. Raises GraftError: as `start`."""
         request = TextRequest(Texts([list(ids)]), caller, model=model)
         async with self._ready(request, generates=False) as ready:
+            check_count(len(ids), ready.context, "tokens")
             check_ids(ids, ready.target.vocabulary_size, "tokens")
             decode = partial(ready.target.text_format.tokenizer.decode, show_special=True)
             return await self._threads.run(decode, ids)

@@ -46,6 +46,12 @@ def check_prompt(request: TextRequest, prompt: list[int], loaded: BaseLoaded, ta
         raise context_too_long(f"{context} tokens {whole}", what, parameter)
 
 
+def check_count(count: int, context: int, field: str) -> None:
+    """Check that so many token ids fit the context. Raises GraftError: ContextTooLong."""
+    if count > context:
+        raise context_too_long(f"{context} tokens", f"`{field}` has {count} tokens", field)
+
+
 def check_ids(ids: Sequence[int], size: int, field: str) -> None:
     """Check that token ids mean something to the model. Raises GraftError: InvalidRequest.
 

@@ -75,17 +75,17 @@ def check_room(name: str, weights: int, device: torch.device) -> None:
     Args:
         name: how errors call the base model.
         weights: bytes.
-        device: whose memory it is.
+        device: whose memory it is; weights come to an accelerator through the host's.
 
     Raises:
         GraftError: NoCapacity.
     """
-    free = _free(device)
+    free, where = min((_free(device), "memory"), (free_memory(), "the host's memory"))
     if weights > free:
         raise GraftError(
             ErrorCode.NO_CAPACITY,
             f"base model `{name}` needs {_mebibytes(weights)} MiB for its weights alone; "
-            f"{_mebibytes(free)} MiB of memory are free",
+            f"{_mebibytes(free)} MiB of {where} are free",
             hint="give the pod more memory (resources of its container in spec.podTemplate), or serve a smaller model",
             field="spec.baseModel.uri",
         )

@@ -203,6 +203,7 @@ def read_small_file(path: Path, label: str) -> dict[str, Any]:
         return {}
     try:
         value = json.loads(text)
+        json.dumps(value, ensure_ascii=False).encode()  # half of a character is no text, and can't be sent on
     except (ValueError, RecursionError) as error:
         raise GraftError(ErrorCode.CORRUPT, f"{path.name} of {label} is not valid JSON: {error}") from None
     if not isinstance(value, dict):

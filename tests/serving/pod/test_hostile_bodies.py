@@ -107,6 +107,12 @@ def test_texts_beyond_the_context_are_refused_unread_and_hold_up_nobody(pod: Any
     assert "characters" in replies[0].json["error"]["message"]
 
 
+def test_more_tokens_than_the_context_has_are_not_made_text(pod: Any) -> None:
+    reply = pod.post("/detokenize", {"model": "tiny", "tokens": [65] * (MIB - 10)})
+    assert (reply.status, reply.json["error"]["code"]) == (400, "context_length_exceeded")
+    assert pod.post("/detokenize", {"model": "tiny", "tokens": [65] * 100}).status == 200
+
+
 @pytest.mark.parametrize("query", ["since=nan", "since=inf", "since=1e400", "wait=nan", "wait=-inf"])
 def test_a_number_that_is_none_is_refused_on_the_control_port(pod: Any, query: str) -> None:
     reply = pod.control("GET", f"/status?{query}")
