@@ -48,8 +48,8 @@ images: ## the images of operator and runtime
 WORKERS ?= 2
 
 test: setup ## every test; those without a cluster in two processes (WORKERS=2)
-	$(RUN) -m pytest -n $(WORKERS) --dist loadfile --durations=20 tests/decisions tests/serving tests/gpu
-	$(RUN) -m pytest --durations=20 tests/cluster tests/whole
+	$(RUN) -m pytest -n $(WORKERS) --dist loadfile --durations=20 tests/decisions tests/serving tests/gpu; failed=$$?; \
+	$(RUN) -m pytest --durations=20 tests/cluster tests/whole && exit $$failed
 
 # Another cluster only where the command line names it: KUBECONFIG of the environment may be anybody's.
 E2E_ARGS ?=

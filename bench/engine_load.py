@@ -31,10 +31,11 @@ class Asked:
 
 @dataclass
 class Stream:
-    """One streamed answer: when it was asked for, and when each piece of it came, in seconds of one clock."""
+    """One streamed answer: when it was asked for, when each piece of it came, in seconds of one clock, and its end."""
 
     asked: float = field(default_factory=time.perf_counter)
     times: list[float] = field(default_factory=list)
+    ended: bool = False
 
 
 class Client:
@@ -100,14 +101,17 @@ class Client:
 
     def _stream(self, asked: Asked, into: Stream) -> int:
         into.asked, tokens = time.perf_counter(), 0
-        with self._open(asked, stream=True) as response:
-            for line in response:
-                if line.startswith(b"data: {"):
-                    said = json.loads(line[len(b"data: ") :])
-                    if said.get("choices"):
-                        into.times.append(time.perf_counter())
-                    if said.get("usage"):
-                        tokens = _count(said, asked)
+        try:
+            with self._open(asked, stream=True) as response:
+                for line in response:
+                    if line.startswith(b"data: {"):
+                        said = json.loads(line[len(b"data: ") :])
+                        if said.get("choices"):
+                            into.times.append(time.perf_counter())
+                        if said.get("usage"):
+                            tokens = _count(said, asked)
+        finally:
+            into.ended = True
         return tokens
 
 
@@ -150,9 +154,12 @@ class Streams:
 
 
 def await_tokens(stream: Stream, count: int) -> None:
-    """Wait until a stream has brought so many pieces more. Raises TimeoutError when it brings none."""
+    """Wait until a stream has brought so many pieces more, or has ended. Raises TimeoutError when it does neither.
+
+    A short answer can end meanwhile: on a fast machine its last token comes before another request is answered.
+    """
     wanted, deadline = len(stream.times) + count, time.monotonic() + REQUEST_SECONDS
-    while len(stream.times) < wanted:
+    while len(stream.times) < wanted and not stream.ended:
         if time.monotonic() > deadline:
             raise TimeoutError("a stream brings no more tokens")
         time.sleep(0.001)
