@@ -40,6 +40,10 @@ class Prompts(Protocol):
     def converses(self) -> bool:
         """Return whether a chat template makes the prompt."""
 
+    @property
+    def characters(self) -> int:
+        """Return how many characters of text there are to be made tokens of."""
+
     def encode(self, text_format: TextFormat, model: str, context: int) -> list[list[int]]:
         """Return the token ids of each. Blocking.
 
@@ -76,6 +80,10 @@ class Texts:
     def count(self) -> int:
         return len(self.texts)
 
+    @property
+    def characters(self) -> int:
+        return sum(len(text) for text in self.texts if isinstance(text, str))
+
     special_tokens: bool = True
     """Whether a text gets the special tokens that the tokenizer adds."""
 
@@ -110,6 +118,10 @@ class Conversation:
     default_tokens = None
     count = 1
 
+    @property
+    def characters(self) -> int:
+        return _characters([self.messages, self.template.tools, self.template.values])
+
     def encode(self, text_format: TextFormat, model: str, context: int) -> list[list[int]]:
         if text_format.defaults.chat_template is None:
             raise GraftError(
@@ -130,6 +142,15 @@ class Conversation:
 
     def echo(self, index: int, prompt: Sequence[int], text_format: TextFormat) -> str:
         return text_format.tokenizer.decode(prompt)
+
+
+def _characters(value: Any) -> int:
+    """Return how many characters of text a value holds, at any depth."""
+    if isinstance(value, str):
+        return len(value)
+    if isinstance(value, Mapping):
+        return sum(len(key) + _characters(inner) for key, inner in value.items())
+    return sum(map(_characters, value)) if isinstance(value, Sequence) else 0
 
 
 @dataclass(frozen=True)

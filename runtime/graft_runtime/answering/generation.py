@@ -23,6 +23,7 @@ from graft_runtime.answering.limits import (
     token_limit,
 )
 from graft_runtime.answering.models import Models
+from graft_runtime.answering.prompt_threads import PromptThreads
 from graft_runtime.answering.readers import form_of, reader_of
 from graft_runtime.answering.vocabularies import Vocabularies
 from graft_runtime.contract.tasks import Task
@@ -38,7 +39,6 @@ from graft_runtime.tokenizing.pieces import StopStrings
 from graft_runtime.tokenizing.text_formats import TextFormat
 
 ADAPTER_WAIT_SECONDS = 30.0
-TOKENIZING_THREADS = 2
 
 
 class Base(Protocol):
@@ -110,7 +110,7 @@ class Generator:
     ) -> None:
         self._models, self._adapters, self._base, self._submit = models, adapters, base, submit
         self._vocabularies, self._admission, self._lent = vocabularies, admission, lent
-        self._threads = Threads(TOKENIZING_THREADS, "tokenize")
+        self._threads = PromptThreads()
         self._grammar_thread = Threads(1, "grammars")  # one process makes them
 
     def check_room(self) -> None:
@@ -159,7 +159,7 @@ class Generator:
                     check_ids(ids, size, "prompt")
                 return Tokenized(ids, context, [*map(text_format.tokenizer.spelled, ids)] if spelled else None)
 
-            return await self._threads.run(work)
+            return await self._threads.run(text_format, ready.base.text_format, request.prompts.characters, work)
 
     async def detokenize(self, model: str | None, ids: Sequence[int], caller: Caller) -> str:
         """Return the text of token ids, special ones included. Raises GraftError: as `start`."""
@@ -167,8 +167,9 @@ class Generator:
         async with self._ready(request, generates=False) as ready:
             check_count(len(ids), ready.context, "tokens")
             check_ids(ids, ready.target.vocabulary_size, "tokens")
-            decode = partial(ready.target.text_format.tokenizer.decode, show_special=True)
-            return await self._threads.run(decode, ids)
+            text_format = ready.target.text_format
+            decode = partial(text_format.tokenizer.decode, show_special=True)
+            return await self._threads.run(text_format, ready.base.text_format, len(ids), decode, ids)
 
     @contextlib.asynccontextmanager
     async def _ready(self, request: TextRequest, *, generates: bool) -> AsyncIterator[_Ready]:
@@ -206,7 +207,9 @@ class Generator:
 
     async def _tokenize(self, request: TextRequest, ready: _Ready) -> list[list[int]]:
         context, text_format = ready.context, ready.target.text_format
-        prompts = await self._threads.run(request.prompts.encode, text_format, ready.model, context)
+        encode = partial(request.prompts.encode, text_format, ready.model, context)
+        characters = request.prompts.characters
+        prompts = await self._threads.run(text_format, ready.base.text_format, characters, encode)
         if (kept := request.truncate) is not None:
             room = kept if kept > 0 else max(1, context - (request.max_tokens or 1))
             prompts = [prompt[-room:] for prompt in prompts]
@@ -225,7 +228,8 @@ class Generator:
                 hint=f"leave `{form.field}` out",
                 field=form.field,
             )
-        await self._threads.run(getattr, ready.target.text_format.tokenizer, "token_bytes")
+        text_format = ready.target.text_format
+        await self._threads.run(text_format, ready.base.text_format, 0, getattr, text_format.tokenizer, "token_bytes")
         return await self._grammar_thread.run(grammars.of, form)
 
     def _choices(
