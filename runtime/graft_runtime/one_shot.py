@@ -13,11 +13,16 @@ from pathlib import Path
 from typing import TypeVar
 
 from graft_runtime.errors import ErrorCode, GraftError
+from graft_runtime.memory import free_memory
 
 Answer = TypeVar("Answer")
 
 MEMORY_BYTES = 8 << 30
 """Of its own data; what it maps of files is not counted."""
+SHARE_OF_FREE = 0.5
+"""A process gets no more than this of what is free when it starts: a container that runs out is ended whole."""
+LEAST_BYTES = 256 << 20
+"""What each gets at least."""
 _HINT = "the pod's log may say more; give the pod more memory, or look at the files"
 
 
@@ -70,8 +75,15 @@ async def run_once(
         raise GraftError(ErrorCode.INTERNAL, said, hint=_HINT) from None
 
 
-def bound_memory(pid: int, memory_bytes: int) -> None:
-    """Limit the memory of a process, and have the kernel kill it before all others where the container has none."""
+def bound_memory(pid: int, memory_bytes: int, share: float = SHARE_OF_FREE) -> None:
+    """Limit the memory of a process, and have the kernel kill it before all others where the container has none.
+
+    Args:
+        pid: of the process.
+        memory_bytes: that it may have of its own.
+        share: of what is free now, that it may have at most.
+    """
+    memory_bytes = min(memory_bytes, max(LEAST_BYTES, int(free_memory() * share)))
     with contextlib.suppress(OSError):
         _, highest = resource.prlimit(pid, resource.RLIMIT_DATA)
         limit = memory_bytes if highest == resource.RLIM_INFINITY else min(memory_bytes, highest)

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import random
+import signal
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +20,7 @@ from graft_runtime.engine.constraints import Constraint, TokenTable
 from graft_runtime.errors import ErrorCode, GraftError
 from graft_runtime.http.routes.tools import whole_calls
 from graft_runtime.messages import Cancel, Generate, Generated, Sampling, Vocabulary
+from graft_runtime.tokenizing import worker
 from graft_runtime.tokenizing.grammars import AnswerForm, Grammars, grammar_of
 
 from tests.support.schemas import HOSTILE, random_schema
@@ -117,17 +122,35 @@ def test_a_form_that_is_none_is_refused_by_its_field(grammars: Grammars, kind: A
 def test_a_form_that_ends_its_process_is_refused_and_the_next_one_is_made(
     grammars: Grammars, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ask = grammars._worker.ask
+    ask = worker._Worker.ask
 
-    def killed(question: bytes) -> bytes:
-        grammars._worker.start().kill()
-        return ask(question)
+    def killed(process: worker._Worker, question: bytes) -> bytes:
+        os.kill(process.process_id, signal.SIGKILL)
+        return ask(process, question)
 
     with monkeypatch.context() as patch:
-        patch.setattr(grammars._worker, "ask", killed)
+        patch.setattr(worker._Worker, "ask", killed)
         with pytest.raises(GraftError, match="more time or memory"):
             grammars.of(AnswerForm("regex", "killed", "guided_regex"))
     assert grammars.of(AnswerForm("regex", "made", "guided_regex"))
+
+
+def test_a_form_that_takes_long_keeps_no_other_waiting(grammars: Grammars, monkeypatch: pytest.MonkeyPatch) -> None:
+    ask, go_on = worker._Worker.ask, threading.Event()
+
+    def long(process: worker._Worker, question: bytes) -> bytes:
+        assert b"long" not in question or go_on.wait(60)
+        return ask(process, question)
+
+    monkeypatch.setattr(worker._Worker, "ask", long)
+    with ThreadPoolExecutor(1) as thread:
+        waiting = thread.submit(grammars.of, AnswerForm("regex", "long", "guided_regex"))
+        try:
+            assert grammars.of(AnswerForm("regex", "short", "guided_regex"))
+            assert not waiting.done()
+        finally:
+            go_on.set()
+        assert waiting.result()
 
 
 @pytest.mark.parametrize(

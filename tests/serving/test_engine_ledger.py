@@ -13,8 +13,8 @@ from graft_runtime.contract.config import EngineConfig
 from graft_runtime.engine import ledger
 from graft_runtime.engine.ledger import CPU_CAP, Ledger, check_room, open_ledger, room_in_host
 from graft_runtime.engine.loader import BaseReady, Loader
-from graft_runtime.engine.memory import free_memory
 from graft_runtime.errors import ErrorCode, GraftError
+from graft_runtime.memory import free_memory
 from graft_runtime.messages import BaseFailed, Start
 from graft_runtime.model.load import weight_bytes
 from graft_runtime.runners.decoder.attention import LayerShape

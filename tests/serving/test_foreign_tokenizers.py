@@ -13,10 +13,11 @@ from graft_runtime.errors import GraftError
 from graft_runtime.tokenizing.encoding import Encoder, ForeignTokenizer
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
+from tests.support import cases
 from tests.support.bases import save_tokenizer
 
-RANDOM = 4000
-"""Tokenizers that are judged and run."""
+RANDOM = cases.PLANNED["tokenizers"]
+"""That are judged and run."""
 
 
 def letters() -> Tokenizer:
@@ -91,4 +92,5 @@ def test_random_tokenizers_end_no_process(base: Path) -> None:
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=True)
     counts = json.loads(done.stdout)
     assert sum(counts.values()) == RANDOM
+    cases.tried("tokenizers", RANDOM)
     assert min(counts[how] for how in ("ran", "refused")) > RANDOM / 20, counts

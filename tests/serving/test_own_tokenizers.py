@@ -354,6 +354,24 @@ async def test_added_tokens_are_bounded_together(base: BaseTextFormat, grown: Pa
     assert caught.value.code == "UnsafeFile"
 
 
+async def test_a_template_that_takes_long_to_try_keeps_no_other_adapter_waiting(
+    base: BaseTextFormat, tmp_path: Path
+) -> None:
+    text_formats, done = TextFormats(), list[str]()
+    text_formats.base_loaded(base)
+    long = "{% for a in range(3000) %}{% for b in range(900) %}{% endfor %}{% endfor %}{{ messages[0].content }}"
+    for name, template in (("long", long), ("short", "{{ messages[0].content }}")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / CHAT_TEMPLATE_FILE).write_text(template)
+
+    async def load(name: str) -> None:
+        await text_format(base, tmp_path / name, text_formats)
+        done.append(name)
+
+    await asyncio.gather(load("long"), load("short"))
+    assert done == ["short", "long"]
+
+
 @pytest.mark.parametrize("fields", [{"bos_token": "\ud800"}, {"chat_template": "{{ '\ud800' }}"}, {"\udfff": 1}])
 async def test_half_a_character_is_no_text(base: BaseTextFormat, grown: Path, fields: dict[str, Any]) -> None:
     edited(grown, lambda config: config.update(fields), "tokenizer_config.json")

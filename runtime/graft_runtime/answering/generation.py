@@ -33,12 +33,14 @@ from graft_runtime.pod.adapters import NamedAdapters
 from graft_runtime.pod.base_life import LoadedBase
 from graft_runtime.pod.engine_client import Answer
 from graft_runtime.pod.leases import Lease
-from graft_runtime.threads import Threads
+from graft_runtime.threads import Turns
 from graft_runtime.tokenizing.grammars import AnswerForm, grammars
 from graft_runtime.tokenizing.pieces import StopStrings
 from graft_runtime.tokenizing.text_formats import TextFormat
 
 ADAPTER_WAIT_SECONDS = 30.0
+FORM_THREADS = 8
+"""For forms of answers; each name's requests take one at a time."""
 
 
 class Base(Protocol):
@@ -111,7 +113,7 @@ class Generator:
         self._models, self._adapters, self._base, self._submit = models, adapters, base, submit
         self._vocabularies, self._admission, self._lent = vocabularies, admission, lent
         self._threads = PromptThreads()
-        self._grammar_thread = Threads(1, "grammars")  # one process makes them
+        self._forms = Turns(FORM_THREADS, "forms")
 
     def check_room(self) -> None:
         """Raise GraftError where no request is taken now: ShuttingDown, Overloaded."""
@@ -230,7 +232,7 @@ class Generator:
             )
         text_format = ready.target.text_format
         await self._threads.run(text_format, ready.base.text_format, 0, getattr, text_format.tokenizer, "token_bytes")
-        return await self._grammar_thread.run(grammars.of, form)
+        return await self._forms.run(ready.model, grammars.of, form)
 
     def _choices(
         self, request: TextRequest, prompts: list[list[int]], grammar: str | None, ready: _Ready

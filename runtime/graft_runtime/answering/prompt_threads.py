@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
-from weakref import WeakValueDictionary
 
-from graft_runtime.threads import Threads
+from graft_runtime.threads import Threads, Turns
 from graft_runtime.tokenizing.text_formats import TextFormat
 
 SHORT_THREADS = 2
@@ -25,8 +23,7 @@ class PromptThreads:
 
     def __init__(self) -> None:
         self._short, self._long = Threads(SHORT_THREADS, "tokenize"), Threads(1, "long-texts")
-        self._strangers = Threads(STRANGERS_THREADS, "strangers")
-        self._turns: WeakValueDictionary[tuple[str, str | None], asyncio.Lock] = WeakValueDictionary()
+        self._strangers = Turns(STRANGERS_THREADS, "strangers")
 
     async def run(
         self,
@@ -49,8 +46,7 @@ class PromptThreads:
         if files == _files(base):
             threads = self._short if characters <= LONG_CHARACTERS else self._long
             return await threads.run(call, *arguments, **options)
-        async with self._turns.setdefault(files, asyncio.Lock()):
-            return await self._strangers.run(call, *arguments, **options)
+        return await self._strangers.run(files, call, *arguments, **options)
 
 
 def _files(text_format: TextFormat) -> tuple[str, str | None]:

@@ -14,6 +14,7 @@ from typing import NoReturn
 from graft_runtime.errors import GraftError
 from graft_runtime.http.server import read_config, serve
 from graft_runtime.logs import configure_logs
+from graft_runtime.memory import give_back_what_is_freed
 from graft_runtime.pod.engine_child import EngineChild
 from graft_runtime.pod.engine_port import EnginePort
 from graft_runtime.pod.pod import Places
@@ -80,6 +81,7 @@ def run(options: argparse.Namespace, engine: Callable[[], EnginePort] = EngineCh
         options: of the command line.
         engine: makes the engine, inside of the event loop.
     """
+    give_back_what_is_freed()
     configure_logs(quiet=["uvicorn"])
     os.environ.update(_OFFLINE)
     sources = {name: Path(directory) for name, directory in options.source_mount}

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import torch
 
-from graft_runtime.engine.memory import free_memory
 from graft_runtime.errors import ErrorCode, GraftError
+from graft_runtime.memory import free_memory
 from graft_runtime.runners.decoder.attention import LayerShape
 
 logger = logging.getLogger(__name__)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 
-from graft_runtime.engine.memory import free_memory
+from graft_runtime.memory import free_memory
 from graft_runtime.model.linear import Linear, packable
 from graft_runtime.model.load import BaseModel
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import socket
 
-from graft_runtime.engine.memory import free_memory
 from graft_runtime.errors import ErrorCode, GraftError
+from graft_runtime.memory import free_memory
 from graft_runtime.messages import FRAME_HEADER_BYTES, BaseFailed, EngineFault, Start, decode_command, encode_events
 
 ENGINE_MEBIBYTES = 350

@@ -1,57 +1,44 @@
-"""Texts encoded by strangers' tokenizers, in a process of their own: one may take all time and memory that there is.
-
-`python -m graft_runtime.tokenizing.encoding` is that process. It reads questions and writes an answer to each.
-"""
+"""Texts encoded by strangers' tokenizers, in a process for each: one may take all time and memory that there is."""
 
 from __future__ import annotations
 
 import atexit
 import hashlib
-import threading
-import time
-from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any
 
 import msgspec
 
 from graft_runtime.errors import ErrorCode, GraftError
-from graft_runtime.tokenizing.worker import LOST, Worker, limit_processor, serve
+from graft_runtime.tokenizing.worker import TakesTooMuchError, Workers, limit_processor
 
 ENCODE_SECONDS = 5
 """Of a processor, for one text."""
-UNSAFE_SECONDS = 60.0
-"""So long a tokenizer that has ended its process is not tried again."""
-KEPT_CHARACTERS = 32 << 20
-"""Of JSON that the process's tokenizers were made of; there is always room for one."""
 MEMORY_BYTES = 2 << 30
+MAX_PROCESSES = 8
+"""Of tokenizers that were asked lately."""
 
 
 class _Question(msgspec.Struct):
-    identity: str
-    text: str
-    special: bool
     seconds: int
     tokenizer: str | None = None
-    """As JSON; None: the process may know it."""
+    """As JSON: all texts from now on are for this one."""
+    text: str = ""
+    special: bool = False
 
 
 class _Answer(msgspec.Struct):
     ids: list[int] = []
     fault: str | None = None
-    unknown: bool = False
 
 
 class Encoder:
-    """Encodes one text at a time. To be called from threads."""
+    """Encodes texts, one at a time with each tokenizer. To be called from threads."""
 
     def __init__(self, seconds: int = ENCODE_SECONDS) -> None:
         self._seconds = seconds
-        self._lock = threading.Lock()
-        self._worker = Worker(__name__, MEMORY_BYTES)
-        self._unsafe: dict[str, float] = {}
-        """Tokenizers that have ended the process, and until when they are not tried."""
+        self._workers = Workers(__name__, memory_bytes=MEMORY_BYTES, most=MAX_PROCESSES)
 
     def encode(self, tokenizer: ForeignTokenizer, text: str, *, special: bool) -> list[int]:
         """Return the token ids of a text.
@@ -65,28 +52,23 @@ class Encoder:
             GraftError: UnsafeFile, when it takes too much.
             RuntimeError: whatever the tokenizers library says against the text.
         """
-        question = _Question(tokenizer.identity, text, special, self._seconds)
-        with self._lock:
-            if time.monotonic() < self._unsafe.get(tokenizer.identity, 0.0):
-                raise _unsafe("it did so a moment ago")
-            try:
-                answer = self._asked(question)
-                if answer.unknown:
-                    answer = self._asked(msgspec.structs.replace(question, tokenizer=tokenizer.to_str()))
-            except LOST as error:
-                self._unsafe = {known: end for known, end in self._unsafe.items() if end > time.monotonic()}
-                self._unsafe[tokenizer.identity] = time.monotonic() + UNSAFE_SECONDS
-                raise _unsafe(str(error)) from None
+        question = _Question(self._seconds, text=text, special=special)
+
+        def first() -> bytes:
+            return msgspec.msgpack.encode(_Question(self._seconds, tokenizer.to_str()))
+
+        try:
+            content = self._workers.ask(tokenizer.identity, msgspec.msgpack.encode(question), first)
+        except TakesTooMuchError as error:
+            raise _unsafe(str(error)) from None
+        answer = msgspec.msgpack.decode(content, type=_Answer)
         if answer.fault is not None:
             raise RuntimeError(answer.fault)
         return answer.ids
 
     def close(self) -> None:
-        """End the process; the next text starts another."""
-        self._worker.close()
-
-    def _asked(self, question: _Question) -> _Answer:
-        return msgspec.msgpack.decode(self._worker.ask(msgspec.msgpack.encode(question)), type=_Answer)
+        """End the processes; the next text starts another."""
+        self._workers.close()
 
 
 encoder = Encoder()
@@ -136,49 +118,25 @@ def _unsafe(why: str) -> GraftError:
     )
 
 
-class _Tokenizers:
-    """Those that were asked for last."""
+def answerer() -> Callable[[bytes], bytes]:
+    """Return what answers questions, for the process of a tokenizer."""
+    from tokenizers import Tokenizer  # noqa: PLC0415 - in the spawner alone
 
-    def __init__(self) -> None:
-        self._kept: OrderedDict[str, tuple[Any, int]] = OrderedDict()
-
-    def of(self, question: _Question) -> Any:
-        """Return the tokenizer of a question; None for one that is not kept."""
-        from tokenizers import Tokenizer  # noqa: PLC0415 - in this process alone
-
-        if question.identity not in self._kept:
-            if question.tokenizer is None:
-                return None
-            self._kept[question.identity] = (Tokenizer.from_str(question.tokenizer), len(question.tokenizer))
-        self._kept.move_to_end(question.identity)
-        while len(self._kept) > 1 and sum(size for _, size in self._kept.values()) > KEPT_CHARACTERS:
-            self._kept.popitem(last=False)
-        return self._kept[question.identity][0]
-
-
-def _serve() -> None:
-    tokenizers = _Tokenizers()
+    fast: Any = None
 
     def answered(question: bytes) -> bytes:
+        nonlocal fast
         asked = msgspec.msgpack.decode(question, type=_Question)
-        return msgspec.msgpack.encode(_encoded(asked, tokenizers))
+        limit_processor(asked.seconds)
+        try:
+            if asked.tokenizer is not None:
+                fast = Tokenizer.from_str(asked.tokenizer)
+                return msgspec.msgpack.encode(_Answer())
+            (encoding,) = fast.encode_batch_fast([asked.text], add_special_tokens=asked.special)
+            return msgspec.msgpack.encode(_Answer(encoding.ids))
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # a panic of its Rust is no Exception
+            return msgspec.msgpack.encode(_Answer(fault=f"{type(error).__name__}: {error}"[:4096]))
 
-    serve(answered)
-
-
-def _encoded(question: _Question, tokenizers: _Tokenizers) -> _Answer:
-    limit_processor(question.seconds)
-    try:
-        fast = tokenizers.of(question)
-        if fast is None:
-            return _Answer(unknown=True)
-        (encoding,) = fast.encode_batch_fast([question.text], add_special_tokens=question.special)
-        return _Answer(encoding.ids)
-    except (KeyboardInterrupt, SystemExit):
-        raise
-    except BaseException as error:  # a panic of its Rust is no Exception
-        return _Answer(fault=f"{type(error).__name__}: {error}"[:4096])
-
-
-if __name__ == "__main__":
-    _serve()
+    return answered

@@ -1,27 +1,31 @@
 """The form that a request wants its answer in, checked and made a grammar of llguidance.
 
-`python -m graft_runtime.tokenizing.grammars` is the process that does it: a schema may ask for all time and memory that
-there is. It reads questions and writes an answer to each.
+That is done in a process for each form: a schema may ask for all time and memory that there is.
 """
 
 from __future__ import annotations
 
 import atexit
+import hashlib
 import json
 import threading
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
 import msgspec
 
 from graft_runtime.errors import ErrorCode, GraftError
-from graft_runtime.tokenizing.worker import LOST, Worker, limit_processor, serve
+from graft_runtime.tokenizing.worker import TakesTooMuchError, Workers, limit_processor
 
 COMPILE_SECONDS = 3
 """Of a processor, for one form."""
 MAX_CHARACTERS = 1 << 18
 """Of one form."""
+MEMORY_BYTES = 1 << 30
+MAX_PROCESSES = 2
+"""Of forms that were asked for lately: each is asked for once, as what comes of it is kept."""
 KEPT = 64
 """Forms whose grammars are kept."""
 _WHITESPACE = r"[ \n\r\t]{1,64}"
@@ -59,7 +63,7 @@ class _Answer(msgspec.Struct):
 
 
 class Grammars:
-    """Makes one grammar at a time. To be called from threads.
+    """Makes grammars. To be called from threads.
 
     Args:
         seconds: of a processor, that one may take.
@@ -68,7 +72,7 @@ class Grammars:
     def __init__(self, seconds: int = COMPILE_SECONDS) -> None:
         self._seconds = seconds
         self._lock = threading.Lock()
-        self._worker = Worker(__name__)
+        self._workers = Workers(__name__, memory_bytes=MEMORY_BYTES, most=MAX_PROCESSES)
         self._kept: OrderedDict[_Question, _Answer] = OrderedDict()
 
     def of(self, form: AnswerForm) -> str:
@@ -76,8 +80,11 @@ class Grammars:
         if len(form.source) > MAX_CHARACTERS:
             raise _refused(form, f"it has {len(form.source)} characters, expected at most {MAX_CHARACTERS}")
         question = _Question(form.kind, form.source, form.spaced, self._seconds)
-        with self._lock:
+        try:
             answer = self._kept.get(question) or self._asked(question)
+        except TakesTooMuchError as error:
+            raise _refused(form, f"it takes more time or memory than one may: {error}") from None
+        with self._lock:
             self._kept[question] = answer
             self._kept.move_to_end(question)
             if len(self._kept) > KEPT:
@@ -87,14 +94,12 @@ class Grammars:
         return answer.grammar
 
     def close(self) -> None:
-        """End the process; the next form starts another."""
-        self._worker.close()
+        """End the processes; the next form starts another."""
+        self._workers.close()
 
     def _asked(self, question: _Question) -> _Answer:
-        try:
-            return msgspec.msgpack.decode(self._worker.ask(msgspec.msgpack.encode(question)), type=_Answer)
-        except LOST as error:
-            return _Answer(fault=f"it takes more time or memory than one may: {error}")
+        asked = msgspec.msgpack.encode(question)
+        return msgspec.msgpack.decode(self._workers.ask(hashlib.sha256(asked).hexdigest(), asked), type=_Answer)
 
 
 grammars = Grammars()
@@ -113,7 +118,7 @@ def _refused(form: AnswerForm, why: str) -> GraftError:
 
 def grammar_of(kind: Kind, source: str, *, spaced: bool = True) -> str:
     """Return the grammar of a form, in Lark's language. Raises ValueError, TypeError: there is none."""
-    from llguidance import grammar_from, regex_to_lark  # noqa: PLC0415 - in this process alone
+    from llguidance import grammar_from, regex_to_lark  # noqa: PLC0415 - in the form's process alone
 
     match kind:
         case "json_schema":
@@ -165,12 +170,11 @@ def _checked(question: _Question) -> _Answer:
     return _Answer(fault=_told(matcher.get_error())) if matcher.is_error() else _Answer(grammar)
 
 
-def _serve() -> None:
+def answerer() -> Callable[[bytes], bytes]:
+    """Return what answers questions, for the process of a form."""
+    import llguidance  # noqa: F401, PLC0415 - in the spawner alone, before it forks
+
     def answered(question: bytes) -> bytes:
         return msgspec.msgpack.encode(_checked(msgspec.msgpack.decode(question, type=_Question)))
 
-    serve(answered)
-
-
-if __name__ == "__main__":
-    _serve()
+    return answered

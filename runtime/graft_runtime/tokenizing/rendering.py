@@ -1,27 +1,24 @@
-"""Chat templates, rendered in a process of their own: one may ask for all time and memory that there is.
-
-`python -m graft_runtime.tokenizing.rendering` is that process. It reads questions and writes an answer to each.
-"""
+"""Chat templates, rendered in a process for each: one may ask for all time and memory that there is."""
 
 from __future__ import annotations
 
-import threading
-import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import msgspec
 
 from graft_runtime.errors import ErrorCode, GraftError
+from graft_runtime.tokenizing.spawner import Spawner, spawner
 from graft_runtime.tokenizing.template_content import Messages
-from graft_runtime.tokenizing.worker import LOST, Worker, limit_processor, serve
+from graft_runtime.tokenizing.worker import TakesTooMuchError, Workers, limit_processor
 
 RENDER_SECONDS = 5
 """Of a processor, for one conversation."""
 MAX_CHARACTERS = 16 << 20
 """Of one rendered conversation."""
-UNSAFE_SECONDS = 60.0
-"""So long a template that has ended its process is not tried again."""
+MEMORY_BYTES = 1 << 30
+MAX_PROCESSES = 16
+"""Of templates that were rendered lately."""
 
 
 class TemplateOptions(msgspec.Struct, frozen=True):
@@ -59,14 +56,11 @@ class TemplateFaultError(Exception):
 
 
 class Renderer:
-    """Renders one conversation at a time. To be called from threads."""
+    """Renders conversations, one at a time with each template. To be called from threads."""
 
-    def __init__(self, seconds: int = RENDER_SECONDS) -> None:
+    def __init__(self, seconds: int = RENDER_SECONDS, parent: Spawner = spawner) -> None:
         self._seconds = seconds
-        self._lock = threading.Lock()
-        self._worker = Worker(__name__)
-        self._unsafe: dict[str, float] = {}
-        """Templates that have ended their process, and until when they are not tried."""
+        self._workers = Workers(__name__, memory_bytes=MEMORY_BYTES, most=MAX_PROCESSES, parent=parent)
 
     def render(
         self, template: str, messages: Messages, named: Mapping[str, str], options: TemplateOptions = ANSWER_BEGINS
@@ -84,35 +78,30 @@ class Renderer:
             TemplateFaultError: whatever else it raises.
         """
         asked = _Question(template, [*map(dict, messages)], dict(named), self._seconds, options)
-        question = msgspec.msgpack.encode(asked)
-        with self._lock:
-            if time.monotonic() < self._unsafe.get(template, 0.0):
-                raise _unsafe("it did so a moment ago")
-            try:
-                answer = msgspec.msgpack.decode(self._worker.ask(question), type=_Answer)
-            except LOST as error:
-                answer = _Answer(fault=str(error), unsafe=True)
-            if answer.unsafe:
-                self._unsafe = {known: end for known, end in self._unsafe.items() if end > time.monotonic()}
-                self._unsafe[template] = time.monotonic() + UNSAFE_SECONDS
-                raise _unsafe(answer.fault or "")
+        try:
+            content = self._workers.ask(template, msgspec.msgpack.encode(asked))
+        except TakesTooMuchError as error:
+            raise _unsafe(str(error)) from None
+        answer = msgspec.msgpack.decode(content, type=_Answer)
+        if answer.unsafe:
+            self._workers.give_up(template)
+            raise _unsafe(answer.fault or "")
         if answer.fault is not None:
             raise TemplateFaultError(answer.fault)
         return answer.text
 
     @property
-    def process_id(self) -> int | None:
-        """Return the id of the process; None while there is none."""
-        return self._worker.process_id
+    def process_ids(self) -> list[int]:
+        """Return the ids of the processes, that of the last template at the end."""
+        return self._workers.process_ids
 
     def start(self) -> None:
-        """Start the process, so that the first conversation does not wait for what it imports."""
-        with self._lock:
-            self._worker.start()
+        """Make ready, so that the first conversation does not wait for what is imported."""
+        self._workers.start()
 
     def close(self) -> None:
-        """End the process; the next conversation starts another."""
-        self._worker.close()
+        """End the processes; the next conversation starts another."""
+        self._workers.close()
 
 
 def _unsafe(why: str) -> GraftError:
@@ -143,15 +132,12 @@ def _rendered(question: _Question, render_jinja_template: Callable[..., Any]) ->
     return _Answer(str(text))
 
 
-def _serve() -> None:
-    from transformers.utils.chat_template_utils import render_jinja_template  # noqa: PLC0415 - in this process alone
+def answerer() -> Callable[[bytes], bytes]:
+    """Return what answers questions, for the process of a template."""
+    from transformers.utils.chat_template_utils import render_jinja_template  # noqa: PLC0415 - in the spawner alone
 
     def answered(question: bytes) -> bytes:
         asked = msgspec.msgpack.decode(question, type=_Question)
         return msgspec.msgpack.encode(_rendered(asked, render_jinja_template))
 
-    serve(answered)
-
-
-if __name__ == "__main__":
-    _serve()
+    return answered

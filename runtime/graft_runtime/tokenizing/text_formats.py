@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from graft_runtime.errors import ErrorCode, GraftError
+from graft_runtime.threads import Threads
 from graft_runtime.tokenizing.defaults import GenerationDefaults, read_defaults
 from graft_runtime.tokenizing.encoding import ForeignTokenizer
 from graft_runtime.tokenizing.files import TokenizerFiles, read_tokenizer_files
@@ -22,6 +23,8 @@ MAX_BYTES = 1 << 30
 """For tokenizers besides the base's; there is always room for one."""
 MODEL_BYTES_PER_FILE_BYTE = 12
 ADDED_TOKEN_BYTES = 1024
+TRIALS = 8
+"""Adapters whose tokenizers and templates are tried at a time."""
 TRIAL_TEXT = "Hello, world! 1 + 1 = 2\n\tÜber 你好 😀"
 LONG_TEXTS = ("a" * 65_536, f"{' ' * 256}{'a' * 128}" * 128, f"{TRIAL_TEXT}\ufdfa" * 1024)
 """What tokenizers that are slow are slow on: a long word, many blanks and words, many scripts."""
@@ -134,6 +137,7 @@ class TextFormats:
         self._base: asyncio.Future[BaseTextFormat] = asyncio.get_running_loop().create_future()
         self._kept: OrderedDict[str, TextFormat] = OrderedDict()
         self._loading = asyncio.Lock()
+        self._trials = Threads(TRIALS, "try-text-format")
 
     def base_loaded(self, base: BaseTextFormat) -> None:
         """Judge adapters from now on, beside this base."""
@@ -159,8 +163,10 @@ class TextFormats:
             if text_format is None:
                 built = [one.tokenizer for one in self._kept.values()]
                 text_format = await asyncio.to_thread(_load, base, built, directory, f"adapter `{name}`")
-            self._keep(digest, text_format)
-            return text_format
+        if digest not in self._kept:  # each in a process of its own: one that takes long is in nobody's way
+            await self._trials.run(_try, text_format, base.text_format.tokenizer)
+        self._keep(digest, text_format)
+        return text_format
 
     def _keep(self, digest: str, text_format: TextFormat) -> None:
         self._kept[digest] = text_format
@@ -182,11 +188,7 @@ def _load(base: BaseTextFormat, kept: Sequence[Tokenizer], directory: Path, labe
         fast = build(own, base.recipe, base_tokenizer.fast, label)
     inherited = {} if files.pipeline is not None and files.named else base_tokenizer.named
     tokenizer = Tokenizer(fast, {**inherited, **files.named}, identity, adds_bos=_adds_bos(files, base.files))
-    if not shares:
-        _tried(tokenizer)
     defaults = read_defaults(directory, tokenizer.token_id, label)
-    if defaults.chat_template is not None:
-        tokenizer.content_format(defaults.chat_template)
     return TextFormat(
         tokenizer,
         defaults,
@@ -194,6 +196,15 @@ def _load(base: BaseTextFormat, kept: Sequence[Tokenizer], directory: Path, labe
         None if shares else highest(own, fast, base.recipe, base_tokenizer.fast),
         0 if shares else _bytes_of(own, base.recipe),
     )
+
+
+def _try(text_format: TextFormat, base: Tokenizer) -> None:
+    """Try what an adapter brings of its own. Raises GraftError: Corrupt, UnsafeFile."""
+    tokenizer, template = text_format.tokenizer, text_format.own.chat_template
+    if tokenizer.identity != base.identity:
+        _tried(tokenizer)
+    if template is not None:
+        tokenizer.content_format(template)
 
 
 def _understood(base: TextFormat, tokenizer: Tokenizer) -> GenerationDefaults:

@@ -1,89 +1,195 @@
-"""A process for what strangers' files do: it answers one question at a time, and may be ended at any of them."""
+"""Processes for what strangers' files do, one for each file: it may be ended at any question, and holds up no other."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import resource
-import select
-import subprocess
-import sys
+import signal
+import socket
+import threading
 import time
+from collections import OrderedDict
 from collections.abc import Callable
-from typing import IO
+from dataclasses import dataclass, field
 
-from graft_runtime.messages import FRAME_HEADER_BYTES, frame
-from graft_runtime.one_shot import bound_memory
+from graft_runtime.errors import ErrorCode, GraftError
+from graft_runtime.tokenizing.frames import is_silent, read_frame, write_frame
+from graft_runtime.tokenizing.spawner import Spawner, spawner
 
 SILENT_SECONDS = 60.0
 """Until a process is given up for lost."""
 START_SECONDS = 300.0
-"""The same for its first answer, with a processor that others use."""
-MEMORY_BYTES = 1 << 30
+"""The same for its beginning, with a processor that others use."""
+SLOW_SECONDS = 0.25
+"""Of one question: whoever takes longer lets all others of this machine go first from then on."""
+SLOW_NICENESS = 5
+UNSAFE_SECONDS = 60.0
+"""So long a file that has ended its process is not asked again."""
+IDLE_SECONDS = 30.0
+"""So long the process of a file that nobody asks is kept."""
 LOST = (EOFError, OSError, TimeoutError)
-"""What a question raises whose process is gone or silent."""
 
 
-class Worker:
-    """A process that runs a module, which calls `serve`. For one thread at a time.
+class TakesTooMuchError(Exception):
+    """A file's process was ended: what it took too much of, or that it did so a moment ago."""
+
+
+@dataclass
+class _Asked:
+    """A file that was asked, for one thread at a time."""
+
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    worker: _Worker | None = None
+    unsafe_until: float = 0.0
+    asked_at: float = 0.0
+
+
+class Workers:
+    """Processes for one kind of files. To be called from threads.
 
     Args:
-        module: its name.
-        memory_bytes: that the process may have of its own.
+        module: what they do, one of the spawner's.
+        memory_bytes: that each may have of its own.
+        most: processes that are kept, each of a file that was asked lately.
+        parent: starts them.
     """
 
-    def __init__(self, module: str, memory_bytes: int = MEMORY_BYTES) -> None:
-        self._module, self._memory_bytes = module, memory_bytes
-        self._process: subprocess.Popen[bytes] | None = None
-        self._answered = False
-        """Whether the process has answered anything: it imports for seconds first."""
+    def __init__(self, module: str, *, memory_bytes: int, most: int, parent: Spawner = spawner) -> None:
+        self._module, self._memory_bytes, self._most, self._parent = module, memory_bytes, most, parent
+        self._lock = threading.Lock()
+        self._asked: OrderedDict[str, _Asked] = OrderedDict()
+        """By the file; the one that was asked last is last."""
+
+    def start(self) -> None:
+        """Make ready to start processes."""
+        self._parent.start()
+
+    def ask(self, file: str, question: bytes, first: Callable[[], bytes] | None = None) -> bytes:
+        """Return the answer of a file's process to a question.
+
+        Args:
+            file: its text, or what else tells it from others.
+            question: to be answered.
+            first: makes what a new process is asked before.
+
+        Raises:
+            TakesTooMuchError: it has none, and is not asked again for a while.
+            GraftError: NoCapacity, when no process can be started.
+        """
+        asked = self._of(file)
+        with asked.lock:
+            if time.monotonic() < asked.unsafe_until:
+                raise TakesTooMuchError("it did so a moment ago")
+            if asked.worker is not None and asked.worker.has_ended:  # by others, as nothing was asked
+                self._end(asked)
+            begins = asked.worker is None
+            worker = asked.worker = asked.worker or self._begun()
+            try:
+                if begins and first is not None:
+                    worker.ask(first())
+                return worker.ask(question)
+            except LOST as error:
+                self._end(asked)
+                asked.unsafe_until = time.monotonic() + UNSAFE_SECONDS
+                raise TakesTooMuchError(str(error)) from None
+
+    def give_up(self, file: str) -> None:
+        """Ask a file no more for a while."""
+        self._of(file).unsafe_until = time.monotonic() + UNSAFE_SECONDS
 
     @property
-    def process_id(self) -> int | None:
-        """Return the id of the process; None while there is none."""
-        return None if self._process is None else self._process.pid
-
-    def start(self) -> subprocess.Popen[bytes]:
-        """Start the process, if there is none, so that the first question does not wait for what it imports."""
-        if self._process is None:
-            pipe = subprocess.PIPE
-            self._process = subprocess.Popen([sys.executable, "-m", self._module], stdin=pipe, stdout=pipe, bufsize=0)
-            self._answered = False
-            bound_memory(self._process.pid, self._memory_bytes)
-        return self._process
+    def process_ids(self) -> list[int]:
+        """Return the ids of the processes, that of the file that was asked last at the end."""
+        with self._lock:
+            return [asked.worker.process_id for asked in self._asked.values() if asked.worker is not None]
 
     def close(self) -> None:
-        """End the process; the next question starts another."""
-        if self._process is not None:
-            self._process.kill()
-            self._process.communicate()
-            self._process = None
+        """End the processes; the next question starts another."""
+        with self._lock:
+            known = list(self._asked.values())
+        for asked in known:
+            if (worker := asked.worker) is not None:
+                worker.kill()  # whoever waits for it has its turn now
+            with asked.lock:
+                self._end(asked)
+
+    def _begun(self) -> _Worker:
+        for _ in range(2):  # the parent may have ended meanwhile
+            try:
+                return _Worker(self._parent.spawn(self._module, self._memory_bytes))
+            except LOST as error:
+                self._parent.close()
+                why = f"a process for text can't be started: {error}"
+        raise GraftError(ErrorCode.NO_CAPACITY, why, hint="look at the pod's limits of processes and of memory")
+
+    def _of(self, file: str) -> _Asked:
+        with self._lock:
+            asked = self._asked.setdefault(file, _Asked())
+            asked.asked_at = time.monotonic()
+            self._asked.move_to_end(file)
+            self._forget(asked)
+            return asked
+
+    def _forget(self, kept: _Asked) -> None:
+        """End processes that are idle, or beyond the most that are kept, but for those that answer just now."""
+        now, more = time.monotonic(), sum(one.worker is not None for one in self._asked.values()) - self._most + 1
+        for file, asked in list(self._asked.items()):
+            if asked is kept or not asked.lock.acquire(blocking=False):
+                continue
+            with contextlib.ExitStack() as held:
+                held.callback(asked.lock.release)
+                idle = now - asked.asked_at > IDLE_SECONDS
+                if asked.worker is not None and (more > 0 or idle):
+                    self._end(asked)
+                    more -= 1
+                if idle and asked.unsafe_until <= now:
+                    del self._asked[file]
+
+    @staticmethod
+    def _end(asked: _Asked) -> None:
+        if asked.worker is not None:
+            asked.worker.close()
+            asked.worker = None
+
+
+class _Worker:
+    """One process. For one thread at a time."""
+
+    def __init__(self, talk: socket.socket) -> None:
+        self._talk = talk
+        try:
+            self.process_id = int(read_frame(talk, time.monotonic() + START_SECONDS))
+            self._process = os.pidfd_open(self.process_id)
+        except LOST:
+            talk.close()
+            raise
 
     def ask(self, question: bytes) -> bytes:
-        """Return the process's answer. Raises one of LOST, the process ended."""
-        process = self.start()
-        deadline = time.monotonic() + (SILENT_SECONDS if self._answered else START_SECONDS)
-        assert process.stdin is not None
-        assert process.stdout is not None
-        try:
-            _write(process.stdin, question)
-            source = process.stdout.fileno()
-            length = int.from_bytes(_read(source, FRAME_HEADER_BYTES, deadline), "big")
-            answer = _read(source, length, deadline)
-        except LOST:
-            self.close()
-            raise
-        self._answered = True
-        return answer
+        """Return its answer. Raises one of LOST."""
+        deadline = time.monotonic() + SILENT_SECONDS
+        self._talk.settimeout(SILENT_SECONDS)
+        write_frame(self._talk, question)
+        if is_silent(self._talk.fileno(), SLOW_SECONDS):
+            with contextlib.suppress(OSError):
+                os.setpriority(os.PRIO_PROCESS, self.process_id, SLOW_NICENESS)
+        return read_frame(self._talk, deadline)
 
+    @property
+    def has_ended(self) -> bool:
+        """Return whether the process is no more."""
+        return not is_silent(self._process, 0)
 
-def serve(answered: Callable[[bytes], bytes]) -> None:
-    """Answer questions until there are no more: this is the process."""
-    source, answers = sys.stdin.fileno(), os.dup(sys.stdout.fileno())
-    with contextlib.redirect_stdout(sys.stderr), os.fdopen(answers, "wb", 0) as target, contextlib.suppress(EOFError):
-        while True:
-            length = int.from_bytes(_read(source, FRAME_HEADER_BYTES), "big")
-            _write(target, answered(_read(source, length)))
+    def kill(self) -> None:
+        """End the process, whoever waits for its answer."""
+        with contextlib.suppress(OSError):
+            signal.pidfd_send_signal(self._process, signal.SIGKILL)
+
+    def close(self) -> None:
+        """End the process, when nobody waits for it."""
+        self.kill()
+        os.close(self._process)
+        self._talk.close()
 
 
 def limit_processor(seconds: int) -> None:
@@ -91,22 +197,3 @@ def limit_processor(seconds: int) -> None:
     used = resource.getrusage(resource.RUSAGE_SELF)
     until = int(used.ru_utime + used.ru_stime) + 1 + seconds
     resource.setrlimit(resource.RLIMIT_CPU, (until, resource.getrlimit(resource.RLIMIT_CPU)[1]))
-
-
-def _write(target: IO[bytes], content: bytes) -> None:
-    rest = memoryview(frame(content))
-    while rest:
-        rest = rest[os.write(target.fileno(), rest) :]
-
-
-def _read(source: int, size: int, deadline: float | None = None) -> bytes:
-    """Read so many bytes. Raises EOFError when there are no more, TimeoutError at the deadline."""
-    content = bytearray()
-    while len(content) < size:
-        if deadline is not None and not select.select([source], [], [], max(0.0, deadline - time.monotonic()))[0]:
-            raise TimeoutError("it gave no answer")
-        piece = os.read(source, min(size - len(content), 1 << 20))
-        if not piece:
-            raise EOFError("its process was ended")
-        content += piece
-    return bytes(content)

@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from tests.support.waiting import wait_until
+
 MIB = 1 << 20
 ROUTES: dict[str, dict[str, Any]] = {
     "/v1/completions": {"model": "tiny", "prompt": "hello"},
@@ -25,6 +27,26 @@ def pod(make_pod: Callable[..., Any]) -> Any:
     pod.start(program=(str(Path(__file__).with_name("plain_engine.py")),))
     pod.wait_ready()
     return pod
+
+
+def test_memory_of_large_bodies_comes_back(pod: Any) -> None:
+    """First of all: a process that has not been asked much yet."""
+
+    def held() -> int:
+        lines = Path(f"/proc/{pod.process.pid}/status").read_text().splitlines()
+        return next(int(line.split()[1]) << 10 for line in lines if line.startswith("RssAnon"))
+
+    assert pod.text("tiny")
+    before = held()
+    content = b'{"model":"tiny","prompt":[' + b'"a",' * (MIB - 20) + b'"a"]}'
+    clients = [
+        threading.Thread(target=lambda: [pod.post("/v1/completions", content) for _ in range(3)]) for _ in "abcd"
+    ]
+    for client in clients:
+        client.start()
+    for client in clients:
+        client.join()
+    wait_until(lambda: held() < before + 40 * MIB, lambda: f"{held() >> 20} MiB, {before >> 20} before", 20)
 
 
 @pytest.mark.parametrize("value", [2**63, 2**64, -(2**63), 10**400], ids=["63 bits", "64 bits", "below", "400 digits"])

@@ -1,7 +1,9 @@
-"""How much memory this process may still take: of the machine, and of what its container is limited to."""
+"""How much memory a pod's processes may take: of the machine, and of what their container is limited to."""
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -14,8 +16,28 @@ _CGROUP_FILES = (
 )
 """Limit, usage, statistics, and in these the entry of file pages that nobody used lately; version 2, version 1."""
 
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
+"""Of mallopt(3)."""
+LARGE_BYTES = 256 << 10
+PROC, CGROUP = Path("/proc"), Path("/sys/fs/cgroup")
 
-def free_memory(proc: Path = Path("/proc"), cgroup: Path = Path("/sys/fs/cgroup"), limit: str | None = None) -> int:
+
+def give_back_what_is_freed() -> None:
+    """Have this process give large pieces back when they are freed; the C library keeps those of tens of mebibytes.
+
+    For a process that reads what clients send. One that makes large tensors would ask the kernel for each of them.
+    """
+    with contextlib.suppress(OSError, AttributeError):  # another C library has its own ways
+        library = ctypes.CDLL(None)
+        for parameter, value in (
+            (_M_MMAP_THRESHOLD, LARGE_BYTES),
+            (_M_TRIM_THRESHOLD, LARGE_BYTES),
+            (_M_ARENA_MAX, 2),
+        ):
+            library.mallopt(parameter, value)
+
+
+def free_memory(proc: Path = PROC, cgroup: Path = CGROUP, limit: str | None = None) -> int:
     """Return the bytes that this process may still take.
 
     Args:
@@ -23,18 +45,19 @@ def free_memory(proc: Path = Path("/proc"), cgroup: Path = Path("/sys/fs/cgroup"
         cgroup: where the container's cgroup is mounted, of version 1 or 2.
         limit: bytes that the container may take, where no cgroup says so; None: as the environment says.
     """
-    free = [_numbers(proc / "meminfo", ":")["MemAvailable"] << 10, *_free_in_cgroup(cgroup)]
+    free = [_numbers(proc / "meminfo", ":")["MemAvailable"] << 10, *(most - used for most, used in _in_cgroup(cgroup))]
     limit = os.environ.get(MEMORY_LIMIT) if limit is None else limit
     if limit:
         free.append(int(limit) - sum(_taken(proc / name / "status") for name in _processes()))
     return max(0, min(free))
 
 
-def _free_in_cgroup(cgroup: Path) -> Iterable[int]:
+def _in_cgroup(cgroup: Path) -> Iterable[tuple[int, int]]:
+    """Yield the container's limit and what it has taken, where there is a limit."""
     for limit, usage, statistics, inactive in _CGROUP_FILES:
         try:
             used = int((cgroup / usage).read_text()) - _numbers(cgroup / statistics, " ")[inactive]
-            yield int((cgroup / limit).read_text()) - used
+            yield int((cgroup / limit).read_text()), used
         except (OSError, ValueError, KeyError):  # not this version, or `max`
             continue
 
