@@ -13,6 +13,7 @@ from graft_operator.clients.cluster import Cluster, UnavailableError
 from graft_operator.clients.elector import Elector
 from graft_operator.clients.fence import Fence
 from graft_operator.clients.followers import PodFollowers
+from graft_operator.clients.introductions import Introductions
 from graft_operator.clients.keyring import Keyring
 from graft_operator.clients.resolutions import Resolutions
 from graft_operator.clients.runtime_client import RuntimeClient
@@ -86,6 +87,8 @@ class Operator:
         stack.push_async_callback(followers.close)
         resolutions = Resolutions(client, self._queue.mark)
         stack.push_async_callback(resolutions.close)
+        introductions = Introductions(client)
+        stack.push_async_callback(introductions.close)
 
         self._sync = Sync(cluster, self._store, settings)
         self._reconciler = Reconciler(
@@ -94,6 +97,7 @@ class Operator:
             queue=self._queue,
             followers=followers,
             resolutions=resolutions,
+            introductions=introductions,
             keys=keyring.public_keys,
             settings=settings,
         )

@@ -13,11 +13,12 @@ from graft_runtime.adapters.files import AdapterFiles, read_adapter_files
 from graft_runtime.adapters.fit import fitted
 from graft_runtime.adapters.layout import BaseLayout
 from graft_runtime.adapters.vocabulary import own_rows, vocabulary_fault
+from graft_runtime.contract.checkpoints import CheckpointFile
 from graft_runtime.contract.control import AdapterInspection, Check
 from graft_runtime.contract.facts import AdapterFacts
 from graft_runtime.contract.wire import Fault
 from graft_runtime.errors import GraftError
-from graft_runtime.store.checkpoints import FileRecord, digest_of, select_files
+from graft_runtime.store.checkpoints import digest_of, select_files
 from graft_runtime.tokenizing.files import TOKENIZER_FILE
 from graft_runtime.tokenizing.own_tokenizer import brings_one
 from graft_runtime.tokenizing.text_formats import highest_token
@@ -111,7 +112,7 @@ def local_digest(directory: Path, name: str) -> str:
     for file in select_files(sorted(os.listdir(directory)), "adapter", name):
         with (directory / file).open("rb") as stream:
             digest = hashlib.file_digest(stream, "sha256").hexdigest()
-            records.append(FileRecord(file, os.fstat(stream.fileno()).st_size, digest))
+            records.append(CheckpointFile(path=file, size=os.fstat(stream.fileno()).st_size, sha256=digest))
     return digest_of(records)
 
 

@@ -10,6 +10,7 @@ import ast
 import importlib
 import json
 import pkgutil
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import graft_runtime.contract
 import pytest
 from graft_runtime.contract import wire
 from graft_runtime.contract.adapter_set import AdapterEntry, AdapterSet, AdapterSetVersion, AdapterVersion
-from graft_runtime.contract.checkpoints import Source
+from graft_runtime.contract.checkpoints import CheckpointFile, Source
 from graft_runtime.contract.config import (
     BaseModelConfig,
     EngineConfig,
@@ -30,7 +31,10 @@ from graft_runtime.contract.control import (
     Accepted,
     AdapterInspection,
     Check,
+    CheckpointFiles,
     InspectRequest,
+    Peer,
+    Peers,
     Resolution,
     ResolveRequest,
 )
@@ -112,6 +116,7 @@ EXAMPLES: dict[str, Wire] = {
         base=BaseReport(
             name="base",
             state=BaseState.SERVING,
+            source=SOURCE,
             digest=DIGEST,
             revision="c0ffee",
             runner="decoder",
@@ -145,6 +150,8 @@ EXAMPLES: dict[str, Wire] = {
         unchecked=(Check.TRIAL,),
         fault=FAULT,
     ),
+    "peers": Peers(peers=(Peer(address=ip_address("10.0.0.7"), token="JWT"),), base=DIGEST),
+    "checkpoint-files": CheckpointFiles(files=(CheckpointFile(path="adapter_config.json", size=512, sha256="b" * 64),)),
     "fault": FAULT,
 }
 

@@ -63,7 +63,7 @@ def test_the_service_routes_to_the_api_port_alone() -> None:
     assert objects.url_of(make_pool()) == "http://support.team-a.svc:8000/v1"
 
 
-def test_the_network_policy_opens_the_control_port_to_the_operator_alone() -> None:
+def test_the_network_policy_opens_the_control_port_to_the_operator_and_the_pool_s_pods_alone() -> None:
     anyone, operator, scrapers = objects.build_network_policy(make_pool(), SETTINGS)["spec"]["ingress"]
     assert anyone == {"ports": [{"port": 8000, "protocol": "TCP"}]}
     assert operator["ports"] == [{"port": 8001, "protocol": "TCP"}]
@@ -71,7 +71,8 @@ def test_the_network_policy_opens_the_control_port_to_the_operator_alone() -> No
         {
             "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "graft-system"}},
             "podSelector": {"matchLabels": {"graft.dev/component": "operator"}},
-        }
+        },
+        {"podSelector": {"matchLabels": {"graft.dev/deployment": "support"}}},
     ]
     assert scrapers == {
         "from": [{"namespaceSelector": {"matchLabels": {"graft.dev/metrics": "scraped"}}}],
@@ -109,10 +110,14 @@ def test_pods_reach_no_address_inside_unless_the_administrator_allows_its_networ
 def test_pods_reach_public_addresses_and_dns_where_sources_may_be_there() -> None:
     assert reached("1.1.1.1")
     assert reached("2606:4700::1111")
-    dns, _ = objects.build_network_policy(make_pool(), SETTINGS)["spec"]["egress"]
+    pods, dns, _ = objects.build_network_policy(make_pool(), SETTINGS)["spec"]["egress"]
+    assert pods == {
+        "to": [{"podSelector": {"matchLabels": {"graft.dev/deployment": "support"}}}],
+        "ports": [{"port": 8001, "protocol": "TCP"}],
+    }
     assert dns == {"ports": [{"port": 53, "protocol": "UDP"}, {"port": 53, "protocol": "TCP"}]}
     mounted = replace(SETTINGS, allowed_schemes=("pvc", "file"))
-    assert objects.build_network_policy(make_pool(), mounted)["spec"]["egress"] == []
+    assert objects.build_network_policy(make_pool(), mounted)["spec"]["egress"] == [pods]
 
 
 def test_a_pool_of_no_pods_has_no_disruption_budget() -> None:

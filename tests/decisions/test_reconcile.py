@@ -11,7 +11,9 @@ from typing import Any, cast
 import pytest
 from graft_operator.clients.cluster import Cluster, ClusterError, ConflictError, RejectedError, UnavailableError
 from graft_operator.clients.followers import PodFollowers
+from graft_operator.clients.introductions import Introductions
 from graft_operator.clients.resolutions import Resolutions
+from graft_operator.decisions.introductions import Introduction
 from graft_operator.decisions.observed import PodReport, PodView, ResolvedSource
 from graft_operator.keys import ObjectKey, PoolKey
 from graft_operator.kinds import ADAPTER_DEPLOYMENT
@@ -136,6 +138,13 @@ class Questions:
         return {}
 
 
+class Introduced:
+    """Which pods were told of others."""
+
+    def make(self, key: PoolKey, wanted: Iterable[Introduction]) -> None:
+        self.pods = [introduction.pod.uid for introduction in wanted]
+
+
 class Operator:
     """A reconciler with the pool `support` in its store."""
 
@@ -144,7 +153,7 @@ class Operator:
         self.api = ApiServer()
         self.queue: WorkQueue[PoolKey] = WorkQueue(lambda: self.now)
         self.store = Store(self.queue.mark)
-        self.followers, self.questions = Followers(), Questions()
+        self.followers, self.questions, self.introductions = Followers(), Questions(), Introduced()
         self.plans = 0
         self.reconciler = Reconciler(
             cluster=cast(Cluster, self.api),
@@ -152,6 +161,7 @@ class Operator:
             queue=self.queue,
             followers=cast(PodFollowers, self.followers),
             resolutions=cast(Resolutions, self.questions),
+            introductions=cast(Introductions, self.introductions),
             keys=self.keys,
             settings=SETTINGS,
             clock=lambda: self.now,

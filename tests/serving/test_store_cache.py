@@ -20,6 +20,7 @@ from graft_runtime.errors import ErrorCode, GraftError
 from graft_runtime.store.cache import Cache, Cached
 from graft_runtime.store.checkpoints import Kind
 from graft_runtime.store.fetches import Fetches, retry_seconds
+from graft_runtime.store.peers import PeerPods
 from graft_runtime.store.sources import Directory, Sources
 
 MOUNT = SourceMount(name="shelf", kind="claim")
@@ -286,7 +287,7 @@ class CountingCache(Cache):
 
 async def test_callers_at_the_same_time_share_one_copy(tmp_path: Path, sources: Sources) -> None:
     cache = CountingCache(tmp_path / "cache", None, tuple)
-    fetches = Fetches(sources, cache)
+    fetches = Fetches(sources, cache, PeerPods(cache))
     source = Source(uri="pvc://shelf/a")
     found = await asyncio.gather(*(fetches.resolve(source, "adapter") for _ in range(5)))
     assert len(set(found)) == 1
@@ -371,7 +372,7 @@ class StuckCache(Cache):
 @pytest.mark.parametrize("hosts", [1, 8])
 async def test_slow_hosts_keep_nobody_else_waiting(tmp_path: Path, sources: Sources, hosts: int) -> None:
     cache = StuckCache(tmp_path / "cache", None, tuple)
-    fetches = Fetches(sources, cache)
+    fetches = Fetches(sources, cache, PeerPods(cache))
     uris = [f"https://slow{at % hosts}.example/{at}.zip" for at in range(8 * hosts)]
     slow = [asyncio.create_task(fetches.resolve(Source(uri=uri), "adapter")) for uri in uris[::2]]
     slow += [asyncio.create_task(fetches.fetch(Source(uri=uri), "adapter", None, uri)) for uri in uris[1::2]]
@@ -391,7 +392,8 @@ async def test_slow_hosts_keep_nobody_else_waiting(tmp_path: Path, sources: Sour
 
 
 async def test_other_bytes_than_named_are_refused(tmp_path: Path, sources: Sources) -> None:
-    fetches = Fetches(sources, Cache(tmp_path / "cache", None, tuple))
+    cache = Cache(tmp_path / "cache", None, tuple)
+    fetches = Fetches(sources, cache, PeerPods(cache))
     with pytest.raises(GraftError) as caught:
         await fetches.fetch(Source(uri="pvc://shelf/a"), "adapter", "sha256:" + "0" * 64, "billing")
     assert caught.value.code == "DigestMismatch"
@@ -401,7 +403,7 @@ async def test_other_bytes_than_named_are_refused(tmp_path: Path, sources: Sourc
 
 async def test_a_source_that_comes_late_is_fetched_in_the_end(tmp_path: Path, sources: Sources) -> None:
     cache, told = Cache(tmp_path / "cache", None, tuple), list[str]()
-    fetches = Fetches(sources, cache, wait_seconds=lambda code, attempt: 0.001)
+    fetches = Fetches(sources, cache, PeerPods(cache), wait_seconds=lambda code, attempt: 0.001)
 
     def failed(error: GraftError) -> None:
         told.append(error.code.value)
@@ -414,7 +416,8 @@ async def test_a_source_that_comes_late_is_fetched_in_the_end(tmp_path: Path, so
 
 
 async def test_what_cannot_get_better_is_not_tried_again(tmp_path: Path, sources: Sources) -> None:
-    fetches, told = Fetches(sources, Cache(tmp_path / "cache", None, tuple)), list[GraftError]()
+    cache, told = Cache(tmp_path / "cache", None, tuple), list[GraftError]()
+    fetches = Fetches(sources, cache, PeerPods(cache))
     assert await fetches.fetch_until_there(Source(uri="pvc://no/a"), "adapter", None, "a", told.append) is None
     assert [error.code for error in told] == ["SourceNotDeclared"]
     await fetches.close()

@@ -88,7 +88,7 @@ class Signer:
         return {key.key_id: key.public_pem for key in self.keys}
 
     def token(self, audience: str, now: float) -> str:
-        """Return a token for the pod whose UID is `audience`, valid from `now` (Unix seconds) for four minutes."""
+        """Return a token for `audience`, valid from `now` (Unix seconds) for four minutes."""
         key = self._signing_key(now)
         claims = {"iss": TOKEN_ISSUER, "aud": audience, "iat": int(now), "exp": int(now) + LIFETIME_SECONDS}
         return jwt.encode(claims, key.private_key, algorithm=TOKEN_ALGORITHM, headers={"kid": key.key_id})

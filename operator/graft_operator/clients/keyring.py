@@ -42,9 +42,9 @@ class Keyring:
         """Return the public keys for the pods: key id → PEM."""
         return self._signer.public_keys()
 
-    def sign(self, pod_uid: str, now: float) -> str:
-        """Return a token for the pod, valid from `now` (Unix seconds)."""
-        return self._signer.token(pod_uid, now)
+    def sign(self, audience: str, now: float) -> str:
+        """Return a token for this audience, valid from `now` (Unix seconds)."""
+        return self._signer.token(audience, now)
 
     async def watch(self, changed: Callable[[], None], seconds: float = REFRESH_SECONDS) -> None:
         """Read the Secret again every `seconds`, for ever, and call `changed` when the public keys are others."""

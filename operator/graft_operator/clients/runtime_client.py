@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass
+from ipaddress import ip_address
 from typing import TypeVar
 
 import aiohttp
 from graft_runtime.contract.adapter_set import AdapterSet
-from graft_runtime.contract.control import Accepted, Resolution, ResolveRequest
+from graft_runtime.contract.control import Accepted, Peer, Peers, Resolution, ResolveRequest, checkpoint_audience
 from graft_runtime.contract.ports import CONTROL_PORT
 from graft_runtime.contract.status import RuntimeStatus
 from graft_runtime.contract.wire import Fault, Message
@@ -86,7 +87,7 @@ class RuntimeClient:
     """One HTTP client for all pods. What a namespace's pods answer has room and time of its own.
 
     Args:
-        sign: a token for the pod with this UID.
+        sign: makes a token for an audience, from a time in Unix seconds on.
         fence: while it is closed, pods are asked for their status alone.
     """
 
@@ -147,6 +148,21 @@ class RuntimeClient:
         """
         content = await self._request("POST", pod, "/resolve", RESOLVE_SECONDS, body=request)
         return _parse(Resolution, content or b"", pod)
+
+    async def introduce(self, pod: PodAddress, peers: Iterable[PodAddress], base: str | None) -> None:
+        """Tell a pod which others may be asked for checkpoints, with a token for each.
+
+        Args:
+            base: the digest of the base model that they serve from the pod's own source.
+
+        Raises:
+            RuntimeUnreachableError, RuntimeRefusedError
+        """
+        now = time.time()
+        introduced = tuple(
+            Peer(address=ip_address(peer.ip), token=self._sign(checkpoint_audience(peer.uid), now)) for peer in peers
+        )
+        await self._request("PUT", pod, "/peers", PUSH_SECONDS, body=Peers(peers=introduced, base=base))
 
     async def _request(
         self,

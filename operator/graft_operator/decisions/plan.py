@@ -22,6 +22,7 @@ from graft_operator.decisions.adapter_sets import (
 from graft_operator.decisions.applies import Apply, last_applies, plan_applies, plan_deletes, wanted_objects
 from graft_operator.decisions.checks import base_fault, merge_fault, pod_template_fault
 from graft_operator.decisions.conditions import Reason
+from graft_operator.decisions.introductions import RENEW_SECONDS, Introduction, plan_introductions
 from graft_operator.decisions.observed import Applied, Child, Failure, Observed
 from graft_operator.decisions.pool_status import failed_status, make_status
 from graft_operator.decisions.references import reference_fault
@@ -66,6 +67,7 @@ class Plan:
     """What else the pool needs; the pods come last."""
     deletes: tuple[Child, ...] = ()
     resolves: tuple[Resolve, ...] = ()
+    introductions: tuple[Introduction, ...] = ()
     remembered: frozenset[Source] = frozenset()
     """Sources of which answers must be kept: they are written down nowhere else, or what is may be outdated."""
     statuses: Mapping[ObjectKey, AdapterDeploymentStatus] = field(default_factory=dict)
@@ -139,13 +141,15 @@ def plan_pool(pool: Pool, wanted: Sequence[WantedAdapter], observed: Observed, s
     last = last_applies((*mounts, *workload), observed)
     report_only = pool.spec.suspend or observed.failure is not None
     resolves = () if report_only else plan_resolves(adapters, observed, target.current, now)
+    introductions = plan_introductions(observed, sets)
     status = _status(pool, target, adapters, observed.stored_sets if pool.spec.suspend else stored, observed, now=now)
     plan = Plan(
         applied=last,
         remembered=sources_to_remember(adapters, observed, target.current),
         statuses={} if status is None else {observed.pool.key: status},
         transitions=() if status is None else transitions(observed.pool.status, status),
-        requeue_after=_requeue_after(adapters, resolves, observed, now),
+        introductions=introductions,
+        requeue_after=_requeue_after(adapters, resolves, introductions, observed, now),
     )
     if report_only:
         return plan
@@ -242,9 +246,15 @@ def _is_settling(observed: Observed) -> bool:
 
 
 def _requeue_after(
-    adapters: Sequence[AdapterPlan], resolves: Sequence[Resolve], observed: Observed, now: float
+    adapters: Sequence[AdapterPlan],
+    resolves: Sequence[Resolve],
+    introductions: Sequence[Introduction],
+    observed: Observed,
+    now: float,
 ) -> float:
     seconds = [RECHECK_SECONDS, *waits(adapters, resolves, observed, now)]
+    if introductions:
+        seconds.append(RENEW_SECONDS)
     if observed.failure is not None:
         seconds.append(FAILED_RECHECK_SECONDS)
     if observed.rejected or observed.referred:

@@ -10,6 +10,7 @@ from dataclasses import InitVar, dataclass
 from graft_operator import metrics
 from graft_operator.clients.cluster import Cluster, UnavailableError
 from graft_operator.clients.followers import PodFollowers
+from graft_operator.clients.introductions import Introductions
 from graft_operator.clients.resolutions import Resolutions
 from graft_operator.decisions.observed import Failure, Observed, PoolView
 from graft_operator.decisions.plan import Plan, make_plan
@@ -35,6 +36,7 @@ class Reconciler:
     queue: WorkQueue[PoolKey]
     followers: PodFollowers
     resolutions: Resolutions
+    introductions: Introductions
     keys: Callable[[], Mapping[str, str]]
     """The public keys for the control ports, as they are now."""
     settings: Settings
@@ -104,6 +106,7 @@ class Reconciler:
             await self._effects.carry_out(view, plan, memory)
         except EffectFailedError as error:
             plan = self._plan(view, memory, error.failure)
+        self.introductions.make(key, plan.introductions)
         self.resolutions.keep(key, plan.remembered)
         await self._effects.report(view, plan, memory)
         if view.key in plan.statuses:
@@ -123,6 +126,7 @@ class Reconciler:
         self._memories.pop(key, None)
         self.followers.follow(key, ())
         self.resolutions.keep(key, ())
+        self.introductions.make(key, ())
         metrics.forget_pool(key.namespace, key.name)
 
     def _memory(self, key: PoolKey, view: PoolView) -> PoolMemory:

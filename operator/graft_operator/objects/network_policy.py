@@ -37,6 +37,7 @@ def build_network_policy(pool: Pool, settings: Settings) -> KubernetesObject:
         "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": settings.namespace}},
         "podSelector": {"matchLabels": {COMPONENT_LABEL: OPERATOR_COMPONENT}},
     }
+    peers, control = {"podSelector": {"matchLabels": selector_of(pool)}}, {"port": CONTROL_PORT, "protocol": "TCP"}
     scrapers = {"namespaceSelector": {"matchLabels": {METRICS_LABEL: "scraped"}}}
     clients = {"from": [*settings.api_peers]} if settings.api_peers else {}
     return {
@@ -47,17 +48,17 @@ def build_network_policy(pool: Pool, settings: Settings) -> KubernetesObject:
             "policyTypes": ["Ingress", "Egress"],
             "ingress": [
                 {**clients, "ports": [{"port": API_PORT, "protocol": "TCP"}]},
-                {"from": [operator], "ports": [{"port": CONTROL_PORT, "protocol": "TCP"}]},
+                {"from": [operator, peers], "ports": [control]},
                 # The kubelet comes from the pod's own node, which no policy keeps out.
                 {"from": [scrapers], "ports": [{"port": PROBE_PORT, "protocol": "TCP"}]},
             ],
-            "egress": _egress(settings),
+            "egress": [{"to": [peers], "ports": [control]}, *_egress(settings)],
         },
     }
 
 
 def _egress(settings: Settings) -> list[dict[str, Any]]:
-    """Return what pods may ask: nothing where their sources are mounted, else DNS and where sources may be."""
+    """Return what pods may ask but each other: nothing where sources are mounted, else DNS and where these may be."""
     if not any(SCHEMES[name].mount == "remote" for name in settings.allowed_schemes):
         return []
     networks = [*_PUBLIC, *({"cidr": network} for network in sorted(settings.allowed_networks))]

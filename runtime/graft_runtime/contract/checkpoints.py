@@ -58,3 +58,13 @@ class Source(Wire):
 
     uri: str = Field(max_length=1024)
     revision: Revision | None = None
+
+
+class CheckpointFile(Wire):
+    """One file of a checkpoint."""
+
+    path: str = Field(pattern=r"^[^/\x00]+$", max_length=255)
+    size: int = Field(ge=0)
+    """Bytes."""
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    """Hex digits."""

@@ -7,7 +7,7 @@ from enum import StrEnum
 from pydantic import Field
 
 from graft_runtime.contract.adapter_set import AdapterSetVersion
-from graft_runtime.contract.checkpoints import AdapterName, Digest, Revision
+from graft_runtime.contract.checkpoints import AdapterName, Digest, Revision, Source
 from graft_runtime.contract.config import Merge
 from graft_runtime.contract.facts import AdapterFacts
 from graft_runtime.contract.wire import Fault, Message, Wire
@@ -65,6 +65,8 @@ class BaseReport(Wire):
 
     name: str = Field(max_length=63)
     state: BaseState
+    source: Source | None = None
+    """As the pod's RuntimeConfig names it."""
     digest: Digest | None = None
     revision: Revision | None = None
     fault: Fault | None = None

@@ -1,4 +1,4 @@
-"""The control port: what the operator says and asks. See `contract` for the messages."""
+"""The control port: what the operator says and asks, and what other pods ask. See `contract` for the messages."""
 
 from __future__ import annotations
 
@@ -10,9 +10,17 @@ from fastapi import APIRouter, Depends, Request, Response
 from pydantic import ValidationError
 
 from graft_runtime.contract.adapter_set import AdapterSet
-from graft_runtime.contract.control import Accepted, InspectRequest, Resolution, ResolveRequest
+from graft_runtime.contract.control import (
+    Accepted,
+    InspectRequest,
+    Peers,
+    Resolution,
+    ResolveRequest,
+    checkpoint_audience,
+)
 from graft_runtime.contract.wire import Fault, Message
 from graft_runtime.errors import ErrorCode, GraftError
+from graft_runtime.http.checkpoints import checkpoints_router
 from graft_runtime.http.control_tokens import check_token
 from graft_runtime.http.reading import Bodies
 from graft_runtime.pod.pod import Pod
@@ -34,11 +42,14 @@ def control_router(pod: Pod) -> APIRouter:
 
     sets, questions = Bodies(MAX_SET_BYTES, 2 * MAX_SET_BYTES), Bodies(MAX_RESOLVE_BYTES, MAX_SET_BYTES)
 
-    async def authenticated(request: Request) -> None:
-        authorization = request.headers.get("authorization")
-        await threads.run(check_token, authorization, pod.places.keys, pod.uid)
+    def opened_by(audience: str) -> APIRouter:
+        async def authenticated(request: Request) -> None:
+            authorization = request.headers.get("authorization")
+            await threads.run(check_token, authorization, pod.places.keys, audience)
 
-    router = APIRouter(dependencies=[Depends(authenticated)])
+        return APIRouter(dependencies=[Depends(authenticated)])
+
+    router = opened_by(pod.uid)
 
     @router.put("/adapter-set")
     async def put_adapter_set(request: Request) -> Response:
@@ -59,6 +70,12 @@ def control_router(pod: Pod) -> APIRouter:
             asked = _parse(ResolveRequest, body)
         return _json(await _resolve(pod, asked))
 
+    @router.put("/peers")
+    async def put_peers(request: Request) -> Response:
+        async with questions.read(request) as body:
+            pod.peers.introduce(_parse(Peers, body))
+        return Response(status_code=204)
+
     @router.post("/inspect")
     async def post_inspect(request: Request) -> Response:
         async with questions.read(request) as body:
@@ -71,7 +88,12 @@ def control_router(pod: Pod) -> APIRouter:
                 ErrorCode.NOT_READY, f"`{asked.source.uri}` is still on its way", hint="ask again"
             ) from None
 
-    return router
+    checkpoints = opened_by(checkpoint_audience(pod.uid))
+    checkpoints.include_router(checkpoints_router(pod))
+    both = APIRouter()
+    both.include_router(router)
+    both.include_router(checkpoints)
+    return both
 
 
 async def _resolve(pod: Pod, asked: ResolveRequest) -> Resolution:

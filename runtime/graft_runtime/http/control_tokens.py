@@ -1,4 +1,4 @@
-"""Who may call the control port: the bearer of a token that the operator signed for this pod."""
+"""Who may call the control port: the bearer of a token that the operator signed for this pod and this use of it."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ _KEY_ID = re.compile(r"[0-9a-f]{16}")
 _BEARER = "Bearer "
 
 
-def check_token(authorization: str | None, keys: Path, pod_uid: str) -> None:
+def check_token(authorization: str | None, keys: Path, audience: str) -> None:
     """Check an Authorization header.
 
     Args:
         authorization: the header's value.
         keys: the directory of public keys; read anew each time, since keys rotate.
-        pod_uid: the audience that the token must name.
+        audience: that the token must name.
 
     Raises:
         GraftError: Unauthenticated.
@@ -37,7 +37,7 @@ def check_token(authorization: str | None, keys: Path, pod_uid: str) -> None:
             token,
             key,
             algorithms=[TOKEN_ALGORITHM],
-            audience=pod_uid,
+            audience=audience,
             issuer=TOKEN_ISSUER,
             leeway=LEEWAY_SECONDS,
             options={"require": ["exp", "iat", "aud", "iss"]},
@@ -62,5 +62,5 @@ def _refused(why: str) -> GraftError:
     return GraftError(
         ErrorCode.UNAUTHENTICATED,
         f"the control port refuses this call: {why}",
-        hint="only the operator of this pool calls it, with a token for this pod",
+        hint="only the operator of this pool calls it, or a pod that it gave a token for this one",
     )

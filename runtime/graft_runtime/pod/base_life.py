@@ -174,6 +174,7 @@ class BaseLife:
         return BaseReport(
             name=self._config.base_model.name,
             state=self._state,
+            source=self._config.base_model.source,
             digest=self.digest,
             revision=self._revision,
             fault=Fault.of(self._fault) if self._fault is not None else None,

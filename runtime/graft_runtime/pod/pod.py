@@ -30,6 +30,7 @@ from graft_runtime.pod.vllm_metrics import Load
 from graft_runtime.store.cache import Cache, Cached
 from graft_runtime.store.fetches import Fetches
 from graft_runtime.store.network import Network
+from graft_runtime.store.peers import PeerPods
 from graft_runtime.store.sources import Sources
 from graft_runtime.tokenizing.text_formats import TextFormats
 
@@ -77,11 +78,12 @@ class Pod:
         cache = Cache(
             places.cache,
             config.cache_bytes or places.cache_bytes,
-            self._digests_in_use,
+            self.digests_in_use,
             adapter_bytes=config.adapter_bytes or places.adapter_bytes,
         )
         sources = Sources(config.sources, places.sources, places.allowed_networks, allowed_hosts=places.allowed_hosts)
-        self.fetches = Fetches(sources, cache)
+        self.cache, self.peers = cache, PeerPods(cache)
+        self.fetches = Fetches(sources, cache, self.peers)
         self._text_formats = TextFormats()
         self.adapters = self._open_adapters()
         self.base = BaseLife(
@@ -172,7 +174,8 @@ class Pod:
         """Return the highest token id of an adapter's own tokenizer, once that is checked. Raises GraftError."""
         return (await self._text_formats.of(cached.digest, cached.directory, name)).highest_token
 
-    def _digests_in_use(self) -> frozenset[str]:
+    def digests_in_use(self) -> frozenset[str]:
+        """Return the digests that this pod needs. Called by other threads as well."""
         return self.adapters.digests | ({self.base.digest} if self.base.digest else set())
 
     def _heard(self, event: Event) -> None:

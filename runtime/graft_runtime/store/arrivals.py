@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
+from graft_runtime.contract.checkpoints import CheckpointFile
 from graft_runtime.durable import sync
 from graft_runtime.errors import ErrorCode, GraftError
-from graft_runtime.store.checkpoints import FileRecord
 from graft_runtime.store.contents import Contents
 from graft_runtime.store.sources import Directory
 from graft_runtime.store.sources.directory import Spool
@@ -39,7 +39,7 @@ class Arrival:
     most: int | None = None
     """Bytes that it may have; None: as many as there is room for."""
     taken: int = 0
-    records: dict[str, FileRecord] = field(default_factory=dict)
+    records: dict[str, CheckpointFile] = field(default_factory=dict)
     """The files that are whole."""
 
     def expect(self, size: int) -> None:
@@ -68,7 +68,7 @@ class Arrival:
                 if error.errno not in DISK_FULL or not self.contents.evict():
                     raise
 
-    def copy_file(self, source: Directory, name: str) -> FileRecord:
+    def copy_file(self, source: Directory, name: str) -> CheckpointFile:
         """Copy one file of a source, unless it came whole in an earlier try."""
         if name in self.records:
             return self.records[name]
@@ -83,7 +83,7 @@ class Arrival:
                     raise _broke_off(source.uri, name, f"it changed while it was read: it had {announced} bytes")
         sync(target)  # its name must not outlive its bytes when the node loses power
         target.chmod(0o444)
-        record = FileRecord(name, size, hasher.hexdigest())
+        record = CheckpointFile(path=name, size=size, sha256=hasher.hexdigest())
         source.check(record, target)
         self.records[name] = record
         return record

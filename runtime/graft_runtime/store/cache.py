@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from graft_runtime.contract.control import CheckpointFiles
 from graft_runtime.durable import write_whole
 from graft_runtime.errors import ErrorCode, GraftError
 from graft_runtime.store.arrivals import DISK_FULL, Arrivals, CreateFile
@@ -60,7 +61,7 @@ class Cache:
     ) -> None:
         self._adapter_bytes = adapter_bytes
         directory.mkdir(parents=True, exist_ok=True)
-        self._contents = Contents(directory / "sha256", capacity, in_use)
+        self._contents = Contents(directory / "sha256", directory / "lists", capacity, in_use)
         self._arrivals = Arrivals(directory / "partial", self._contents, create=create)
         self._known_models = directory / "models.json"
         self._lock = threading.Lock()
@@ -82,7 +83,7 @@ class Cache:
             GraftError: SourceNotDeclared, UnsafeFile, NotFound, Unauthorized, ForbiddenAddress, SourceUnavailable,
                 NotAnAdapter, NotAModel, DigestMismatch, TooLarge, NoCapacity.
         """
-        most = self._adapter_bytes if kind == "adapter" else None
+        most = self._most(kind)
         try:
             with sources.open(uri, revision, lambda: self._arrivals.spool(uri, most)) as directory:
                 if directory.identity is None:
@@ -98,15 +99,44 @@ class Cache:
             self._arrivals.forget()
             raise _disk_fault(uri, error) from error
 
-    def _copy(self, directory: Directory, kind: Kind, most: int | None, key: str | None = None) -> Cached:
+    def take(self, directory: Directory, kind: Kind, digest: str) -> Cached:
+        """Copy a checkpoint of this digest out of a directory that is open, unless it is here already.
+
+        Raises:
+            GraftError: see `copy`.
+        """
+        try:
+            with self._alone(digest):
+                return self.find(digest) or self._copy(directory, kind, self._most(kind), expected=digest)
+        except OSError as error:
+            raise _disk_fault(directory.uri, error) from error
+
+    def files(self, digest: str) -> CheckpointFiles | None:
+        """Return what a checkpoint consists of; None where it is not here."""
+        return self._contents.files(digest)
+
+    def _most(self, kind: Kind) -> int | None:
+        return self._adapter_bytes if kind == "adapter" else None
+
+    def _copy(
+        self,
+        directory: Directory,
+        kind: Kind,
+        most: int | None,
+        key: str | None = None,
+        *,
+        expected: str | None = None,
+    ) -> Cached:
         names = directory.names()
         folders = [] if config_file(kind) in names else directory.folders_with(config_file(kind))
         selected = select_files(names, kind, directory.uri, folders)
         with self._arrivals.arrive(directory.uri, key, most) as arrival:
             arrival.expect(sum(directory.size(name) or 0 for name in selected))
             records = [arrival.copy_file(directory, name) for name in selected]
-            digest, size = digest_of(records), sum(record.size for record in records)
-            return Cached(digest, self._contents.add(arrival.directory, digest, size), size)
+            digest = digest_of(records)
+            if expected not in (None, digest):
+                raise GraftError(ErrorCode.DIGEST_MISMATCH, f"`{directory.uri}` holds {digest}, expected {expected}")
+            return Cached(digest, *self._contents.add(arrival.directory, digest, records))
 
     def _remember(self, key: str, digest: str) -> None:
         with self._lock:

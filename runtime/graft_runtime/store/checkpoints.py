@@ -4,29 +4,17 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Literal
 
 from graft_runtime.adapters import files as adapter_files
 from graft_runtime.base import files as base_files
-from graft_runtime.contract.checkpoints import ADAPTER_FILE_PATTERNS, MODEL_FILE_PATTERNS
+from graft_runtime.contract.checkpoints import ADAPTER_FILE_PATTERNS, MODEL_FILE_PATTERNS, CheckpointFile
 
 Kind = Literal["adapter", "model"]
 
 
-@dataclass(frozen=True)
-class FileRecord:
-    """One file of a checkpoint."""
-
-    path: str
-    size: int
-    """Bytes."""
-    sha256: str
-    """Hex digits."""
-
-
-def digest_of(files: Iterable[FileRecord]) -> str:
+def digest_of(files: Iterable[CheckpointFile]) -> str:
     """Return the digest of a checkpoint: `sha256:` and the hash over the sorted lines `path size sha256`."""
     lines = sorted(f"{file.path} {file.size} {file.sha256}\n" for file in files)
     return "sha256:" + hashlib.sha256("".join(lines).encode()).hexdigest()

@@ -5,10 +5,14 @@ from __future__ import annotations
 import logging
 import shutil
 import threading
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
-from graft_runtime.durable import sync
+from pydantic import ValidationError
+
+from graft_runtime.contract.checkpoints import CheckpointFile
+from graft_runtime.contract.control import CheckpointFiles
+from graft_runtime.durable import sync, write_whole
 from graft_runtime.errors import ErrorCode, GraftError
 
 logger = logging.getLogger(__name__)
@@ -19,13 +23,17 @@ class Contents:
 
     Args:
         directory: of the checkpoints, each in a directory named by its hex digest.
+        lists: the directory for the lists of their files.
         capacity: bytes, or None for what the disk holds.
         in_use: the digests that must stay.
     """
 
-    def __init__(self, directory: Path, capacity: int | None, in_use: Callable[[], Collection[str]]) -> None:
-        self._directory, self._capacity, self._in_use = directory, capacity, in_use
+    def __init__(
+        self, directory: Path, lists: Path, capacity: int | None, in_use: Callable[[], Collection[str]]
+    ) -> None:
+        self._directory, self._lists, self._capacity, self._in_use = directory, lists, capacity, in_use
         self._directory.mkdir(exist_ok=True)
+        self._lists.mkdir(exist_ok=True)
         self.lock = threading.RLock()
         self.give_up_partial: Callable[[], bool] = lambda: False
         """Removes a copy that broke off, before a checkpoint has to go; False where there is none."""
@@ -48,18 +56,29 @@ class Contents:
             size = self._sizes[name] = self._sizes.pop(name)
         return self._directory / name, size
 
-    def add(self, partial: Path, digest: str, size: int) -> Path:
-        """Put a directory that has arrived under its digest, unless it is there already; return where that is."""
+    def files(self, digest: str) -> CheckpointFiles | None:
+        """Return what a checkpoint consists of; None where it is not here."""
         name = digest.removeprefix("sha256:")
+        if name not in self._sizes:
+            return None
+        try:
+            return CheckpointFiles.read((self._lists / name).read_bytes())
+        except (OSError, ValidationError, GraftError):
+            return None
+
+    def add(self, partial: Path, digest: str, files: Sequence[CheckpointFile]) -> tuple[Path, int]:
+        """Put a directory that has arrived under its digest, unless it is there; return where it is, and its bytes."""
+        name, size = digest.removeprefix("sha256:"), sum(file.size for file in files)
         target = self._directory / name
         sync(partial)  # outside of the lock, which the event loop takes as well
+        write_whole(self._lists / name, CheckpointFiles(files=tuple(files)).canonical_json())
         with self.lock:
             if name not in self._sizes:
                 partial.replace(target)
                 target.chmod(0o555)
                 self._sizes[name] = size
         sync(self._directory)
-        return target
+        return target, size
 
     def check_room(self, size: int, uri: str) -> None:
         """Check that so many bytes fit beside what is in use, before anything goes. Raises GraftError: NoCapacity."""
@@ -103,6 +122,7 @@ class Contents:
                     logger.info("evicting sha256:%s from the cache", name)
                     del self._sizes[name]
                     _remove(self._directory / name)
+                    (self._lists / name).unlink(missing_ok=True)
                     return True
             return False
 

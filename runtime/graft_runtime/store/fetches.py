@@ -1,8 +1,12 @@
-"""Brings checkpoints into the cache without blocking the event loop: one copy a source at a time, back-off, retries."""
+"""Brings checkpoints into the cache without blocking the event loop: from other pods of the pool, or from sources.
+
+One copy a source at a time, back-off, retries.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable
 from functools import partial
@@ -13,6 +17,7 @@ from graft_runtime.contract.checkpoints import Source
 from graft_runtime.errors import ErrorCode, GraftError
 from graft_runtime.store.cache import Cache, Cached
 from graft_runtime.store.checkpoints import Kind
+from graft_runtime.store.peers import PeerPods
 from graft_runtime.store.sources import Sources
 from graft_runtime.threads import Threads
 
@@ -22,6 +27,8 @@ PER_ORIGIN = 4
 """Copies of adapters at once from one host, or from one mount: what is slow has its own others wait."""
 COPIES = 64
 """At once from all mounts, as many from all hosts, and as many for those who ask which bytes a source holds now."""
+PEERS_SECONDS = 2.0
+"""How long other pods may take to hand over an adapter before its source is asked as well."""
 RETRIES = Backoff(first_seconds=1.0, longest_seconds=60.0)
 SLOW_RETRIES = Backoff(first_seconds=4.0, longest_seconds=60.0)
 """Where a person must act: files may appear, or still be on their way."""
@@ -40,6 +47,7 @@ class Fetches:
     Args:
         sources: the declared ones.
         cache: where the checkpoints go.
+        peers: the other pods.
         wait_seconds: before another try after a fault, the first being try 0; None: it would end the same.
     """
 
@@ -47,10 +55,12 @@ class Fetches:
         self,
         sources: Sources,
         cache: Cache,
+        peers: PeerPods,
         wait_seconds: Callable[[ErrorCode, int], float | None] = retry_seconds,
     ) -> None:
         self._sources = sources
         self._cache = cache
+        self._peers = peers
         self._wait_seconds = wait_seconds
         self._bases, self._questions = Threads(1, "base"), Threads(COPIES, "resolve")
         self._mounted, self._remote = Threads(COPIES, "mounted"), Threads(COPIES, "remote")
@@ -95,7 +105,60 @@ class Fetches:
     async def fetch_until_there(
         self, source: Source, kind: Kind, digest: str | None, name: str, failed: Callable[[GraftError], None]
     ) -> Cached | None:
-        """Fetch again and again, with back-off; tell `failed` each failure. Return None when trying again is no use."""
+        """Fetch again and again, with back-off; tell `failed` each failure. Return None when trying again is no use.
+
+        Other pods are asked before the source, again whenever the source has failed, and for an adapter whenever pods
+        are introduced. Both copy at once only what is small: an adapter whose pods are slow.
+        """
+        if digest is not None and (cached := self._cache.find(digest)) is not None:
+            return cached
+        ask, asked = asyncio.Event(), asyncio.Event()
+
+        def told(error: GraftError) -> None:
+            failed(error)
+            ask.set()
+
+        async def from_source() -> Cached | None:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(PEERS_SECONDS if small else None):
+                    await asked.wait()
+            return await self._from_source(source, kind, digest, name, told)
+
+        small = kind == "adapter"
+        with self._peers.told_of_news(ask) if small else contextlib.nullcontext():
+            tasks = {
+                asyncio.create_task(self._from_peers(kind, digest, ask, asked)),
+                asyncio.create_task(from_source()),
+            }
+            try:
+                done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+                return done.pop().result()
+            finally:
+                for task in tasks:
+                    task.cancel()
+
+    async def _from_peers(
+        self, kind: Kind, digest: str | None, ask: asyncio.Event, asked: asyncio.Event
+    ) -> Cached | None:
+        """Ask other pods once, and each time that `ask` is set; set `asked` when they were asked once."""
+        if kind == "adapter":
+            await self._peers.first_introduction()
+        while True:
+            ask.clear()
+            wanted = digest or (self._peers.base if kind == "model" else None)
+            if wanted is not None and (cached := await self._peers.fetch(wanted, kind)) is not None:
+                return cached
+            asked.set()
+            await ask.wait()
+
+    async def _from_source(
+        self,
+        source: Source,
+        kind: Kind,
+        digest: str | None,
+        name: str,
+        failed: Callable[[GraftError], None],
+    ) -> Cached | None:
         attempt = 0
         while True:
             try:
@@ -114,6 +177,7 @@ class Fetches:
         for task in list(self._running.values()):
             task.cancel()
         self._sources.close()
+        self._peers.close()
 
     def _ended(self, key: tuple[Source, Kind], task: asyncio.Task[Cached]) -> None:
         self._running.pop(key, None)

@@ -181,15 +181,15 @@ class GuardedTransport(httpx2.BaseTransport):
             return self._inner.handle_request(request)
 
 
-def make_client(guard: AddressGuard, pace: Pace) -> httpx2.Client:
+def make_client(guard: AddressGuard, pace: Pace, *, redirects: int = MAX_REDIRECTS) -> httpx2.Client:
     """Make a client that follows redirects, each one checked, and leaves Authorization behind at another host.
 
     The environment's proxies, tokens and .netrc are not used.
     """
     return httpx2.Client(
         transport=GuardedTransport(guard, pace.silent_seconds),
-        follow_redirects=True,
-        max_redirects=MAX_REDIRECTS,
+        follow_redirects=redirects > 0,
+        max_redirects=redirects,
         timeout=httpx2.Timeout(pace.silent_seconds, connect=min(CONNECT_SECONDS, pace.silent_seconds)),
         trust_env=False,
     )

@@ -16,9 +16,9 @@ from typing import Any
 
 import pytest
 from graft_runtime.contract.adapter_set import AdapterEntry
-from graft_runtime.contract.checkpoints import Source
+from graft_runtime.contract.checkpoints import CheckpointFile, Source
 from graft_runtime.contract.config import EngineConfig
-from graft_runtime.store.checkpoints import FileRecord, digest_of
+from graft_runtime.store.checkpoints import digest_of
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -62,7 +62,10 @@ def write_adapters(like: Path, directory: Path, count: int) -> dict[str, Path]:
 
 def digest(directory: Path) -> str:
     contents = {path.name: path.read_bytes() for path in directory.iterdir()}
-    return digest_of(FileRecord(name, len(data), hashlib.sha256(data).hexdigest()) for name, data in contents.items())
+    return digest_of(
+        CheckpointFile(path=name, size=len(data), sha256=hashlib.sha256(data).hexdigest())
+        for name, data in contents.items()
+    )
 
 
 @dataclass

@@ -18,8 +18,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, NoReturn, Self, cast
 
+from graft_runtime.contract.checkpoints import CheckpointFile
 from graft_runtime.errors import ErrorCode, GraftError
-from graft_runtime.store.checkpoints import FileRecord
 from graft_runtime.store.download import Download
 from graft_runtime.store.sources.directory import Access, Caps, Place, Spool
 from graft_runtime.store.sources.token import read_token
@@ -99,7 +99,7 @@ class ArchiveDirectory:
         """Return the bytes of a file as the archive's directory has them."""
         return self._files[name][1]
 
-    def check(self, record: FileRecord, copy: Path) -> None:
+    def check(self, record: CheckpointFile, copy: Path) -> None:
         """Do nothing: the archive's own checksums are compared while the archive is read."""
 
 

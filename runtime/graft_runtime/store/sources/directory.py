@@ -11,9 +11,9 @@ from typing import IO, Protocol, Self
 
 import httpx2
 
+from graft_runtime.contract.checkpoints import CheckpointFile
 from graft_runtime.contract.config import SourceMount
 from graft_runtime.contract.schemes import Scheme, host_of, path_below
-from graft_runtime.store.checkpoints import FileRecord
 from graft_runtime.store.network import Pace
 
 
@@ -55,7 +55,7 @@ class Directory(Protocol):
     def size(self, name: str) -> int | None:
         """Return the bytes of a file as its source announces them, holes included; None where it does not."""
 
-    def check(self, record: FileRecord, copy: Path) -> None:
+    def check(self, record: CheckpointFile, copy: Path) -> None:
         """Compare what was read with what the source announced. Raises GraftError: DigestMismatch."""
 
 

@@ -18,9 +18,9 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import build_hf_headers, validate_repo_id  # type: ignore[attr-defined]
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from graft_runtime.contract.checkpoints import CheckpointFile
 from graft_runtime.contract.schemes import HUB, listed
 from graft_runtime.errors import ErrorCode, GraftError
-from graft_runtime.store.checkpoints import FileRecord
 from graft_runtime.store.download import Download, describe, raise_for_status
 from graft_runtime.store.network import Pace
 from graft_runtime.store.sources.directory import Access, Place
@@ -111,7 +111,7 @@ class HubDirectory:
         sibling = self._files[self._prefix + name]
         return sibling.lfs.size if sibling.lfs else sibling.size
 
-    def check(self, record: FileRecord, copy: Path) -> None:
+    def check(self, record: CheckpointFile, copy: Path) -> None:
         """Compare what was read with what the Hub lists. Raises GraftError: DigestMismatch."""
         listed = self._files[self._prefix + record.path]
         if listed.lfs is not None:

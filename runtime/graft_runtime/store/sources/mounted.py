@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from graft_runtime.contract.checkpoints import CheckpointFile
 from graft_runtime.errors import ErrorCode, GraftError
-from graft_runtime.store.checkpoints import FileRecord
 from graft_runtime.store.sources.directory import Access, Place
 
 _DIRECTORY_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -81,7 +81,7 @@ class MountedDirectory:
         except OSError as error:
             raise _unavailable(self.uri, f"it can't be listed: {error.strerror}") from error
 
-    def check(self, record: FileRecord, copy: Path) -> None:
+    def check(self, record: CheckpointFile, copy: Path) -> None:
         """Check that no file that was read has changed since: a directory announces nothing.
 
         Raises:

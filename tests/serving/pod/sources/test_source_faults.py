@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 from graft_runtime.contract.adapter_set import AdapterEntry
-from graft_runtime.contract.checkpoints import Source
+from graft_runtime.contract.checkpoints import CheckpointFile, Source
 from graft_runtime.contract.config import SourceMount
 from graft_runtime.contract.status import AdapterReport, AdapterState
 from graft_runtime.errors import ErrorCode
-from graft_runtime.store.checkpoints import FileRecord, digest_of
+from graft_runtime.store.checkpoints import digest_of
 
 from tests.support.waiting import wait_until
 
@@ -39,7 +39,8 @@ class Shop:
     def order(self, name: str, files: dict[str, bytes], place: str = "hf://acme") -> None:
         """Has the pod serve it."""
         digest = digest_of(
-            FileRecord(path, len(data), hashlib.sha256(data).hexdigest()) for path, data in files.items()
+            CheckpointFile(path=path, size=len(data), sha256=hashlib.sha256(data).hexdigest())
+            for path, data in files.items()
         )
         revision = self.hub.commit if place.startswith("hf:") else None
         source = Source(uri=f"{place}/{name}", revision=revision)
@@ -64,7 +65,8 @@ class Shop:
         found = set()
         for directory in (self.pod.directory / "cache" / "sha256").iterdir():
             records = [
-                FileRecord(path.name, path.stat().st_size, _sha256(path.read_bytes())) for path in directory.iterdir()
+                CheckpointFile(path=path.name, size=path.stat().st_size, sha256=_sha256(path.read_bytes()))
+                for path in directory.iterdir()
             ]
             assert digest_of(records) == f"sha256:{directory.name}"
             found.add(f"sha256:{directory.name}")

@@ -19,6 +19,7 @@ from graft_runtime.contract.config import SourceMount
 from graft_runtime.errors import GraftError
 from graft_runtime.store.cache import Cache
 from graft_runtime.store.fetches import Fetches, retry_seconds
+from graft_runtime.store.peers import PeerPods
 from graft_runtime.store.sources import Sources
 
 URI = "hf://acme/sql"
@@ -69,7 +70,7 @@ def test_a_commit_is_copied_once(hub: Any, sources: Sources, cache: Cache) -> No
 
 
 async def test_two_names_of_one_commit_share_one_download(hub: Any, sources: Sources, cache: Cache) -> None:
-    fetches = Fetches(sources, cache)
+    fetches = Fetches(sources, cache, PeerPods(cache))
     revisions = ("v1", hub.commit)
     found = await asyncio.gather(*(fetches.resolve(Source(uri=URI, revision=name), "adapter") for name in revisions))
     assert found[0] == found[1]
