@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -32,6 +32,30 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     capture = session.config.pluginmanager.getplugin("capturemanager")
     with capture.global_and_fixture_disabled():
         ensure_binaries(Progress())
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Tell the process that started this one how many random cases there were."""
+    if (told := getattr(session.config, "workeroutput", None)) is not None:
+        from tests.support import cases
+
+        told["cases"] = dict(cases.TRIED)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Count the random cases of a process that has ended."""
+    from tests.support import cases
+
+    cases.TRIED.update(getattr(node, "workeroutput", {}).get("cases", {}))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say how many random cases there were."""
+    from tests.support import cases
+
+    for line in cases.summary():
+        terminalreporter.write_line(line)
 
 
 def _needs_a_cluster(item: pytest.Item) -> bool:

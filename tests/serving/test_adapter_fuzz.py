@@ -19,6 +19,7 @@ from graft_runtime.errors import GraftError
 from graft_runtime.messages import Generate, Mounted, MountFailed, Sampling, ServedAdapter, Unmount, Unmounted
 from hypothesis import given, settings
 
+from tests.support import cases
 from tests.support.fuzz import (
     CASES,
     COMPILED,
@@ -40,6 +41,7 @@ from tests.support.fuzz import (
 @settings(thorough, max_examples=CASES)
 @given(seed=SEEDS)
 def test_files_give_a_typed_error_or_an_adapter_that_fits(fuzzed: Path, outcomes: Counter[bool], seed: int) -> None:
+    cases.tried("files of adapters")
     write(fuzzed, Case(), random.Random(seed))
     outcomes[survivor(fuzzed) is not None] += 1
 
@@ -60,6 +62,7 @@ MODULES |= {path: _Module(shape.rows, shape.features) for path, shape in LAYOUT.
 @settings(thorough, max_examples=COMPILED)
 @given(seed=SEEDS)
 def test_what_compiles_can_be_computed_with(fuzzed: Path, outcomes: Counter[bool], seed: int) -> None:
+    cases.tried("compiled adapters")
     write(fuzzed, Case(), random.Random(seed))
     before = {path: module.weight.clone() for path, module in MODULES.items()}
     try:
@@ -102,6 +105,7 @@ def test_a_good_adapter_notices_nothing_of_bad_ones(
     @settings(thorough, max_examples=MOUNTED)
     @given(seed=SEEDS)
     def beside(seed: int) -> None:
+        cases.tried("mounted adapters")
         write(tmp_path, case_of(victim), random.Random(seed))
         event = engine.mount("bad", tmp_path)
         told[type(event)] += 1

@@ -21,6 +21,7 @@ from graft_runtime.model.load import load_base
 from graft_runtime.model.modules import BaseModules
 from hypothesis import given, settings
 
+from tests.support import cases
 from tests.support.fuzz import (
     COMPILED,
     FIELDS,
@@ -119,6 +120,7 @@ def test_files_of_every_method_give_a_typed_error_or_fit(
     @settings(thorough, max_examples=METHOD_CASES)
     @given(seed=SEEDS)  # alone: Hypothesis prints the arguments of a failure, and the starts are large
     def one(seed: int) -> None:
+        cases.tried("files of other methods")
         chance = random.Random(seed)
         start = chance.choice(starts)
         changed(fuzzed, start, starts, chance)
@@ -134,6 +136,7 @@ def test_what_compiles_of_every_method_is_finite(
     @settings(thorough, max_examples=COMPILED)
     @given(seed=SEEDS)  # alone: Hypothesis prints the arguments of a failure, and the starts are large
     def one(seed: int) -> None:
+        cases.tried("compiled adapters")
         chance = random.Random(seed)
         start = chance.choice(starts)
         changed(fuzzed, start, starts, chance)
@@ -166,6 +169,7 @@ def test_a_good_adapter_notices_nothing_of_other_methods(
     @settings(thorough, max_examples=MOUNTED)
     @given(seed=SEEDS)
     def beside(seed: int) -> None:
+        cases.tried("mounted adapters")
         chance = random.Random(seed)
         changed(tmp_path, chance.choice(own), starts, chance)
         event = engine.mount("bad", tmp_path)

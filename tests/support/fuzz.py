@@ -17,11 +17,11 @@ from graft_runtime.errors import GraftError
 from graft_runtime.messages import Generate, Sampling, ServedAdapter
 from hypothesis import HealthCheck, Phase, settings, strategies
 
-CASES = 4000
-"""Of files against a layout; COMPILED and MOUNTED come on top of them, and METHOD_CASES from other methods."""
-METHOD_CASES = 4000
-COMPILED = 1000
-MOUNTED = 80
+from tests.support import cases
+
+CASES, METHOD_CASES = cases.PLANNED["files of adapters"], cases.PLANNED["files of other methods"]
+COMPILED, MOUNTED = cases.PLANNED["compiled adapters"] // 2, cases.PLANNED["mounted adapters"] // 2
+"""From plain adapters; as many from other methods."""
 MAX_RANK = 16
 
 PREFIX = "base_model.model."

@@ -16,7 +16,7 @@ from graft_runtime.commands import serve
 from graft_runtime.contract.facts import DeltaKind
 from graft_runtime.contract.tasks import Task
 from graft_runtime.errors import GraftError
-from graft_runtime.http import connections, reading
+from graft_runtime.http import connections, reading, server
 from graft_runtime.messages import (
     BaseLoaded,
     Cancel,
@@ -93,4 +93,5 @@ if __name__ == "__main__":
     options = parser.parse_args()
     if options.impatient:
         connections.HEAD_SECONDS = connections.READING_SECONDS = reading.BODY_SECONDS = 3.0
+        server.KEEP_ALIVE_SECONDS = 3
     serve.run(options, PlainEngine)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import resource
@@ -13,6 +14,8 @@ from typing import Any
 import pytest
 from graft_runtime.contract.config import EngineConfig
 
+from tests.support import cases
+from tests.support.slow_clients import visit
 from tests.support.waiting import wait_until
 
 MIB = 1 << 20
@@ -105,3 +108,22 @@ def test_a_storm_of_bad_requests_is_a_line_now_and_then(pod: Any) -> None:
             connection.sendall(b"\0\0\r\n\r\n")
             assert received(connection).startswith(b"HTTP/1.1 400 ")
     assert pod.log.count("Invalid HTTP request") - before <= 2 * 60
+
+
+async def test_random_clients_get_their_own_answers_or_none_and_all_are_let_go(pod: Any) -> None:
+    """This engine answers with the prompt from its end to its start, so that each answer tells whose it is."""
+    count = cases.PLANNED["slow clients"]
+    heard = await asyncio.gather(*(visit(pod.address, 8000, seed) for seed in range(count)))
+    for one in heard:
+        statuses = {answer[9:12] for answer in one.answers}
+        assert statuses <= ({b"200"} if one.honest else {b"100", b"200", b"400", b"404", b"405", b"413", b"431"}), one
+        assert one.answers or not one.honest, one
+        assert all(said(answer) == one.text[::-1] for answer in one.answers if answer[9:12] == b"200"), one
+    assert pod.probe("/livez") == 200
+    cases.tried("slow clients", count)
+    assert sum(one.honest for one in heard) > count / 4
+
+
+def said(answer: bytes) -> str:
+    """The text of an answer of 200."""
+    return str(json.loads(answer.partition(b"\r\n\r\n")[2])["choices"][0]["text"])
