@@ -77,7 +77,8 @@ def make_namespace(cluster: Cluster, checkpoints: Path, tmp_path_factory: pytest
         cluster.kubectl("-n", name, "wait", "--for=condition=Ready", "pod/filler", "--timeout=180s", timeout=190)
         for directory in sorted(checkpoints.iterdir()):
             cluster.kubectl("-n", name, "cp", str(directory), f"filler:/shelf/{directory.name}")
-        # The kubelet gives the files of a volume to a pod's group where no other pod has mounted it.
+        # The kubelet gives the files of a volume to a pod's group where no other pod has mounted it. With no grace
+        # period the pod would be gone before its volumes are.
         cluster.kubectl("-n", name, "delete", "pod", "filler")
         return name
 
@@ -136,5 +137,5 @@ def _filler(image: str) -> dict[str, Any]:
         "volumeMounts": [{"name": "shelf", "mountPath": "/shelf"}],
     }
     volume = {"name": "shelf", "persistentVolumeClaim": {"claimName": "shelf"}}
-    spec = {"containers": [container], "volumes": [volume], "terminationGracePeriodSeconds": 0}
+    spec = {"containers": [container], "volumes": [volume], "terminationGracePeriodSeconds": 1}
     return {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "filler"}, "spec": spec}
