@@ -17,6 +17,7 @@ from graft_runtime.logs import configure_logs
 from graft_runtime.memory import give_back_what_is_freed
 from graft_runtime.pod.engine_child import EngineChild
 from graft_runtime.pod.engine_port import EnginePort
+from graft_runtime.pod.engine_socket import EngineSocket
 from graft_runtime.pod.pod import Places
 from graft_runtime.store.network import parse_network
 
@@ -72,14 +73,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="HOST",
         help="which hosts may be asked, such as hub.example or *.hub.example; any without it; may be repeated",
     )
+    parser.add_argument(
+        "--engine-socket",
+        type=Path,
+        metavar="PATH",
+        help="where an engine in another container listens; without, the pod starts Graft's own",
+    )
 
 
-def run(options: argparse.Namespace, engine: Callable[[], EnginePort] = EngineChild) -> NoReturn:
+def _engine(options: argparse.Namespace) -> Callable[[], EnginePort]:
+    path: Path | None = options.engine_socket
+    return EngineChild if path is None else lambda: EngineSocket(path)
+
+
+def run(options: argparse.Namespace, engine: Callable[[], EnginePort] | None = None) -> NoReturn:
     """Serve until the process is told to end, and end it.
 
     Args:
         options: of the command line.
-        engine: makes the engine, inside of the event loop.
+        engine: makes another engine than the options name, inside of the event loop.
     """
     give_back_what_is_freed()
     configure_logs(quiet=["uvicorn"])
@@ -99,7 +111,7 @@ def run(options: argparse.Namespace, engine: Callable[[], EnginePort] = EngineCh
     )
     try:
         config = read_config(options.config_directory)
-        status = asyncio.run(serve(config, places, options.pod_uid, options.bind_address, engine))
+        status = asyncio.run(serve(config, places, options.pod_uid, options.bind_address, engine or _engine(options)))
     except (GraftError, OSError) as error:
         logger.critical("%s", error)
         status = EXIT_USAGE

@@ -129,13 +129,15 @@ async def _until_the_end(tasks: dict[str, asyncio.Task[Any]]) -> int | None:
     waiting.cancel()
     name, task = next((name, task) for name, task in tasks.items() if task.done())
     if name == "engine" and task.exception() is None:
-        logger.critical("the engine process ended with status %s; this process ends as well", task.result())
+        status = task.result()
+        known = f" with status {status}" if status is not None else ""
+        logger.critical("the engine process ended%s; this process ends as well", known)
         return EXIT_ENGINE_GONE
     logger.critical("the %s broke; this process ends", name, exc_info=task.exception())
     return EXIT_BROKEN
 
 
-async def _drain(pod: Pod, admission: Admission, server: _Server, engine: asyncio.Task[int]) -> None:
+async def _drain(pod: Pod, admission: Admission, server: _Server, engine: asyncio.Task[int | None]) -> None:
     """Be unready, but go on serving until nobody asks here any more; then, at the latest, cut off what still runs.
 
     From the first moment on, every answer says that its connection closes, so that clients turn to other pods. Whoever

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import socket
 import sys
 from collections.abc import Callable
 
-from graft_runtime.messages import FRAME_HEADER_BYTES, Command, Event, decode_events, encode_command
-
-logger = logging.getLogger(__name__)
+from graft_runtime.messages import Command, Event
+from graft_runtime.pod.engine_connection import EngineConnection
 
 ENDING_SECONDS = 5.0
 """From the end of the engine's messages to the end of its process."""
@@ -21,8 +19,7 @@ class EngineChild:
     """One engine process: see `EnginePort`."""
 
     def __init__(self) -> None:
-        self._process: asyncio.subprocess.Process | None = None
-        self._writer: asyncio.StreamWriter | None = None
+        self._connection: EngineConnection | None = None
         self._spawned = asyncio.Event()
 
     async def run(self, heard: Callable[[Event], None]) -> int:
@@ -34,20 +31,20 @@ class EngineChild:
         descriptor = child_end.fileno()
         command = (sys.executable, "-m", "graft_runtime.engine", "--socket-fd", str(descriptor))
         with child_end:
-            self._process = await asyncio.create_subprocess_exec(*command, pass_fds=[descriptor])
-        reader, self._writer = await asyncio.open_connection(sock=parent_end)
+            process = await asyncio.create_subprocess_exec(*command, pass_fds=[descriptor])
+        self._connection = EngineConnection(*await asyncio.open_connection(sock=parent_end))
         self._spawned.set()
         try:
-            await _listen(reader, heard)
+            await self._connection.listen(heard)
             # Not killed at once: `kill` reaps a process that has just ended, and its status would be lost.
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(ENDING_SECONDS):
-                    await self._process.wait()
+                    await process.wait()
         finally:
-            self._writer.close()
-            if self._process.returncode is None:
-                self._process.kill()
-        return await self._process.wait()
+            self._connection.close()
+            if process.returncode is None:
+                process.kill()
+        return await process.wait()
 
     async def started(self) -> None:
         """Wait until the process is there."""
@@ -55,16 +52,5 @@ class EngineChild:
 
     def send(self, command: Command) -> None:
         """Write a command to the socket."""
-        assert self._writer is not None, "nothing is sent before the process is spawned"
-        if not self._writer.is_closing():
-            self._writer.write(encode_command(command))
-
-
-async def _listen(reader: asyncio.StreamReader, heard: Callable[[Event], None]) -> None:
-    try:
-        while True:
-            length = int.from_bytes(await reader.readexactly(FRAME_HEADER_BYTES), "big")
-            for event in decode_events(await reader.readexactly(length)):
-                heard(event)
-    except (asyncio.IncompleteReadError, ConnectionError):
-        logger.info("the engine process has closed its end")
+        assert self._connection is not None, "nothing is sent before the process is spawned"
+        self._connection.send(command)

@@ -136,8 +136,8 @@ class EngineClient:
     def stalled(self) -> bool:
         return self.progress.stalled(time.monotonic(), pending=bool(self._answers))
 
-    async def run(self) -> int:
-        """Run the engine until it ends, and return its exit status."""
+    async def run(self) -> int | None:
+        """Run the engine until it ends, and return its exit status where that is known."""
         return await self._engine.run(self._dispatch)
 
     async def started(self) -> None:

@@ -15,8 +15,11 @@ class EnginePort(Protocol):
     engine is capable of; the pod sends it no adapter and no request that asks for more.
     """
 
-    async def run(self, heard: Callable[[Event], None]) -> int:
-        """Start the engine, and return its exit status when it has ended. Cancelled, it ends the engine first.
+    async def run(self, heard: Callable[[Event], None]) -> int | None:
+        """Run the engine until it has ended. Cancelled, it ends the engine, or lets go of it, first.
+
+        Returns:
+            The exit status of its process; None where another than this one started it.
 
         Args:
             heard: called with each event, in order, on the event loop that runs this.

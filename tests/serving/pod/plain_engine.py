@@ -1,13 +1,16 @@
 """A second engine, which proves the port: plain LoRA alone, no weights, no sums, one tier, no model and no torch.
 
-`plain_engine.py serve …` is a pod on it. Each answer is the prompt's tokens again, from the last to the first; under an
-adapter each is one higher. With `--impatient` the pod waits three seconds where others wait half a minute.
+`plain_engine.py serve …` is a pod on it, `plain_engine.py listen PATH` the engine alone, for one pod. Each answer is
+the prompt's tokens again, from the last to the first; under an adapter each is one higher. With `--impatient` the pod
+waits three seconds where others wait half a minute.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,6 +21,7 @@ from graft_runtime.contract.tasks import Task
 from graft_runtime.errors import GraftError
 from graft_runtime.http import connections, reading, server
 from graft_runtime.messages import (
+    FRAME_HEADER_BYTES,
     BaseLoaded,
     Cancel,
     Capabilities,
@@ -32,6 +36,8 @@ from graft_runtime.messages import (
     Start,
     Unmount,
     Unmounted,
+    decode_command,
+    encode_events,
 )
 
 VOCABULARY = 320
@@ -85,12 +91,36 @@ class PlainEngine:
         return Mounted(mount.digest, files.facts, files.bytes)
 
 
+async def listen(path: Path) -> None:
+    """Take the commands of one pod at a Unix socket, until it goes."""
+    ended = asyncio.Event()
+
+    async def take(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        engine = PlainEngine()
+        running = asyncio.create_task(engine.run(lambda event: writer.write(encode_events([event]))))
+        with contextlib.suppress(asyncio.IncompleteReadError):
+            while True:
+                length = int.from_bytes(await reader.readexactly(FRAME_HEADER_BYTES), "big")
+                engine.send(decode_command(await reader.readexactly(length)))
+        running.cancel()
+        writer.close()
+        ended.set()
+
+    async with await asyncio.start_unix_server(take, path):
+        await ended.wait()
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
-    command = parser.add_subparsers().add_parser("serve")
+    commands = parser.add_subparsers(dest="command")
+    command = commands.add_parser("serve")
     serve.add_arguments(command)
     command.add_argument("--impatient", action="store_true")
+    commands.add_parser("listen").add_argument("path", type=Path)
     options = parser.parse_args()
+    if options.command == "listen":
+        asyncio.run(listen(options.path))
+        sys.exit()
     if options.impatient:
         connections.HEAD_SECONDS = connections.READING_SECONDS = reading.BODY_SECONDS = 3.0
         server.KEEP_ALIVE_SECONDS = 3
