@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 from graft_runtime.contract.config import EngineConfig
+from graft_runtime.engine.room import ENGINE_MEBIBYTES
 from graft_runtime.errors import ErrorCode
 from graft_runtime.messages import (
     FRAME_HEADER_BYTES,
@@ -131,6 +132,18 @@ def test_without_memory_for_torch_the_base_is_refused_before_it_is_imported() ->
         status = child.close()
     assert (fault.code, status) == (ErrorCode.NO_CAPACITY, 0)
     assert re.fullmatch(r"the engine needs \d+ MiB before it loads a model; \d+ MiB of memory are free", fault.what)
+
+
+def test_what_the_process_needs_before_it_loads_a_model_is_what_it_is_refused_below() -> None:
+    child = Child()
+    try:
+        child.send(Start("/nowhere", "tiny", "float32", LIMITS))
+        child.next(BaseFailed)
+        status = Path(f"/proc/{child.process.pid}/status").read_text()
+    finally:
+        child.close()
+    (kibibytes,) = re.findall(r"^RssAnon:\s+(\d+) kB", status, re.MULTILINE)
+    assert int(kibibytes) >> 10 < ENGINE_MEBIBYTES
 
 
 def test_a_message_that_makes_no_sense_ends_the_process_with_a_line_in_the_log() -> None:

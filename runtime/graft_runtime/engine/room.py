@@ -8,8 +8,9 @@ from graft_runtime.errors import ErrorCode, GraftError
 from graft_runtime.memory import free_memory
 from graft_runtime.messages import FRAME_HEADER_BYTES, BaseFailed, EngineFault, Start, decode_command, encode_events
 
-ENGINE_MEBIBYTES = 350
-"""What the process holds before it loads a model: Python, PyTorch, Transformers, an empty step loop."""
+ENGINE_MEBIBYTES = 450
+"""What the process holds in memory of its own before it loads a model, with room for its libraries' pages: Python, PyTorch
+with CUDA, Transformers, an empty step loop."""
 
 
 def check_room_for_engine(free: int | None = None) -> None:
