@@ -145,6 +145,7 @@ def _api_server_flags(network: ClusterNetwork, certificates: Certificates) -> li
         f"--service-account-key-file={certificates.service_account.certificate}",
         f"--service-account-signing-key-file={certificates.service_account.key}",
         "--allow-privileged=true",
+        "--feature-gates=ImageVolume=true",  # as from Kubernetes 1.35 on
         "--profiling=false",
     ]
 

@@ -28,7 +28,11 @@ CLAIM = {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage":
 SPEC = parse_spec(
     {
         "baseModel": {"uri": "pvc://models/gemma"},
-        "sources": [{"name": "models", "claimName": "models"}, {"name": "shelf", "mountPath": "/mnt/shelf"}],
+        "sources": [
+            {"name": "models", "claimName": "models"},
+            {"name": "shelf", "mountPath": "/mnt/shelf"},
+            {"name": "artefact", "mountPath": "/mnt/artefact"},
+        ],
         "cache": {"size": "20Gi"},
         "podTemplate": {
             "metadata": {"labels": {"team": "a"}, "annotations": {"note": "x"}},
@@ -40,11 +44,15 @@ SPEC = parse_spec(
                         "name": "runtime",
                         "resources": {"limits": {"memory": "4Gi"}},
                         "env": [{"name": "TMPDIR", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}}],
-                        "volumeMounts": [{"name": "shelf", "mountPath": "/mnt/shelf"}],
+                        "volumeMounts": [
+                            {"name": "shelf", "mountPath": "/mnt/shelf"},
+                            {"name": "artefact", "mountPath": "/mnt/artefact"},
+                        ],
                     }
                 ],
                 "volumes": [
                     {"name": "shelf", "persistentVolumeClaim": {"claimName": "shelf"}},
+                    {"name": "artefact", "image": {"reference": "registry.example/model:1", "pullPolicy": "Always"}},
                     {"name": "cache", "ephemeral": {"volumeClaimTemplate": {"spec": CLAIM}}},
                 ],
             },

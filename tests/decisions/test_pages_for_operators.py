@@ -12,6 +12,8 @@ import pytest
 import yaml
 from graft_local import helm
 from graft_operator import objects
+from graft_operator.decisions.checks import pod_template_fault
+from graft_operator.resource import parse_spec
 from graft_operator.settings import PodDefaults, Settings
 
 from tests.support.pools import make_pool
@@ -30,7 +32,9 @@ def blocks(language: str) -> list[str]:
 
 
 COMMANDS = [line for block in blocks("sh") for line in block.splitlines() if line]
-VALUES = [yaml.safe_load(block) for block in blocks("yaml")]
+EXAMPLES = [yaml.safe_load(block) for block in blocks("yaml")]
+VALUES = [example for example in EXAMPLES if "spec" not in example]
+SPECS = [example["spec"] for example in EXAMPLES if "spec" in example]
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -71,6 +75,21 @@ def test_values_are_taken_by_the_chart_and_by_the_pods(values: dict[str, Any]) -
     assert helm.template(ROOT / "charts/graft", values=values)
     defaults = PodDefaults(spec=without_nulls(values.get("podDefaults", {}).get("spec", {})))
     assert objects.build_deployment(make_pool(), "hash", Settings("graft-system", "i", pod_defaults=defaults))
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_a_pool_is_taken_with_the_fields_that_its_page_has_the_administrator_allow(spec: dict[str, Any]) -> None:
+    parsed = parse_spec(spec)
+    assert pod_template_fault(parsed, Settings("graft-system", "i")) is not None
+    fields = tuple(field for values in VALUES for field in values.get("allowedPodTemplateFields", ()))
+    assert pod_template_fault(parsed, Settings("graft-system", "i", allowed_pod_template_fields=fields)) is None
+    pod = objects.build_deployment(make_pool(**spec), "hash", Settings("graft-system", "i"))["spec"]["template"]["spec"]
+    (volume,) = [volume for volume in pod["volumes"] if "image" in volume]
+    (container,) = pod["containers"]
+    assert volume["name"] in {mount["name"] for mount in container["volumeMounts"]}
+    (source,) = parsed.sources
+    told = container["args"].index("--source-mount")
+    assert container["args"][told : told + 3] == ["--source-mount", source.name, source.mount_path]
 
 
 def without_nulls(value: Any) -> Any:

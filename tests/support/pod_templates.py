@@ -88,6 +88,7 @@ BEYOND: dict[str, tuple[dict[str, Any], str]] = {
     "service-account": ({"serviceAccountName": "admin"}, "serviceAccountName"),
     "api-token": ({"automountServiceAccountToken": True}, "automountServiceAccountToken"),
     "host-path": (volume(hostPath={"path": "/"}), "volumes.hostPath"),
+    "image-volume": (volume(image={"reference": "registry.example/models@sha256:0"}), "volumes.image"),
     "secret-volume": (volume(secret={"secretName": "db"}), "volumes.secret"),
     "projected": (volume(projected={"sources": [{"serviceAccountToken": {"path": "t"}}]}), "volumes.projected"),
     "container-storage-interface": (volume(csi={"driver": "x"}), "volumes.csi"),

@@ -9,8 +9,8 @@ from graft_runtime.memory import free_memory
 from graft_runtime.messages import FRAME_HEADER_BYTES, BaseFailed, EngineFault, Start, decode_command, encode_events
 
 ENGINE_MEBIBYTES = 450
-"""What the process holds in memory of its own before it loads a model, with room for its libraries' pages: Python, PyTorch
-with CUDA, Transformers, an empty step loop."""
+"""What the process has in memory of its own before it loads a model: Python, PyTorch with CUDA, Transformers, an empty
+step loop."""
 
 
 def check_room_for_engine(free: int | None = None) -> None:
