@@ -77,7 +77,12 @@ def test_the_operator_reads_what_the_chart_writes() -> None:
         pod_defaults=PodDefaults(
             spec={
                 "securityContext": {"fsGroup": 65532, "runAsUser": 65532, "runAsGroup": 65532},
-                "containers": [{"name": "runtime", "resources": {"requests": {"cpu": "250m", "memory": "1Gi"}}}],
+                "containers": [
+                    {
+                        "name": "runtime",
+                        "resources": {"requests": {"cpu": "250m", "memory": "1Gi"}, "limits": {"memory": "14Gi"}},
+                    }
+                ],
                 "topologySpreadConstraints": [SPREAD],
             }
         ),
