@@ -30,6 +30,8 @@ LIKE_LLAMA: dict[str, Any] = UNTIED | {
     "num_key_value_heads": 2,
     "max_position_embeddings": 256,
 }
+WIDE: dict[str, Any] = {"hidden_size": 256, "intermediate_size": 1024, "max_position_embeddings": 2048}
+"""Large enough for a step to take what HTTP around it takes, and for a singular value decomposition to take longer."""
 BART: dict[str, Any] = TOKENS | {
     "d_model": 32,
     "encoder_layers": 2,
@@ -112,6 +114,7 @@ def _configs() -> dict[str, Callable[[], Any]]:
             vocab_size=MODEL_VOCABULARY, d_model=32, n_layer=2, n_head=4, d_inner=48, num_labels=3, pad_token_id=258
         ),
         "llama": lambda: hf.LlamaConfig(**LIKE_LLAMA),
+        "wide llama": lambda: hf.LlamaConfig(**LIKE_LLAMA | WIDE),
         "mistral": lambda: hf.MistralConfig(**LIKE_LLAMA, sliding_window=8),
         "tied": lambda: hf.LlamaConfig(**(LIKE_LLAMA | {"tie_word_embeddings": True})),
         "qwen2": lambda: hf.Qwen2Config(**LIKE_LLAMA),

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from graft_runtime.contract.control import CheckpointFiles, Peer, Peers, checkpoint_audience
 
-from tests.serving.pod.conftest import POD_UID, PodProcess
+from tests.support.pod_process import POD_UID, PodProcess
 from tests.support.waiting import wait_until
 
 CHECKPOINTS = checkpoint_audience(POD_UID)

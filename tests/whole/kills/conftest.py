@@ -13,8 +13,8 @@ from graft_local import demo, helm
 from graft_local.cluster import LocalCluster
 from graft_local.demo_client import wait_until_routed
 
+from tests.support.load import Asked, Load
 from tests.support.waiting import wait_until
-from tests.whole.kills.load import Asked, Load
 from tests.whole.kills.pool import ADAPTERS, BASE, CLAIM, EXTRA, NAMESPACE, POOL, SYSTEM, Pool
 
 PROMPTS = ("hello", "1, 2, 3,")

@@ -6,8 +6,8 @@ import logging
 import time
 from collections import Counter
 
+from tests.support.load import Load, Result
 from tests.support.waiting import wait_until
-from tests.whole.kills.load import Load, Result
 
 logger = logging.getLogger(__name__)
 

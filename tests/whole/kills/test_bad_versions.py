@@ -16,7 +16,7 @@ from tests.whole.kills.judging import RIGHT, told
 from tests.whole.kills.pool import NAMESPACE
 
 if TYPE_CHECKING:
-    from tests.whole.kills.load import Load
+    from tests.support.load import Load
     from tests.whole.kills.pool import Pool
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(400)]

@@ -17,7 +17,7 @@ import pytest
 from tests.whole.kills.judging import RIGHT, describe, told
 
 if TYPE_CHECKING:
-    from tests.whole.kills.load import Load
+    from tests.support.load import Load
     from tests.whole.kills.pool import Pool
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]

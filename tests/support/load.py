@@ -11,9 +11,11 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Any
 
 CLIENT_SECONDS = 60.0
 PAUSE_SECONDS = 0.2
+"""Of a client between two requests."""
 
 
 class Outcome(StrEnum):
@@ -36,11 +38,18 @@ class Asked:
     streamed: bool
     text: str
     digest: str | None
+    chat: bool = False
+    """The prompt is what a user says."""
+
+    @property
+    def path(self) -> str:
+        return "/v1/chat/completions" if self.chat else "/v1/completions"
 
     @property
     def body(self) -> bytes:
-        wanted = {"model": self.name, "prompt": self.prompt, "max_tokens": self.tokens, "temperature": 0}
-        return json.dumps(wanted | {"stream": self.streamed}).encode()
+        wanted = {"model": self.name, "max_tokens": self.tokens, "temperature": 0, "stream": self.streamed}
+        said = {"messages": [{"role": "user", "content": self.prompt}]} if self.chat else {"prompt": self.prompt}
+        return json.dumps(wanted | said).encode()
 
 
 @dataclass(frozen=True)
@@ -78,7 +87,7 @@ class Received:
         if not self.whole:
             return Outcome.CUT, self.why
         answer = json.loads(self.content)
-        return _judged_text(asked, answer["model"], answer["choices"][0]["text"], self.content)
+        return _judged_text(asked, answer["model"], _text(answer["choices"][0]), self.content)
 
     def _judged_stream(self, asked: Asked) -> tuple[Outcome, str]:
         events, _, rest = self.content.rpartition(b"\n\n")
@@ -86,7 +95,7 @@ class Received:
         values = [json.loads(event) for event in told if event != b"[DONE]"]
         errors = [value for value in values if "error" in value]
         chunks = [value for value in values if "choices" in value]
-        text = "".join(chunk["choices"][0]["text"] for chunk in chunks)
+        text = "".join(_text(chunk["choices"][0]) for chunk in chunks)
         if any(chunk["model"] != asked.name for chunk in chunks) or not asked.text.startswith(text):
             return Outcome.WRONG, f"a stream of {text!r}, expected {asked.text!r}"
         if errors:
@@ -97,6 +106,11 @@ class Received:
         # Whoever reads the end of the connection as the end of the answer is misled.
         misleads = self.whole or finished
         return (Outcome.WRONG if misleads else Outcome.CUT), f"{self.why} after {text!r}"
+
+
+def _text(choice: Mapping[str, Any]) -> str:
+    said = choice.get("delta") or choice.get("message") or {}
+    return str(choice.get("text") or said.get("content") or "")
 
 
 def _judged_text(asked: Asked, model: str, text: str, content: bytes) -> tuple[Outcome, str]:
@@ -141,8 +155,8 @@ class Client:
         if self._connection is not None and _has_ended(self._connection):
             self.close()
         if self._connection is None:
-            self._connection = http.client.HTTPConnection(self._address, timeout=CLIENT_SECONDS)
-        self._connection.request("POST", "/v1/completions", asked.body, {"Content-Type": "application/json"})
+            self._connection = http.client.HTTPConnection(self._address, timeout=CLIENT_SECONDS)  # HOST:PORT
+        self._connection.request("POST", asked.path, asked.body, {"Content-Type": "application/json"})
         response = self._connection.getresponse()
         received.status = response.status
         received.headers = {name.lower(): value for name, value in response.getheaders()}
@@ -165,7 +179,10 @@ def _has_ended(connection: http.client.HTTPConnection) -> bool:
 class Load:
     """Clients who ask all the time, each for every name in turn."""
 
-    def __init__(self, address: str, kinds: Mapping[str, Sequence[Asked]]) -> None:
+    def __init__(
+        self, address: str, kinds: Mapping[str, Sequence[Asked]], pause_seconds: float = PAUSE_SECONDS
+    ) -> None:
+        self._pause_seconds = pause_seconds
         self.names = {one.name for asked in kinds.values() for one in asked}
         self._stop = threading.Event()
         self._lock = threading.Lock()
@@ -206,7 +223,7 @@ class Load:
                 with self._lock:
                     del self._under_way[name]
                     self._results.append(result)
-                if self._stop.wait(PAUSE_SECONDS):
+                if self._stop.wait(self._pause_seconds):
                     break
         except BaseException as fault:  # told by `results`
             self._faults.append(fault)
