@@ -112,6 +112,7 @@ BEYOND: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "all-of-a-secret": (runtime(envFrom=[{"secretRef": {"name": "db"}}]), "containers.envFrom"),
     "preloaded-code": (runtime(env=[{"name": "LD_PRELOAD", "value": "/mnt/a.so"}]), "containers.env.name"),
+    "proxy": (runtime(env=[{"name": "HTTPS_PROXY", "value": "http://mine:1"}]), "containers.env.name"),
     "python-s-path": (runtime(env=[{"name": "PYTHONPATH", "value": "/mnt/a"}]), "containers.env.name"),
     "image": (runtime(image="mine:1"), "containers.image"),
     "hook": (runtime(lifecycle={"postStart": {"exec": {"command": ["sh"]}}}), "containers.lifecycle"),

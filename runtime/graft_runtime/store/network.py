@@ -7,6 +7,7 @@ import ipaddress
 import os
 import socket
 import threading
+import urllib.request
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
@@ -73,13 +74,7 @@ class AddressGuard:
             GraftError: SourceUnavailable where its name has no address, ForbiddenAddress where it has only others, or
                 is none of the hosts that are allowed.
         """
-        if self._hosts and not host_is_allowed(host, self._hosts):
-            raise GraftError(
-                ErrorCode.FORBIDDEN_ADDRESS,
-                f"the host `{host}` is none of those that the administrator allows ({', '.join(self._hosts)})",
-                hint="have the administrator add it to the chart's value allowedEndpoints; files of the Hub come from"
-                " other hosts than its pages, by redirects",
-            )
+        self._check_listed(host)
         try:
             entries = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
         except (OSError, UnicodeError) as error:
@@ -87,6 +82,25 @@ class AddressGuard:
                 ErrorCode.SOURCE_UNAVAILABLE, f"the host `{host}` has no address: {error}", hint="it is tried again"
             ) from error
         addresses = [ipaddress.ip_address(str(entry[4][0]).partition("%")[0]) for entry in entries]
+        return self._permitted(host, addresses)
+
+    def check_unresolved(self, host: str) -> None:
+        """Check a host that a proxy looks up: its name, or the address that it is in any notation.
+
+        Raises:
+            GraftError: ForbiddenAddress.
+        """
+        self._check_listed(host)
+        try:
+            address = ipaddress.ip_address(host)
+        except ValueError:
+            try:
+                address = ipaddress.ip_address(socket.inet_aton(host))
+            except (OSError, UnicodeError):
+                return
+        self._permitted(host, [address])
+
+    def _permitted(self, host: str, addresses: Sequence[Address]) -> list[Address]:
         permitted = [address for address in dict.fromkeys(addresses) if self.permits(address)]
         if not permitted:
             shown = ", ".join(sorted({str(address) for address in addresses}))
@@ -96,6 +110,15 @@ class AddressGuard:
                 hint="have the administrator add its network to the chart's value allowedNetworks",
             )
         return permitted
+
+    def _check_listed(self, host: str) -> None:
+        if self._hosts and not host_is_allowed(host, self._hosts):
+            raise GraftError(
+                ErrorCode.FORBIDDEN_ADDRESS,
+                f"the host `{host}` is none of those that the administrator allows ({', '.join(self._hosts)})",
+                hint="have the administrator add it to the chart's value allowedEndpoints; files of the Hub come from"
+                " other hosts than its pages, by redirects",
+            )
 
     def permits(self, address: Address) -> bool:
         """Tell whether a source may have this address."""
@@ -132,20 +155,28 @@ class GuardedTransport(httpx2.BaseTransport):
     Args:
         guard: tells which addresses a source may have.
         head_seconds: that an answer's head may take, however little of it comes at a time.
+        proxy: URL of the one that https goes through, but for the hosts of NO_PROXY; it looks names up itself.
     """
 
-    def __init__(self, guard: AddressGuard, head_seconds: float) -> None:
+    def __init__(self, guard: AddressGuard, head_seconds: float, proxy: str | None = None) -> None:
         self._guard, self._head_seconds = guard, head_seconds
         # A connection to an address must not serve two hosts: its certificate was checked for one of them.
         limits = httpx2.Limits(max_connections=64, max_keepalive_connections=0)
         try:
             self._inner = httpx2.HTTPTransport(limits=limits)
+            self._by_proxy = httpx2.HTTPTransport(limits=limits, proxy=proxy) if proxy is not None else None
         except OSError as error:  # that of a missing file does not name it
             file = os.environ.get("SSL_CERT_FILE")
             raise GraftError(
                 ErrorCode.INVALID_POD_TEMPLATE,
                 f"the authorities to trust can't be read from SSL_CERT_FILE=`{file}`: {error}",
                 hint="mount a file of PEM certificates by spec.podTemplate, and set the variable to its path",
+            ) from error
+        except (ValueError, httpx2.InvalidURL) as error:
+            raise GraftError(
+                ErrorCode.INVALID_POD_TEMPLATE,
+                f"HTTPS_PROXY is no URL of a proxy: {error}",
+                hint="expected http://HOST:PORT, in the chart's value podDefaults",
             ) from error
 
     def handle_request(self, request: httpx2.Request) -> httpx2.Response:
@@ -158,6 +189,9 @@ class GuardedTransport(httpx2.BaseTransport):
         url = request.url
         if url.scheme not in _DEFAULT_PORTS:
             _refuse(url, "has a scheme other than https")
+        if self._by_proxy is not None and url.scheme == "https" and not urllib.request.proxy_bypass(url.host):
+            self._guard.check_unresolved(url.host)
+            return self._answer(self._by_proxy, request)
         addresses = self._guard.addresses(url.host, url.port or _DEFAULT_PORTS[url.scheme])
         if url.scheme == "http":
             addresses = [address for address in addresses if self._guard.is_allowed(address)]
@@ -167,27 +201,37 @@ class GuardedTransport(httpx2.BaseTransport):
 
     def close(self) -> None:
         self._inner.close()
+        if self._by_proxy is not None:
+            self._by_proxy.close()
 
     def _first_answer(self, request: httpx2.Request, addresses: Sequence[Address]) -> httpx2.Response:
         for address in addresses[:-1]:
             try:
-                return self._answer(_pinned(request, address))
+                return self._answer(self._inner, _pinned(request, address))
             except (httpx2.ConnectError, httpx2.ConnectTimeout):
                 continue
-        return self._answer(_pinned(request, addresses[-1]))
+        return self._answer(self._inner, _pinned(request, addresses[-1]))
 
-    def _answer(self, request: httpx2.Request) -> httpx2.Response:
+    def _answer(self, transport: httpx2.HTTPTransport, request: httpx2.Request) -> httpx2.Response:
         with _cut_after(self._head_seconds, request):
-            return self._inner.handle_request(request)
+            return transport.handle_request(request)
 
 
-def make_client(guard: AddressGuard, pace: Pace, *, redirects: int = MAX_REDIRECTS) -> httpx2.Client:
+def proxy_of_environment() -> str | None:
+    """Return the URL of the proxy for https that the administrator has set in HTTPS_PROXY."""
+    named = urllib.request.getproxies().get("https")
+    return named if not named or "://" in named else f"http://{named}"
+
+
+def make_client(
+    guard: AddressGuard, pace: Pace, *, redirects: int = MAX_REDIRECTS, proxy: str | None = None
+) -> httpx2.Client:
     """Make a client that follows redirects, each one checked, and leaves Authorization behind at another host.
 
-    The environment's proxies, tokens and .netrc are not used.
+    The environment's tokens and .netrc are not used, and no proxy but this one, for https.
     """
     return httpx2.Client(
-        transport=GuardedTransport(guard, pace.silent_seconds),
+        transport=GuardedTransport(guard, pace.silent_seconds, proxy),
         follow_redirects=redirects > 0,
         max_redirects=redirects,
         timeout=httpx2.Timeout(pace.silent_seconds, connect=min(CONNECT_SECONDS, pace.silent_seconds)),

@@ -9,7 +9,7 @@ from pathlib import Path
 from graft_runtime.contract.config import SourceMount
 from graft_runtime.contract.schemes import ARCHIVE, CLAIM, DIRECTORY, HUB, deepest_prefix, refused_character, scheme_of
 from graft_runtime.errors import ErrorCode, GraftError
-from graft_runtime.store.network import DEFAULT_PACE, AddressGuard, Network, Pace, make_client
+from graft_runtime.store.network import DEFAULT_PACE, AddressGuard, Network, Pace, make_client, proxy_of_environment
 from graft_runtime.store.sources import archive, hub, mounted
 from graft_runtime.store.sources.directory import DEFAULT_CAPS, Access, Caps, Directory, OpenSource, Place, Spool
 
@@ -48,7 +48,7 @@ class Sources:
         settled_seconds: float = SETTLED_SECONDS,
     ) -> None:
         self._directories, self._pace, self._caps, self._settled_seconds = directories, pace, caps, settled_seconds
-        self._client = make_client(AddressGuard(allowed_networks, allowed_hosts), pace)
+        self._client = make_client(AddressGuard(allowed_networks, allowed_hosts), pace, proxy=proxy_of_environment())
         self._mounts = {prefix: mount for mount in mounts for prefix in mount.prefixes}
 
     def close(self) -> None:

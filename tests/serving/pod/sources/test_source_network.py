@@ -4,15 +4,57 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
+import select
 import socket
+import socketserver
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx2
 import pytest
 from graft_runtime.errors import GraftError
-from graft_runtime.store.network import AddressGuard, Pace, make_client, parse_network
+from graft_runtime.store.network import AddressGuard, Pace, make_client, parse_network, proxy_of_environment
+
+
+class Proxy(socketserver.ThreadingTCPServer):
+    """Opens tunnels to this machine, whatever host is asked for; `asked` are the hosts with their ports."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Tunnel)
+        self.asked: list[str] = []
+        self._thread = threading.Thread(target=self.serve_forever, args=(0.01,))
+
+    def __enter__(self) -> Proxy:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.shutdown()
+        self._thread.join()
+        self.server_close()
+
+
+class Tunnel(socketserver.StreamRequestHandler):
+    server: Proxy
+
+    def handle(self) -> None:
+        host = self.rfile.readline().split()[1].decode()
+        while self.rfile.readline().strip():
+            pass
+        self.server.asked.append(host)
+        with socket.create_connection(("127.0.0.1", int(host.rpartition(":")[2]))) as origin:
+            self.wfile.write(b"HTTP/1.1 200 Connection established\r\n\r\n")
+            ends = {self.connection: origin, origin: self.connection}
+            while True:
+                for end in select.select(list(ends), [], [])[0]:
+                    with contextlib.suppress(OSError):
+                        if piece := end.recv(65536):
+                            ends[end].sendall(piece)
+                            continue
+                    return
+
 
 PACE = Pace(silent_seconds=2.0)
 LOOPBACK = AddressGuard([parse_network("127.0.0.0/8")])
@@ -182,9 +224,61 @@ def test_the_next_address_is_tried_where_one_is_away(hub: Any, monkeypatch: pyte
         assert client.get(f"http://models.example:{hub.url.rpartition(':')[2]}/x").content == b"content"
 
 
-def test_the_proxies_of_the_environment_are_not_used(hub: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "ALL_PROXY"):
-        monkeypatch.setenv(name, "http://127.0.0.1:9")
+def test_plain_http_goes_through_no_proxy(hub: Any) -> None:
     hub.files["/x"] = b"content"
-    with make_client(LOOPBACK, PACE) as client:
+    with make_client(LOOPBACK, PACE, proxy="http://127.0.0.1:9") as client:
         assert client.get(f"{hub.url}/x").content == b"content"
+
+
+@pytest.fixture
+def proxy(monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
+    """As the pod's environment names it."""
+    for name in ("HTTPS_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    with Proxy() as proxy:
+        monkeypatch.setenv("https_proxy", f"127.0.0.1:{proxy.server_address[1]}")
+        yield proxy
+
+
+def ask(url: str, *hosts: str) -> bytes:
+    with make_client(AddressGuard(hosts=hosts), PACE, proxy=proxy_of_environment()) as client:
+        return client.get(url).content
+
+
+def test_https_goes_through_the_proxy_that_looks_names_up(
+    web: Any, certificate: Path, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The certificate is checked on the way through it; a redirect goes through it as well."""
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    port = web.url.rpartition(":")[2]
+    web.files["/x"] = b"content"
+    web.redirects["/old"] = f"https://localhost:{port}/x"
+    assert ask(f"https://localhost:{port}/old", "localhost", f"localhost:{port}") == b"content"
+    assert proxy.asked == [f"localhost:{port}"] * 2
+    monkeypatch.delenv("SSL_CERT_FILE")
+    with pytest.raises(httpx2.ConnectError, match="CERTIFICATE"):
+        ask(f"https://localhost:{port}/x")
+
+
+def test_hosts_of_no_proxy_are_asked_past_it_and_checked(proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("no_proxy", ".cluster.local,localhost")
+    with pytest.raises(GraftError, match="not public"):
+        ask("https://localhost/x")
+    assert proxy.asked == []
+
+
+@pytest.mark.parametrize(
+    "host", ["169.254.169.254", "[fd00:ec2::254]", "2130706433", "0x7f.1", "127.1", "other.example"]
+)
+def test_what_a_proxy_may_not_be_asked_for(proxy: Proxy, host: str) -> None:
+    with pytest.raises((GraftError, httpx2.UnsupportedProtocol)) as refused:
+        ask(f"https://{host}/", "models.example", *([] if host == "other.example" else [host.strip("[]")]))
+    assert isinstance(refused.value, GraftError)
+    assert refused.value.code == "ForbiddenAddress"
+    assert proxy.asked == []
+
+
+def test_a_proxy_that_is_no_url_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("https_proxy", "ftp://proxy:80")
+    with pytest.raises(GraftError, match="HTTPS_PROXY"):
+        ask("https://models.example/")
