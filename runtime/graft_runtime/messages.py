@@ -190,6 +190,8 @@ class Capabilities(msgspec.Struct, frozen=True, array_like=True):
     """It gives log-probabilities of prompts."""
     grammars: bool = False
     """Answers follow a grammar where one is asked for."""
+    takes_normal_forms: bool = False
+    """It takes nothing but normal forms, which the pod makes of adapters; it tells of those what it has read there."""
 
 
 class BaseLoaded(_Message, frozen=True, tag=True, array_like=True):

@@ -46,13 +46,8 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _convert(options: argparse.Namespace) -> None:
-    import torch  # noqa: PLC0415 - help can do without
-
-    from graft_runtime.adapters.files import read_adapter_files  # noqa: PLC0415
-    from graft_runtime.compiler.normal_form import normal_form  # noqa: PLC0415
-    from graft_runtime.compiler.plain_lora import text_files, write_plain_lora  # noqa: PLC0415
-    from graft_runtime.compiler.stored_modules import StoredModules  # noqa: PLC0415
-    from graft_runtime.durable import new_directory  # noqa: PLC0415
+    from graft_runtime.adapters.files import read_adapter_files  # noqa: PLC0415 - help can do without torch
+    from graft_runtime.compiler.conversion import write_normal_form  # noqa: PLC0415
     from graft_runtime.inspection import HIGHEST_RANK  # noqa: PLC0415
 
     output: Path = options.output
@@ -66,14 +61,9 @@ def _convert(options: argparse.Namespace) -> None:
         (read_adapter_files(directory, name=directory.name, max_rank=HIGHEST_RANK), weight)
         for directory, weight in options.adapter
     ]
-    base = StoredModules(options.base.resolve(), options.task)
-    form = normal_form(adapters, base, dtype=getattr(torch, options.dtype), max_rank=options.max_rank)
-    first, _ = adapters[0]
-    beside = text_files(first.directory) if len(adapters) == 1 else {}
-    with new_directory(output) as partial:
-        write_plain_lora(partial, form, base.layout, task=base.task, base_model=first.recipe.base_model)
-        for name, content in beside.items():
-            (partial / name).write_bytes(content)
+    form = write_normal_form(
+        adapters, options.base, output, task=options.task, dtype=options.dtype, max_rank=options.max_rank
+    )
     for (files, _), facts in zip(adapters, form.facts, strict=True):
         if facts.remapped:
             _tell(f"adapter `{files.name}` names its modules otherwise than its base: {facts.remapped}")

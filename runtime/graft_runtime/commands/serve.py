@@ -18,6 +18,7 @@ from graft_runtime.memory import give_back_what_is_freed
 from graft_runtime.pod.engine_child import EngineChild
 from graft_runtime.pod.engine_port import EnginePort
 from graft_runtime.pod.engine_socket import EngineSocket
+from graft_runtime.pod.normal_forms import NormalForms
 from graft_runtime.pod.pod import Places
 from graft_runtime.store.network import parse_network
 
@@ -83,7 +84,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _engine(options: argparse.Namespace) -> Callable[[], EnginePort]:
     path: Path | None = options.engine_socket
-    return EngineChild if path is None else lambda: EngineSocket(path)
+    if path is None:
+        return EngineChild
+    return lambda: NormalForms(EngineSocket(path), options.cache_directory / "normal-forms")
 
 
 def run(options: argparse.Namespace, engine: Callable[[], EnginePort] | None = None) -> NoReturn:

@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 from graft_runtime.adapters.files import read_adapter_files
 from graft_runtime.commands import serve
 from graft_runtime.contract.facts import DeltaKind
@@ -47,7 +48,8 @@ PLAIN = Capabilities(frozenset({DeltaKind.LOW_RANK}), weights=False, adapters_pe
 class PlainEngine:
     """See `EnginePort`."""
 
-    def __init__(self) -> None:
+    def __init__(self, capabilities: Capabilities = PLAIN) -> None:
+        self._capabilities = capabilities
         self._commands: asyncio.Queue[Command] = asyncio.Queue()
         self._running = asyncio.Event()
         self._max_rank = 0
@@ -68,7 +70,8 @@ class PlainEngine:
         match command:
             case Start(limits=limits):
                 self._max_rank = limits.max_rank
-                return BaseLoaded("plain", limits.max_sequence_length, VOCABULARY, 1, "float32", Task.CAUSAL_LM, PLAIN)
+                context, can = limits.max_sequence_length, self._capabilities
+                return BaseLoaded("plain", context, VOCABULARY, 1, "float32", Task.CAUSAL_LM, can)
             case Mount():
                 return self._mount(command)
             case Unmount(digest=digest, keep=keep):
@@ -91,12 +94,12 @@ class PlainEngine:
         return Mounted(mount.digest, files.facts, files.bytes)
 
 
-async def listen(path: Path) -> None:
+async def listen(path: Path, capabilities: Capabilities) -> None:
     """Take the commands of one pod at a Unix socket, until it goes."""
     ended = asyncio.Event()
 
     async def take(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        engine = PlainEngine()
+        engine = PlainEngine(capabilities)
         running = asyncio.create_task(engine.run(lambda event: writer.write(encode_events([event]))))
         with contextlib.suppress(asyncio.IncompleteReadError):
             while True:
@@ -116,10 +119,13 @@ if __name__ == "__main__":
     command = commands.add_parser("serve")
     serve.add_arguments(command)
     command.add_argument("--impatient", action="store_true")
-    commands.add_parser("listen").add_argument("path", type=Path)
+    listening = commands.add_parser("listen")
+    listening.add_argument("path", type=Path)
+    listening.add_argument("--normal-forms", action="store_true")
     options = parser.parse_args()
     if options.command == "listen":
-        asyncio.run(listen(options.path))
+        can = msgspec.structs.replace(PLAIN, takes_normal_forms=options.normal_forms)
+        asyncio.run(listen(options.path, can))
         sys.exit()
     if options.impatient:
         connections.HEAD_SECONDS = connections.READING_SECONDS = reading.BODY_SECONDS = 3.0

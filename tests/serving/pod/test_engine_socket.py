@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import subprocess
 import sys
@@ -13,8 +14,11 @@ from typing import Any
 
 import pytest
 from graft_runtime.contract.status import AdapterState
+from graft_runtime.errors import ErrorCode
 from graft_runtime.messages import FRAME_HEADER_BYTES, Command, Event, StepDone, Unmount, decode_command, encode_events
 from graft_runtime.pod.engine_socket import EngineSocket
+
+from tests.support.methods import save_method
 
 ENGINE = Path(__file__).with_name("plain_engine.py")
 PROMPT = [5, 6, 7, 8]
@@ -22,12 +26,13 @@ PROMPT = [5, 6, 7, 8]
 
 @pytest.fixture
 def start_engine(tmp_path: Path) -> Iterator[Any]:
-    """`start_engine()`: the plain engine on a socket, as a process of its own; returns both."""
+    """`start_engine(*arguments)`: the plain engine on a socket, as a process of its own; returns both."""
     started: list[subprocess.Popen[bytes]] = []
 
-    def start() -> tuple[subprocess.Popen[bytes], Path]:
+    def start(*arguments: str) -> tuple[subprocess.Popen[bytes], Path]:
         path = tmp_path / "engine.sock"
-        started.append(subprocess.Popen([sys.executable, str(ENGINE), "listen", str(path)], env=dict(os.environ)))
+        command = [sys.executable, str(ENGINE), "listen", str(path), *arguments]
+        started.append(subprocess.Popen(command, env=dict(os.environ)))
         return started[-1], path
 
     yield start
@@ -36,17 +41,35 @@ def start_engine(tmp_path: Path) -> Iterator[Any]:
         process.wait()
 
 
-def test_a_pod_serves_with_an_engine_on_a_socket_and_ends_with_it(
-    make_pod: Any, make_adapter: Any, start_engine: Any
+def test_a_pod_converts_for_an_engine_on_a_socket_and_ends_with_it(
+    make_pod: Any, tiny_base: Path, make_adapter: Any, start_engine: Any, tmp_path: Path
 ) -> None:
+    """The engine takes plain LoRA only, and would fail where it is sent another adapter."""
+    loha = save_method(tiny_base, tmp_path / "loha", "LoHaConfig", {"r": 2, "target_modules": ["q_proj"]}, seed=1)
     pod = make_pod()
-    pod.mount_set(pod.set_of(1, pod.entry("plain", make_adapter("plain"))))
-    engine, path = start_engine()
+    entries = [
+        pod.entry("patterned", make_adapter("patterned", rank_pattern={"q_proj": 2}, use_rslora=True)),
+        pod.entry("loha", loha),
+        pod.entry("dora", make_adapter("dora", use_dora=True)),
+        pod.entry("whole", make_adapter("whole", modules_to_save=["lm_head"])),
+    ]
+    pod.mount_set(pod.set_of(1, *entries))
+    engine, path = start_engine("--normal-forms")
     pod.start("--engine-socket", str(path))
     pod.wait_ready()
     assert pod.status().base.runner == "plain"
-    assert pod.report("plain").state is AdapterState.MOUNTED
-    assert pod.text("plain", prompt=PROMPT) != pod.text("tiny", prompt=PROMPT)
+    for name, method, rank in [("patterned", "LORA", 4), ("loha", "LOHA", 4)]:
+        report = pod.report(name)
+        assert (report.state, report.facts.method, report.facts.rank) == (AdapterState.MOUNTED, method, rank), report
+        form = pod.directory / "cache" / "normal-forms" / report.digest.removeprefix("sha256:")
+        config = json.loads((form / "adapter_config.json").read_bytes())
+        assert (config["peft_type"], config["r"], config["lora_alpha"]) == ("LORA", rank, rank)
+        assert pod.text(name, prompt=PROMPT) != pod.text("tiny", prompt=PROMPT)
+    for name, why in [("dora", "does not compute Gain, Shift"), ("whole", "it keeps modules whole")]:
+        fault = pod.report(name).fault
+        assert fault.code is ErrorCode.UNSUPPORTED_METHOD
+        assert why in fault.message
+    assert len(list((pod.directory / "cache" / "normal-forms").iterdir())) == 2
     engine.kill()
     assert pod.process.wait(30) not in {0, None}
     assert "the engine process ended; this process ends as well" in pod.log
