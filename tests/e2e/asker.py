@@ -13,9 +13,9 @@ import sys
 import threading
 import time
 
-CLIENTS = 4  # of each kind
-PERIOD_SECONDS = 0.33
-"""From one request of a client to its next: 24 a second in all, as long as answers take no longer."""
+CLIENTS = 20  # of each kind
+PERIOD_SECONDS = 1.6
+"""From one request of a client to its next: 25 a second in all, as long as answers take no longer."""
 TIMEOUT_SECONDS = 30.0
 
 
@@ -24,6 +24,7 @@ def main() -> None:
     for number in range(2 * CLIENTS):
         turn = models[number % len(models) :] + models[: number % len(models)]
         threading.Thread(target=ask_for_ever, args=(address, turn, number % 2 == 0)).start()
+        time.sleep(PERIOD_SECONDS / (2 * CLIENTS))  # one after another, and so for ever
 
 
 def ask_for_ever(address: str, models: list[str], keeps: bool) -> None:
