@@ -376,7 +376,7 @@ def test_a_roll_holds_rather_than_lose_an_adapter(stage: Stage) -> None:
     before = stage.pods()
     stage.patch({"op": "add", "path": "/spec/engine", "value": {"maxRank": 8}})
     stage.until(lambda: stage.conditions()["Stalled"] == ("True", "RankTooHigh"), "the roll to hold")
-    assert re.search(r"the roll holds: pod \S+ can't serve adapter `wide`", stage.message("Stalled"))
+    assert re.search(r"pod \S+ waits: it can't serve adapter `wide`", stage.message("Stalled"))
     assert stage.conditions()["Available"] == ("True", "BaseServed")
     assert stage.conditions()["Reconciling"] == ("False", "Settled")
     assert before.items() <= stage.pods().items(), "the old pod serves on"

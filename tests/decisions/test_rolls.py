@@ -1,4 +1,4 @@
-"""A roll loses no adapter: new pods wait until they answer under the names that those they replace answer under."""
+"""No adapter is lost with new pods: they wait until they answer under the names that others answer under."""
 
 from __future__ import annotations
 
@@ -53,10 +53,24 @@ def test_nothing_is_required_once_the_pods_of_before_are_gone() -> None:
     assert required(with_pods(rolling)) == set()
 
 
+def test_a_pod_that_comes_beside_others_answers_under_their_names_first() -> None:
+    """The set that requires it is stored before the Deployment makes the pod."""
+    faulty = with_pods(running(BILLING, SQL), faults={"sql": UNSAFE})
+    plan = plan_of(changed(faulty, spec_of(BILLING, SQL, replicas=3)))
+    assert {entry.name for entry in current_set(plan).adapters if entry.required} == {"billing"}
+    assert "Deployment" in {apply.body["kind"] for apply in plan.workload}
+
+
+def test_a_pod_that_starts_again_answers_under_the_others_names_first() -> None:
+    observed = running(BILLING, SQL)
+    first, *others = observed.pods
+    assert required(replace(observed, pods=(replace(first, ready=False), *others))) == {"billing", "sql"}
+
+
 @pytest.mark.parametrize(
-    "spec", [spec_of(BILLING, SQL, replicas=3), spec_of(BILLING, SQL, {"name": "new", "uri": "pvc://shelf/new"})]
+    "spec", [spec_of(BILLING, SQL, replicas=1), spec_of(BILLING, SQL, {"name": "new", "uri": "pvc://shelf/new"})]
 )
-def test_what_rolls_no_pods_requires_nothing(spec: dict[str, object]) -> None:
+def test_where_no_pod_is_to_come_nothing_is_required(spec: dict[str, object]) -> None:
     plan = plan_of(changed(running(BILLING, SQL), spec))
     sets = [apply.body for apply in plan.mounts if "binaryData" in apply.body]
     assert all(not entry.required for _ in sets for entry in current_set(plan).adapters)

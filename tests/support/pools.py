@@ -158,6 +158,7 @@ def runtime_status(
                 state=AdapterState.FAILED if entry.name in faults else AdapterState.MOUNTED,
                 fault=faults.get(entry.name),
                 facts=AdapterFacts(method="LORA", rank=8, module_count=1, deltas=["LowRank"]),
+                bytes=4096,
             )
             for entry in adapter_set.adapters
         ),

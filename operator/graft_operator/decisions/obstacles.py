@@ -73,16 +73,16 @@ def pods_are_stuck(facts: Facts) -> Finding | None:
     return next((Finding(Reason.PODS_STUCK, f"{pod.name}: {pod.trouble}") for pod in stuck), None)
 
 
-def roll_is_held(facts: Facts) -> Finding | None:
-    """Find a new pod that waits, for it can't serve an adapter that the pods it is to replace answer for."""
+def new_pod_waits(facts: Facts) -> Finding | None:
+    """Find a new pod that takes no requests, for it can't serve an adapter that other pods answer for."""
     if facts.rollout is None:
         return None
-    names = names_to_keep(facts.observed, facts.rollout.pod_template_hash)
+    names = names_to_keep(facts.observed, facts.rollout.pod_template_hash, facts.pool.spec.replicas)
     for pod in sorted(facts.observed.newest_pods, key=lambda pod: pod.name):
         status = None if pod.ready else facts.report(pod)
         for report in status.adapters if serves(status) and status is not None else ():
             if report.name in names and not report.serving and report.fault and not report.fault.code.passes:
-                message = f"the roll holds: pod {pod.name} can't serve adapter `{report.name}`, which older pods do: "
+                message = f"pod {pod.name} waits: it can't serve adapter `{report.name}`, which other pods do: "
                 return Finding(report.fault.code.value, message + report.fault.message)
     return None
 

@@ -132,7 +132,7 @@ def plan_pool(pool: Pool, wanted: Sequence[WantedAdapter], observed: Observed, s
     target = _decide_target(pool, observed, settings)
     adapters = plan_adapters(pool.spec, wanted, observed, target.current, settings)
     if pool.spec.merge is None:
-        adapters = required_adapters(adapters, observed, target.pod_template_hash)
+        adapters = required_adapters(adapters, observed, target.pod_template_hash, pool.spec.replicas)
     sets = next_sets(observed, adapters, frozenset(adapter.name for adapter in wanted), target.current)
     # The current set is stored only where pods of it can exist.
     stored = sets if target.deployment is not None or observed.rollout is not None else {}

@@ -1,7 +1,7 @@
-"""What a roll must not lose: the names that pods answer under, while others take their place.
+"""What pods that are born must not lose: the names that others answer under already.
 
 A new pod takes no requests before it answers under the names that its set requires. So a roll whose pods can't serve an
-adapter holds, and the old ones go on.
+adapter holds, and the old ones go on; and a pod that comes beside others takes no requests that it alone would refuse.
 """
 
 from __future__ import annotations
@@ -14,23 +14,27 @@ from graft_operator.decisions.observed import Observed, PodView
 
 
 def required_adapters(
-    adapters: Iterable[AdapterPlan], observed: Observed, pod_template_hash: str | None
+    adapters: Iterable[AdapterPlan], observed: Observed, pod_template_hash: str | None, replicas: int
 ) -> tuple[AdapterPlan, ...]:
-    """Require of new pods what those answer under that they are to replace.
+    """Require of new pods what those answer under that they are to replace, or to stand beside.
 
     Args:
         pod_template_hash: of the pod template that the spec asks for; None where there can't be one.
+        replicas: how many pods it asks for.
     """
-    names = names_to_keep(observed, pod_template_hash)
+    names = names_to_keep(observed, pod_template_hash, replicas)
     return tuple(_require(plan, names) for plan in adapters)
 
 
-def names_to_keep(observed: Observed, pod_template_hash: str | None) -> frozenset[str]:
-    """Return the names that Ready pods of other templates answer under; none where nothing can replace them."""
+def names_to_keep(observed: Observed, pod_template_hash: str | None, replicas: int) -> frozenset[str]:
+    """Return the names that Ready pods answer under, while more are to come; none where no new pod can be made."""
     if pod_template_hash is None:
         return frozenset()
-    old = (pod for pod in observed.pods if pod.ready and pod.counts and pod.template_hash != pod_template_hash)
-    return frozenset(name for pod in old for name in _names_answered(observed, pod))
+    ready = [pod for pod in observed.pods if pod.ready and pod.counts]
+    newest = [pod for pod in ready if pod.template_hash == pod_template_hash]
+    if len(newest) == len(ready) >= replicas:
+        return frozenset()
+    return frozenset(name for pod in ready for name in _names_answered(observed, pod))
 
 
 def _names_answered(observed: Observed, pod: PodView) -> Iterable[str]:

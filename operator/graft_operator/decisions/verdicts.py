@@ -25,13 +25,13 @@ from graft_operator.decisions.obstacles import (
     is_rolling_out,
     is_scaled_to_zero,
     is_suspended,
+    new_pod_waits,
     no_ready_pod_says_that_it_serves,
     pods_are_not_ready,
     pods_are_stuck,
     pods_are_unreachable,
     pool_failed,
     ready_pods_serve_another_mode,
-    roll_is_held,
     set_is_pending,
     speaks_another_version,
     unreachable,
@@ -68,7 +68,7 @@ class Obstacle:
 
 
 _NO_PODS_TO_COME = (pool_failed, is_scaled_to_zero, speaks_another_version)
-_STUCK = (base_failed, pods_are_stuck, roll_is_held, deadline_exceeded)
+_STUCK = (base_failed, pods_are_stuck, new_pod_waits, deadline_exceeded)
 """Beside these a roll goes no further before a person acts."""
 
 READY: tuple[Obstacle, ...] = (
@@ -79,7 +79,7 @@ READY: tuple[Obstacle, ...] = (
     Obstacle(base_is_tried_again, Ends.BY_ITSELF),
     Obstacle(speaks_another_version, Ends.BY_A_PERSON),
     Obstacle(pods_are_stuck, Ends.BY_A_PERSON),
-    Obstacle(roll_is_held, Ends.BY_A_PERSON),
+    Obstacle(new_pod_waits, Ends.BY_A_PERSON),
     Obstacle(deadline_exceeded, Ends.BY_A_PERSON),
     Obstacle(is_rolling_out, Ends.BY_ITSELF, unless=(pool_failed, speaks_another_version, *_STUCK)),
     Obstacle(pods_are_not_ready, Ends.BY_ITSELF, unless=(*_NO_PODS_TO_COME, *_STUCK)),
