@@ -73,6 +73,16 @@ def test_the_container_speaks_the_runtime_s_command_line() -> None:
     assert container == yaml.safe_load(EXPECTED_CONTAINER)
 
 
+def test_a_cache_that_pods_share_is_a_claim_beside_their_own() -> None:
+    built = pod(cache={"claimName": "shared"})
+    (container,) = built["containers"]
+    assert {"name": "shared-cache", "persistentVolumeClaim": {"claimName": "shared"}} in built["volumes"]
+    assert {"name": "shared-cache", "mountPath": "/graft/shared-cache"} in container["volumeMounts"]
+    assert "--cache-bytes" not in container["args"], "it may hold what the claim has room for"
+    asked = container["args"].index("--shared-cache-directory")
+    assert container["args"][asked + 1] == "/graft/shared-cache"
+
+
 def test_the_pod_mounts_what_it_is_told_and_nothing_of_the_api() -> None:
     config_hash = build_runtime_config(pool()).config_hash()
     built = pod(cache={"size": "20Gi"})

@@ -59,7 +59,9 @@ def test_no_pod_is_made_and_what_to_do_is_told() -> None:
 
 
 def test_our_own_volumes_are_reserved_but_for_the_cache_and_the_sources() -> None:
-    ours = {volume["name"] for volume in build_pod_spec(make_pool(), SETTINGS, "hash")["volumes"]}
+    ours = {
+        volume["name"] for volume in build_pod_spec(make_pool(cache={"claimName": "c"}), SETTINGS, "hash")["volumes"]
+    }
     assert ours - {"cache", "source-models"} == set(RESERVED_VOLUMES)
 
 

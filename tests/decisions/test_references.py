@@ -43,6 +43,16 @@ def test_claims_of_sources_and_of_the_overlay_are_looked_up_and_secrets_of_sourc
     assert {each.kind for each in references_of(parse_spec(spec()), claims)} == {"PersistentVolumeClaim"}
 
 
+def test_the_claim_of_a_shared_cache_is_one_that_pools_may_use() -> None:
+    shared = parse_spec(spec(cache={"claimName": "shared"}))
+    fault = reference_fault(shared, FINE, LIMITED)
+    assert fault is not None
+    assert (fault.code, fault.field) == ("FieldNotAllowed", "spec.cache.claimName")
+    assert (
+        reference_fault(shared, {**FINE, ("PersistentVolumeClaim", "shared"): read_referred(body())}, LIMITED) is None
+    )
+
+
 def test_of_a_secret_nothing_but_labels_type_and_hosts_is_kept() -> None:
     read = read_referred(body(hosts="hub.example"))
     assert (read.labels, read.type, read.hosts) == (LABELS, "Opaque", ("hub.example",))

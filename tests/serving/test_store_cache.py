@@ -134,7 +134,8 @@ def test_a_base_that_did_not_change_is_not_copied_again_after_a_restart(tmp_path
     assert len(settled.opened) == 2
     again = Cache(tmp_path / "cache", None, tuple).copy(settled, "pvc://shelf/model", "model")
     assert (again, len(settled.opened)) == (first, 2)
-    (tmp_path / "cache" / "models.json").write_text("[1]")
+    for file in (tmp_path / "cache" / "identities").iterdir():
+        file.write_text("[1]")
     assert Cache(tmp_path / "cache", None, tuple).copy(settled, "pvc://shelf/model", "model") == first
     assert len(settled.opened) == 4, "what was remembered is gone"
 

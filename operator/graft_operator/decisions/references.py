@@ -56,6 +56,8 @@ def references_of(spec: AdapterDeploymentSpec, settings: Settings) -> Iterator[R
             yield Reference(SECRET.name, source.secret_name, f"{place}.secretName", source)
     if spec.api_keys is not None and settings.allowed_secrets:
         yield Reference(SECRET.name, spec.api_keys.secret_name, "spec.apiKeys.secretName")
+    if spec.cache.claim_name and settings.allowed_claims:
+        yield Reference(CLAIM.name, spec.cache.claim_name, "spec.cache.claimName")
     volumes = spec.pod_template.spec.get("volumes")
     for volume in volumes if settings.allowed_claims and isinstance(volumes, list) else ():
         claim = volume.get("persistentVolumeClaim") if isinstance(volume, Mapping) else None

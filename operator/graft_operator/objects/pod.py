@@ -19,6 +19,7 @@ CONFIG_DIRECTORY = "/graft/config"
 ADAPTER_SET_DIRECTORY = "/graft/adapter-set"
 KEYS_DIRECTORY = "/graft/keys"
 CACHE_DIRECTORY = "/graft/cache"
+SHARED_CACHE_DIRECTORY = "/graft/shared-cache"
 API_KEYS_DIRECTORY = "/graft/api-keys"
 STATE_DIRECTORY = "/graft/state"
 SOURCES_DIRECTORY = "/graft/sources"
@@ -85,7 +86,10 @@ def _arguments(pool: Pool, settings: Settings) -> list[str]:
     arguments = ["serve", "--config-directory", CONFIG_DIRECTORY, "--adapter-set-directory", ADAPTER_SET_DIRECTORY]
     arguments += ["--keys-directory", KEYS_DIRECTORY, "--cache-directory", CACHE_DIRECTORY]
     arguments += ["--state-directory", STATE_DIRECTORY, "--bind-address", bind_address, "--pod-uid", "$(POD_UID)"]
-    arguments += ["--cache-bytes", str(cache_bytes(settings.cache_size))]
+    if pool.spec.cache.claim_name:
+        arguments += ["--shared-cache-directory", SHARED_CACHE_DIRECTORY]
+    else:
+        arguments += ["--cache-bytes", str(cache_bytes(settings.cache_size))]
     arguments += ["--adapter-bytes", str(quantity_bytes(settings.adapter_size))]
     if pool.spec.api_keys is not None:
         arguments += ["--api-keys-directory", API_KEYS_DIRECTORY]
@@ -129,6 +133,11 @@ def _volumes(pool: Pool, settings: Settings, config_hash: str) -> list[dict[str,
         {"name": "adapter-set", "configMap": {"name": adapter_set_name(pool, config_hash), "optional": True}},
         {"name": "keys", "configMap": {"name": keys_name(pool)}},
         {"name": "cache", "emptyDir": {"sizeLimit": pool.spec.cache.size or settings.cache_size}},
+        *(
+            [{"name": "shared-cache", "persistentVolumeClaim": {"claimName": claim}}]
+            if (claim := pool.spec.cache.claim_name)
+            else []
+        ),
         {"name": "state", "emptyDir": {}},
         # Optional: where it is gone, no key opens anything, and the pod runs.
         *(
@@ -147,6 +156,7 @@ def _mounts(pool: Pool) -> list[dict[str, Any]]:
         {"name": "adapter-set", "mountPath": ADAPTER_SET_DIRECTORY, "readOnly": True},
         {"name": "keys", "mountPath": KEYS_DIRECTORY, "readOnly": True},
         {"name": "cache", "mountPath": CACHE_DIRECTORY},
+        *([{"name": "shared-cache", "mountPath": SHARED_CACHE_DIRECTORY}] if pool.spec.cache.claim_name else []),
         {"name": "state", "mountPath": STATE_DIRECTORY},
         {"name": "scratch", "mountPath": SCRATCH_DIRECTORY},
         *(

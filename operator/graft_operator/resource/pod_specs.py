@@ -41,10 +41,14 @@ class ApiKeysSpec(Ruled):
 
 
 class CacheSpec(Ruled):
-    """The pod's copy of the checkpoints: an emptyDir."""
+    """The pods' copies of the checkpoints: an emptyDir each, or a claim that they share."""
 
+    claim_name: ResourceName | None = None
+    """A PersistentVolumeClaim of this namespace, ReadWriteMany unless all pods are on one node, that keeps them for all
+    pods of this pool and of others that name it; a change rolls the pods."""
     size: Quantity | None = None
-    """The most that it may hold, such as 20Gi; by default the administrator's choice, 100Gi at first."""
+    """The most that it may hold, such as 20Gi; by default the administrator's choice, 100Gi at first; of a claim, all
+    that it has room for."""
     adapter_size: Quantity | None = None
     """The most that the files of one adapter may have; by default the administrator's choice, 4Gi at first."""
 

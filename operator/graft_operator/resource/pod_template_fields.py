@@ -24,7 +24,7 @@ def _one_of(*values: str | bool) -> Rule:
 
 
 ANY = Rule("", "true", lambda _: True)
-RESERVED_VOLUMES = ("config", "adapter-set", "keys", "state", "scratch")
+RESERVED_VOLUMES = ("config", "adapter-set", "keys", "state", "scratch", "shared-cache")
 ENVIRONMENT = (
     *("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS", "TOKENIZERS_PARALLELISM"),
     *("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "SSL_CERT_FILE", "TZ"),

@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ("config", "the pod's RuntimeConfig"),
         ("adapter-set", "the adapter set, where there is one"),
         ("keys", "public keys of the operator"),
-        ("cache", "checkpoints, by digest; of this pod alone"),
+        ("cache", "what this pod alone keeps: checkpoints, by digest, unless they are shared"),
         ("state", "what must outlive a restart of the container"),
     ):
         parser.add_argument(f"--{name}-directory", type=Path, required=True, metavar="DIRECTORY", help=text)
@@ -44,6 +44,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         metavar="DIRECTORY",
         help="the Secret with the API's keys; without, it asks none",
+    )
+    parser.add_argument(
+        "--shared-cache-directory",
+        type=Path,
+        metavar="DIRECTORY",
+        help="checkpoints, by digest, of several pods; without, each has its own",
     )
     parser.add_argument("--bind-address", default="0.0.0.0", help="for all ports")  # noqa: S104 - a pod's default
     parser.add_argument("--pod-uid", required=True, help="the audience of control tokens")
@@ -108,6 +114,7 @@ def run(options: argparse.Namespace, engine: Callable[[], EnginePort] | None = N
         sources=sources,
         allowed_networks=tuple(options.allowed_network),
         api_keys=options.api_keys_directory,
+        shared_cache=options.shared_cache_directory,
         cache_bytes=options.cache_bytes,
         adapter_bytes=options.adapter_bytes,
         allowed_hosts=tuple(options.allowed_host),

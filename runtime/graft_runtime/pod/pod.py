@@ -51,6 +51,8 @@ class Places:
     """Beside the public ones: where sources may be."""
     api_keys: Path | None = None
     """The Secret with the keys of clients; None: the API asks for none."""
+    shared_cache: Path | None = None
+    """The cache for checkpoints that the pool's pods share; None: they go into this pod's own."""
     cache_bytes: int | None = None
     """The most that the cache may hold, where the config says nothing; None: what the disk holds."""
     adapter_bytes: int | None = None
@@ -76,10 +78,11 @@ class Pod:
         self.board = StatusBoard(self._head, self._report)
         self.engine = EngineClient(engine, self._heard)
         cache = Cache(
-            places.cache,
+            places.shared_cache or places.cache,
             config.cache_bytes or places.cache_bytes,
             self.digests_in_use,
             adapter_bytes=config.adapter_bytes or places.adapter_bytes,
+            pod=uid if places.shared_cache else None,
         )
         sources = Sources(config.sources, places.sources, places.allowed_networks, allowed_hosts=places.allowed_hosts)
         self.cache, self.peers = cache, PeerPods(cache)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import io
-import json
+import logging
 import threading
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field, replace
@@ -17,7 +18,10 @@ from graft_runtime.errors import ErrorCode, GraftError
 from graft_runtime.store.arrivals import DISK_FULL, Arrivals, CreateFile
 from graft_runtime.store.checkpoints import Kind, config_file, digest_of, select_files
 from graft_runtime.store.contents import Contents
+from graft_runtime.store.shared_contents import SharedContents
 from graft_runtime.store.sources import Directory, Sources
+
+logger = logging.getLogger(__name__)
 
 _NO_ROOM = DISK_FULL | {errno.EFBIG}
 
@@ -43,10 +47,11 @@ class Cache:
     """Blocking; safe to use from several threads.
 
     Args:
-        directory: of this pod alone.
+        directory: of this pod alone, or of several that share it.
         capacity: bytes, or None for what the disk holds.
         in_use: the digests that must stay.
         adapter_bytes: the most that one adapter may have; None: what there is room for.
+        pod: names this pod among those that share the directory; None: it is this pod's alone.
         create: makes its files.
     """
 
@@ -57,21 +62,32 @@ class Cache:
         in_use: Callable[[], Collection[str]],
         *,
         adapter_bytes: int | None = None,
+        pod: str | None = None,
         create: CreateFile = io.FileIO,
     ) -> None:
         self._adapter_bytes = adapter_bytes
         directory.mkdir(parents=True, exist_ok=True)
-        self._contents = Contents(directory / "sha256", directory / "lists", capacity, in_use)
-        self._arrivals = Arrivals(directory / "partial", self._contents, create=create)
-        self._known_models = directory / "models.json"
+        self._contents = (
+            Contents(directory, capacity, in_use) if pod is None else SharedContents(directory, pod, capacity, in_use)
+        )
+        self._arrivals = Arrivals(self._contents.arriving, self._contents, create=create)
+        self._identities = directory / "identities"
+        self._identities.mkdir(exist_ok=True)
         self._lock = threading.Lock()
-        self._known = self._read_known()
-        """Digests by kind and identity of their sources. Those of models outlive a restart."""
         self._busy: dict[str, _Busy] = {}
 
     def find(self, digest: str) -> Cached | None:
         """Return the checkpoint of this digest, when it is here."""
         directory_and_bytes = self._contents.find(digest)
+        return Cached(digest, *directory_and_bytes) if directory_and_bytes is not None else None
+
+    def look(self, digest: str) -> Cached | None:
+        """Find a checkpoint, also one that another pod has added; None as well where that can't be told. Blocking."""
+        try:
+            directory_and_bytes = self._contents.look(digest)
+        except OSError as error:
+            logger.warning("the cache can't be looked into for %s: %s", digest, error)
+            return None
         return Cached(digest, *directory_and_bytes) if directory_and_bytes is not None else None
 
     def copy(self, sources: Sources, uri: str, kind: Kind, revision: str | None = None) -> Cached:
@@ -90,10 +106,10 @@ class Cache:
                     return self._copy(directory, kind, most)
                 key = f"{kind} {directory.identity}"
                 with self._alone(key):
-                    known = self.find(self._known.get(key, ""))
+                    known = self._remembered(key)
                     cached = known or self._copy(directory, kind, most, key)
                     if known is None:
-                        self._remember(key, cached.digest)
+                        write_whole(self._known(key), cached.digest.encode())
                 return replace(cached, revision=directory.revision)
         except OSError as error:
             self._arrivals.forget()
@@ -107,7 +123,7 @@ class Cache:
         """
         try:
             with self._alone(digest):
-                return self.find(digest) or self._copy(directory, kind, self._most(kind), expected=digest)
+                return self.look(digest) or self._copy(directory, kind, self._most(kind), expected=digest)
         except OSError as error:
             raise _disk_fault(directory.uri, error) from error
 
@@ -138,34 +154,25 @@ class Cache:
                 raise GraftError(ErrorCode.DIGEST_MISMATCH, f"`{directory.uri}` holds {digest}, expected {expected}")
             return Cached(digest, *self._contents.add(arrival.directory, digest, records))
 
-    def _remember(self, key: str, digest: str) -> None:
-        with self._lock:
-            self._known[key] = digest
-            models = {key: digest for key, digest in self._known.items() if key.startswith("model ")}
-            if key in models:
-                write_whole(self._known_models, json.dumps(models).encode())
-
-    def _read_known(self) -> dict[str, str]:
-        """Return what an earlier start remembered, as far as it is still here."""
+    def _remembered(self, key: str) -> Cached | None:
+        """Return what a source of this identity held, as far as it is still here."""
         try:
-            remembered = json.loads(self._known_models.read_text())
+            return self.look(self._known(key).read_text())
         except (OSError, ValueError):
-            return {}
-        here = self._contents.digests
-        return (
-            {key: digest for key, digest in remembered.items() if digest in here}
-            if isinstance(remembered, dict)
-            else {}
-        )
+            return None
+
+    def _known(self, key: str) -> Path:
+        """Return the file with the digest of what a source of this identity holds. It outlives a restart."""
+        return self._identities / hashlib.sha256(key.encode()).hexdigest()
 
     @contextlib.contextmanager
     def _alone(self, key: str) -> Iterator[None]:
-        """Let one thread at a time pass for each key."""
+        """Let one thread at a time pass for each key, of all pods that share the cache."""
         with self._lock:
             busy = self._busy.setdefault(key, _Busy())
             busy.users += 1
         try:
-            with busy.lock:
+            with busy.lock, self._contents.turn(key):
                 yield
         finally:
             with self._lock:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import shutil
 import threading
 from collections.abc import Callable, Collection, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -22,30 +24,35 @@ class Contents:
     """Checkpoints by digest; where room is needed, the least recently used one that is not in use goes. Thread-safe.
 
     Args:
-        directory: of the checkpoints, each in a directory named by its hex digest.
-        lists: the directory for the lists of their files.
+        directory: for the checkpoints, each in a directory named by its hex digest, and the lists of their files.
         capacity: bytes, or None for what the disk holds.
         in_use: the digests that must stay.
     """
 
-    def __init__(
-        self, directory: Path, lists: Path, capacity: int | None, in_use: Callable[[], Collection[str]]
-    ) -> None:
-        self._directory, self._lists, self._capacity, self._in_use = directory, lists, capacity, in_use
+    def __init__(self, directory: Path, capacity: int | None, in_use: Callable[[], Collection[str]]) -> None:
+        self._directory, self._lists = directory / "sha256", directory / "lists"
+        self._capacity, self._in_use = capacity, in_use
+        self.arriving = directory / "partial"
+        """Where copies are made before they are whole."""
         self._directory.mkdir(exist_ok=True)
         self._lists.mkdir(exist_ok=True)
         self.lock = threading.RLock()
         self.give_up_partial: Callable[[], bool] = lambda: False
         """Removes a copy that broke off, before a checkpoint has to go; False where there is none."""
-        self._sizes = {path.name: _size(path) for path in self._directory.iterdir()}
+        self._sizes = self._begin()
         """Bytes by hex digest, least recently used first."""
         self._arriving = 0
         """Bytes."""
+        self._taking = threading.Lock()
+        """Held while room is made: of two that find none, the first gets what goes."""
 
-    @property
-    def digests(self) -> set[str]:
-        """Return the digests of all checkpoints that are here."""
-        return {f"sha256:{name}" for name in self._sizes}
+    def turn(self, key: str) -> AbstractContextManager[None]:
+        """Wait while another pod copies what has this key; it may be there afterwards. Blocking."""
+        return contextlib.nullcontext()
+
+    def look(self, digest: str) -> tuple[Path, int] | None:
+        """Find a checkpoint, also one that another pod has added. Blocking."""
+        return self.find(digest)
 
     def find(self, digest: str) -> tuple[Path, int] | None:
         """Return the directory of a checkpoint and its bytes, used just now; None where it is not here."""
@@ -96,15 +103,16 @@ class Contents:
 
     def take_room(self, size: int, uri: str) -> None:
         """Reserve bytes for what arrives from a URI. Raises GraftError: NoCapacity."""
-        with self.lock:
-            while self._capacity is not None and sum(self._sizes.values()) + self._arriving + size > self._capacity:
+        with self._taking:
+            while self._capacity is not None and self._total() + self._arriving + size > self._capacity:
                 if not self.evict():
                     raise GraftError(
                         ErrorCode.NO_CAPACITY,
                         f"`{uri}` doesn't fit the cache of {self._capacity} bytes: all that is in it is in use",
                         hint="give the cache more bytes, or list fewer adapters",
                     )
-            self._arriving += size
+            with self.lock:
+                self._arriving += size
 
     def give_back(self, size: int) -> None:
         """Return bytes that were reserved."""
@@ -119,15 +127,29 @@ class Contents:
             in_use = self._in_use()
             for name in self._sizes:
                 if f"sha256:{name}" not in in_use:
-                    logger.info("evicting sha256:%s from the cache", name)
-                    del self._sizes[name]
-                    _remove(self._directory / name)
-                    (self._lists / name).unlink(missing_ok=True)
+                    self._remove(name)
                     return True
             return False
 
+    def _begin(self) -> dict[str, int]:
+        """Return the bytes of what is here at the start, by hex digest."""
+        return {path.name: size_of(path) for path in self._directory.iterdir()}
 
-def _size(directory: Path) -> int:
+    def _total(self) -> int:
+        """Return the bytes of all checkpoints that are here."""
+        with self.lock:
+            return sum(self._sizes.values())
+
+    def _remove(self, name: str) -> None:
+        logger.info("evicting sha256:%s from the cache", name)
+        with self.lock:
+            self._sizes.pop(name, None)
+        _remove(self._directory / name)
+        (self._lists / name).unlink(missing_ok=True)
+
+
+def size_of(directory: Path) -> int:
+    """Return the bytes of the files in a directory."""
     return sum(path.stat().st_size for path in directory.iterdir())
 
 

@@ -62,6 +62,7 @@ class Fetches:
         self._cache = cache
         self._peers = peers
         self._wait_seconds = wait_seconds
+        self._looks = Threads(4, "look")
         self._bases, self._questions = Threads(1, "base"), Threads(COPIES, "resolve")
         self._mounted, self._remote = Threads(COPIES, "mounted"), Threads(COPIES, "remote")
         self._origins: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
@@ -91,8 +92,8 @@ class Fetches:
         Raises:
             GraftError: DigestMismatch, and see Cache.copy.
         """
-        if digest is not None and (cached := self._cache.find(digest)) is not None:
-            return cached
+        if digest is not None and (found := await self._here(digest)) is not None:
+            return found
         cached = await self._joined(source, kind, self._threads(source, kind))
         if digest is not None and cached.digest != digest:
             raise GraftError(
@@ -110,8 +111,8 @@ class Fetches:
         Other pods are asked before the source, again whenever the source has failed, and for an adapter whenever pods
         are introduced. Both copy at once only what is small: an adapter whose pods are slow.
         """
-        if digest is not None and (cached := self._cache.find(digest)) is not None:
-            return cached
+        if digest is not None and (found := await self._here(digest)) is not None:
+            return found
         ask, asked = asyncio.Event(), asyncio.Event()
 
         def told(error: GraftError) -> None:
@@ -136,6 +137,10 @@ class Fetches:
             finally:
                 for task in tasks:
                     task.cancel()
+
+    async def _here(self, digest: str) -> Cached | None:
+        """Return a checkpoint that is in the cache; look there beside the event loop for what others have added."""
+        return self._cache.find(digest) or await self._looks.run(self._cache.look, digest)
 
     async def _from_peers(
         self, kind: Kind, digest: str | None, ask: asyncio.Event, asked: asyncio.Event

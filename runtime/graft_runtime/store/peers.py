@@ -94,7 +94,7 @@ class PeerPods:
         self._client.close()
 
     def _copy(self, peer: Peer, digest: str, kind: Kind) -> Cached:
-        if (cached := self._cache.find(digest)) is not None:
+        if (cached := self._cache.look(digest)) is not None:
             return cached
         cached = self._cache.take(PeerDirectory(self._client, peer, digest, self._pace), kind, digest)
         logger.info("%s came from the pod at %s", digest, peer.address)

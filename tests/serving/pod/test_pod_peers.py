@@ -82,3 +82,24 @@ def test_what_this_pod_does_not_serve_is_not_handed_over(pod: PodProcess, make_a
     digest = answer.json["digest"]
     for path in (digest, f"{digest}/adapter_config.json", "sha256:" + "0" * 64, "..", digest_of(pod, "billing") + "/x"):
         assert pod.control("GET", f"/checkpoints/{path}", token=pod.token(aud=CHECKPOINTS)).status == 404
+
+
+def test_pods_that_share_a_cache_need_the_sources_once(
+    make_pod: Callable[..., PodProcess], make_adapter: Callable[..., Path], pod: PodProcess, tmp_path: Path
+) -> None:
+    serving = pod.status()
+    assert serving is not None
+    base = pod.config.base_model.model_copy(update={"digest": serving.base.digest})
+    first, second = make_pod(base_model=base), make_pod(base_model=base)
+    entry = first.entry("billing", make_adapter("billing"))
+    for each in (first, second):
+        each.mount_set(each.set_of(1, entry))
+    first.start("--shared-cache-directory", str(tmp_path), "--pod-uid", "first")
+    first.wait_ready()
+    (second.shelf / "base").rename(second.directory / "gone")
+    second.start("--shared-cache-directory", str(tmp_path), "--pod-uid", "second")
+    second.wait_ready()
+    assert second.text("billing") == first.text("billing")
+    assert not list((second.directory / "cache").glob("sha256/*"))
+    for each in (first, second):
+        each.kill()
