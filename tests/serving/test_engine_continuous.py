@@ -129,6 +129,20 @@ def test_memory_for_two_serves_many(engine: Any) -> None:
     assert engine.collect(events) == expected
 
 
+def test_a_short_answer_waits_for_no_long_ones_of_another_adapter(engine: Any) -> None:
+    submits = [ask(f"long{index}", [*SHORT, index], "a", tokens=100) for index in range(4)] + [ask("short", SHORT, "b")]
+    expected = alone(engine, *submits)
+    flow_of(engine)._max_sequences = 2
+    for submit in submits[:-1]:
+        engine.handle(submit)
+    events = engine.step()
+    engine.handle(submits[-1])
+    while "short" not in said(events):
+        events += engine.step()
+    assert not any(event.finish for event in events if isinstance(event, Generated)), "the long ones are on their way"
+    assert engine.collect(events) == expected, "and go on from where they were"
+
+
 def test_what_does_not_fit_into_the_bank_waits(engine: Any, start: Any) -> None:
     submits = [ask(str(index), SHORT, "abc"[index % 3], tokens=10) for index in range(6)]
     expected = alone(engine, *submits)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from graft_runtime.engine.requests import NEVER, Encoding, Request, Result, first_position
-from graft_runtime.engine.scheduler import Scheduler
+from graft_runtime.engine.scheduler import PATIENT_STEPS, Scheduler
 from graft_runtime.engine.turns import Turns
-from graft_runtime.messages import Encode, ServedAdapter
+from graft_runtime.messages import Encode, Generate, ServedAdapter
 
 
 def request(name: str) -> Request:
@@ -181,6 +182,44 @@ def test_who_asks_often_waits_behind_himself_alone() -> None:
     queue.add(of("b", 0))
     queue.add(of("b", 1))
     assert started(queue, 8) == ["a0", "b0", "a1", "b1", "a2", "a3", "a4", "a5"]
+
+
+def running(queue: Scheduler) -> list[str]:
+    """Return the names of the requests that run, once those who wait have been patient."""
+    for _ in range(PATIENT_STEPS + 1):
+        queue.schedule()
+    return [one.name for one in queue.flow.requests]
+
+
+def test_who_runs_most_makes_way_for_who_runs_nothing() -> None:
+    queue = Scheduler(Places(3))
+    for number in range(5):
+        queue.add(of("a", number))
+    assert running(queue) == ["a0", "a1", "a2"], "for itself nobody makes way"
+    queue.add(of("b", 0))
+    assert running(queue) == ["a0", "a1", "b0"], "the youngest leaves"
+    queue.add(of("b", 1))
+    queue.add(of("c", 0))
+    assert running(queue) == ["a0", "b0", "c0"]
+    for _ in range(9):
+        assert running(queue) == ["a0", "b0", "c0"], "those who run as much as others keep their places"
+    queue.flow.leave(queue.flow.requests[1])
+    assert running(queue) == ["a0", "c0", "b1"]
+    queue.flow.leave(queue.flow.requests[2])
+    assert running(queue) == ["a0", "c0", "a1"], "the first to have left goes on before those that have not begun"
+
+
+def test_more_make_way_for_a_larger_share() -> None:
+    def one(adapter: str, number: int, share: int = 1) -> Request:
+        message = Generate(f"{adapter}{number}", [1], 1, (ServedAdapter(adapter, 1.0),), share=share)
+        return Request(message=message, adapters=())
+
+    queue = Scheduler(Places(4))
+    for request in [one("a", number) for number in range(6)] + [one("b", number, share=3) for number in range(6)]:
+        queue.add(request)
+    for _ in range(9):
+        names = running(queue)
+    assert Counter(name[0] for name in names) == {"b": 3, "a": 1}
 
 
 def test_what_counts_is_tokens() -> None:

@@ -28,10 +28,22 @@ class Request:
     """It was in a step that failed: it is tried again by itself, so that only the culprit fails."""
     turn: int = 0
     """See `Turns`."""
+    waits_since: int = 0
+    """Step of the engine at which it came, or others last made way for it."""
 
     @property
     def name(self) -> str:
         return self.message.request
+
+    @property
+    def whose(self) -> frozenset[str]:
+        """Return the digests of its adapters: those of the same share the engine with others as one."""
+        return frozenset(served.digest for served in self.message.adapters)
+
+    @property
+    def share(self) -> int:
+        """Return the share of its adapters."""
+        return self.message.share if isinstance(self.message, Generate) else 1
 
     @property
     def tokens_at_most(self) -> int:

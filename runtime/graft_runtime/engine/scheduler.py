@@ -7,16 +7,23 @@ from collections.abc import Sequence
 
 from graft_runtime.engine.requests import Flow, Request, Turn
 from graft_runtime.engine.turns import Turns
-from graft_runtime.messages import Generate
+from graft_runtime.engine.ways import who_makes_way
+
+PATIENT_STEPS = 4
+"""So long a request waits for one to end before one of the adapters that run most makes way for it."""
 
 
 class Scheduler:
-    """First come, first served, each set of adapters in its turn; how many run, and how, is for the flow to say."""
+    """First come, first served, each set of adapters in its turn; how many run, and how, is for the flow to say.
+
+    Where all places are taken, those who run most make way for who waits, and start again later from where they were.
+    """
 
     def __init__(self, flow: Flow) -> None:
         self.flow = flow
         self._waiting: list[Request] = []
         self._turns = Turns()
+        self._step = 0
 
     @property
     def waiting(self) -> int:
@@ -32,15 +39,16 @@ class Scheduler:
 
     def add(self, request: Request) -> None:
         """Put a request into the queue, behind those whose turn is no later."""
-        whose = frozenset(served.digest for served in request.message.adapters)
-        share = request.message.share if isinstance(request.message, Generate) else 1
-        request.turn = self._turns.of(whose, request.tokens_at_most, share)
+        request.turn = self._turns.of(request.whose, request.tokens_at_most, request.share)
+        request.waits_since = self._step
         insort(self._waiting, request, key=_turn)
 
     def schedule(self) -> Sequence[Turn]:
         """Start what there is room for. Returns the turns of the next step, with all that run."""
+        self._step += 1
         self._put_back(self.flow.make_room())
         if self._waiting:
+            self._make_way()
             started = set(self.flow.start(list(self._waiting)))
             self._waiting = [request for request in self._waiting if request not in started]
             if started:
@@ -70,6 +78,18 @@ class Scheduler:
         if request is not None:
             self.flow.leave(request)
         return request
+
+    def _make_way(self) -> None:
+        """Have one that runs leave for the first that has waited long, where the adapters of that one run less."""
+        for first in self._waiting:
+            if self._step - first.waits_since <= PATIENT_STEPS:
+                continue
+            if (leaving := who_makes_way(self.flow.requests, first)) is not None:
+                self.flow.leave(leaving)
+                self._waiting.remove(first)
+                self._put_back([first, leaving])
+                first.waits_since = leaving.waits_since = self._step
+                break
 
     def _put_back(self, requests: Sequence[Request]) -> None:
         """Put requests back to the front of the queue, in this order."""
