@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from graft_runtime.answering.call_styles import FAMILIES, style_of
 from graft_runtime.answering.calls import Calls, CallStyle
-from graft_runtime.http.routes.tools import call_delta, whole_calls
+from graft_runtime.http.routes.tools import call_deltas, whole_calls
 
 TEMPLATES = {
     "mistral with names": "{{- '[TOOL_CALLS]' + call.name + '[ARGS]' + call.arguments }}",
@@ -81,12 +81,12 @@ def test_calls_are_read_wherever_their_text_is_cut(name: str) -> None:
 def test_arguments_are_told_as_they_come() -> None:
     calls = Calls(STYLES["hermes"])
     deltas = [
-        [call_delta(part) for part in calls.push(piece).calls]
+        call_deltas(calls.push(piece).calls)
         for piece in ['<tool_call>{"name": "f", "arguments": ', '{"a": ', '"xy"', "}", "}\n</tool_call>"]
     ]
     assert [[delta["function"]["arguments"] for delta in each] for each in deltas] == [
         [],
-        ["", '{"a": '],
+        ['{"a": '],
         ['"xy"'],
         ["}"],
         [],

@@ -17,7 +17,7 @@ from graft_runtime.http.bodies import Whole, invalid
 from graft_runtime.http.generations import Generations
 from graft_runtime.http.neutral import MESSAGE_FIELDS, PART_FIELDS, check_neutral
 from graft_runtime.http.routes.text import MAX_LOGPROBS, Count, Number, TextBody, Words
-from graft_runtime.http.routes.tools import MAX_TOOLS, Choice, Tool, ToolCall, call_delta, tools_of, whole_calls
+from graft_runtime.http.routes.tools import MAX_TOOLS, Choice, Tool, ToolCall, call_deltas, tools_of, whole_calls
 from graft_runtime.tokenizing.pieces import REPLACEMENT
 from graft_runtime.tokenizing.rendering import TemplateOptions
 
@@ -189,7 +189,7 @@ class ChatWords(Words):
         delta: dict[str, Any] = {"content": piece.text} if piece.text else {}
         if piece.reasoning:
             delta["reasoning_content"] = piece.reasoning
-        calls = {"tool_calls": [*map(call_delta, piece.calls)]} if piece.calls else {}
+        calls = {"tool_calls": call_deltas(piece.calls)} if piece.calls else {}
         return self._choice(piece, {"delta": delta | calls})
 
     @staticmethod

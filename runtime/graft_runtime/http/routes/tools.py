@@ -122,9 +122,16 @@ def whole_calls(parts: Sequence[CallPart]) -> list[dict[str, Any]]:
     return list(calls.values())
 
 
-def call_delta(part: CallPart) -> dict[str, Any]:
-    """Return what a chunk tells of a call: first its id and name, then more of its arguments."""
-    if part.name is None:
-        return {"index": part.index, "function": {"arguments": part.arguments}}
-    function = {"name": part.name, "arguments": part.arguments}
-    return {"index": part.index, "id": part.id, "type": "function", "function": function}
+def call_deltas(parts: Sequence[CallPart]) -> list[dict[str, Any]]:
+    """Return what a chunk tells of calls: of each first its id and name, then more of its arguments.
+
+    A call is there once in a chunk, whatever came of it: clients put chunks together by the places in this list.
+    """
+    deltas: dict[int, dict[str, Any]] = {}
+    for part in parts:
+        delta = deltas.setdefault(part.index, {"index": part.index, "function": {"arguments": ""}})
+        if part.name is not None:
+            delta |= {"id": part.id, "type": "function"}
+            delta["function"]["name"] = part.name
+        delta["function"]["arguments"] += part.arguments
+    return list(deltas.values())
