@@ -148,8 +148,8 @@ def test_every_value_reaches_the_operator() -> None:
 def test_the_network_policies_of_pools_find_the_operator() -> None:
     spec = parse_spec({"baseModel": {"uri": "pvc://m/gemma"}, "sources": [{"name": "m", "claimName": "m"}]})
     policy = objects.build_network_policy(objects.Pool("team-a", "support", "1", 1, spec), settings_of())
-    (peer,) = policy["spec"]["ingress"][1]["from"]
-    wanted = peer["podSelector"]["matchLabels"]
+    operator, _pods = policy["spec"]["ingress"][1]["from"]
+    wanted = operator["podSelector"]["matchLabels"]
     assert wanted.items() <= operator_pod()["metadata"]["labels"].items()
 
 
