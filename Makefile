@@ -48,7 +48,7 @@ images: ## the images of operator and runtime
 WORKERS ?= 2
 
 test: setup ## every test; those without a cluster in two processes (WORKERS=2)
-	$(RUN) -m pytest -n $(WORKERS) --dist loadfile --durations=20 tests/decisions tests/serving tests/gpu; failed=$$?; \
+	$(RUN) -m pytest -n $(WORKERS) --dist loadfile --durations=20 --ignore=tests/cluster --ignore=tests/whole; failed=$$?; \
 	$(RUN) -m pytest --durations=20 tests/cluster tests/whole && exit $$failed
 
 soak: setup ## ten minutes of good clients beside attacks on a real pod: what they notice; SOAK_ARGS="--seconds 60 --rounds 1"
