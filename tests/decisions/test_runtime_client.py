@@ -20,6 +20,7 @@ from graft_operator.clients.runtime_client import (
     RuntimeUnreachableError,
 )
 from graft_operator.clients.shares import Pace
+from graft_runtime.contract import ports
 from graft_runtime.contract.adapter_set import AdapterSet, AdapterSetVersion
 from graft_runtime.contract.checkpoints import Source
 from graft_runtime.contract.control import Accepted, Resolution, ResolveRequest
@@ -52,7 +53,7 @@ async def serve(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Callable[[Hand
         await runner.setup()
         site = web.TCPSite(runner, "127.0.0.1", 0)
         await site.start()
-        monkeypatch.setattr(runtime_client, "CONTROL_PORT", runner.addresses[0][1])
+        monkeypatch.setattr(ports, "CONTROL_PORT", runner.addresses[0][1])
 
     yield start
     for runner in runners:
@@ -131,7 +132,7 @@ async def test_a_pod_that_hangs_is_given_up(
 
 
 async def test_nobody_listening_is_told_apart(client: RuntimeClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runtime_client, "CONTROL_PORT", 1)
+    monkeypatch.setattr(ports, "CONTROL_PORT", 1)
     with pytest.raises(RuntimeUnreachableError) as caught:
         await client.push(POD, SET)
     assert caught.value.refused

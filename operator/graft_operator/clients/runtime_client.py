@@ -15,7 +15,7 @@ from typing import TypeVar
 import aiohttp
 from graft_runtime.contract.adapter_set import AdapterSet
 from graft_runtime.contract.control import Accepted, Peer, Peers, Resolution, ResolveRequest, checkpoint_audience
-from graft_runtime.contract.ports import CONTROL_PORT
+from graft_runtime.contract.ports import control_url
 from graft_runtime.contract.status import RuntimeStatus
 from graft_runtime.contract.wire import Fault, Message
 from graft_runtime.errors import GraftError, cut
@@ -55,8 +55,7 @@ class PodAddress:
 
     @property
     def url(self) -> str:
-        host = f"[{self.ip}]" if ":" in self.ip else self.ip
-        return f"http://{host}:{CONTROL_PORT}"
+        return control_url(self.ip)
 
 
 class RuntimeUnreachableError(Exception):

@@ -19,8 +19,7 @@ class EngineChild:
     """One engine process: see `EnginePort`."""
 
     def __init__(self) -> None:
-        self._connection: EngineConnection | None = None
-        self._spawned = asyncio.Event()
+        self._connection = EngineConnection()
 
     async def run(self, heard: Callable[[Event], None]) -> int:
         """Spawn the process and listen to it until it ends: see `EnginePort`.
@@ -32,10 +31,9 @@ class EngineChild:
         command = (sys.executable, "-m", "graft_runtime.engine", "--socket-fd", str(descriptor))
         with child_end:
             process = await asyncio.create_subprocess_exec(*command, pass_fds=[descriptor])
-        self._connection = EngineConnection(*await asyncio.open_connection(sock=parent_end))
-        self._spawned.set()
+        stream = await asyncio.open_connection(sock=parent_end)
         try:
-            await self._connection.listen(heard)
+            await self._connection.listen(*stream, heard)
             # Not killed at once: `kill` reaps a process that has just ended, and its status would be lost.
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(ENDING_SECONDS):
@@ -48,9 +46,8 @@ class EngineChild:
 
     async def started(self) -> None:
         """Wait until the process is there."""
-        await self._spawned.wait()
+        await self._connection.opened()
 
     def send(self, command: Command) -> None:
         """Write a command to the socket."""
-        assert self._connection is not None, "nothing is sent before the process is spawned"
         self._connection.send(command)

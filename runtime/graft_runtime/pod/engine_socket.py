@@ -25,32 +25,29 @@ class EngineSocket:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._connection: EngineConnection | None = None
-        self._connected = asyncio.Event()
+        self._connection = EngineConnection()
 
     async def run(self, heard: Callable[[Event], None]) -> None:
         """Connect to the engine, once it listens, and listen to it until it ends: see `EnginePort`."""
-        self._connection = await self._connect()
-        self._connected.set()
+        stream = await self._connect()
         try:
-            await self._connection.listen(heard)
+            await self._connection.listen(*stream, heard)
         finally:
             self._connection.close()
 
     async def started(self) -> None:
         """Wait until the engine listens."""
-        await self._connected.wait()
+        await self._connection.opened()
 
     def send(self, command: Command) -> None:
         """Write a command to the socket."""
-        assert self._connection is not None, "nothing is sent before the engine listens"
         self._connection.send(command)
 
-    async def _connect(self) -> EngineConnection:
+    async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         waiting = False
         while True:
             try:
-                return EngineConnection(*await asyncio.open_unix_connection(self._path))
+                return await asyncio.open_unix_connection(self._path)
             except (FileNotFoundError, ConnectionRefusedError):
                 if not waiting:
                     logger.info("waiting for an engine to listen on %s", self._path)

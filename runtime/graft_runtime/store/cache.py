@@ -99,15 +99,14 @@ class Cache:
             GraftError: SourceNotDeclared, UnsafeFile, NotFound, Unauthorized, ForbiddenAddress, SourceUnavailable,
                 NotAnAdapter, NotAModel, DigestMismatch, TooLarge, NoCapacity.
         """
-        most = self._most(kind)
         try:
-            with sources.open(uri, revision, lambda: self._arrivals.spool(uri, most)) as directory:
+            with sources.open(uri, revision, lambda: self._arrivals.spool(uri, self._most(kind))) as directory:
                 if directory.identity is None:
-                    return self._copy(directory, kind, most)
+                    return self._copy(directory, kind)
                 key = f"{kind} {directory.identity}"
                 with self._alone(key):
                     known = self._remembered(key)
-                    cached = known or self._copy(directory, kind, most, key)
+                    cached = known or self._copy(directory, kind, key)
                     if known is None:
                         write_whole(self._known(key), cached.digest.encode())
                 return replace(cached, revision=directory.revision)
@@ -123,7 +122,7 @@ class Cache:
         """
         try:
             with self._alone(digest):
-                return self.look(digest) or self._copy(directory, kind, self._most(kind), expected=digest)
+                return self.look(digest) or self._copy(directory, kind, expected=digest)
         except OSError as error:
             raise _disk_fault(directory.uri, error) from error
 
@@ -134,19 +133,11 @@ class Cache:
     def _most(self, kind: Kind) -> int | None:
         return self._adapter_bytes if kind == "adapter" else None
 
-    def _copy(
-        self,
-        directory: Directory,
-        kind: Kind,
-        most: int | None,
-        key: str | None = None,
-        *,
-        expected: str | None = None,
-    ) -> Cached:
+    def _copy(self, directory: Directory, kind: Kind, key: str | None = None, *, expected: str | None = None) -> Cached:
         names = directory.names()
         folders = [] if config_file(kind) in names else directory.folders_with(config_file(kind))
         selected = select_files(names, kind, directory.uri, folders)
-        with self._arrivals.arrive(directory.uri, key, most) as arrival:
+        with self._arrivals.arrive(directory.uri, key, self._most(kind)) as arrival:
             arrival.expect(sum(directory.size(name) or 0 for name in selected))
             records = [arrival.copy_file(directory, name) for name in selected]
             digest = digest_of(records)

@@ -71,10 +71,11 @@ class SharedContents(Contents):
         return self.find(digest)
 
     def add(self, partial: Path, digest: str, files: Sequence[CheckpointFile]) -> tuple[Path, int]:
+        name = digest.removeprefix("sha256:")
         with self._sharing.alone():
-            self._adopt(digest.removeprefix("sha256:"))
+            self._adopt(name)
             added = super().add(partial, digest, files)
-            self._since[digest.removeprefix("sha256:")] = time.monotonic()
+            self._since[name] = time.monotonic()
             self._tell()
         return added
 

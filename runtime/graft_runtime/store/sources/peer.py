@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from graft_runtime.contract.checkpoints import CheckpointFile
 from graft_runtime.contract.control import CheckpointFiles, Peer
-from graft_runtime.contract.ports import CONTROL_PORT
+from graft_runtime.contract.ports import control_url
 from graft_runtime.errors import ErrorCode, GraftError
 from graft_runtime.store.checkpoints import digest_of
 from graft_runtime.store.download import Download
@@ -39,8 +39,7 @@ class PeerDirectory:
     revision: str | None = None
 
     def __init__(self, client: httpx2.Client, peer: Peer, digest: str, pace: Pace) -> None:
-        address = f"[{peer.address}]" if peer.address.version == 6 else str(peer.address)
-        self.uri = f"http://{address}:{CONTROL_PORT}/checkpoints/{digest}"
+        self.uri = f"{control_url(str(peer.address))}/checkpoints/{digest}"
         self._client, self._peer, self._pace = client, peer, pace
         self._files = {file.path: file for file in self._list(digest)}
 
