@@ -21,7 +21,10 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
-API_PORT, CONTROL_PORT, PROBE_PORT = 8000, 8001, 8002
+from graft_runtime.contract.ports import API_PORT, CONTROL_PORT, PROBE_PORT
+
+from tests.support.connections import connect
+
 MIB = 1 << 20
 COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
 POST = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
@@ -71,13 +74,9 @@ class Target:
         with contextlib.ExitStack() as stack:
             found = []
             for _ in range(count):
-                one = stack.enter_context(socket.socket())
-                if buffer is not None:
-                    one.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)
-                one.settimeout(max(0.1, self.ends - time.monotonic()))
+                seconds = max(0.1, self.ends - time.monotonic())
                 with contextlib.suppress(OSError):
-                    one.connect((self.address, port))
-                    found.append(one)
+                    found.append(stack.enter_context(connect(self.address, port, seconds, buffer)))
             yield found
 
     def wait(self) -> None:

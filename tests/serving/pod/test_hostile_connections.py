@@ -15,6 +15,7 @@ import pytest
 from graft_runtime.contract.config import EngineConfig
 
 from tests.support import cases
+from tests.support.connections import connect
 from tests.support.slow_clients import visit
 from tests.support.waiting import wait_until
 
@@ -37,15 +38,7 @@ def pod(make_pod: Callable[..., Any]) -> Any:
 @contextlib.contextmanager
 def connected(pod: Any, count: int = 1, port: int = 8000, buffer: int | None = None) -> Iterator[list[socket.socket]]:
     with contextlib.ExitStack() as opened:
-        connections = []
-        for _ in range(count):
-            connection = opened.enter_context(socket.socket())
-            if buffer is not None:
-                connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)
-            connection.settimeout(20)
-            connection.connect((pod.address, port))
-            connections.append(connection)
-        yield connections
+        yield [opened.enter_context(connect(pod.address, port, 20, buffer)) for _ in range(count)]
 
 
 def received(connection: socket.socket) -> bytes:
