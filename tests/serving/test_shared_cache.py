@@ -11,28 +11,16 @@ from pathlib import Path
 from typing import IO
 
 import pytest
-from graft_runtime.contract.config import SourceMount
 from graft_runtime.errors import GraftError
 from graft_runtime.store.cache import Cache
 from graft_runtime.store.sources import Sources
 
-WEIGHTS_BYTES = 1000
-ADAPTER_BYTES = WEIGHTS_BYTES + 2
+from tests.support.shelf import ADAPTER_BYTES, filled
 
 
 @pytest.fixture
-def shelf(tmp_path: Path) -> Path:
-    for name in ("a", "b"):
-        directory = tmp_path / "shelf" / name
-        directory.mkdir(parents=True)
-        (directory / "adapter_config.json").write_text("{}")
-        (directory / "adapter_model.safetensors").write_bytes(name.encode() * WEIGHTS_BYTES)
-    return tmp_path / "shelf"
-
-
-@pytest.fixture
-def sources(shelf: Path) -> Sources:
-    return Sources((SourceMount(name="shelf", kind="claim"),), {"shelf": shelf}, settled_seconds=0)
+def sources(tmp_path: Path) -> Sources:
+    return filled(tmp_path / "shelf", settled_seconds=0)
 
 
 class Disk:
