@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import platform
 import shutil
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,7 +18,7 @@ def write_whole(path: Path, content: bytes, mode: int = 0o666) -> None:
     """Write a file under its name at once, in place of the one that has it.
 
     Args:
-        path: of the file; no two threads of a process may write the same one at the same time.
+        path: of the file; of two that write the same one at the same time, the last one's content stays.
         content: all of it.
         mode: its permissions, less the process's umask.
 
@@ -34,7 +36,7 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises:
         OSError: nothing has changed.
     """
-    partial = path.with_name(f"{path.name}.{os.getpid()}{PARTIAL_SUFFIX}")
+    partial = _partial(path)
     partial.unlink(missing_ok=True)
     try:
         yield partial
@@ -51,7 +53,7 @@ def new_directory(path: Path) -> Iterator[Path]:
     Raises:
         OSError: nothing has changed, as where `path` is there already and not empty.
     """
-    partial = path.with_name(f"{path.name}.{os.getpid()}{PARTIAL_SUFFIX}")
+    partial = _partial(path)
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
@@ -62,6 +64,14 @@ def new_directory(path: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
+
+
+def _partial(path: Path) -> Path:
+    """Return where this thread writes what is to get the name `path`.
+
+    Nobody else writes there: no other thread, and no other pod on a volume of both, where each runtime is process 1.
+    """
+    return path.with_name(f"{path.name}.{platform.node()}.{os.getpid()}.{threading.get_native_id()}{PARTIAL_SUFFIX}")
 
 
 def put_in_place(partial: Path, path: Path) -> None:

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import os
+import platform
+import threading
 from pathlib import Path
 
 import pytest
 from graft_runtime.durable import new_directory, put_in_place, replacing, write_whole
+
+OWN = f"{platform.node()}.{os.getpid()}.{threading.get_native_id()}"
+"""In the names of what this thread writes."""
 
 
 @pytest.fixture
@@ -32,7 +38,7 @@ def test_bytes_are_on_the_disk_before_the_name_and_the_name_after(tmp_path: Path
     (tmp_path / "a").write_text("old")
     write_whole(tmp_path / "a", b"new")
     assert (tmp_path / "a").read_bytes() == b"new"
-    assert steps == [f"sync a.{os.getpid()}.partial", "replace a", f"sync {tmp_path.name}"]
+    assert steps == [f"sync a.{OWN}.partial", "replace a", f"sync {tmp_path.name}"]
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
@@ -45,7 +51,7 @@ def test_a_directory_gets_its_name_whole(tmp_path: Path, steps: list[str]) -> No
 
 
 def test_a_new_directory_has_its_name_once_its_files_are_on_the_disk(tmp_path: Path, steps: list[str]) -> None:
-    left = tmp_path / f"new.{os.getpid()}.partial"
+    left = tmp_path / f"new.{OWN}.partial"
     left.mkdir()
     (left / "old").write_text("of a process that was killed")
     with new_directory(tmp_path / "new") as partial:
@@ -56,6 +62,21 @@ def test_a_new_directory_has_its_name_once_its_files_are_on_the_disk(tmp_path: P
     with pytest.raises(OSError, match="not empty"), new_directory(tmp_path / "new") as partial:
         (partial / "other").write_text("other")
     assert [path.name for path in tmp_path.glob("*/*")] == ["file"]
+
+
+def test_threads_that_write_one_file_are_not_in_each_other_s_way(tmp_path: Path) -> None:
+    """Each has begun before the first has ended; so has another pod's runtime, on a volume of both."""
+    with concurrent.futures.ThreadPoolExecutor(3) as threads:
+        began = threading.Barrier(3)
+
+        def write(number: int) -> None:
+            with replacing(tmp_path / "a") as partial:
+                partial.write_text(str(number))
+                began.wait(10)
+
+        list(threads.map(write, range(3)))
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+    assert (tmp_path / "a").read_text() in {"0", "1", "2"}
 
 
 @pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])
@@ -71,7 +92,7 @@ def test_what_breaks_off_changes_nothing(tmp_path: Path, error: type[BaseExcepti
 
 
 def test_what_a_killed_process_left_is_written_anew(tmp_path: Path) -> None:
-    left = tmp_path / f"a.{os.getpid()}.partial"
+    left = tmp_path / f"a.{OWN}.partial"
     left.symlink_to(tmp_path / "elsewhere")
     write_whole(tmp_path / "a", b"new")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a"]

@@ -42,6 +42,8 @@ from tests.support.methods import METHODS as METHOD_OPTIONS
 from tests.support.methods import STACKED, save_method, save_prompt
 
 MAX_RANK = 64
+THROUGH = 30
+"""One case of so many, at least, must give an adapter."""
 PLAIN: list[Any] = [None, True, False, 0, -1, 1, 2, 3, 5, 17, 0.5, 1e308, 1 << 70, "", [], {}]
 LORA: dict[str, dict[str, Any]] = {
     "dora": {"use_dora": True, "target_modules": ["q_proj"]},
@@ -89,11 +91,12 @@ def fuzzed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def outcomes() -> Iterator[Counter[tuple[str, bool]]]:
-    """How many cases of each start ended in an adapter, and in an error: each must get through, and not always."""
+    """How many cases of each start ended in an adapter, and in an error: each start is refused at times, and of all
+    cases enough get through."""
     counted: Counter[tuple[str, bool]] = Counter()
     yield counted
-    for name in {name for name, _ in counted}:
-        assert min(counted[name, True], counted[name, False]) > 0, (name, counted)
+    assert all(counted[name, False] for name in {name for name, _ in counted}), counted
+    assert sum(counted[case] for case in counted if case[1]) > counted.total() // THROUGH, counted
 
 
 def changed(directory: Path, start: Start, starts: list[Start], chance: random.Random) -> None:
@@ -112,6 +115,10 @@ def changed(directory: Path, start: Start, starts: list[Start], chance: random.R
             own = sorted(case.config.keys() - set(FIELDS)) or sorted(case.config)
             case.config[chance.choice(own)] = chance.choice([chance.choice(PLAIN), some_json(chance)])
     write(directory, case, chance)
+
+
+def test_what_the_cases_start_from_gets_through_unchanged(starts: list[Start]) -> None:
+    assert [start.directory.name for start in starts if survivor(start.directory, start.layout, MAX_RANK) is None] == []
 
 
 def test_files_of_every_method_give_a_typed_error_or_fit(

@@ -185,7 +185,14 @@ def test_a_template_is_told_what_the_request_says(pod: Any) -> None:
 def test_each_chunk_tells_the_usage_so_far(client: openai.OpenAI) -> None:
     options: Any = {"include_usage": True, "continuous_usage_stats": True}
     chunks = list(
-        client.completions.create(model="plain", prompt="hello", max_tokens=6, stream=True, stream_options=options)
+        client.completions.create(
+            model="plain",
+            prompt="hello",
+            max_tokens=6,
+            stream=True,
+            stream_options=options,
+            extra_body={"ignore_eos": True},
+        )
     )
     counts = [chunk.usage.completion_tokens for chunk in chunks if chunk.usage is not None]
     assert len(counts) == len(chunks)

@@ -41,7 +41,11 @@ def test_pods_that_start_later_need_no_source(pool: Pool, load: Load) -> None:
             rolled + 2 * BORN_SECONDS,
         )
         pool.kubectl("scale", f"ad/{POOL}", "--replicas=2")
-        pool.eventually(lambda: pool.ready_replicas() == (2, {2}), "one pod less", time.monotonic() + BORN_SECONDS)
+        pool.eventually(
+            lambda: len(pool.pods()) == 2 and pool.ready_replicas() == (2, {2}),
+            "one pod less, which is gone",
+            time.monotonic() + BORN_SECONDS,
+        )
     assert told(load, began).keys() == {RIGHT}
 
 
