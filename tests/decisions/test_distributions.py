@@ -33,6 +33,17 @@ def test_the_workspace_has_these_members() -> None:
     assert {ROOT / member for member in workspace["members"]} == set(PROJECTS.values())
 
 
+@pytest.mark.parametrize("name", ["runtime", "operator"])
+def test_an_image_is_built_from_every_member_s_project_file(name: str) -> None:
+    """uv reads the workspace, and refuses one whose members it can't find."""
+    dockerfile = (ROOT / name / "Dockerfile").read_text()
+    allowed = (ROOT / ".dockerignore").read_text().splitlines()
+    for project in PROJECTS.values():
+        member = project.relative_to(ROOT)
+        assert f"COPY {member}/pyproject.toml {member}/" in dockerfile
+        assert f"!{member}/pyproject.toml" in allowed
+
+
 @pytest.mark.parametrize("name", PROJECTS)
 def test_a_wheel_contains_one_package_with_all_of_its_files(name: str, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
