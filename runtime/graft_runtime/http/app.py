@@ -36,7 +36,6 @@ from graft_runtime.pod.pod import Pod
 
 logger = logging.getLogger(__name__)
 
-STREAMS = ("/v1/completions", "/v1/chat/completions")
 BODIES: Mapping[str, Sequence[type[Body]]] = {
     "/v1/completions": (CompletionBody,),
     "/v1/chat/completions": (ChatBody,),
@@ -64,7 +63,7 @@ def api_app(pod: Pod, models: Models, generations: Generations, generator: Gener
         server_router(pod),
     ):
         app.include_router(router)
-    document = openapi(app, BODIES, STREAMS)
+    document = openapi(app, BODIES)
 
     @app.get("/openapi.json", include_in_schema=False)
     async def get_document() -> Response:
