@@ -34,7 +34,7 @@ import aiohttp
 from graft_local.cluster import LocalCluster
 from graft_operator.clients.cluster import Cluster
 from graft_operator.kinds import ADAPTER_DEPLOYMENT, watched_kinds
-from graft_operator.resource.crd import CRD_FILE
+from graft_operator.resource.crd import CRD_FOLDER
 from kubernetes.aio.client import Configuration
 from kubernetes.aio.config import load_kube_config
 
@@ -287,7 +287,7 @@ def main() -> None:
                 result = _run(options.kubeconfig, options, log)
             else:
                 with LocalCluster.start(Path(directory) / "cluster", node=False, services=False) as cluster:
-                    cluster.kubectl("apply", "--server-side", "-f", str(ROOT / CRD_FILE))
+                    cluster.kubectl("apply", "--server-side", "-f", str(ROOT / CRD_FOLDER))
                     cluster.kubectl("wait", "--for=condition=Established", "crd", "--all", "--timeout=30s")
                     cluster.kubectl("create", "namespace", options.namespace)
                     result = _run(cluster.kubeconfig, options, log)

@@ -58,11 +58,18 @@ def named_by_label(body: Mapping[str, Any]) -> PoolKey | None:
     return None if name is None else PoolKey(body["metadata"]["namespace"], name)
 
 
+def named_by_field(body: Mapping[str, Any]) -> PoolKey | None:
+    """Return the key of the pool that an Adapter is attached to; None where its spec names none that there can be."""
+    name = (body.get("spec") or {}).get("adapterDeploymentName")
+    return PoolKey(body["metadata"]["namespace"], name) if isinstance(name, str) and name else None
+
+
 def _child(name: str, group: str, version: str, plural: str, *, made: bool = True) -> Kind:
     return Kind(name, group, version, plural, named_by_label, DEPLOYMENT_LABEL, made)
 
 
 ADAPTER_DEPLOYMENT = Kind("AdapterDeployment", "graft.dev", "v1alpha1", "adapterdeployments", named_by_itself)
+ADAPTER = Kind("Adapter", "graft.dev", "v1alpha1", "adapters", named_by_field)
 CONFIG_MAP = _child("ConfigMap", "", "v1", "configmaps")
 DEPLOYMENT = _child("Deployment", "apps", "v1", "deployments")
 REPLICA_SET = _child("ReplicaSet", "apps", "v1", "replicasets", made=False)
@@ -79,6 +86,7 @@ KINDS = {
     kind.name: kind
     for kind in (
         ADAPTER_DEPLOYMENT,
+        ADAPTER,
         CONFIG_MAP,
         DEPLOYMENT,
         REPLICA_SET,

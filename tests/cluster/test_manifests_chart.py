@@ -11,6 +11,7 @@ import yaml
 from graft_local import helm
 from graft_local.cluster import LocalCluster
 from graft_local.errors import LocalClusterError
+from graft_operator.resource.crd import DEFINITIONS
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(180)]
 
@@ -45,7 +46,7 @@ def release(control_plane: LocalCluster) -> Iterator[LocalCluster]:
 
 def install(cluster: LocalCluster, **values: Any) -> None:
     helm.install(cluster.kubeconfig, "graft", CHART, namespace=SYSTEM, values=values, wait=False)
-    cluster.kubectl("wait", "--for=condition=Established", "customresourcedefinition/adapterdeployments.graft.dev")
+    cluster.kubectl("wait", "--for=condition=Established", "crd/adapterdeployments.graft.dev")
 
 
 def may(cluster: LocalCluster, verb: str, resource: str, namespace: str, *options: str) -> bool:
@@ -69,15 +70,18 @@ def test_pools_outlive_the_release_and_wedge_nothing(release: LocalCluster) -> N
     )
     helm.uninstall(release.kubeconfig, "graft", namespace=SYSTEM)
     release.kubectl("--namespace", "team-a", "delete", "ad", "support", "--timeout=20s")
-    release.kubectl("delete", "customresourcedefinition", "adapterdeployments.graft.dev", "--timeout=20s")
+    release.kubectl("delete", "customresourcedefinition", *DEFINED, "--timeout=20s")
 
 
 def test_the_definition_may_go_before_the_release(release: LocalCluster) -> None:
     release.kubectl("--namespace", "team-a", "apply", "-f", "-", input=POOL)
-    release.kubectl("delete", "customresourcedefinition", "adapterdeployments.graft.dev", "--timeout=20s")
+    release.kubectl("delete", "customresourcedefinition", *DEFINED, "--timeout=20s")
     helm.uninstall(release.kubeconfig, "graft", namespace=SYSTEM)
     install(release)
     assert release.kubectl("get", "ad", "--all-namespaces", "-o", "name") == ""
+
+
+DEFINED = tuple(definition.crd_name for definition in DEFINITIONS)
 
 
 def test_a_second_release_leaves_the_definition_to_the_first(release: LocalCluster) -> None:
@@ -96,12 +100,12 @@ def test_a_second_release_leaves_the_definition_to_the_first(release: LocalClust
 
 
 def test_a_definition_that_kubectl_applied_stays_as_it_is(release: LocalCluster) -> None:
-    release.kubectl("delete", "customresourcedefinition", "adapterdeployments.graft.dev", "--timeout=20s")
+    release.kubectl("delete", "customresourcedefinition", *DEFINED, "--timeout=20s")
     release.kubectl("create", "-f", str(CHART.parents[1] / "crds"))
     values = {"watchNamespaces": ["team-b"]}
     helm.install(release.kubeconfig, "other", CHART, namespace="team-b", values=values, wait=False)
     helm.uninstall(release.kubeconfig, "other", namespace="team-b")
-    release.kubectl("delete", "customresourcedefinition", "adapterdeployments.graft.dev", "--timeout=20s")
+    release.kubectl("delete", "customresourcedefinition", *DEFINED, "--timeout=20s")
 
 
 def test_all_that_the_chart_makes_is_taken_where_only_restricted_pods_are(release: LocalCluster) -> None:

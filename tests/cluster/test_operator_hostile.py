@@ -23,7 +23,7 @@ from graft_local.cluster import LocalCluster
 from graft_local.errors import LocalClusterError
 from graft_operator.clients.cluster import Cluster, ConflictError, UnavailableError
 from graft_operator.kinds import ADAPTER_DEPLOYMENT, CONFIG_MAP, NETWORK_POLICY, POD
-from graft_operator.resource.crd import CRD_FILE
+from graft_operator.resource.crd import CRD_FOLDER
 from kubernetes.aio.client import Configuration
 from kubernetes.aio.config import load_kube_config
 
@@ -95,7 +95,7 @@ class Operator:
 
 @pytest.fixture
 def operator(local_cluster: LocalCluster, namespace: str, tmp_path: Path, unused_tcp_port: int) -> Iterator[Operator]:
-    local_cluster.kubectl("apply", "--server-side", "-f", str(ROOT / CRD_FILE))
+    local_cluster.kubectl("apply", "--server-side", "-f", str(ROOT / CRD_FOLDER))
     bad = f"{namespace}-bad"
     local_cluster.kubectl("create", "namespace", bad)
     claim = {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}}

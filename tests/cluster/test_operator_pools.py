@@ -576,3 +576,53 @@ def test_a_revision_becomes_a_commit_that_the_set_and_the_status_name(stage: Sta
     stage.wait_ready()
     assert stage.pods() == pods
     assert "hf_secret" not in stage.log
+
+
+def attach(stage: Stage, name: str, /, uri: str = "pvc://shelf/sql", **spec: Any) -> None:
+    """Apply an Adapter that names the pool `support`."""
+    manifest = {
+        "apiVersion": "graft.dev/v1alpha1",
+        "kind": "Adapter",
+        "metadata": {"name": name, "namespace": stage.namespace},
+        "spec": {"adapterDeploymentName": "support", "uri": uri, **spec},
+    }
+    stage.cluster.kubectl("apply", "-f", "-", input=json.dumps(manifest))
+
+
+def test_adapters_attach_to_a_pool_and_leave_it_and_tell_of_themselves(stage: Stage) -> None:
+    attach(stage, "sql")
+    stage.kubectl("wait", "--for=jsonpath={.status.reason}=PoolNotFound", "adapter/sql", "--timeout=30s")
+    stage.apply(BILLING)
+    stage.kubectl("wait", "--for=condition=Ready", "adapter/sql", "ad/support", "--timeout=60s")
+    pods = stage.pods()
+    row = stage.kubectl("get", "adapters", "sql").splitlines()
+    assert row[0].split() == ["NAME", "POOL", "MODEL", "PODS", "READY", "PODS", "READY", "REASON", "AGE"]
+    assert row[1].split()[:7] == ["sql", "support", "sql", "1", "1", "True", "AllReady"]
+    assert stage.status()["adapterCounts"] == {"desired": 2, "ready": 2, "failed": 0}
+    chosen = stage.get("adapters", "--field-selector", "spec.adapterDeploymentName=support")["items"]
+    assert [adapter["metadata"]["name"] for adapter in chosen] == ["sql"]
+    with pytest.raises(LocalClusterError, match=r"spec\.adapterDeploymentName can't be changed"):
+        attach(stage, "sql", adapterDeploymentName="other")
+
+    attach(stage, "mine", name="billing")
+    attach(stage, "misfit", "pvc://shelf/misfit")
+    stage.kubectl("wait", "--for=condition=Stalled", "adapter/mine", "adapter/misfit", "--timeout=30s")
+    assert "an entry of spec.adapters of AdapterDeployment support" in stage.get("adapter", "mine")["status"]["message"]
+    events = stage.get("events", "--field-selector", "involvedObject.kind=Adapter")["items"]
+    assert {("sql", "Ready"), ("mine", "NameTaken")} <= {
+        (event["involvedObject"]["name"], event["reason"]) for event in events
+    }
+    assert stage.conditions()["Ready"] == ("True", "AllReady"), "a team's bad Adapter stalls nobody else"
+
+    before = {name: stage.get("adapter", name)["metadata"]["resourceVersion"] for name in ("sql", "mine", "misfit")}
+    stage.stop_operator(signal.SIGKILL)
+    seen = stage.log.count("a pass has ended over each pool")
+    stage.start_operator()
+    stage.until(lambda: stage.log.count("a pass has ended over each pool") > seen, "the pass of the next operator")
+    after = {name: stage.get("adapter", name)["metadata"]["resourceVersion"] for name in before}
+    assert after == before, "a restart writes nothing"
+
+    stage.kubectl("delete", "adapter", "sql", "misfit", "--timeout=10s")
+    stage.until(lambda: [entry.name for entry in stage.sets()[0].adapters] == ["billing"], "the set without them")
+    stage.until(lambda: stage.status()["adapterCounts"]["desired"] == 1, "the counts without them")
+    assert stage.pods() == pods

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from graft_local.cluster import LocalCluster
 from graft_operator.kinds import watched_kinds
-from graft_operator.resource.crd import CRD_FILE
+from graft_operator.resource.crd import CRD_FOLDER
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
 
@@ -27,7 +27,7 @@ MIB = 2**20
 @pytest.fixture(scope="module")
 def result(local_cluster: LocalCluster, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What the benchmark says; it restarts the operator once all pools have settled."""
-    local_cluster.kubectl("apply", "--server-side", "-f", str(ROOT / CRD_FILE))
+    local_cluster.kubectl("apply", "--server-side", "-f", str(ROOT / CRD_FOLDER))
     local_cluster.kubectl("wait", "--for=condition=Established", "crd/adapterdeployments.graft.dev", "--timeout=30s")
     local_cluster.kubectl("create", "namespace", "operator-scale")
     numbers = tmp_path_factory.mktemp("scale") / "numbers.json"

@@ -143,8 +143,9 @@ def test_one_operator_stands_by_for_the_other_on_another_node() -> None:
 
 
 def test_the_crd_comes_with_the_chart_unless_told_otherwise() -> None:
-    crd = only(rendered(), "CustomResourceDefinition")
-    assert crd["metadata"]["annotations"]["helm.sh/resource-policy"] == "keep"
+    for name in ("adapterdeployments.graft.dev", "adapters.graft.dev"):
+        crd = only(rendered(), "CustomResourceDefinition", name)
+        assert crd["metadata"]["annotations"]["helm.sh/resource-policy"] == "keep"
     kinds = {document["kind"] for document in rendered(crds={"enabled": False})}
     assert "CustomResourceDefinition" not in kinds
 

@@ -27,6 +27,8 @@ OPERATOR_ROLE = "graft-system-graft-operator"
 OPERATOR_VERBS = {
     "adapterdeployments.graft.dev": READ,
     "adapterdeployments/status.graft.dev": {"get", "patch"},
+    "adapters.graft.dev": READ,
+    "adapters/status.graft.dev": {"get", "patch"},
     "adapterdeployments/finalizers.graft.dev": {"update"},
     "deployments.apps": WRITTEN,
     "replicasets.apps": READ,
@@ -76,7 +78,7 @@ def test_with_a_list_of_namespaces_it_has_rights_there_alone() -> None:
     documents = rendered(watchNamespaces=["team-a", "team-b"])
     assert not [document for document in documents if document["kind"] == "ClusterRoleBinding"]
     of_the_cluster = {document["metadata"]["name"] for document in documents if document["kind"] == "ClusterRole"}
-    assert of_the_cluster == {"graft-view", "graft-edit"}, "for users"
+    assert of_the_cluster == {"graft-view", "graft-edit", "graft-adapters"}, "for users"
     roles = [document for document in documents if document["kind"] == "Role"]
     rights = {(role["metadata"]["namespace"], role["metadata"]["name"]): verbs_of(role["rules"]) for role in roles}
     assert rights == {
@@ -104,14 +106,26 @@ def test_users_get_their_rights_with_kubernetes_own_roles() -> None:
     assert verbs_of(view["rules"]) == {
         "adapterdeployments.graft.dev": READ,
         "adapterdeployments/status.graft.dev": READ,
+        "adapters.graft.dev": READ,
+        "adapters/status.graft.dev": READ,
     }
     assert verbs_of(edit["rules"]) == {
         "adapterdeployments.graft.dev": {"create", "update", "patch", "delete", "deletecollection"},
         "adapterdeployments/scale.graft.dev": {"get", "update", "patch"},
+        "adapters.graft.dev": {"create", "update", "patch", "delete", "deletecollection"},
     }
     prefix = "rbac.authorization.k8s.io/aggregate-to-"
     added = [{key.removeprefix(prefix) for key in role["metadata"]["labels"] if prefix in key} for role in (view, edit)]
     assert added == [{"view", "edit", "admin"}, {"edit", "admin"}]
+
+
+def test_a_team_may_be_given_adapters_and_nothing_else() -> None:
+    role = only(rendered(), "ClusterRole", "graft-adapters")
+    assert verbs_of(role["rules"]) == {
+        "adapters.graft.dev": {*READ, "create", "update", "patch", "delete", "deletecollection"},
+        "adapters/status.graft.dev": {"get"},
+    }
+    assert not [key for key in role["metadata"]["labels"] if "aggregate-to" in key], "no role has it by itself"
 
 
 def test_without_rights_on_the_cluster_the_rest_is_installed_and_no_field_is_allowed() -> None:

@@ -9,7 +9,7 @@ import pytest
 from graft_operator.decisions.adapter_sets import AdapterPlan
 from graft_operator.decisions.conditions import ConditionType, Reason, Verdict, dated, timestamp
 from graft_operator.decisions.observed import Child, Failure, Observed, PodReport, PodView, Rollout
-from graft_operator.decisions.pool_status import make_status
+from graft_operator.decisions.pool_status import adapter_statuses, make_status
 from graft_operator.decisions.transitions import transitions
 from graft_operator.decisions.verdicts import READY
 from graft_operator.decisions.wanted_adapters import inline_adapters
@@ -153,14 +153,15 @@ class World:
             reports=reports,
         )
         pool = pool_of(view_of({**SPEC, **self.spec}, 2))
+        sets, plans = {"current": SET}, [AdapterPlan(adapter, ENTRY) for adapter in inline_adapters(pool)]
         return make_status(
             pool,
             observed,
             failure=self.failure,
             template_hash="wanted",
-            sets={"current": SET},
+            sets=sets,
             current="current",
-            adapters=[AdapterPlan(adapter, ENTRY) for adapter in inline_adapters(pool)],
+            adapters=adapter_statuses(pool, observed, sets, plans, NOW),
             now=NOW,
         )
 

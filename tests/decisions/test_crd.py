@@ -8,10 +8,13 @@ from typing import Any
 
 import pytest
 import yaml
-from graft_operator.resource.crd import CHART_FILE, CRD_FILE, VALIDATIONS_FILE, build_crd, render
+from graft_operator.resource.crd import ADAPTERS, DEFINITIONS, POOLS, Definition, build_crd, render
 
 ROOT = Path(__file__).parents[2]
-SCHEMA = build_crd()["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
+SCHEMAS = {
+    definition.kind.name: build_crd(definition)["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
+    for definition in DEFINITIONS
+}
 
 
 def nodes(schema: dict[str, Any], path: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
@@ -23,16 +26,22 @@ def nodes(schema: dict[str, Any], path: str = "") -> Iterator[tuple[str, dict[st
             yield from nodes(schema[name], f"{path}.{name}")
 
 
-OURS = [(path, node) for path, node in nodes(SCHEMA) if path.startswith((".spec", ".status"))]
+OURS = [
+    (f"{kind}{path}", node)
+    for kind, schema in SCHEMAS.items()
+    for path, node in nodes(schema)
+    if path.startswith((".spec", ".status"))
+]
 
 
-@pytest.mark.parametrize("path", [CRD_FILE, CHART_FILE, VALIDATIONS_FILE], ids=str)
+@pytest.mark.parametrize("path", render(), ids=str)
 def test_the_committed_file_is_the_generated_one(path: Path) -> None:
     assert (ROOT / path).read_bytes() == render()[path].encode(), "run `make generate`"
 
 
-def test_the_file_says_what_the_builder_built() -> None:
-    assert yaml.safe_load(render()[CRD_FILE]) == build_crd()
+@pytest.mark.parametrize("definition", DEFINITIONS, ids=lambda definition: str(definition.kind.name))
+def test_the_file_says_what_the_builder_built(definition: Definition) -> None:
+    assert yaml.safe_load(render()[definition.crd_file]) == build_crd(definition)
 
 
 @pytest.mark.parametrize(("path", "node"), OURS, ids=[path for path, _ in OURS])
@@ -60,26 +69,41 @@ def test_the_schema_is_structural(path: str, node: dict[str, Any]) -> None:
 def test_lists_of_named_things_merge_by_name() -> None:
     maps = {path: node["x-kubernetes-list-map-keys"] for path, node in OURS if "x-kubernetes-list-map-keys" in node}
     assert maps == {
-        ".spec.adapters": ["name"],
-        ".spec.merge.adapters": ["name"],
-        ".spec.sources": ["name"],
-        ".status.adapterSets": ["configHash"],
-        ".status.adapters": ["name"],
-        ".status.conditions": ["type"],
-        ".status.merge.adapters": ["name"],
+        "Adapter.status.conditions": ["type"],
+        "AdapterDeployment.spec.adapters": ["name"],
+        "AdapterDeployment.spec.merge.adapters": ["name"],
+        "AdapterDeployment.spec.sources": ["name"],
+        "AdapterDeployment.status.adapterSets": ["configHash"],
+        "AdapterDeployment.status.adapters": ["name"],
+        "AdapterDeployment.status.conditions": ["type"],
+        "AdapterDeployment.status.merge.adapters": ["name"],
     }
 
 
 def test_nothing_in_the_status_has_a_default_but_that_nobody_has_seen_the_object() -> None:
-    assert {path for path, node in OURS if "default" in node and path.startswith(".status")} == {".status"}
-    assert SCHEMA["properties"]["spec"]["properties"]["strategy"]["default"] == {"maxSurge": 1, "maxUnavailable": 0}
+    defaults = {path for path, node in OURS if "default" in node and ".status" in path}
+    assert defaults == {"Adapter.status", "AdapterDeployment.status"}
+    assert SCHEMAS["AdapterDeployment"]["properties"]["spec"]["properties"]["strategy"]["default"] == {
+        "maxSurge": 1,
+        "maxUnavailable": 0,
+    }
 
 
-def test_the_chart_keeps_its_copy_on_uninstall() -> None:
-    text = render()[CHART_FILE]
+def test_the_pool_of_an_adapter_can_be_selected_by_and_not_changed() -> None:
+    (version,) = build_crd(ADAPTERS)["spec"]["versions"]
+    assert version["selectableFields"] == [{"jsonPath": ".spec.adapterDeploymentName"}]
+    rules = [rule["rule"] for rule in version["schema"]["openAPIV3Schema"]["x-kubernetes-validations"]]
+    assert any("self.spec.adapterDeploymentName == oldSelf.spec.adapterDeploymentName" in rule for rule in rules)
+    assert "selectableFields" not in build_crd(POOLS)["spec"]["versions"][0]
+
+
+@pytest.mark.parametrize("definition", DEFINITIONS, ids=lambda definition: str(definition.kind.name))
+def test_the_chart_keeps_its_copy_on_uninstall(definition: Definition) -> None:
+    text = render()[definition.chart_file]
     first, *rest = text.splitlines(keepends=True)
-    assert first == '{{- if and .Values.crds.enabled (not (include "graft.crdOwner" .)) }}\n'
+    condition = f'and .Values.crds.enabled (not (include "graft.crdOwner" (list . "{definition.crd_name}")))'
+    assert first == "{{- if " + condition + " }}\n"
     assert "{{" not in "".join(rest[:-1])
     document = yaml.safe_load("".join(rest[:-1]))
     assert document["metadata"].pop("annotations") == {"helm.sh/resource-policy": "keep"}
-    assert document == build_crd()
+    assert document == build_crd(definition)

@@ -36,8 +36,8 @@ from tests.support.pools import (
     runtime_status,
     sha,
     spec_of,
+    status_of,
     told,
-    view_of,
     with_pods,
 )
 
@@ -247,21 +247,11 @@ def test_an_adapter_of_another_owner_is_planned_like_one_of_the_spec() -> None:
         2.0,
         True,
     )
-    assert adapter(plan, "sql").desired_replicas == 2
+    assert status_of(plan).adapter_counts.desired == 2
     assert len(plan.pushes) == 2
     assert plan.remembered == frozenset({source})
     gone = plan_pool(pool, inline_adapters(pool), carried_out(answered, plan), SETTINGS, NOW)
     assert [entry.name for entry in current_set(gone).adapters] == ["billing"]
-
-
-def test_the_fault_of_an_adapter_of_another_owner_names_the_owner() -> None:
-    pool = pool_of(view_of(spec_of(BILLING)))
-    owner = ObjectKey("Toy", "team", "spinning-top")
-    stray = WantedAdapter("stray", Source(uri="pvc://elsewhere/x"), None, 1.0, False, 1, owner)
-    plan = plan_pool(pool, (*inline_adapters(pool), stray), fresh(spec_of(BILLING)), SETTINGS, NOW)
-    assert (adapter(plan, "stray").message or "").startswith(
-        "adapter `stray` of Toy spinning-top: uri `pvc://elsewhere/x`"
-    )
 
 
 def test_a_pass_unpacks_a_stored_set_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,9 +17,11 @@ from graft_operator.decisions.introductions import Introduction
 from graft_operator.decisions.observed import PodReport, PodView, ResolvedSource
 from graft_operator.keys import ObjectKey, PoolKey
 from graft_operator.kinds import ADAPTER_DEPLOYMENT
-from graft_operator.loop.effects import REPAIRS_AT_ONCE, SAME_REPAIR_SECONDS, RacedError
+from graft_operator.loop.effects import SAME_REPAIR_SECONDS
 from graft_operator.loop.queue import RETRIES, WorkQueue
+from graft_operator.loop.raced import RacedError
 from graft_operator.loop.reconcile import REJECTED_SECONDS, Reconciler
+from graft_operator.loop.statuses import REPAIRS_AT_ONCE
 from graft_operator.loop.store import Store
 from graft_operator.settings import Settings
 from graft_runtime.contract.checkpoints import Source

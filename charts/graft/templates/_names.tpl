@@ -45,9 +45,11 @@ readOnlyRootFilesystem: true
 {{- end }}
 {{- end }}
 
+{{/* Who brought a CustomResourceDefinition, where that is not this release. */}}
 {{- define "graft.crdOwner" -}}
-{{- if .Values.crds.enabled }}
-{{- include "graft.otherOwner" (list . "apiextensions.k8s.io/v1" "CustomResourceDefinition" "adapterdeployments.graft.dev") }}
+{{- $root := index . 0 }}
+{{- if $root.Values.crds.enabled }}
+{{- include "graft.otherOwner" (list $root "apiextensions.k8s.io/v1" "CustomResourceDefinition" (index . 1)) }}
 {{- end }}
 {{- end }}
 

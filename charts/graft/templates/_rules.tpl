@@ -4,10 +4,10 @@ allowedSecrets says nothing.
 */}}
 {{- define "graft.rules" -}}
 - apiGroups: [graft.dev]
-  resources: [adapterdeployments]
+  resources: [adapterdeployments, adapters]
   verbs: [get, list, watch]
 - apiGroups: [graft.dev]
-  resources: [adapterdeployments/status]
+  resources: [adapterdeployments/status, adapters/status]
   verbs: [get, patch]
 # Where the cluster enforces it, an owner reference that blocks deletion needs this right on the owner.
 - apiGroups: [graft.dev]

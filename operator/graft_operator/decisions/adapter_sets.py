@@ -226,13 +226,13 @@ def _news(observed: Observed) -> dict[Source, Held]:
 
 
 def _recorded(observed: Observed, entries: Iterable[AdapterEntry]) -> dict[Source, Held]:
-    """Return what is written down of sources, in the status and in the adapter sets, which win.
+    """Return what is written down of sources, in the statuses and in the adapter sets, which win.
 
     What was resolved before is not resolved again, also by the next operator.
     """
     recorded = {
         Source(uri=adapter.uri, revision=adapter.requested_revision): (adapter.digest, adapter.revision)
-        for adapter in observed.pool.status.adapters
+        for adapter in observed.adapter_statuses
         if adapter.uri
     }
     recorded |= {entry.source: (entry.digest, entry.revision) for entry in entries}

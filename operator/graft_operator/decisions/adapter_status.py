@@ -30,7 +30,12 @@ def is_ready(adapter: AdapterStatus) -> bool:
 
 def is_failed(adapter: AdapterStatus) -> bool:
     """Tell whether it has a fault that does not pass by itself."""
-    return adapter.reason is not None and adapter.reason not in _PASSING and counts(adapter)
+    return adapter.reason is not None and not passes(adapter) and counts(adapter)
+
+
+def passes(adapter: AdapterStatus) -> bool:
+    """Tell whether why it is not ready passes by itself."""
+    return adapter.reason in _PASSING
 
 
 def counts(adapter: AdapterStatus) -> bool:
@@ -91,7 +96,7 @@ def adapter_status(
         told: what the pods say of it, as `told_by_name` has it.
         now: Unix seconds.
     """
-    before = next((known for known in observed.pool.status.adapters if known.name == plan.wanted.name), None)
+    before = observed.status_of(plan.wanted.owner, plan.wanted.name)
     answering = plan.entry.answering if plan.entry is not None else None
     fault = _adapter_fault(pool, observed, plan, told)
     versions = _versions(plan.entry, before, told)

@@ -14,7 +14,7 @@ from graft_operator.resource import Condition
 
 
 class ConditionType(StrEnum):
-    """What is said of a pool."""
+    """What is said of a pool, and of an Adapter."""
 
     AVAILABLE = "Available"
     """At least one Ready pod serves the base model; of a merged pool, the merge."""
@@ -31,6 +31,8 @@ class Reason(StrEnum):
 
     MERGE_SERVED = "MergeServed"
     """A Ready pod reports that it serves the merge."""
+    ADAPTER_SERVED = "AdapterServed"
+    """Of an Adapter: Ready pods answer under its name."""
     BASE_SERVED = "BaseServed"
     """A Ready pod reports that it serves the base model."""
     ALL_READY = "AllReady"
@@ -43,6 +45,12 @@ class Reason(StrEnum):
     """The spec was stored, yet this operator can't accept it."""
     TOO_LARGE = "TooLarge"
     """The namespace has more AdapterDeployments, or larger ones, than the operator remembers of one namespace."""
+    POOL_NOT_FOUND = "PoolNotFound"
+    """The AdapterDeployment that an Adapter names is not there: it is served once it is."""
+    NAME_TAKEN = "NameTaken"
+    """The base model, an entry of spec.adapters or an older Adapter has the name of an Adapter already."""
+    TOO_MANY_ADAPTERS = "TooManyAdapters"
+    """Older Adapters have all the room that one AdapterDeployment has for them."""
     FOREIGN_OBJECT = "ForeignObject"
     """An object that the pool needs exists already and belongs to somebody else."""
     CONTESTED = "Contested"

@@ -15,9 +15,9 @@ from graft_runtime.contract.wire import Fault
 from graft_operator.decisions.fingerprint import short_hash
 from graft_operator.decisions.references import Known
 from graft_operator.keys import ObjectKey, PoolKey
-from graft_operator.kinds import ADAPTER_DEPLOYMENT, CONFIG_MAP, DEPLOYMENT
+from graft_operator.kinds import ADAPTER, ADAPTER_DEPLOYMENT, CONFIG_MAP, DEPLOYMENT
 from graft_operator.objects import read_adapter_set
-from graft_operator.resource import AdapterDeploymentStatus
+from graft_operator.resource import AdapterDeploymentStatus, AdapterStatus, AttachedAdapterSpec, AttachedAdapterStatus
 
 MAX_SETS = 16
 """ConfigMaps that are looked at for a set, and sets that the status names."""
@@ -58,6 +58,35 @@ class PoolView:
     @property
     def key(self) -> ObjectKey:
         return ObjectKey(ADAPTER_DEPLOYMENT.name, self.namespace, self.name)
+
+
+@dataclass(frozen=True)
+class AdapterView:
+    """An Adapter as stored."""
+
+    namespace: str
+    name: str
+    uid: str
+    generation: int
+    created: str
+    """When it was made, as `2026-01-31T12:00:00Z`."""
+    spec: AttachedAdapterSpec | Failure
+    """Or why it can't be read."""
+    status: AttachedAdapterStatus
+    deleting: bool = False
+    resource_version: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.namespace}/{self.name} ({ADAPTER.name})"
+
+    @property
+    def key(self) -> ObjectKey:
+        return ObjectKey(ADAPTER.name, self.namespace, self.name)
+
+    @property
+    def served_name(self) -> str:
+        """Return its name in requests."""
+        return (self.spec.name if isinstance(self.spec, AttachedAdapterSpec) else None) or self.name
 
 
 @dataclass(frozen=True)
@@ -183,6 +212,8 @@ class Observed:
     """All that one pass decides upon."""
 
     pool: PoolView
+    adapters: tuple[AdapterView, ...] = ()
+    """The Adapters that name this pool."""
     children: tuple[Child, ...] = ()
     pods: tuple[PodView, ...] = ()
     reports: Mapping[str, PodReport] = field(default_factory=dict)
@@ -203,6 +234,20 @@ class Observed:
     def own(self, kind: str, name: str) -> Child | None:
         """Return our object of this kind and name."""
         return next((child for child in self.own_children if (child.kind, child.name) == (kind, name)), None)
+
+    @cached_property
+    def adapter_statuses(self) -> tuple[AdapterStatus, ...]:
+        """Return what was told last of adapters, of those in the pool's spec last."""
+        return (*(view.status for view in self.adapters), *self.pool.status.adapters)
+
+    def status_of(self, owner: ObjectKey, name: str) -> AdapterStatus | None:
+        """Return what was told last of the adapter of this name that `owner` asks for."""
+        return self._statuses.get((owner, name))
+
+    @cached_property
+    def _statuses(self) -> Mapping[tuple[ObjectKey, str], AdapterStatus]:
+        inline = {(self.pool.key, status.name): status for status in self.pool.status.adapters}
+        return inline | {(view.key, view.status.name): view.status for view in self.adapters}
 
     @property
     def own_children(self) -> tuple[Child, ...]:

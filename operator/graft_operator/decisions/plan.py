@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from graft_runtime.contract.adapter_set import AdapterSet
@@ -20,17 +20,19 @@ from graft_operator.decisions.adapter_sets import (
     sources_to_remember,
 )
 from graft_operator.decisions.applies import Apply, last_applies, plan_applies, plan_deletes, wanted_objects
+from graft_operator.decisions.attached import attach
+from graft_operator.decisions.attached_status import AttachedReport, kept, refused, served
 from graft_operator.decisions.checks import base_fault, merge_fault, pod_template_fault
 from graft_operator.decisions.conditions import Reason
 from graft_operator.decisions.introductions import RENEW_SECONDS, Introduction, plan_introductions
-from graft_operator.decisions.observed import Applied, Child, Failure, Observed
-from graft_operator.decisions.pool_status import failed_status, make_status
+from graft_operator.decisions.observed import AdapterView, Applied, Child, Failure, Observed
+from graft_operator.decisions.pool_status import adapter_statuses, failed_status, make_status
 from graft_operator.decisions.references import reference_fault
 from graft_operator.decisions.resolves import Resolve, plan_resolves, waits
 from graft_operator.decisions.rolls import required_adapters
 from graft_operator.decisions.transitions import Transition, transitions
 from graft_operator.decisions.wanted_adapters import WantedAdapter, inline_adapters
-from graft_operator.keys import ObjectKey
+from graft_operator.keys import ObjectKey, PoolKey
 from graft_operator.objects import (
     TEMPLATE_HASH_ANNOTATION,
     KubernetesObject,
@@ -44,7 +46,7 @@ from graft_operator.objects import (
     build_runtime_config,
     build_service,
 )
-from graft_operator.resource import AdapterDeploymentStatus, parse_spec
+from graft_operator.resource import AdapterDeploymentStatus, AdapterStatus, parse_spec
 from graft_operator.settings import Settings
 
 RECHECK_SECONDS = 300.0
@@ -72,6 +74,8 @@ class Plan:
     """Sources of which answers must be kept: they are written down nowhere else, or what is may be outdated."""
     statuses: Mapping[ObjectKey, AdapterDeploymentStatus] = field(default_factory=dict)
     """The status of each object of which something can be told."""
+    attached: tuple[AttachedReport, ...] = ()
+    """What is told of the Adapters that name the pool."""
     transitions: tuple[Transition, ...] = ()
     requeue_after: float = RECHECK_SECONDS
     """Seconds until the next pass, whatever happens."""
@@ -85,7 +89,7 @@ def make_plan(observed: Observed, settings: Settings, now: float) -> Plan:
     """
     view = observed.pool
     if view.deleting:
-        return Plan()
+        return Plan(attached=reports_without_pool(view.pool_key, observed.adapters, now))
     if view.failure is not None:
         return _failed(observed, view.failure, now)
     try:
@@ -93,12 +97,31 @@ def make_plan(observed: Observed, settings: Settings, now: float) -> Plan:
     except GraftError as error:
         return _failed(observed, Failure(Reason.INVALID_SPEC, error.message), now)
     pool = Pool(view.namespace, view.name, view.uid, view.generation, spec)
-    return plan_pool(pool, inline_adapters(pool), observed, settings, now)
+    attached = attach(pool, observed.adapters)
+    plan = plan_pool(pool, (*inline_adapters(pool), *attached.wanted), observed, settings, now)
+    others = tuple(
+        refused(adapter, attached.refused[adapter.key], now)
+        for adapter in observed.adapters
+        if adapter.key in attached.refused
+    )
+    return replace(plan, attached=(*plan.attached, *others))
+
+
+def reports_without_pool(key: PoolKey, adapters: Iterable[AdapterView], now: float) -> tuple[AttachedReport, ...]:
+    """Return what is told of Adapters whose pool is not there."""
+    message = f"there is no AdapterDeployment {key.name} in this namespace: the Adapter is served once there is one"
+    failure = Failure(Reason.POOL_NOT_FOUND, message)
+    return tuple(refused(adapter, failure, now) for adapter in adapters if not adapter.deleting)
 
 
 def _failed(observed: Observed, failure: Failure, now: float) -> Plan:
     status = failed_status(observed, failure, now)
-    return Plan(statuses={observed.pool.key: status}, transitions=transitions(observed.pool.status, status))
+    why = Failure(failure.reason, f"AdapterDeployment {observed.pool.name}: {failure.message}")
+    return Plan(
+        statuses={observed.pool.key: status},
+        attached=tuple(kept(each, why, now) for each in observed.adapters if not each.deleting),
+        transitions=transitions(observed.pool.status, status),
+    )
 
 
 @dataclass(frozen=True)
@@ -142,11 +165,18 @@ def plan_pool(pool: Pool, wanted: Sequence[WantedAdapter], observed: Observed, s
     report_only = pool.spec.suspend or observed.failure is not None
     resolves = () if report_only else plan_resolves(adapters, observed, target.current, now)
     introductions = plan_introductions(observed, sets)
-    status = _status(pool, target, adapters, observed.stored_sets if pool.spec.suspend else stored, observed, now=now)
+    in_force = observed.stored_sets if pool.spec.suspend else stored
+    told = {} if _is_settling(observed) else adapter_statuses(pool, observed, in_force, adapters, now)
+    status = _status(pool, target, told, in_force, observed, now=now)
     plan = Plan(
         applied=last,
         remembered=sources_to_remember(adapters, observed, target.current),
         statuses={} if status is None else {observed.pool.key: status},
+        attached=tuple(
+            served(view, told[view.key, view.served_name], now)
+            for view in observed.adapters
+            if (view.key, view.served_name) in told
+        ),
         transitions=() if status is None else transitions(observed.pool.status, status),
         introductions=introductions,
         requeue_after=_requeue_after(adapters, resolves, introductions, observed, now),
@@ -201,7 +231,7 @@ def _template_hash(body: KubernetesObject) -> str:
 def _status(
     pool: Pool,
     target: _Target,
-    adapters: Sequence[AdapterPlan],
+    adapters: Mapping[tuple[ObjectKey, str], AdapterStatus],
     sets: Mapping[str, AdapterSet],
     observed: Observed,
     *,

@@ -11,17 +11,35 @@ from graft_operator.decisions.adapter_sets import AdapterPlan
 from graft_operator.decisions.adapter_status import adapter_status, counts, is_failed, is_ready, told_by_name
 from graft_operator.decisions.conditions import dated
 from graft_operator.decisions.facts import Facts, serves
-from graft_operator.decisions.observed import MAX_SETS, Failure, Observed
+from graft_operator.decisions.observed import MAX_SETS, Failure, Observed, PodView
 from graft_operator.decisions.verdicts import verdicts_of, verdicts_of_failure
+from graft_operator.keys import ObjectKey
 from graft_operator.objects import Pool, selector_of, url_of
 from graft_operator.resource import (
     AdapterCounts,
     AdapterDeploymentStatus,
     AdapterSetStatus,
+    AdapterStatus,
     BaseModelStatus,
     MergedAdapterStatus,
     MergeStatus,
 )
+
+
+def adapter_statuses(
+    pool: Pool, observed: Observed, sets: Mapping[str, AdapterSet], adapters: Sequence[AdapterPlan], now: float
+) -> Mapping[tuple[ObjectKey, str], AdapterStatus]:
+    """Return who asks for an adapter, and its name → its status after a pass.
+
+    Args:
+        sets: config hash → the set that its pods are to serve.
+        now: Unix seconds.
+    """
+    told = told_by_name(observed, _pods(observed), sets)
+    return {
+        (plan.wanted.owner, plan.wanted.name): adapter_status(pool, observed, plan, told.get(plan.wanted.name, ()), now)
+        for plan in adapters
+    }
 
 
 def make_status(
@@ -32,7 +50,7 @@ def make_status(
     template_hash: str | None,
     sets: Mapping[str, AdapterSet],
     current: str,
-    adapters: Sequence[AdapterPlan],
+    adapters: Mapping[tuple[ObjectKey, str], AdapterStatus],
     now: float,
 ) -> AdapterDeploymentStatus:
     """Make the status of `pool` after a pass.
@@ -42,12 +60,13 @@ def make_status(
         template_hash: of the Deployment that the spec asks for; None where there can't be one.
         sets: config hash → the set that its pods are to serve.
         current: the config hash whose set follows the spec.
+        adapters: those of the spec, and attached ones, which are but counted: their own objects tell of them.
         now: Unix seconds.
     """
-    pods = tuple(sorted((pod for pod in observed.pods if pod.counts), key=lambda pod: pod.name))
+    pods = _pods(observed)
     versions = {config_hash: adapter_set.version for config_hash, adapter_set in sets.items()}
-    told = told_by_name(observed, pods, sets)
-    statuses = tuple(adapter_status(pool, observed, plan, told.get(plan.wanted.name, ()), now) for plan in adapters)
+    inline = tuple(status for (owner, _), status in adapters.items() if owner == observed.pool.key)
+    counted = [status for status in adapters.values() if counts(status)]
     facts = Facts(
         pool=pool,
         observed=observed,
@@ -55,7 +74,7 @@ def make_status(
         template_hash=template_hash,
         versions=versions,
         current=current,
-        adapters=tuple(status for status in statuses if counts(status)),
+        adapters=tuple(status for status in inline if counts(status)),
         pods=pods,
     )
     base = _base_report(facts)
@@ -70,11 +89,11 @@ def make_status(
         base_model=_base_status(base),
         merge=_merge_status(base),
         adapter_counts=AdapterCounts(
-            desired=len(facts.adapters),
-            ready=sum(is_ready(adapter) for adapter in facts.adapters),
-            failed=sum(is_failed(adapter) for adapter in facts.adapters),
+            desired=len(counted),
+            ready=sum(is_ready(adapter) for adapter in counted),
+            failed=sum(is_failed(adapter) for adapter in counted),
         ),
-        adapters=statuses,
+        adapters=inline,
         applied_hash=observed.pool.status.applied_hash,
     )
 
@@ -94,6 +113,10 @@ def failed_status(observed: Observed, failure: Failure, now: float) -> AdapterDe
             "ready_replicas": sum(pod.ready for pod in pods),
         }
     )
+
+
+def _pods(observed: Observed) -> tuple[PodView, ...]:
+    return tuple(sorted((pod for pod in observed.pods if pod.counts), key=lambda pod: pod.name))
 
 
 def _set_statuses(versions: Mapping[str, AdapterSetVersion], current: str) -> tuple[AdapterSetStatus, ...]:

@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from graft_runtime.errors import cut
+from graft_runtime.errors import GraftError, cut
 from pydantic import ValidationError
 
+from graft_operator.decisions.conditions import Reason
 from graft_operator.decisions.fingerprint import fingerprint
 from graft_operator.decisions.foreign_fields import foreign_pointers
-from graft_operator.decisions.observed import Child, PodView, PoolView, Rollout
+from graft_operator.decisions.observed import AdapterView, Child, Failure, PodView, PoolView, Rollout
 from graft_operator.decisions.pod_trouble import find_condition, is_stuck, pod_trouble, told
 from graft_operator.kinds import CONFIG_MAP, DEPLOYMENT
 from graft_operator.objects import CONFIG_HASH_LABEL, TEMPLATE_HASH_ANNOTATION
-from graft_operator.resource import AdapterDeploymentStatus
+from graft_operator.resource import AdapterDeploymentStatus, AttachedAdapterSpec, AttachedAdapterStatus, parse_attached
 
 REFRESH_ANNOTATION = "graft.dev/refresh"
 """Of an AdapterDeployment: whenever its value changes, the sources of its adapters are looked at again."""
@@ -37,6 +38,31 @@ def read_pool(body: Mapping[str, Any]) -> PoolView:
         deleting="deletionTimestamp" in metadata,
         resource_version=metadata.get("resourceVersion", ""),
         refresh=str((metadata.get("annotations") or {}).get(REFRESH_ANNOTATION, "")),
+    )
+
+
+def read_adapter(body: Mapping[str, Any]) -> AdapterView:
+    """Read an Adapter."""
+    metadata, status = body["metadata"], body.get("status") or {}
+    spec: AttachedAdapterSpec | Failure
+    try:
+        spec = parse_attached(body.get("spec") or {})
+    except GraftError as error:
+        spec = Failure(Reason.INVALID_SPEC, error.message)
+    try:
+        told = AttachedAdapterStatus.model_validate(status)
+    except ValidationError:  # another version wrote it; the next pass writes it anew
+        told = AttachedAdapterStatus()
+    return AdapterView(
+        namespace=metadata["namespace"],
+        name=metadata["name"],
+        uid=metadata["uid"],
+        generation=metadata.get("generation", 0),
+        created=str(metadata.get("creationTimestamp", "")),
+        spec=spec,
+        status=told,
+        deleting="deletionTimestamp" in metadata,
+        resource_version=metadata.get("resourceVersion", ""),
     )
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
 from graft_operator.decisions.adapter_status import full_message, is_failed, is_ready
 from graft_operator.decisions.conditions import ConditionType
-from graft_operator.resource import AdapterDeploymentStatus, AdapterStatus, Condition
+from graft_operator.resource import AdapterDeploymentStatus, AdapterStatus, AttachedAdapterStatus, Condition
 
 MAX_TRANSITIONS = 20
 """At once; status.adapters has them all."""
@@ -24,12 +25,21 @@ class Transition:
 
 def transitions(before: AdapterDeploymentStatus, after: AdapterDeploymentStatus) -> tuple[Transition, ...]:
     """Return what turned from one status to the next."""
-    return (*_of_conditions(before, after), *_of_adapters(before, after))[:MAX_TRANSITIONS]
+    turned = _of_conditions(before.conditions, after.conditions)
+    return (*turned, *_of_adapters(before, after))[:MAX_TRANSITIONS]
 
 
-def _of_conditions(before: AdapterDeploymentStatus, after: AdapterDeploymentStatus) -> list[Transition]:
-    was = {condition.type: condition for condition in before.conditions}
-    turned = (_of_condition(was.get(condition.type), condition) for condition in after.conditions)
+def attached_transitions(before: AttachedAdapterStatus, after: AttachedAdapterStatus) -> tuple[Transition, ...]:
+    """Return what turned from one status of an Adapter to the next."""
+    turned = _of_conditions(before.conditions, after.conditions)
+    if after.remapped and after.remapped != before.remapped:
+        turned.append(Transition("Warning", "AdapterRemapped", _remapped(after)))
+    return tuple(turned)
+
+
+def _of_conditions(before: Iterable[Condition], after: Iterable[Condition]) -> list[Transition]:
+    was = {condition.type: condition for condition in before}
+    turned = (_of_condition(was.get(condition.type), condition) for condition in after)
     return [transition for transition in turned if transition is not None]
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from graft_operator.decisions.transitions import Transition
+from graft_operator.kinds import Kind
 
 _UNDECLARED = re.compile(r"\.(status\.[^\s:]+): field not declared in schema")
 _KEYS = re.compile(r"\[[^\]]*\]")
@@ -22,12 +23,12 @@ def without(body: Any, field: str) -> Any:
     return _without(body, field.split("."))
 
 
-def definition_outdated(fields: Sequence[str]) -> Transition:
+def definition_outdated(kind: Kind, fields: Sequence[str]) -> Transition:
     """Tell of fields that are left out of the status."""
     message = (
         f"the CustomResourceDefinition is older than the operator and lacks {', '.join(fields)}: they are left out"
         "\n\nhint: upgrade the release that brought the definition (its name is an annotation of the definition"
-        " adapterdeployments.graft.dev), or apply crds/ of the operator's version"
+        f" {kind.plural}.{kind.group}), or apply crds/ of the operator's version"
     )
     return Transition("Warning", "DefinitionOutdated", message)
 

@@ -34,7 +34,7 @@ class Catalogue:
     entries: Mapping[str, AdapterEntry]
     """By name, as stored but for what a roll requires: of the current set, or of an earlier one where that has none."""
     statuses: Mapping[str, AdapterStatus]
-    """By name, as written last."""
+    """By name, as written last, of those that have served."""
     pods: tuple[RuntimeStatus, ...]
     """What the pods with the current RuntimeConfig say, whose base serves and who answer."""
     reports: Mapping[str, Sequence[AdapterReport]]
@@ -64,7 +64,7 @@ class Catalogue:
         for report in (report for status in pods for report in status.adapters):
             reports[report.name].append(report)
         version = None if stored is None else stored.version
-        statuses = {adapter.name: adapter for adapter in observed.pool.status.adapters}
+        statuses = {adapter.name: adapter for adapter in observed.adapter_statuses if adapter.digest is not None}
         written = {entry.name: entry.model_copy(update={"required": False}) for entry in entries}
         return cls(written, statuses, pods, reports, version)
 
@@ -112,6 +112,7 @@ def entry_of(adapter: WantedAdapter, held: Held | None, catalogue: Catalogue, *,
         scale=adapter.scale,
         pinned=adapter.pinned,
         share=adapter.share,
+        inline=adapter.inline,
     )
     served = catalogue.served(adapter)
     if merged or served is None or entry.wanted is None:

@@ -9,7 +9,7 @@ from graft_runtime.contract.checkpoints import Source
 from graft_operator.keys import ObjectKey
 from graft_operator.kinds import ADAPTER_DEPLOYMENT
 from graft_operator.objects import Pool
-from graft_operator.resource import interval_seconds
+from graft_operator.resource import AdapterSource, interval_seconds
 
 
 @dataclass(frozen=True)
@@ -25,21 +25,25 @@ class WantedAdapter:
     pinned: bool
     share: int
     owner: ObjectKey
-    """The object that asks for it: the pool, for an entry of its spec."""
+    """The object that asks for it: the pool, for an entry of its spec, or an Adapter."""
     refresh_seconds: int | None = None
     """How long after a look at its source there is another one; None: never."""
 
     @property
+    def inline(self) -> bool:
+        """Tell whether the pool's own spec asks for it."""
+        return self.owner.kind == ADAPTER_DEPLOYMENT.name
+
+    @property
     def label(self) -> str:
         """Return how messages name the adapter."""
-        of_owner = "" if self.owner.kind == ADAPTER_DEPLOYMENT.name else f" of {self.owner.kind} {self.owner.name}"
+        of_owner = "" if self.inline else f" of {self.owner.kind} {self.owner.name}"
         return f"adapter `{self.name}`{of_owner}"
 
 
 def inline_adapters(pool: Pool) -> tuple[WantedAdapter, ...]:
     """Return what `spec.adapters` asks for, in its order."""
     owner = ObjectKey(ADAPTER_DEPLOYMENT.name, pool.namespace, pool.name)
-    every = pool.spec.refresh_interval
     return tuple(
         WantedAdapter(
             name=adapter.name,
@@ -49,7 +53,13 @@ def inline_adapters(pool: Pool) -> tuple[WantedAdapter, ...]:
             pinned=adapter.pinned,
             share=adapter.share,
             owner=owner,
-            refresh_seconds=interval_seconds(interval) if (interval := adapter.refresh_interval or every) else None,
+            refresh_seconds=refresh_seconds(adapter, pool),
         )
         for adapter in pool.spec.adapters
     )
+
+
+def refresh_seconds(adapter: AdapterSource, pool: Pool) -> int | None:
+    """Return how long after a look at the adapter's source there is another one; None: never."""
+    interval = adapter.refresh_interval or pool.spec.refresh_interval
+    return interval_seconds(interval) if interval else None

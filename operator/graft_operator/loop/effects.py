@@ -1,11 +1,10 @@
-"""Carries out what a plan says: applies, pushes, deletions, questions to pods, statuses and Events."""
+"""Carries out what a plan says but for the statuses: applies, pushes, deletions, questions to pods."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import reduce
 
 from graft_runtime.errors import GraftError
 
@@ -18,25 +17,24 @@ from graft_operator.decisions.applies import Apply
 from graft_operator.decisions.conditions import Reason
 from graft_operator.decisions.fingerprint import first_difference
 from graft_operator.decisions.foreign_fields import foreign_pointers
-from graft_operator.decisions.observed import Applied, Failure, PoolView, applied_hash
+from graft_operator.decisions.observed import Applied, Failure, PoolView
 from graft_operator.decisions.ownership import is_left_over, is_ours
 from graft_operator.decisions.plan import Plan
-from graft_operator.decisions.readers import read_child, read_pool
+from graft_operator.decisions.readers import read_child
 from graft_operator.decisions.references import Known, read_referred, references_of
 from graft_operator.decisions.transitions import Transition
-from graft_operator.decisions.undeclared import definition_outdated, undeclared_fields, without
 from graft_operator.keys import ObjectKey
 from graft_operator.kinds import ADAPTER_DEPLOYMENT
 from graft_operator.loop.events import Events
+from graft_operator.loop.raced import RacedError
+from graft_operator.loop.statuses import StatusMemory
 from graft_operator.loop.store import Store
-from graft_operator.objects import TEMPLATE_HASH_ANNOTATION, KubernetesObject, build_status_body
-from graft_operator.resource import AdapterDeploymentStatus, parse_spec
+from graft_operator.objects import TEMPLATE_HASH_ANNOTATION, KubernetesObject
+from graft_operator.resource import parse_spec
 from graft_operator.settings import Settings
 
 logger = logging.getLogger(__name__)
 
-REPAIRS_AT_ONCE, REPAIRS_A_SECOND = 5, 1 / 60
-"""Of one object: who changes it again and again must not have us write as often."""
 SAME_REPAIR_SECONDS = 600.0
 """Within these the same drift of an object gets no second Event: somebody may fight over a field for ever."""
 
@@ -47,10 +45,6 @@ class EffectFailedError(Exception):
     def __init__(self, failure: Failure) -> None:
         super().__init__(failure.message)
         self.failure = failure
-
-
-class RacedError(Exception):
-    """Something changed under the pass; the next one sees it."""
 
 
 @dataclass
@@ -64,12 +58,9 @@ class PoolMemory:
     referred: Known = field(default_factory=dict)
     repairs: dict[tuple[str, str], tuple[str, float]] = field(default_factory=dict)
     """Kind and name → the drift in the last Event about it, and when that was written (Unix seconds)."""
+    statuses: StatusMemory = field(default_factory=StatusMemory)
     refresh: tuple[str, float] = ("", 0.0)
     """The annotation graft.dev/refresh as it was seen last, and when that was first (Unix seconds)."""
-    reported: AdapterDeploymentStatus | None = None
-    """The status as it was after it was written last."""
-    undeclared: tuple[str, ...] = ()
-    """Fields of the status that the CustomResourceDefinition does not know."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +74,8 @@ class Effects:
     clock: Callable[[], float]
     """Unix seconds."""
     events: Events
-    repairs: Pace = field(default_factory=lambda: Pace(REPAIRS_AT_ONCE - 1, REPAIRS_A_SECOND))
+    repairs: Pace
+    """How often what others change is set right."""
 
     async def look_up(self, view: PoolView, settings: Settings) -> Known:
         """Return the claims and Secrets that the administrator limits and that the spec names.
@@ -150,23 +142,6 @@ class Effects:
             pods = [PodAddress(pod.uid, pod.ip, key.namespace) for pod in resolve.pods if pod.ip is not None]
             if pods:
                 self.resolutions.ask(key, resolve.source, pods)
-
-    async def report(self, view: PoolView, plan: Plan, memory: PoolMemory) -> None:
-        """Write the statuses that changed, and the Events about what turned.
-
-        Raises:
-            RacedError, UnavailableError: run the pass again.
-        """
-        versions, before = {view.key: view.resource_version}, {view.key: view.status}
-        vouched = {"applied_hash": applied_hash(memory.applied)} if memory.applied else {}
-        for about, planned in plan.statuses.items():
-            status = planned.model_copy(update=vouched)
-            if status == before.get(about) or self._is_contested(view, memory):
-                continue
-            if not await self._write_status(view, build_status_body(about, versions[about], status), memory):
-                continue
-            for transition in plan.transitions if about == view.key else ():
-                await self.events.write(view, transition)
 
     async def _apply(self, view: PoolView, apply: Apply, memory: PoolMemory) -> None:
         kind, name = apply.key
@@ -262,38 +237,6 @@ class Effects:
         else:
             memory.repairs[key] = difference, self.clock()
             await self.events.write(view, Transition("Normal", "DriftRepaired", message))
-
-    async def _write_status(self, view: PoolView, body: KubernetesObject, memory: PoolMemory) -> bool:
-        """Write a status, as far as the CustomResourceDefinition knows it; return False where the object is gone."""
-        try:
-            answer = await self.cluster.apply_status(body)
-        except ConflictError as error:
-            raise RacedError(f"the status was not written: {error}") from error
-        except RejectedError as error:
-            if error.status == 404:
-                return False
-            fields = undeclared_fields(str(error))
-            known = reduce(without, fields, body)
-            if known == body:
-                raise
-            if fields != memory.undeclared:
-                memory.undeclared = fields
-                await self.events.write(view, definition_outdated(fields))
-            return await self._write_status(view, known, memory)
-        self.store.put(body["kind"], answer, mark=False)
-        memory.reported = read_pool(answer).status
-        return True
-
-    def _is_contested(self, view: PoolView, memory: PoolMemory) -> bool:
-        """Tell whether somebody else writes the status again and again, or tells of it: ours waits then."""
-        if memory.reported in (None, view.status):
-            return False
-        key = view.uid, "status"
-        if self.repairs.wait(key):
-            return True
-        told = any(condition.reason == Reason.CONTESTED for condition in view.status.conditions)
-        self.repairs.count(key, REPAIRS_AT_ONCE if told else 1)
-        return False
 
 
 def _refused(apply: Apply, error: RejectedError) -> EffectFailedError:

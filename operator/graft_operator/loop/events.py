@@ -1,4 +1,4 @@
-"""Events about pools: as many as somebody reads."""
+"""Events about pools and Adapters: as many as somebody reads."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from graft_operator import metrics
 from graft_operator.clients.cluster import Cluster, ConflictError, RejectedError, UnavailableError
 from graft_operator.clients.shares import Pace
 from graft_operator.decisions.conditions import timestamp
-from graft_operator.decisions.observed import PoolView
+from graft_operator.decisions.observed import AdapterView, PoolView
 from graft_operator.decisions.transitions import Transition
 from graft_operator.objects import build_event
 
@@ -27,7 +27,7 @@ class Events:
     paces: tuple[Pace, Pace, Pace] = field(default_factory=lambda: (Pace(25, 0.1), Pace(200, 5.0), Pace(1000, 50.0)))
     """How many there may be about one object, in one namespace, and in all: at once, and a second."""
 
-    async def write(self, view: PoolView, transition: Transition) -> None:
+    async def write(self, view: PoolView | AdapterView, transition: Transition) -> None:
         """Log a transition, and write the Event about it unless there are too many; nothing fails with it."""
         logger.info("%s: %s: %s", view, transition.reason, " ".join(transition.message.split()))
         keys = (view.uid, view.namespace, None)

@@ -12,12 +12,15 @@ from graft_operator.clients.cluster import Cluster, UnavailableError
 from graft_operator.clients.followers import PodFollowers
 from graft_operator.clients.introductions import Introductions
 from graft_operator.clients.resolutions import Resolutions
-from graft_operator.decisions.observed import Failure, Observed, PoolView
-from graft_operator.decisions.plan import Plan, make_plan
+from graft_operator.clients.shares import Pace
+from graft_operator.decisions.observed import Failure, Observed, PoolView, applied_hash
+from graft_operator.decisions.plan import Plan, make_plan, reports_without_pool
 from graft_operator.keys import PoolKey
-from graft_operator.loop.effects import EffectFailedError, Effects, PoolMemory, RacedError
+from graft_operator.loop.effects import EffectFailedError, Effects, PoolMemory
 from graft_operator.loop.events import Events
 from graft_operator.loop.queue import WorkQueue
+from graft_operator.loop.raced import RacedError
+from graft_operator.loop.statuses import REPAIRS_A_SECOND, REPAIRS_AT_ONCE, Statuses, StatusMemory
 from graft_operator.loop.store import NoRoomError, Store
 from graft_operator.settings import Settings
 
@@ -45,8 +48,12 @@ class Reconciler:
 
     def __post_init__(self, cluster: Cluster) -> None:
         events = Events(cluster, self.clock)
-        self._effects = Effects(cluster, self.store, self.followers, self.resolutions, self.clock, events)
+        repairs = Pace(REPAIRS_AT_ONCE - 1, REPAIRS_A_SECOND)
+        self._effects = Effects(cluster, self.store, self.followers, self.resolutions, self.clock, events, repairs)
+        self._statuses = Statuses(cluster, self.store, events, repairs)
         self._memories: dict[PoolKey, PoolMemory] = {}
+        self._missing: dict[PoolKey, StatusMemory] = {}
+        """Pools that Adapters name and that are not there."""
         self._unobserved: set[PoolKey] = set()
 
     def expect(self, keys: Collection[PoolKey]) -> None:
@@ -94,7 +101,9 @@ class Reconciler:
             view = await self._effects.read_again(view)
         if view is None or view.deleting:
             self._forget(key)
+            await self._report_without_pool(key)
             return
+        self._missing.pop(key, None)
         memory = self._memory(key, view)
         self.followers.follow(key, self.store.pods(key))
         memory.referred = await self._effects.look_up(view, self.settings)
@@ -108,11 +117,23 @@ class Reconciler:
             plan = self._plan(view, memory, error.failure)
         self.introductions.make(key, plan.introductions)
         self.resolutions.keep(key, plan.remembered)
-        await self._effects.report(view, plan, memory)
         if view.key in plan.statuses:
-            metrics.set_pool(key.namespace, key.name, plan.statuses[view.key])
+            vouched = {"applied_hash": applied_hash(memory.applied)} if memory.applied else {}
+            status = plan.statuses[view.key].model_copy(update=vouched)
+            await self._statuses.report(view, status, plan.transitions, memory.statuses)
+            metrics.set_pool(key.namespace, key.name, status)
             self._is_observed(key)
+        await self._statuses.report_attached(plan.attached, memory.statuses)
         self.queue.mark(key, plan.requeue_after)
+
+    async def _report_without_pool(self, key: PoolKey) -> None:
+        """Tell Adapters that their pool is not there."""
+        adapters = self.store.adapters(key)
+        if not adapters:
+            self._missing.pop(key, None)
+            return
+        reports = reports_without_pool(key, adapters, self.clock())
+        await self._statuses.report_attached(reports, self._missing.setdefault(key, StatusMemory()))
 
     def _is_observed(self, key: PoolKey) -> None:
         if key in self._unobserved:
@@ -151,6 +172,7 @@ class Reconciler:
         }
         return Observed(
             pool=view,
+            adapters=self.store.adapters(key),
             children=self.store.children(key),
             pods=self.store.pods(key),
             reports=self.followers.reports(key),

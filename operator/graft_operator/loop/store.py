@@ -1,4 +1,4 @@
-"""What the operator knows of the cluster: the pools and their children, slimmed down, fed by events.
+"""What the operator knows of the cluster: the pools, their Adapters and their children, slimmed down, fed by events.
 
 An event that is no newer than what is known is ignored, so the answer to one's own write can be stored at once.
 """
@@ -13,10 +13,10 @@ from typing import Any
 
 from graft_operator.clients.shares import Room
 from graft_operator.decisions.conditions import Reason
-from graft_operator.decisions.observed import Child, Failure, PodView, PoolView
-from graft_operator.decisions.readers import controller_uid, read_child, read_pod, read_pool
+from graft_operator.decisions.observed import AdapterView, Child, Failure, PodView, PoolView
+from graft_operator.decisions.readers import controller_uid, read_adapter, read_child, read_pod, read_pool
 from graft_operator.keys import ObjectKey, PoolKey
-from graft_operator.kinds import ADAPTER_DEPLOYMENT, CONFIG_MAP, DEPLOYMENT, KINDS, POD, REPLICA_SET
+from graft_operator.kinds import ADAPTER, ADAPTER_DEPLOYMENT, CONFIG_MAP, DEPLOYMENT, KINDS, POD, REPLICA_SET
 
 NAMESPACE_BYTES = 64 * 2**20
 """Of what one namespace may have the operator remember: a thousand pools of 60 KiB."""
@@ -29,7 +29,9 @@ class NoRoomError(Exception):
 
 
 class Store:
-    """Pools, their pods and their other children. What bears a pool's label and is not controlled by it is left out.
+    """Pools, the Adapters that name them, their pods and their other children.
+
+    What bears a pool's label and is not controlled by it is left out.
 
     Args:
         mark: called with the key of a pool of which something changed.
@@ -41,6 +43,7 @@ class Store:
         self._room = room or Room(NAMESPACE_BYTES)
         self._sizes: dict[ObjectKey, int] = {}
         self._pools: dict[PoolKey, PoolView] = {}
+        self._adapters: dict[PoolKey, dict[ObjectKey, AdapterView]] = defaultdict(dict)
         self._pods: dict[PoolKey, dict[str, PodView]] = defaultdict(dict)
         self._replica_sets: dict[PoolKey, dict[str, tuple[str, str | None]]] = defaultdict(dict)
         """Name → UID, and that of what controls it."""
@@ -52,6 +55,10 @@ class Store:
 
     def pool_keys(self) -> list[PoolKey]:
         return list(self._pools)
+
+    def adapters(self, key: PoolKey) -> tuple[AdapterView, ...]:
+        """Return the Adapters that name the pool, whether or not there is one."""
+        return tuple(self._adapters.get(key, {}).values())
 
     def pods(self, key: PoolKey) -> tuple[PodView, ...]:
         """Return the pods of the pool's own Deployment; a label alone makes no pod one of them."""
@@ -96,6 +103,8 @@ class Store:
         self._objects[key] = (pool, metadata["uid"], metadata.get("resourceVersion", "") if has_room else "")
         if kind == ADAPTER_DEPLOYMENT.name:
             self._pools[pool] = read_pool(body) if has_room else self._without_spec(body)
+        elif kind == ADAPTER.name:
+            self._adapters[pool][key] = read_adapter(body)
         elif kind == POD.name:
             self._pods[pool][key.name] = read_pod(body)
         elif kind == REPLICA_SET.name:
@@ -154,13 +163,15 @@ class Store:
         self._room.give(key.namespace, self._sizes.pop(key, 0))
         if key.kind == ADAPTER_DEPLOYMENT.name:
             self._pools.pop(pool, None)
+        elif key.kind == ADAPTER.name:
+            self._adapters[pool].pop(key, None)
         elif key.kind == POD.name:
             self._pods[pool].pop(key.name, None)
         elif key.kind == REPLICA_SET.name:
             self._replica_sets[pool].pop(key.name, None)
         else:
             self._children[pool].pop(key, None)
-        indexes: tuple[dict[PoolKey, Any], ...] = (self._pods, self._replica_sets, self._children)
+        indexes: tuple[dict[PoolKey, Any], ...] = (self._adapters, self._pods, self._replica_sets, self._children)
         for index in indexes:
             if pool in index and not index[pool]:
                 del index[pool]
@@ -178,7 +189,7 @@ def _is_news(metadata: Mapping[str, Any], known: tuple[PoolKey, str, str]) -> bo
 
 def _size(kind: str, body: Mapping[str, Any]) -> int:
     """Return roughly how many bytes are remembered of an object."""
-    if kind == ADAPTER_DEPLOYMENT.name:
+    if kind in (ADAPTER_DEPLOYMENT.name, ADAPTER.name):
         return VIEW_BYTES + len(json.dumps([body.get("spec"), body.get("status")]))
     if kind == CONFIG_MAP.name:
         return VIEW_BYTES + sum(map(len, (body.get("binaryData") or {}).values()))

@@ -32,10 +32,10 @@ from graft_operator.objects.pool import (
     metadata_of,
 )
 from graft_operator.quantities import quantity_bytes
-from graft_operator.resource import AdapterDeploymentSpec, SourceSpec
+from graft_operator.resource import MAX_ADAPTERS, MAX_ATTACHED, AdapterDeploymentSpec, SourceSpec
 
-MAX_SET_ADAPTERS = 1024
-"""Of a set that is read: more than any spec may list."""
+MAX_SET_ADAPTERS = MAX_ADAPTERS + MAX_ATTACHED
+"""Of a set that is read: what a spec may list, and what may be attached beside it."""
 # Of a pod's grace period, the seconds that streams and processes get to end after the drain.
 SECONDS_TO_END = 10
 

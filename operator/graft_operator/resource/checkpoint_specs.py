@@ -24,6 +24,7 @@ from graft_operator.resource.texts import (
     Int,
     Interval,
     MountPath,
+    PoolName,
     ResourceName,
     Revision,
     ServedName,
@@ -165,11 +166,9 @@ class SourceSpec(Ruled):
         return "directory" if self.mount_path is not None else "remote"
 
 
-class AdapterSpec(Ruled):
-    """One adapter that the pool answers for."""
+class AdapterSource(Ruled):
+    """What every adapter has, wherever it is written down: the place of its files, and how they are served."""
 
-    name: ServedName
-    """Its name in requests (`model`)."""
     uri: Uri = Field(description=f"Where its PEFT checkpoint is: {_inside_sources(_REMOTE)}")
     revision: Revision | None = Field(
         default=None,
@@ -180,11 +179,6 @@ class AdapterSpec(Ruled):
     """The sha256 of its files, as Graft computes it. If set, it is verified; if not, the status reports it."""
     scale: Float = Field(default=1.0, ge=-1000.0, le=1000.0, allow_inf_nan=False)
     """A factor on what the adapter adds to the base."""
-    pinned: Bool = False
-    """Mounted from the start and never displaced."""
-    share: Int = Field(default=1, ge=1, le=100)
-    """How much of a pod that is asked for more than it can do is this adapter's, against the shares of the others."""
-
     refresh_interval: Interval | None = None
     """How often its source is looked at for other bytes, such as 1h; by default the pool's, or else never."""
 
@@ -196,3 +190,23 @@ class AdapterSpec(Ruled):
             lambda adapter: adapter.refresh_interval is None or adapter.digest is None,
         ),
     )
+
+
+class AdapterSpec(AdapterSource):
+    """One adapter that the pool answers for."""
+
+    name: ServedName
+    """Its name in requests (`model`)."""
+    pinned: Bool = False
+    """Mounted from the start and never displaced."""
+    share: Int = Field(default=1, ge=1, le=100)
+    """How much of a pod that is asked for more than it can do is this adapter's, against the shares of the others."""
+
+
+class AttachedAdapterSpec(AdapterSource):
+    """One adapter that an AdapterDeployment of the same namespace answers for, beside those in its own spec."""
+
+    adapter_deployment_name: PoolName
+    """The AdapterDeployment that answers for it; it can't be changed."""
+    name: ServedName | None = None
+    """Its name in requests (`model`), by default metadata.name; it can't be changed."""

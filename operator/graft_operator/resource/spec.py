@@ -21,6 +21,8 @@ from graft_operator.resource.rules import Rule, Ruled, list_map, unique
 from graft_operator.resource.texts import Bool, Float, Int, Interval, ServedName, has_scheme, starts_with
 
 MAX_ADAPTERS = 256
+MAX_ATTACHED = 2000
+"""Adapters that are attached to one pool."""
 MAX_MERGED = 16
 
 

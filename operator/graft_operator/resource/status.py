@@ -70,7 +70,7 @@ class AdapterCounts(Reported):
     """How many adapters the pool has, and how many are ready or failed."""
 
     desired: Count = 0
-    """Listed in the spec; of a merged pool, those in the merge."""
+    """Those of the spec, and the Adapters that are attached; of a merged pool, those in the merge."""
     ready: Count = 0
     """Ready on every desired pod."""
     failed: Count = 0
@@ -124,7 +124,7 @@ class EarlierVersion(Reported):
 
 
 class AdapterStatus(Reported):
-    """One inline adapter."""
+    """One adapter."""
 
     name: str = Field(max_length=63)
     """Its name in requests."""
@@ -156,6 +156,17 @@ class AdapterStatus(Reported):
     """Why it is not ready on every pod, as one of the documented words."""
     message: MessageText | None = None
     """Why, in a sentence."""
+
+
+class AttachedAdapterStatus(AdapterStatus):
+    """What is true of an Adapter."""
+
+    name: str = Field(default="", max_length=63)
+    """Its name in requests."""
+    observed_generation: int | None = Field(default=None, ge=0)
+    """The generation of the spec that this speaks of."""
+    conditions: tuple[Condition, ...] = Field(default=(), max_length=16, json_schema_extra=list_map("type"))
+    """Available, Ready, Reconciling, Stalled."""
 
 
 class AdapterDeploymentStatus(Reported):

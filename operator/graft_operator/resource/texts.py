@@ -28,6 +28,7 @@ Bool = Annotated[bool, Strict()]
 
 _REVISION = r"^[A-Za-z0-9]([A-Za-z0-9._/-]{0,253}[A-Za-z0-9])?$"
 LAST_PART_IS_A_NAME = r"/[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?$"
+POOL_NAME_PATTERN, POOL_NAME_MAX = r"^[a-z]([-a-z0-9]*[a-z0-9])?$", 52
 _DIRECTORY = r"^(/[A-Za-z0-9._-]+)+$"
 
 
@@ -155,6 +156,7 @@ ANNOTATION_RULES = (
 )
 
 ServedName = Annotated[str, Field(pattern=ADAPTER_NAME_PATTERN, min_length=1, max_length=63)]
+PoolName = Annotated[str, Field(pattern=POOL_NAME_PATTERN, min_length=1, max_length=POOL_NAME_MAX)]
 DigestText = Annotated[str, Field(pattern=DIGEST_PATTERN, max_length=71)]
 Uri = Annotated[str, Field(min_length=1, max_length=1024), Obeys(URI_RULES)]
 ResourceName = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$", min_length=1, max_length=253)]
