@@ -5,6 +5,7 @@ The tests share one pool. Each leaves it as it found it, but for the last, which
 
 from __future__ import annotations
 
+import json
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +16,8 @@ import pytest
 from graft_local import demo, helm
 from graft_local.demo_client import complete, wait_until_routed
 from graft_local.gemma import BASE_NAME
+
+from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from tests.whole.conftest import Oracle, Pool
@@ -69,6 +72,23 @@ def test_a_fourth_adapter_comes_without_touching_a_pod(pool: Pool, request: pyte
     assert complete(pool.address, demo.FOURTH, PROMPT).status == 404
     request.getfixturevalue("four")
     assert complete_text(pool, demo.FOURTH)
+    assert pool.pods() == before
+
+
+def test_an_adapter_that_a_team_attaches_answers_and_goes_with_its_object(pool: Pool, oracle: Oracle) -> None:
+    before = pool.pods()
+    (uri,) = pool.kubectl("get", f"ad/{demo.POOL}", "-o", "jsonpath={.spec.adapters[0].uri}").split()
+    adapter = {
+        "apiVersion": "graft.dev/v1alpha1",
+        "kind": "Adapter",
+        "metadata": {"name": "guest"},
+        "spec": {"adapterDeploymentName": demo.POOL, "uri": uri},
+    }
+    pool.kubectl("apply", "-f", "-", input=json.dumps(adapter))
+    pool.kubectl("wait", "--for=condition=Ready", "adapter/guest", "--timeout=60s")
+    oracle.check(demo.FIRST[0], PROMPT, TOKENS, complete_text(pool, "guest"))
+    pool.kubectl("delete", "adapter", "guest", "--timeout=10s")
+    wait_until(lambda: complete(pool.address, "guest", PROMPT, max_tokens=1).status == 404, "the adapter to be gone")
     assert pool.pods() == before
 
 
