@@ -18,6 +18,7 @@ from graft_runtime.errors import ErrorCode, GraftError
 from graft_runtime.messages import Generate, MergeSource, Mount, Sampling, ServedAdapter, Start
 from graft_vllm.arguments import check_start, slot_rank
 from graft_vllm.mounts import Mounts
+from graft_vllm.parameters import count_parameters
 from graft_vllm.plain_lora import read_plain_lora
 from graft_vllm.proof import check_effect, check_slots
 from graft_vllm.requests import engine_prompt, generated
@@ -125,6 +126,13 @@ def test_a_normal_form_is_read_and_anything_else_is_corrupt(tmp_path: Path) -> N
     cut = save_form(tmp_path / "cut") / "adapter_model.safetensors"
     cut.write_bytes(cut.read_bytes()[:-8])
     assert code_of(lambda: read_plain_lora(cut.parent, "a")) is ErrorCode.CORRUPT
+
+
+def test_the_parameters_of_a_base_are_those_of_all_of_its_files(tmp_path: Path) -> None:
+    """vLLM's workers on a CPU have packed weights, which are no parameters of the model any more."""
+    save_file({"a": torch.ones(3, 4), "b": torch.ones(5)}, tmp_path / "model-1.safetensors", {"format": "pt"})
+    save_file({"c": torch.tensor(1.0)}, tmp_path / "model-2.safetensors")
+    assert count_parameters(tmp_path) == 18
 
 
 class ListedVllm:

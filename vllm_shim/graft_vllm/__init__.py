@@ -3,6 +3,7 @@
 __main__     the process: takes one pod at a Unix socket
 versions     which versions of vLLM it has been seen with
 arguments    of vLLM: the image owner's, and Graft's laid over them
+parameters   of the base, counted
 shim         commands in, events out
 requests     one answer of vLLM as events
 mounts       adapters in vLLM's slots, proved before they are told as mounted

@@ -7,6 +7,7 @@ import itertools
 import logging
 import time
 from collections.abc import Callable, Coroutine, Sequence
+from pathlib import Path
 from typing import Any
 
 from graft_runtime.contract.facts import DeltaKind
@@ -34,6 +35,7 @@ from graft_runtime.messages import (
 
 from graft_vllm.arguments import engine_arguments
 from graft_vllm.mounts import Held, Mounts
+from graft_vllm.parameters import count_parameters
 from graft_vllm.proof import Told
 from graft_vllm.requests import engine_prompt, generated, sampling_parameters
 
@@ -113,10 +115,9 @@ class Shim:
         model = engine.model_config
         vocabulary = model.get_vocab_size()
         self._mounts = Mounts(engine, start.limits.max_mounted_adapters, self._trial, LoRARequest, vocabulary)
-        self._spawn(self._loaded(model, vocabulary))
+        self._spawn(self._loaded(model, vocabulary, count_parameters(Path(start.directory))))
 
-    async def _loaded(self, model: Any, vocabulary: int) -> None:
-        parameters = sum(await self._engine.collective_rpc("graft_parameters"))
+    async def _loaded(self, model: Any, vocabulary: int, parameters: int) -> None:
         cache = self._engine.vllm_config.cache_config
         self._tell(
             [

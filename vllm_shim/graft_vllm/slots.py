@@ -10,10 +10,6 @@ class SlotReader:
 
     model_runner: Any
 
-    def graft_parameters(self) -> int:
-        """Return how many parameters of the model this worker has."""
-        return sum(parameter.numel() for parameter in self.model_runner.get_model().parameters())
-
     def graft_slot(self, adapter: int) -> dict[str, tuple[float, float]]:
         """Return the squared norms of A and B of each module in an adapter's slot, by the names of adapters' files.
 
