@@ -215,8 +215,11 @@ async def test_no_route_answers_without_a_key(keys: ApiKeys) -> None:
     class Base:
         context_length = 64
 
+    class Engine:
+        encode = None
+
     class Pod:
-        base = Base()
+        base, engine = Base(), Engine()
         adapters, metrics, leaving = Served(), Metrics("base"), False
         config = RuntimeConfig(pool_uid="pool", base_model=BaseModelConfig(name="base", source=Source(uri="pvc://a/b")))
 

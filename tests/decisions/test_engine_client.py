@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 
 import pytest
 from graft_runtime.errors import ErrorCode, GraftError
-from graft_runtime.messages import Cancel, Command, Event, Generate, Generated, Sampling, encode_command
+from graft_runtime.messages import (
+    Cancel,
+    Command,
+    Encode,
+    Encoded,
+    EngineFault,
+    Event,
+    Generate,
+    Generated,
+    Sampling,
+    encode_command,
+)
 from graft_runtime.pod.engine_client import EngineClient
 
 
@@ -76,3 +88,28 @@ async def test_a_cancelled_answer_is_done_at_once() -> None:
     fed.answer.cancel()
     fed.hear(1, finish="stop")
     assert fed.ends == 1
+
+
+async def test_a_text_that_takes_one_pass_is_waited_for_and_taken_back_when_nobody_waits() -> None:
+    engine = ListedEngine()
+    client = EngineClient(engine, lambda _: None)
+
+    async def passed(event: Event | None) -> Encoded:
+        waiting = asyncio.ensure_future(client.encode(lambda name: Encode(name, [1])))
+        await asyncio.sleep(0)
+        assert client.pending == 1
+        if event is None:
+            waiting.cancel()
+        else:
+            client._dispatch(event)
+        return await waiting
+
+    told = Encoded("1", (2,), [0.5, 1.5])
+    assert await passed(told) == told
+    fault = EngineFault.of(GraftError(ErrorCode.NO_CAPACITY, "no room"))
+    with pytest.raises(GraftError, match="no room"):
+        await passed(Encoded("2", (), [], fault))
+    with pytest.raises(asyncio.CancelledError):
+        await passed(None)
+    assert (client.pending, engine.sent[-1]) == (0, Cancel("3"))
+    client._dispatch(Encoded("3", (), []))  # it was on its way

@@ -71,8 +71,10 @@ class Texts:
     """Prompts as text or token ids."""
 
     texts: Sequence[str | list[int]]
+    special_tokens: bool = True
+    """Whether a text gets the special tokens that the tokenizer adds."""
+    field: str = "prompt"
 
-    field = "prompt"
     converses = False
     default_tokens = COMPLETION_TOKENS
 
@@ -84,18 +86,17 @@ class Texts:
     def characters(self) -> int:
         return sum(len(text) for text in self.texts if isinstance(text, str))
 
-    special_tokens: bool = True
-    """Whether a text gets the special tokens that the tokenizer adds."""
-
     def encode(self, text_format: TextFormat, model: str, context: int) -> list[list[int]]:
         if not self.texts or "" in self.texts or [] in self.texts:
             raise GraftError(
                 ErrorCode.INVALID_REQUEST,
-                "`prompt` is empty, expected at least one token",
+                f"`{self.field}` is empty, expected at least one token",
                 hint="send a text or token ids",
-                field="prompt",
+                field=self.field,
             )
-        encode = partial(text_format.tokenizer.encode, context=context, special_tokens=self.special_tokens)
+        encode = partial(
+            text_format.tokenizer.encode, context=context, special_tokens=self.special_tokens, field=self.field
+        )
         return [text if isinstance(text, list) else encode(text) for text in self.texts]
 
     def echo(self, index: int, prompt: Sequence[int], text_format: TextFormat) -> str:

@@ -72,13 +72,15 @@ class Tokenized:
 
 
 @dataclass(frozen=True)
-class _Ready:
+class Ready:
     """What a request needs, found and held."""
 
     model: str
     base: LoadedBase
     target: Target
     held: contextlib.ExitStack
+    digest: str | None
+    """Of the adapters, or of those that are merged; None: the base model."""
 
     @property
     def context(self) -> int:
@@ -112,7 +114,7 @@ class Generator:
     ) -> None:
         self._models, self._adapters, self._base, self._submit = models, adapters, base, submit
         self._vocabularies, self._admission, self._lent = vocabularies, admission, lent
-        self._threads = PromptThreads()
+        self.threads = PromptThreads()
         self._forms = Turns(FORM_THREADS, "forms")
 
     def check_room(self) -> None:
@@ -126,12 +128,11 @@ class Generator:
             GraftError: InvalidRequest, UnknownModel, NotGenerative, ContextTooLong, NoChatTemplate, NotReady,
                 OverShare, Overloaded, NotComposable, ShuttingDown, or the fault of an adapter.
         """
-        async with self._ready(request, generates=True) as ready:
+        async with self.ready(request, generates=True) as ready:
             prompts = await self._tokenize(request, ready)
             grammar = await self._grammar(form_of(request, ready.target), ready)
             choices = self._choices(request, prompts, grammar, ready)
-            digest = ready.target.digest or self._adapters.merged_digest
-            generation = Generation(ready.model, digest, sum(map(len, prompts)), choices, ready.held.pop_all())
+            generation = Generation(ready.model, ready.digest, sum(map(len, prompts)), choices, ready.held.pop_all())
         for choice in choices:
             choice.answer.ended = generation.choice_ended
         for lease in ready.target.leases:
@@ -148,7 +149,7 @@ class Generator:
         Raises:
             GraftError: as `start`.
         """
-        async with self._ready(request, generates=False) as ready:
+        async with self.ready(request, generates=False) as ready:
             text_format, context = ready.target.text_format, ready.context
 
             def work() -> Tokenized:
@@ -161,20 +162,20 @@ class Generator:
                     check_ids(ids, size, "prompt")
                 return Tokenized(ids, context, [*map(text_format.tokenizer.spelled, ids)] if spelled else None)
 
-            return await self._threads.run(text_format, ready.base.text_format, request.prompts.characters, work)
+            return await self.threads.run(text_format, ready.base.text_format, request.prompts.characters, work)
 
     async def detokenize(self, model: str | None, ids: Sequence[int], caller: Caller) -> str:
         """Return the text of token ids, special ones included. Raises GraftError: as `start`."""
         request = TextRequest(Texts([list(ids)]), caller, model=model)
-        async with self._ready(request, generates=False) as ready:
+        async with self.ready(request, generates=False) as ready:
             check_count(len(ids), ready.context, "tokens")
             check_ids(ids, ready.target.vocabulary_size, "tokens")
             text_format = ready.target.text_format
             decode = partial(text_format.tokenizer.decode, show_special=True)
-            return await self._threads.run(text_format, ready.base.text_format, len(ids), decode, ids)
+            return await self.threads.run(text_format, ready.base.text_format, len(ids), decode, ids)
 
     @contextlib.asynccontextmanager
-    async def _ready(self, request: TextRequest, *, generates: bool) -> AsyncIterator[_Ready]:
+    async def ready(self, request: TextRequest, *, generates: bool) -> AsyncIterator[Ready]:
         """Hold a place in the queue and what is to answer, mounted, until the block ends or `held` is taken over."""
         model, names = self._models.resolve(request)
         with contextlib.ExitStack() as held:
@@ -187,7 +188,8 @@ class Generator:
             leases = await self._acquire(names, "adapters" if request.adapters else "model") if names else ()
             for lease in leases:
                 held.callback(lease.release)
-            yield _Ready(model, base, await self._target(request, leases, base.loaded), held)
+            target = await self._target(request, leases, base.loaded)
+            yield Ready(model, base, target, held, target.digest or self._adapters.merged_digest)
 
     async def _acquire(self, names: list[str], field: str) -> tuple[Lease, ...]:
         asked = time.monotonic()
@@ -207,11 +209,11 @@ class Generator:
         text_formats = [await self._base.text_format(lease) for lease in leases]
         return summed_target(request.adapters, leases, text_formats, base)
 
-    async def _tokenize(self, request: TextRequest, ready: _Ready) -> list[list[int]]:
+    async def _tokenize(self, request: TextRequest, ready: Ready) -> list[list[int]]:
         context, text_format = ready.context, ready.target.text_format
         encode = partial(request.prompts.encode, text_format, ready.model, context)
         characters = request.prompts.characters
-        prompts = await self._threads.run(text_format, ready.base.text_format, characters, encode)
+        prompts = await self.threads.run(text_format, ready.base.text_format, characters, encode)
         if (kept := request.truncate) is not None:
             room = kept if kept > 0 else max(1, context - (request.max_tokens or 1))
             prompts = [prompt[-room:] for prompt in prompts]
@@ -219,7 +221,7 @@ class Generator:
             check_prompt(request, prompt, ready.base.loaded, ready.target)
         return prompts
 
-    async def _grammar(self, form: AnswerForm | None, ready: _Ready) -> str | None:
+    async def _grammar(self, form: AnswerForm | None, ready: Ready) -> str | None:
         """Return the grammar of an answer's form, and have the tokens that it is written with at hand."""
         if form is None:
             return None
@@ -231,11 +233,11 @@ class Generator:
                 field=form.field,
             )
         text_format = ready.target.text_format
-        await self._threads.run(text_format, ready.base.text_format, 0, getattr, text_format.tokenizer, "token_bytes")
+        await self.threads.run(text_format, ready.base.text_format, 0, getattr, text_format.tokenizer, "token_bytes")
         return await self._forms.run(ready.model, grammars.of, form)
 
     def _choices(
-        self, request: TextRequest, prompts: list[list[int]], grammar: str | None, ready: _Ready
+        self, request: TextRequest, prompts: list[list[int]], grammar: str | None, ready: Ready
     ) -> list[Choice]:
         base, target = ready.base, ready.target
         defaults, tokenizer = target.text_format.defaults, target.text_format.tokenizer

@@ -24,6 +24,17 @@ def check_generates(base: LoadedBase, model: str) -> None:
         )
 
 
+def check_task(base: LoadedBase, model: str, task: Task) -> None:
+    """Check that the base is loaded for a task. Raises GraftError: InvalidRequest."""
+    if base.loaded.task is not task:
+        raise GraftError(
+            ErrorCode.INVALID_REQUEST,
+            f"`{model}` can't answer this: its base model is loaded for {base.loaded.task}, expected {task}",
+            hint="send this request to a pool whose base model is of that task",
+            field="model",
+        )
+
+
 def check_prompt(request: TextRequest, prompt: list[int], loaded: BaseLoaded, target: Target) -> None:
     """Check one prompt and what is asked for with it. Raises GraftError: InvalidRequest, ContextTooLong."""
     parameter = request.prompts.field

@@ -185,6 +185,25 @@ class ChatCompletionChunk(_Answer):
     usage: Usage | None = None
 
 
+class Classified(Shape):
+    """What one text is."""
+
+    index: int
+    label: str
+    """The likeliest."""
+    probs: list[float]
+    """Of each label."""
+    num_classes: int
+
+
+class Classification(_Answer):
+    """The answer of /classify."""
+
+    object: Literal["list"]
+    data: list[Classified]
+    usage: Usage
+
+
 class Model(Shape):
     """A model that may be asked: the base, the merge or an adapter."""
 

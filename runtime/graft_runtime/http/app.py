@@ -16,6 +16,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from graft_runtime.answering.generation import Generator
 from graft_runtime.answering.models import Models
+from graft_runtime.answering.passes import Passes
 from graft_runtime.errors import ErrorCode, GraftError
 from graft_runtime.http.api_keys import ApiKeys
 from graft_runtime.http.bodies import Body
@@ -26,6 +27,7 @@ from graft_runtime.http.framing import OneLength
 from graft_runtime.http.generations import ADAPTERS_HEADER, DIGEST_HEADER, Generations
 from graft_runtime.http.openapi import openapi
 from graft_runtime.http.routes.chat import ChatBody, chat_router
+from graft_runtime.http.routes.classify import ClassifyBody, classify_router
 from graft_runtime.http.routes.completions import CompletionBody, completions_router
 from graft_runtime.http.routes.models import models_router
 from graft_runtime.http.routes.server import server_router
@@ -39,6 +41,7 @@ logger = logging.getLogger(__name__)
 BODIES: Mapping[str, Sequence[type[Body]]] = {
     "/v1/completions": (CompletionBody,),
     "/v1/chat/completions": (ChatBody,),
+    "/classify": (ClassifyBody,),
     "/tokenize": (TokenizeText, TokenizeChat),
     "/detokenize": (DetokenizeBody,),
 }
@@ -59,6 +62,7 @@ def api_app(pod: Pod, models: Models, generations: Generations, generator: Gener
         models_router(models, pod.adapters, lambda: pod.base.context_length),
         completions_router(generations),
         chat_router(generations),
+        classify_router(generations, Passes(generator, pod.engine.encode)),
         tokens_router(generations, generator),
         server_router(pod),
     ):

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any, NoReturn, TypeVar
@@ -15,10 +16,12 @@ from fastapi.responses import JSONResponse
 
 from graft_runtime.answering.answers import Generation, Piece, put_together
 from graft_runtime.answering.asked import NamedAdapter
+from graft_runtime.answering.callers import Caller
 from graft_runtime.answering.generation import Generator
 from graft_runtime.answering.models import Models
+from graft_runtime.answering.passes import Passed
 from graft_runtime.errors import GraftError
-from graft_runtime.http.bodies import parse_body
+from graft_runtime.http.bodies import AnyBody, parse_body
 from graft_runtime.http.callers import caller_of
 from graft_runtime.http.faults import error_body
 from graft_runtime.http.reading import SMALL_BODY_BYTES, Bodies
@@ -85,7 +88,7 @@ class Generations:
             ClientGoneError: nobody waits for the answer any more.
         """
         record = _Record(route)
-        try:
+        with self._told(record):
             self._generator.check_room()
             parsed = await unless(self.read(request, partial(parse_body, model=body)), self._until_the_end())
             asked = parsed.asked(caller_of(request))
@@ -101,13 +104,51 @@ class Generations:
                 events = self._events(record, generation, worded, usage=parsed.include_usage)
                 return EventStream(events, headers, lambda: self._ended(record))
             answer = await unless(self._collect(record, generation, worded), disconnected(request.receive))
+        record.status = 200
+        self._ended(record)
+        return JSONResponse(answer, headers=headers)
+
+    async def pass_texts(
+        self,
+        request: Request,
+        route: str,
+        body: type[AnyBody],
+        run: Callable[[AnyBody, Caller], Coroutine[Any, Any, Passed]],
+        word: Callable[[Passed], dict[str, Any]],
+    ) -> Response:
+        """Return the answer of a route that makes no text.
+
+        Args:
+            route: its name in logs and metrics.
+            body: what it takes.
+            run: has the model pass the texts of a body.
+            word: the answer.
+
+        Raises:
+            GraftError: what `parse_body` and `run` raise.
+            ClientGoneError: nobody waits for the answer any more.
+        """
+        record = _Record(route)
+        with self._told(record):
+            self._generator.check_room()
+            parsed = await unless(self.read(request, partial(parse_body, model=body)), self._until_the_end())
+            caller = caller_of(request)
+            record.name, record.key = getattr(parsed, "model", None), caller.name
+            passed = await unless(run(parsed, caller), disconnected(request.receive), self._until_the_end())
+            record.generation, answer = passed, word(passed)
+        record.status = 200
+        self._ended(record)
+        return JSONResponse(answer, headers=_headers(passed, ()))
+
+    @contextlib.contextmanager
+    def _told(self, record: _Record) -> Iterator[None]:
+        """Have log and metrics tell of a request that fails."""
+        try:
+            yield
         except BaseException as error:
             record.status = _status(error)
             self._ended(record)
             raise
-        record.status = 200
-        self._ended(record)
-        return JSONResponse(answer, headers=headers)
 
     async def read(self, request: Request, parse: Callable[[bytes], Parsed]) -> Parsed:
         """Return what `parse` makes of the request's body. Raises what `Bodies.read` raises, and `parse`."""
@@ -173,9 +214,10 @@ class Generations:
         line["seconds"] = round(seconds, 4)
         if record.status == 200:
             metrics.vllm.whole.observe(seconds)
-        if generation is not None:
+        if isinstance(generation, Generation):
             generation.close()
             self._running.discard(generation)
+        if generation is not None:
             metrics.prompt_tokens.labels(label).inc(generation.prompt_tokens)
             metrics.known_tokens.labels(label).inc(generation.known_tokens)
             metrics.generated_tokens.labels(label).inc(generation.generated_tokens)
@@ -199,14 +241,14 @@ class _Record:
     key: str | None = None
     """The name of the API key that it came with; None where none is asked for."""
     adapters: Sequence[NamedAdapter] = ()
-    generation: Generation | None = None
+    generation: Generation | Passed | None = None
     status: int = CLIENT_GONE
     last: dict[int, float] = field(default_factory=dict)
     """When the last piece of each choice came."""
     arrived: float = field(default_factory=time.monotonic)
 
 
-def _headers(generation: Generation, adapters: Sequence[NamedAdapter]) -> dict[str, str]:
+def _headers(generation: Generation | Passed, adapters: Sequence[NamedAdapter]) -> dict[str, str]:
     headers = {DIGEST_HEADER: generation.digest} if generation.digest is not None else {}
     return headers | ({ADAPTERS_HEADER: ", ".join(part.name for part in adapters)} if adapters else {})
 

@@ -14,6 +14,7 @@ from graft_runtime.http.answers import (
     AdapterList,
     ChatCompletion,
     ChatCompletionChunk,
+    Classification,
     Completion,
     CompletionChunk,
     Error,
@@ -30,6 +31,7 @@ _SCHEMAS = "#/components/schemas/"
 ANSWERS: Mapping[str, type[Shape] | None] = {
     "/v1/completions": Completion,
     "/v1/chat/completions": ChatCompletion,
+    "/classify": Classification,
     "/v1/models": ModelList,
     "/v1/models/{name}": Model,
     "/v1/adapters": AdapterList,

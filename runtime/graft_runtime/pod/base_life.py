@@ -8,8 +8,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from graft_runtime.base.labels import Labels, read_labels
 from graft_runtime.contract.config import RuntimeConfig
 from graft_runtime.contract.status import BaseReport, BaseState
+from graft_runtime.contract.tasks import Task
 from graft_runtime.contract.wire import Fault
 from graft_runtime.errors import ErrorCode, GraftError
 from graft_runtime.messages import BaseFailed, BaseLoaded, MergeSource, Start
@@ -38,6 +40,8 @@ class LoadedBase:
     """Of its checkpoint."""
     loaded: BaseLoaded
     text_format: TextFormat
+    labels: Labels | None = None
+    """Of one that classifies texts."""
 
 
 class BaseLife:
@@ -106,6 +110,8 @@ class BaseLife:
         self._engine.send(self._start(cached.directory, merge))
         try:
             text_format, loaded = await self._loaded(cached, merge)
+            classifies = loaded.task is Task.SEQ_CLS
+            labels = await asyncio.to_thread(read_labels, cached.directory, base.name) if classifies else None
         except GraftError as error:
             logger.critical("%s", error)
             self._become(BaseState.FAILED, error)
@@ -115,7 +121,7 @@ class BaseLife:
                 await asyncio.sleep(self._retry_seconds)
                 raise
             return
-        self._serving = LoadedBase(cached.directory, loaded, text_format.text_format)
+        self._serving = LoadedBase(cached.directory, loaded, text_format.text_format, labels)
         self._text_formats.base_loaded(text_format)
         self.serving_since = asyncio.get_running_loop().time()
         name = self._config.served_name

@@ -12,6 +12,8 @@ from graft_runtime.errors import ErrorCode, GraftError
 from graft_runtime.messages import (
     Cancel,
     Command,
+    Encode,
+    Encoded,
     Event,
     Generate,
     Generated,
@@ -123,6 +125,8 @@ class EngineClient:
     def __init__(self, engine: EnginePort, heard: Callable[[Event], None]) -> None:
         self._engine, self._heard = engine, heard
         self._answers: dict[str, Answer] = {}
+        self._passes: dict[str, asyncio.Future[Encoded]] = {}
+        """Texts that take one pass, by request."""
         self._numbers = itertools.count(1)
         self.progress = Progress()
         self.occupancy = Occupancy()
@@ -130,11 +134,11 @@ class EngineClient:
     @property
     def pending(self) -> int:
         """Return how many requests are under way."""
-        return len(self._answers)
+        return len(self._answers) + len(self._passes)
 
     @property
     def stalled(self) -> bool:
-        return self.progress.stalled(time.monotonic(), pending=bool(self._answers))
+        return self.progress.stalled(time.monotonic(), pending=bool(self.pending))
 
     async def run(self) -> int | None:
         """Run the engine until it ends, and return its exit status where that is known."""
@@ -150,12 +154,20 @@ class EngineClient:
 
     def submit(self, make: Callable[[str], Generate]) -> Answer:
         """Start a request; `make` gets the request's name. One that can't be sent is not waited for."""
-        name = str(next(self._numbers))
-        self.send(make(name))
-        if not self._answers:
-            self.progress.last_change = time.monotonic()
+        name = self._started(make)
         answer = self._answers[name] = Answer(self, name)
         return answer
+
+    async def encode(self, make: Callable[[str], Encode]) -> Encoded:
+        """Return what the model says of one text. Raises GraftError: the engine's fault."""
+        name = self._started(make)
+        told: asyncio.Future[Encoded] = asyncio.get_running_loop().create_future()
+        self._passes[name] = told
+        try:
+            return await told
+        finally:
+            if self._passes.pop(name, None) is not None:
+                self.send(Cancel(name))
 
     def cancel(self, request: str) -> bool:
         """Have the engine stop a request; return False where that has ended already."""
@@ -164,12 +176,23 @@ class EngineClient:
         self.send(Cancel(request))
         return True
 
+    def _started(self, make: Callable[[str], Generate | Encode]) -> str:
+        name = str(next(self._numbers))
+        self.send(make(name))
+        if not self.pending:
+            self.progress.last_change = time.monotonic()
+        return name
+
     def _dispatch(self, event: Event) -> None:
         match event:
             case Generated():
                 find = self._answers.get if event.finish is None else self._answers.pop
                 if (answer := find(event.request, None)) is not None:
                     answer.feed(event)
+            case Encoded():
+                told = self._passes.pop(event.request, None)
+                if told is not None and not told.done():
+                    told.set_result(event) if event.fault is None else told.set_exception(event.fault.error())
             case StepDone():
                 progress = self.progress
                 progress.last_change = time.monotonic()

@@ -60,24 +60,25 @@ class Tokenizer:
         """The same."""
         self._prepends, self._drops = adds_bos is True and not begun, adds_bos is False and begun
 
-    def encode(self, text: str, context: int | None = None, *, special_tokens: bool = True) -> list[int]:
+    def encode(
+        self, text: str, context: int | None = None, *, special_tokens: bool = True, field: str = "prompt"
+    ) -> list[int]:
         """Encode text, with the special tokens that the tokenizer adds; BOS once, also where the text begins with it.
 
         Args:
             text: a prompt.
             context: the tokens that there may be; a text that is longer than any so many is not looked at.
             special_tokens: whether to add any.
+            field: of the request, which holds the text.
 
         Raises:
             GraftError: ContextTooLong; Corrupt, when the tokenizer fails on it.
         """
-        self._check_length(len(text), context, "prompt")
+        self._check_length(len(text), context, field)
         if not special_tokens:
             return self._encode(text, add_special_tokens=False)
         ids, bos = self._encode(text, add_special_tokens=True), self._bos
-        if bos is None:
-            return ids
-        if self._prepends:
+        if bos is not None and self._prepends:
             ids = [bos, *ids]
         return ids[1:] if self._drops or ids[:2] == [bos, bos] else ids
 
@@ -186,14 +187,12 @@ class Tokenizer:
         """Encode a batch of one: unlike `encode`, that lets Python's other threads run, and leaves offsets out."""
         with _library_faults():
             (encoding,) = self.fast.encode_batch_fast([text], add_special_tokens=add_special_tokens)
-        ids: list[int] = encoding.ids
-        return ids
+        return [*encoding.ids]
 
     def decode(self, ids: Sequence[int], *, show_special: bool = False) -> str:
         """Decode, with special tokens or without. Raises GraftError: Corrupt, when the tokenizer fails on them."""
         with _library_faults():
-            text: str = self.fast.decode(list(ids), skip_special_tokens=not show_special)
-        return text
+            return str(self.fast.decode(list(ids), skip_special_tokens=not show_special))
 
     def spelled(self, token: int) -> str:
         """Return the text of one token as it is amid others; a part of a character is a replacement character."""

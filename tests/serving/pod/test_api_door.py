@@ -153,7 +153,7 @@ def test_gateways_and_load_generators_find_what_they_ask_first(pod: Any) -> None
 def test_the_document_of_the_api_has_its_routes_and_what_they_take(pod: Any) -> None:
     document = pod.ask("GET", "/openapi.json").json
     posted = {path for path, operations in document["paths"].items() if "post" in operations}
-    assert posted == {"/v1/completions", "/v1/chat/completions", "/tokenize", "/detokenize", "/ping"}
+    assert posted == {"/classify", "/v1/completions", "/v1/chat/completions", "/tokenize", "/detokenize", "/ping"}
     schemas = document["components"]["schemas"]
     for name in re.findall(r'"\$ref": "#/components/schemas/(\w+)"', json.dumps(document)):
         assert name in schemas

@@ -21,8 +21,12 @@ _PROMPT = f"a string, a list of strings, a list of token ids, or a list of such 
 _ITEMS = {str: "a string", list: "a list of token ids", int: "a token id, which is a whole number from 0"}
 
 
-def _checked(prompt: Any) -> Prompt:
+def checked(prompt: Any, field: str = "prompt") -> Prompt:
     """Return a prompt that is one. Its first item decides what all must be, and the first fault ends it.
+
+    Args:
+        prompt: as the body has it.
+        field: of the body, which holds it.
 
     Raises:
         GraftError: InvalidRequest.
@@ -30,13 +34,13 @@ def _checked(prompt: Any) -> Prompt:
     if isinstance(prompt, str):
         return prompt
     if not isinstance(prompt, list):
-        raise invalid("prompt", f"`prompt` is {shown(prompt)}, expected {_PROMPT}", "change `prompt`")
+        raise invalid(field, f"`{field}` is {shown(prompt)}, expected {_PROMPT}", f"change `{field}`")
     kind = type(prompt[0]) if prompt else str
     if kind is not int and len(prompt) > MAX_PROMPTS:
-        raise invalid("prompt", f"`prompt` has {len(prompt)} prompts, expected at most {MAX_PROMPTS}", "send fewer")
-    _check_items("prompt", prompt, kind if kind in _ITEMS else str)
+        raise invalid(field, f"`{field}` has {len(prompt)} prompts, expected at most {MAX_PROMPTS}", "send fewer")
+    _check_items(field, prompt, kind if kind in _ITEMS else str)
     for at, ids in enumerate(prompt if kind is list else ()):
-        _check_items(f"prompt[{at}]", ids, int)
+        _check_items(f"{field}[{at}]", ids, int)
     return prompt
 
 
@@ -47,10 +51,19 @@ def _check_items(path: str, items: list[Any], kind: Any) -> None:
             raise invalid(field, f"`{field}` is {shown(item)}, expected {_ITEMS[kind]}", f"change `{field}`")
 
 
+def texts_of(prompt: Prompt, *, special_tokens: bool, field: str = "prompt") -> Texts:
+    """Return the texts of a prompt: none of an empty list."""
+    if isinstance(prompt, str):
+        return Texts([prompt], special_tokens, field)
+    if prompt and isinstance(prompt[0], int):
+        return Texts([[token for token in prompt if isinstance(token, int)]], field=field)
+    return Texts([each for each in prompt if not isinstance(each, int)], special_tokens, field)
+
+
 class CompletionBody(TextBody):
     """The request."""
 
-    prompt: Annotated[Prompt, PlainValidator(_checked, json_schema_input_type=Prompt)]
+    prompt: Annotated[Prompt, PlainValidator(checked, json_schema_input_type=Prompt)]
     logprobs: Annotated[Whole, Field(ge=0, le=MAX_LOGPROBS)] | None = None
     echo: StrictBool | None = None
     add_special_tokens: StrictBool | None = None
@@ -58,12 +71,7 @@ class CompletionBody(TextBody):
     @property
     def prompts(self) -> Texts:
         """Return the prompts: none where `prompt` is an empty list."""
-        special = self.add_special_tokens is not False
-        if isinstance(self.prompt, str):
-            return Texts([self.prompt], special)
-        if self.prompt and isinstance(self.prompt[0], int):
-            return Texts([[token for token in self.prompt if isinstance(token, int)]])
-        return Texts([prompt for prompt in self.prompt if not isinstance(prompt, int)], special)
+        return texts_of(self.prompt, special_tokens=self.add_special_tokens is not False)
 
     @property
     def told_logprobs(self) -> int | None:
