@@ -342,18 +342,22 @@ FRAME_HEADER_BYTES = 4
 MAX_FRAME_BYTES = 1 << 28
 
 
-def frame(body: bytes) -> bytes:
-    """Return a body with its length before it. Raises ValueError when it is too long."""
+def frame_header(body: bytes) -> bytes:
+    """Return what a body's frame begins with. Raises ValueError when it is too long."""
     if len(body) > MAX_FRAME_BYTES:
         raise ValueError(f"a message of {len(body)} bytes is over the limit of {MAX_FRAME_BYTES}")
-    return len(body).to_bytes(FRAME_HEADER_BYTES, "big") + body
+    return len(body).to_bytes(FRAME_HEADER_BYTES, "big")
 
 
 def encode_command(command: Command) -> bytes:
     """Encode a command as one frame, header included."""
-    return frame(_encoder.encode(command))
+    return _frame(_encoder.encode(command))
 
 
 def encode_events(events: list[Event]) -> bytes:
     """Encode events as one frame, header included."""
-    return frame(_encoder.encode(events))
+    return _frame(_encoder.encode(events))
+
+
+def _frame(body: bytes) -> bytes:
+    return frame_header(body) + body

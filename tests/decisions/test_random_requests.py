@@ -76,7 +76,7 @@ def test_a_body_is_taken_or_refused_in_a_few_words(part: int) -> None:
 
 
 def _asked(content: bytes, route: str) -> None:
-    read = parse_body(content, MODELS[route])
+    read = parse_body(content, MODELS[route].of)
     if isinstance(read, TextBody):
         assert read.asked(ANYBODY).answers >= 0
 

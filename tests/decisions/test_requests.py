@@ -42,7 +42,7 @@ def test_any_json_is_a_request_or_a_fault(body: dict[str, Any], model: type[Any]
 
 def parsed(body: Any, model: type[Any]) -> tuple[Any, GraftError | None]:
     try:
-        return parse_body(json.dumps(body).encode(), model), None
+        return parse_body(json.dumps(body).encode(), model.of), None
     except GraftError as error:
         return None, error
 
@@ -51,23 +51,23 @@ def parsed(body: Any, model: type[Any]) -> tuple[Any, GraftError | None]:
 @given(st.binary(max_size=40))
 def test_any_bytes_are_a_request_or_a_fault(body: bytes) -> None:
     with pytest.raises(GraftError):
-        parse_body(body, CompletionBody)
+        parse_body(body, CompletionBody.of)
 
 
 @pytest.mark.parametrize("field", ["model", "prompt", "stranger"])
 def test_half_of_a_character_is_a_fault(field: str) -> None:
     body = json.dumps({"model": "a", "prompt": "b", field: "\ud83d"}).encode()
     with pytest.raises(GraftError, match="surrogate") as caught:
-        parse_body(body, CompletionBody)
+        parse_body(body, CompletionBody.of)
     caught.value.message.encode()
     whole = json.dumps({"model": "a", "prompt": "😀"}).encode()
     assert b"\\ud83d" in whole
-    assert parse_body(whole, CompletionBody).prompt == "😀"
+    assert parse_body(whole, CompletionBody.of).prompt == "😀"
 
 
 def test_the_alias_of_max_tokens_goes_first() -> None:
     body = {"model": "a", "messages": [{"role": "user", "content": "x"}], "max_tokens": 5, "max_completion_tokens": 7}
-    assert parse_body(json.dumps(body).encode(), ChatBody).token_limit == 7
+    assert parse_body(json.dumps(body).encode(), ChatBody.of).token_limit == 7
 
 
 COMPLETION: dict[str, Any] = {"model": "a", "prompt": "b"}
@@ -88,7 +88,7 @@ def test_a_schema_of_objects_in_objects_is_taken_and_one_without_end_is_not() ->
             schema = {"type": "object", "properties": {"a": schema}}
         body = json.dumps(COMPLETION | {"guided_json": schema}).encode()
         try:
-            parse_body(body, CompletionBody)
+            parse_body(body, CompletionBody.of)
             assert code is None
         except GraftError as error:
             assert error.code == code  # noqa: PT017
@@ -205,7 +205,7 @@ def test_what_the_official_client_sends_back_of_an_answer_is_taken() -> None:
         "tool_calls": None,
     }
     body = {"model": "a", "messages": [{"role": "developer", "content": "Be brief."}, answer]}
-    request = parse_body(json.dumps(body).encode(), ChatBody)
+    request = parse_body(json.dumps(body).encode(), ChatBody.of)
     assert [message.rendered() for message in request.messages] == [
         {"role": "system", "content": "Be brief."},
         {"role": "assistant", "content": "4"},

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, TypeVar
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, ClassVar, Self, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, StrictInt, ValidationError
 
 from graft_runtime.adapters.strict_json import parse_object
 from graft_runtime.errors import ErrorCode, GraftError, cut
+
+Parsed = TypeVar("Parsed")
 
 MAX_VALUES = 1 << 20
 """In one body: as many token ids as the longest context has. Each value takes some sixty bytes once it is read."""
@@ -42,6 +44,16 @@ class Body(BaseModel):
     expected: ClassVar[Mapping[str, str]] = {}
     """What single fields take, by their path; of the rest pydantic speaks well enough."""
 
+    @classmethod
+    def of(cls, value: Mapping[str, Any]) -> Self:
+        """Return the body that an object is. Raises GraftError: InvalidRequest, UnsupportedParameter."""
+        try:
+            body = cls.model_validate(value)
+        except ValidationError as error:
+            raise _first_fault(error, value, cls.expected) from None
+        body.check()
+        return body
+
     def check(self) -> None:
         """Check what single fields don't show. Raises GraftError: InvalidRequest, UnsupportedParameter."""
 
@@ -49,13 +61,17 @@ class Body(BaseModel):
 AnyBody = TypeVar("AnyBody", bound=Body)
 
 
-def parse_body(content: bytes, model: type[AnyBody]) -> AnyBody:
+def parse_body(content: bytes, build: Callable[[dict[str, Any]], Parsed]) -> Parsed:
     """Return the body that these bytes hold.
+
+    Args:
+        content: of the request.
+        build: makes it of the JSON object, as `Body.of` does.
 
     Raises:
         GraftError: InvalidRequest, UnsupportedParameter; `field` names the parameter.
     """
-    return validated(parse_object_body(content), model)
+    return build(parse_object_body(content))
 
 
 def parse_object_body(content: bytes) -> dict[str, Any]:
@@ -72,16 +88,6 @@ def parse_object_body(content: bytes) -> dict[str, Any]:
     except GraftError as error:
         raise _no_object(error.what) from None
     return value
-
-
-def validated(value: Mapping[str, Any], model: type[AnyBody]) -> AnyBody:
-    """Return the body that this object is. Raises GraftError: InvalidRequest, UnsupportedParameter."""
-    try:
-        body = model.model_validate(value)
-    except ValidationError as error:
-        raise _first_fault(error, value, model.expected) from None
-    body.check()
-    return body
 
 
 def invalid(field: str | None, what: str, hint: str | None = None) -> GraftError:

@@ -8,8 +8,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import partial
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn
 
 from fastapi import Request, Response
 from fastapi.responses import JSONResponse
@@ -21,9 +20,10 @@ from graft_runtime.answering.generation import Generator
 from graft_runtime.answering.models import Models
 from graft_runtime.answering.passes import Passed
 from graft_runtime.errors import GraftError
-from graft_runtime.http.bodies import AnyBody, parse_body
+from graft_runtime.http.bodies import AnyBody, Parsed, parse_body
 from graft_runtime.http.callers import caller_of
 from graft_runtime.http.faults import error_body
+from graft_runtime.http.large_bodies import LargeBodies
 from graft_runtime.http.reading import SMALL_BODY_BYTES, Bodies
 from graft_runtime.http.routes.text import TextBody, Words
 from graft_runtime.http.streaming import (
@@ -37,11 +37,8 @@ from graft_runtime.http.streaming import (
 )
 from graft_runtime.logs import EXTRA
 from graft_runtime.pod.metrics import COMPOSED, Metrics
-from graft_runtime.threads import Threads
 
 logger = logging.getLogger(__name__)
-
-Parsed = TypeVar("Parsed")
 
 MAX_BODY_BYTES = 8 << 20
 BODIES_BYTES = 64 << 20
@@ -62,7 +59,7 @@ class Generations:
     def __init__(self, generator: Generator, models: Models, metrics: Metrics) -> None:
         self._generator, self._models, self._metrics = generator, models, metrics
         self._bodies = Bodies(MAX_BODY_BYTES, BODIES_BYTES)
-        self._parser = Threads(1, "parse")  # larger bodies, one by one for their memory
+        self._large = LargeBodies()
         self._running: set[Generation] = set()
         self._ending = asyncio.Event()
         self._reason: GraftError | None = None
@@ -84,13 +81,13 @@ class Generations:
             words: how it answers.
 
         Raises:
-            GraftError: what `parse_body` and `Generator.start` raise, and the engine's fault.
+            GraftError: what `read` and `Generator.start` raise, and the engine's fault.
             ClientGoneError: nobody waits for the answer any more.
         """
         record = _Record(route)
         with self._told(record):
             self._generator.check_room()
-            parsed = await unless(self.read(request, partial(parse_body, model=body)), self._until_the_end())
+            parsed = await unless(self.read(request, body.of), self._until_the_end())
             asked = parsed.asked(caller_of(request))
             record.name, record.adapters, record.key = asked.model, asked.adapters, asked.caller.name
             generation = await unless(
@@ -125,13 +122,13 @@ class Generations:
             word: the answer.
 
         Raises:
-            GraftError: what `parse_body` and `run` raise.
+            GraftError: what `read` and `run` raise.
             ClientGoneError: nobody waits for the answer any more.
         """
         record = _Record(route)
         with self._told(record):
             self._generator.check_room()
-            parsed = await unless(self.read(request, partial(parse_body, model=body)), self._until_the_end())
+            parsed = await unless(self.read(request, body.of), self._until_the_end())
             caller = caller_of(request)
             record.name, record.key = getattr(parsed, "model", None), caller.name
             passed = await unless(run(parsed, caller), disconnected(request.receive), self._until_the_end())
@@ -150,12 +147,12 @@ class Generations:
             self._ended(record)
             raise
 
-    async def read(self, request: Request, parse: Callable[[bytes], Parsed]) -> Parsed:
-        """Return what `parse` makes of the request's body. Raises what `Bodies.read` raises, and `parse`."""
+    async def read(self, request: Request, build: Callable[[dict[str, Any]], Parsed]) -> Parsed:
+        """Return what `build` makes of the request's body. Raises what `Bodies.read` raises, and `parse_body`."""
         async with self._bodies.read(request) as content:
             if len(content) <= SMALL_BODY_BYTES:
-                return parse(content)
-            return await self._parser.run(parse, content)
+                return parse_body(content, build)
+            return await self._large.parse(content, build)
 
     def _run(self, generation: Generation) -> None:
         self._running.add(generation)

@@ -67,7 +67,9 @@ class Bodies:
                 finally:
                     self._coming.remove(coming)
                     taken = coming.taken
-            yield bytes(content)
+            whole = bytes(content)
+            content.clear()  # each byte is held once while it is parsed
+            yield whole
         except TimeoutError:
             seconds = asyncio.get_running_loop().time() - began
             what = f"the request's body was not whole after {seconds:.3g} s"

@@ -6,17 +6,26 @@ import select
 import socket
 import time
 
-from graft_runtime.messages import FRAME_HEADER_BYTES, frame
+from graft_runtime.messages import FRAME_HEADER_BYTES, MAX_FRAME_BYTES, frame_header
 
 
 def write_frame(target: socket.socket, content: bytes) -> None:
     """Write bytes. Raises OSError where nobody reads."""
-    target.sendall(frame(content))
+    target.sendall(frame_header(content))
+    target.sendall(content)
 
 
 def read_frame(source: socket.socket, deadline: float | None = None) -> bytes:
-    """Read what was written as one. Raises EOFError when there is no more, TimeoutError at the deadline."""
-    return _read(source, int.from_bytes(_read(source, FRAME_HEADER_BYTES, deadline), "big"), deadline)
+    """Read what was written as one.
+
+    Raises:
+        EOFError: there is no more.
+        OSError: it is too long; TimeoutError, at the deadline.
+    """
+    length = int.from_bytes(_read(source, FRAME_HEADER_BYTES, deadline), "big")
+    if length > MAX_FRAME_BYTES:
+        raise OSError(f"it has an answer of {length} bytes, over the limit of {MAX_FRAME_BYTES}")
+    return _read(source, length, deadline)
 
 
 def is_silent(descriptor: int, seconds: float) -> bool:

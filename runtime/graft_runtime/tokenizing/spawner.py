@@ -1,7 +1,7 @@
-"""Starts the processes that do what strangers' files and forms ask for, each within milliseconds.
+"""Starts the processes that do what strangers' files, forms and bodies ask for, each within milliseconds.
 
-`python -m graft_runtime.tokenizing.spawner SOCKET` has imported what they need; each of them is a fork of it. It has no
-thread beside its first, so a fork of it is whole.
+`python -m graft_runtime.tokenizing.spawner SOCKET MODULE…` has imported what they need; each of them is a fork of it.
+It has no thread beside its first, so a fork of it is whole.
 """
 
 from __future__ import annotations
@@ -15,17 +15,11 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from graft_runtime.one_shot import bound_memory
 from graft_runtime.tokenizing.frames import read_frame, write_frame
 
-MODULES = (
-    "graft_runtime.tokenizing.rendering",
-    "graft_runtime.tokenizing.encoding",
-    "graft_runtime.tokenizing.grammars",
-)
-"""What the processes do: each has `answerer()`, which returns what answers a question."""
 SHARE_OF_FREE = 1 / 8
 """That each may have of what is free: several are greedy at a time."""
 _ENVIRONMENT = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
@@ -39,6 +33,12 @@ class Spawner:
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None
+        self._modules: list[str] = []
+
+    def prepare(self, module: str) -> None:
+        """Have the process import a module before it forks: `answerer()` of it returns what answers a question."""
+        if module not in self._modules:
+            self._modules.append(module)
 
     @property
     def process_id(self) -> int | None:
@@ -54,14 +54,14 @@ class Spawner:
         """Have a process started that answers a module's questions.
 
         Args:
-            module: one of MODULES.
+            module: one that it was prepared for.
             memory_bytes: that the process may have of its own.
 
         Returns:
             What to talk to it through; its first frame is its process id. Closed, it ends.
         """
         ours, its = socket.socketpair()
-        order = f"{MODULES.index(module)} {memory_bytes}".encode()
+        order = f"{module} {memory_bytes}".encode()
         with its, self._lock, contextlib.ExitStack() as held:
             held.callback(ours.close)
             try:
@@ -83,7 +83,7 @@ class Spawner:
             ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             with its:
                 self._process = subprocess.Popen(
-                    [sys.executable, "-m", __name__, str(its.fileno())],
+                    [sys.executable, "-m", __name__, str(its.fileno()), *self._modules],
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,
                     pass_fds=[its.fileno()],
@@ -106,19 +106,24 @@ spawner = Spawner()
 atexit.register(spawner.close)
 
 
-def _serve(control: socket.socket) -> None:
+def _serve(control: socket.socket, modules: Sequence[str]) -> None:
     """Fork a process for each order: this is the spawner's process."""
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for them
-    answerers = [importlib.import_module(module).answerer() for module in MODULES]
+    answerers = {module: _answerer(module) for module in modules}
     while True:
-        order, descriptors, _, _ = socket.recv_fds(control, 64, 1)
+        order, descriptors, _, _ = socket.recv_fds(control, 256, 1)
         if not descriptors:
             return
         with socket.socket(fileno=descriptors[0]) as asker:
             if os.fork() == 0:
                 control.close()
-                number, memory_bytes = map(int, order.split())
-                _answer(asker, answerers[number], memory_bytes)
+                module, memory_bytes = order.decode().split()
+                _answer(asker, answerers.get(module) or _answerer(module), int(memory_bytes))
+
+
+def _answerer(module: str) -> Callable[[bytes], bytes]:
+    found: Callable[[bytes], bytes] = importlib.import_module(module).answerer()
+    return found
 
 
 def _answer(asker: socket.socket, answered: Callable[[bytes], bytes], memory_bytes: int) -> None:
@@ -135,4 +140,4 @@ def _answer(asker: socket.socket, answered: Callable[[bytes], bytes], memory_byt
 
 
 if __name__ == "__main__":
-    _serve(socket.socket(fileno=int(sys.argv[1])))
+    _serve(socket.socket(fileno=int(sys.argv[1])), sys.argv[2:])

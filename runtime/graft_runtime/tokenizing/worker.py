@@ -49,13 +49,14 @@ class Workers:
     """Processes for one kind of files. To be called from threads.
 
     Args:
-        module: what they do, one of the spawner's.
+        module: what they do; its `answerer()` returns what answers a question.
         memory_bytes: that each may have of its own.
         most: processes that are kept, each of a file that was asked lately.
         parent: starts them.
     """
 
-    def __init__(self, module: str, *, memory_bytes: int, most: int, parent: Spawner = spawner) -> None:
+    def __init__(self, module: str, *, memory_bytes: int, most: int = 0, parent: Spawner = spawner) -> None:
+        parent.prepare(module)
         self._module, self._memory_bytes, self._most, self._parent = module, memory_bytes, most, parent
         self._lock = threading.Lock()
         self._asked: OrderedDict[str, _Asked] = OrderedDict()
@@ -92,6 +93,19 @@ class Workers:
             except LOST as error:
                 self._end(asked)
                 asked.unsafe_until = time.monotonic() + UNSAFE_SECONDS
+                raise TakesTooMuchError(str(error)) from None
+
+    def ask_once(self, question: bytes) -> bytes:
+        """Return the answer to a question of a process that ends with it.
+
+        Raises:
+            TakesTooMuchError: it has none.
+            GraftError: NoCapacity, when no process can be started.
+        """
+        with contextlib.closing(self._begun()) as worker:
+            try:
+                return worker.ask(question, yields=False)  # one of these at a time is no more than its share
+            except LOST as error:
                 raise TakesTooMuchError(str(error)) from None
 
     def give_up(self, file: str) -> None:
@@ -165,12 +179,12 @@ class _Worker:
             talk.close()
             raise
 
-    def ask(self, question: bytes) -> bytes:
-        """Return its answer. Raises one of LOST."""
+    def ask(self, question: bytes, *, yields: bool = True) -> bytes:
+        """Return its answer; where it `yields`, it lets others go first once it is slow. Raises one of LOST."""
         deadline = time.monotonic() + SILENT_SECONDS
         self._talk.settimeout(SILENT_SECONDS)
         write_frame(self._talk, question)
-        if is_silent(self._talk.fileno(), SLOW_SECONDS):
+        if yields and is_silent(self._talk.fileno(), SLOW_SECONDS):
             with contextlib.suppress(OSError):
                 os.setpriority(os.PRIO_PROCESS, self.process_id, SLOW_NICENESS)
         return read_frame(self._talk, deadline)

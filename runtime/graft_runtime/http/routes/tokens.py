@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from functools import partial
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 from pydantic import Field, StrictBool, StrictStr
 
 from graft_runtime.answering.generation import Generator
-from graft_runtime.http.bodies import MAX_VALUES, Body, parse_body, parse_object_body, validated
+from graft_runtime.http.bodies import MAX_VALUES, Body
 from graft_runtime.http.callers import caller_of
 from graft_runtime.http.generations import Generations
 from graft_runtime.http.neutral import check_neutral
@@ -47,21 +46,18 @@ def tokens_router(generations: Generations, generator: Generator) -> APIRouter:
 
     @router.post("/tokenize")
     async def tokenize(request: Request) -> Response:
-        body = await generations.read(request, _parse)
+        body = await generations.read(request, _text_or_chat)
         made = await generator.tokenize(body.asked(caller_of(request)), spelled=bool(body.return_token_strs))
         answer = {"count": len(made.ids), "max_model_len": made.context, "tokens": made.ids, "token_strs": made.texts}
         return JSONResponse(answer)
 
     @router.post("/detokenize")
     async def detokenize(request: Request) -> Response:
-        body = await generations.read(request, partial(parse_body, model=DetokenizeBody))
+        body = await generations.read(request, DetokenizeBody.of)
         return JSONResponse({"prompt": await generator.detokenize(body.model, body.tokens, caller_of(request))})
 
     return router
 
 
-def _parse(content: bytes) -> TokenizeText | TokenizeChat:
-    value = parse_object_body(content)
-    if value.get("messages") is not None:
-        return validated(value, TokenizeChat)
-    return validated(value, TokenizeText)
+def _text_or_chat(value: dict[str, Any]) -> TokenizeText | TokenizeChat:
+    return TokenizeText.of(value) if value.get("messages") is None else TokenizeChat.of(value)
