@@ -14,8 +14,13 @@ from graft_runtime.tokenizing.frames import read_frame, write_frame
 @pytest.mark.parametrize("content", [b"", b"a", bytes(3 << 20)], ids=len)
 def test_what_is_written_as_one_is_read_as_one(content: bytes) -> None:
     ours, its = socket.socketpair()
+
+    def write() -> None:
+        write_frame(its, content)
+        write_frame(its, b"next")
+
     with ours, its:
-        writing = threading.Thread(target=lambda: [write_frame(its, one) for one in (content, b"next")])
+        writing = threading.Thread(target=write)
         writing.start()
         assert read_frame(ours) == content
         assert read_frame(ours) == b"next"
