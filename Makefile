@@ -1,6 +1,6 @@
 # Two commands need nothing but Python 3.11+, make, git and the package registries: `make demo` and `make test`.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up down images test soak e2e bench bench-adapters bench-engine bench-gpu lint generate verify clean
+.PHONY: help setup demo up down images test clients soak e2e bench bench-adapters bench-engine bench-gpu lint generate verify clean
 
 UV_VERSION := 0.13.9
 STATE ?= $(CURDIR)/.cache/local
@@ -48,11 +48,23 @@ images: ## the images of operator and runtime
 WORKERS ?= 2
 
 test: setup ## every test; those without a cluster in two processes (WORKERS=2)
-	$(RUN) -m pytest -n $(WORKERS) --dist loadfile --durations=20 --ignore=tests/cluster --ignore=tests/whole; failed=$$?; \
+	$(RUN) -m pytest -m "not clients" -n $(WORKERS) --dist loadfile --durations=20 --ignore=tests/cluster --ignore=tests/whole; failed=$$?; \
 	$(RUN) -m pytest --durations=20 tests/cluster tests/whole && exit $$failed
 
 soak: setup ## ten minutes of good clients beside attacks on a real pod: what they notice; SOAK_ARGS="--seconds 60 --rounds 1"
 	$(RUN) -m tests.soak --out .cache/soak.json $(SOAK_ARGS)
+
+# The clients have an environment of their own: some of what they need clashes with what Graft needs.
+CLIENTS := $(or $(GRAFT_CACHE),$(HOME)/.cache/graft)/clients
+CLIENT_TESTS := tests/serving/pod/clients
+
+$(CLIENTS)/.synced: $(UV) $(CLIENT_TESTS)/requirements.txt
+	test -x $(CLIENTS)/bin/python || $(UV) venv --quiet --python $$(readlink -f $(RUN)) $(CLIENTS)
+	$(UV) pip sync --quiet --compile-bytecode --python $(CLIENTS)/bin/python $(CLIENT_TESTS)/requirements.txt
+	@touch $@
+
+clients: setup $(CLIENTS)/.synced ## what people ask OpenAI's API with, each at its main job against a real pod
+	$(RUN) -m pytest --durations=20 $(CLIENT_TESTS)
 
 # Another cluster only where the command line names it: KUBECONFIG of the environment may be anybody's.
 E2E_ARGS ?=
