@@ -30,11 +30,13 @@ def test_without_any_disturbance(traffic: Traffic) -> None:
     assert row.rate >= 20
 
 
+@pytest.mark.quick
 def test_helm_test(pool: Pool) -> None:
     with pool.cluster.helm() as helm:
         helm.test(RELEASE, timeout=120)
 
 
+@pytest.mark.quick
 def test_an_adapter_is_added_and_removed(pool: Pool, traffic: Traffic) -> None:
     with traffic.disturbed("an adapter is added") as added:
         pool.apply((*ADAPTERS, EXTRA))
@@ -63,6 +65,7 @@ def test_a_third_pod_comes_and_goes(pool: Pool, traffic: Traffic) -> None:
     none_failed(row)
 
 
+@pytest.mark.quick
 def test_a_pod_is_deleted(pool: Pool, traffic: Traffic) -> None:
     victim = pool.pods()[0]
     with traffic.disturbed("a pod is deleted") as row:
@@ -124,6 +127,7 @@ def test_the_leading_operator_is_killed(pool: Pool, traffic: Traffic, own_node: 
     none_failed(row)
 
 
+@pytest.mark.quick
 def test_a_container_is_killed(pool: Pool, traffic: Traffic, own_node: None) -> None:
     before = sum(restarts(pool).values())
     with traffic.disturbed("a container is killed (kill -9)") as row:

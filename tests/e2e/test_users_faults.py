@@ -26,6 +26,7 @@ def test_a_pool_in_a_second_namespace(pool: Pool, other: str) -> None:
     second.kubectl("delete", "ad", "tiny", timeout=200)
 
 
+@pytest.mark.quick
 def test_a_limit_that_is_too_low_is_told_in_numbers(pool: Pool, other: str) -> None:
     small = Pool(pool.cluster, other, "small")
     memory = {"limits": {"memory": "300Mi"}, "requests": {"memory": "300Mi"}}

@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+pytestmark = pytest.mark.quick
+
 MEGABYTE = 10**6
 ARCHIVES = "GRAFT_E2E_ARCHIVES"
 """The variable of a node of our own with their directory."""
