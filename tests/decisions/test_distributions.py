@@ -33,15 +33,12 @@ def test_the_workspace_has_these_members() -> None:
     assert {ROOT / member for member in workspace["members"]} == set(PROJECTS.values())
 
 
-@pytest.mark.parametrize("name", ["runtime", "operator"])
-def test_an_image_is_built_from_every_member_s_project_file(name: str) -> None:
+def test_images_are_built_from_every_member_s_project_file() -> None:
     """uv reads the workspace, and refuses one whose members it can't find."""
-    dockerfile = (ROOT / name / "Dockerfile").read_text()
-    allowed = (ROOT / ".dockerignore").read_text().splitlines()
+    allowed = [line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")]
     for project in PROJECTS.values():
-        member = project.relative_to(ROOT)
-        assert f"COPY {member}/pyproject.toml {member}/" in dockerfile
-        assert f"!{member}/pyproject.toml" in allowed
+        member = (project / "pyproject.toml").relative_to(ROOT)
+        assert any(len(Path(pattern).parts) == len(member.parts) and member.match(pattern) for pattern in allowed), member
 
 
 @pytest.mark.parametrize("name", PROJECTS)
