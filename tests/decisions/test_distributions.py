@@ -38,7 +38,9 @@ def test_images_are_built_from_every_member_s_project_file() -> None:
     allowed = [line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")]
     for project in PROJECTS.values():
         member = (project / "pyproject.toml").relative_to(ROOT)
-        assert any(len(Path(pattern).parts) == len(member.parts) and member.match(pattern) for pattern in allowed), member
+        assert any(len(Path(pattern).parts) == len(member.parts) and member.match(pattern) for pattern in allowed), (
+            member
+        )
 
 
 @pytest.mark.parametrize("name", PROJECTS)
