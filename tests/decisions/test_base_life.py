@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,9 @@ MERGE = Merge(name="both", adapters=(PART,))
 CONFIG = RuntimeConfig(
     pool_uid="p", base_model=BaseModelConfig(name="base", source=Source(uri="pvc://shelf/base")), merge=MERGE
 )
+IN_PLACE = CONFIG.model_copy(
+    update={"base_model": CONFIG.base_model.model_copy(update={"in_place": True, "digest": DIGEST})}
+)
 ENGINE = Capabilities(frozenset(DeltaKind), weights=True, adapters_per_request=4)
 LOADED = BaseLoaded("decoder", 64, 320, 1, "float32", Task.CAUSAL_LM, ENGINE, (FACTS,))
 
@@ -38,8 +42,25 @@ class Files:
     directory, facts, bytes = Path("/adapter"), FACTS, 1
 
 
+@dataclass(frozen=True)
+class InPlace(Cached):
+    """Weights that change when `changed` is set."""
+
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def check(self) -> None:
+        if self.changed.is_set():
+            raise GraftError(ErrorCode.DIGEST_MISMATCH, "model.safetensors has changed")
+
+
 class Fetches:
-    """Everything is in the cache already."""
+    """Everything is in the cache already, or lies where it is read."""
+
+    def __init__(self) -> None:
+        self.in_place = InPlace(DIGEST, Path("/base"), 1)
+
+    async def open_in_place(self, checkpoints: Any, source: Source, digest: str | None, failed: Any) -> Cached:
+        return self.in_place
 
     async def fetch_until_there(self, source: Source, kind: str, digest: str | None, name: str, failed: Any) -> Cached:
         return Cached(digest or DIGEST, Path("/adapter" if kind == "adapter" else "/base"), 1)
@@ -51,6 +72,10 @@ class Engine:
     def __init__(self) -> None:
         self.sent: list[Start] = []
         self.was_sent = asyncio.Event()
+        self.refusal: GraftError | None = None
+
+    def refuse(self, error: GraftError) -> None:
+        self.refusal = error
 
     async def started(self) -> None:
         pass
@@ -83,21 +108,25 @@ def no_files(monkeypatch: pytest.MonkeyPatch) -> None:
 class Played:
     """A base model to be merged into, up to the Start that the engine was sent."""
 
-    def __init__(self) -> None:
+    def __init__(self, config: RuntimeConfig = CONFIG) -> None:
         fetches: Any = Fetches()
+        in_place: Any = None
         engine: Any = Engine()
         text_formats: Any = TextFormats()
         self.engine: Engine = engine
+        self.weights: InPlace = fetches.in_place
         self.adapters = MergedAdapters(MERGE, fetches, 8, lambda _: None)
         self.base = BaseLife(
-            CONFIG,
+            config,
             fetches,
             engine,
             self.adapters,
             text_formats,
             tokenizers=Path("/none"),
+            in_place=in_place,
             changed=lambda: None,
             retry_seconds=0,
+            look_seconds=0,
         )
 
     async def started(self) -> asyncio.Task[None]:
@@ -186,3 +215,48 @@ async def test_an_engine_that_fails_while_the_tokenizer_is_tried_again_is_told_a
         await loading
     with pytest.raises(GraftError, match="no model"):
         played.base.serving()
+
+
+def fault_of(played: Played) -> tuple[BaseState, ErrorCode | None]:
+    status = played.base.report()
+    return status.state, status.fault.code if status.fault is not None else None
+
+
+@pytest.mark.parametrize("answer", [LOADED, BaseFailed(EngineFault(ErrorCode.CORRUPT.value, "half a file"))])
+async def test_weights_that_changed_while_they_were_loaded_in_place_never_serve(answer: Any) -> None:
+    played = Played(IN_PLACE)
+    loading = await played.started()
+    played.weights.changed.set()
+    played.base.on_event(answer)
+    with pytest.raises(GraftError, match="has changed"):
+        await loading  # so that another process begins anew, whatever the engine made of it
+    assert fault_of(played) == (BaseState.FAILED, ErrorCode.DIGEST_MISMATCH)
+    assert played.base.serving_since is None
+
+
+async def test_weights_that_change_in_place_are_served_no_more() -> None:
+    played = Played(IN_PLACE)
+    loading = await played.started()
+    played.base.on_event(LOADED)
+    await loading
+    watching = asyncio.create_task(played.base.watch())
+    assert played.base.serving()
+    played.weights.changed.set()
+    with pytest.raises(GraftError, match="has changed"):
+        await watching
+    assert fault_of(played) == (BaseState.FAILED, ErrorCode.DIGEST_MISMATCH)
+    assert played.base.serving_since is None
+    with pytest.raises(GraftError, match="has changed") as caught:
+        played.base.serving()
+    assert caught.value.code is ErrorCode.NOT_READY
+    assert played.engine.refusal is not None, "what runs, or is about to, isn't answered either"
+    assert played.engine.refusal.code is ErrorCode.NOT_READY
+
+
+async def test_a_copy_is_not_looked_at_again() -> None:
+    played = Played()
+    loading = await played.started()
+    played.base.on_event(LOADED)
+    await loading
+    async with asyncio.timeout(10):
+        await played.base.watch()

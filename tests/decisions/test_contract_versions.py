@@ -81,6 +81,7 @@ EXAMPLES: dict[str, Wire] = {
             dtype="bfloat16",
             task=Task.SEQ_2_SEQ_LM,
             quantization=Quantization.NF4,
+            in_place=True,
         ),
         engine=EngineConfig(max_sequences=8, max_sequence_length=1024, max_mounted_adapters=4, max_rank=16),
         sources=(SourceMount(name="hub", kind="remote", uri_prefixes=("hf://acme/",), endpoint="https://hub.test"),),

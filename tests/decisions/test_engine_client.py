@@ -113,3 +113,21 @@ async def test_a_text_that_takes_one_pass_is_waited_for_and_taken_back_when_nobo
         await passed(None)
     assert (client.pending, engine.sent[-1]) == (0, Cancel("3"))
     client._dispatch(Encoded("3", (), []))  # it was on its way
+
+
+async def test_an_engine_that_is_refused_fails_what_runs_and_takes_nothing_more() -> None:
+    fed = Fed()
+    fault = GraftError(ErrorCode.NOT_READY, "the weights changed")
+    one_pass = asyncio.create_task(fed.client.encode(lambda name: Encode(name, [1])))
+    await asyncio.sleep(0)
+    assert fed.client.pending == 2
+    fed.client.refuse(fault)
+    for waiting in (fed.answer.next(), one_pass):
+        with pytest.raises(GraftError, match="the weights changed"):
+            await waiting
+    assert (fed.ends, fed.client.pending) == (1, 0)
+    with pytest.raises(GraftError, match="the weights changed"):
+        fed.client.submit(asked(1))
+    with pytest.raises(GraftError, match="the weights changed"):
+        await fed.client.encode(lambda name: Encode(name, [1]))
+    assert fed.client.pending == 0

@@ -52,6 +52,7 @@ def build_runtime_config(pool: Pool) -> RuntimeConfig:
             dtype=spec.base_model.dtype,
             task=spec.base_model.task,
             quantization=spec.base_model.quantization,
+            in_place=spec.base_model.in_place,
         ),
         engine=EngineConfig(**spec.engine.model_dump()),
         sources=tuple(_source_mount(source) for source in sorted(spec.sources, key=lambda source: source.name)),

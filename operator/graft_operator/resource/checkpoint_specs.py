@@ -74,6 +74,11 @@ class BaseModelSpec(Ruled):
     """How the weights of its linear modules are kept on the device: nf4, fp4 and int8 by bitsandbytes, int8_weight_only
     and float8_weight_only by torchao; by default as the checkpoint has them. A change rolls the pods."""
 
+    in_place: Bool = False
+    """Read the weights from the claim or directory that `uri` lies in, instead of from a copy in each pod. They are
+    verified there each time a pod starts, so it takes `digest`; pods stop serving once a file of them changes. A change
+    rolls the pods."""
+
     rules = (
         Rule(
             "name must be set where the last part of uri can't serve as one"
@@ -87,6 +92,12 @@ class BaseModelSpec(Ruled):
             f" use {starts_of(scheme for scheme in _MODELS if scheme.allowed)}",
             f"!({starts_with('self.uri', _ADAPTERS_ALONE)})",
             lambda base: not has_scheme(base.uri, _ADAPTERS_ALONE),
+        ),
+        Rule(
+            f"inPlace goes with a uri of {starts_of(MOUNTED)} and with digest: what others may write to is served only"
+            " while it is what the digest names",
+            f"!has(self.inPlace) || !self.inPlace || (has(self.digest) && ({starts_with('self.uri', MOUNTED)}))",
+            lambda base: not base.in_place or (base.digest is not None and has_scheme(base.uri, MOUNTED)),
         ),
     )
 

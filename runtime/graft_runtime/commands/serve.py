@@ -11,7 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
-from graft_runtime.errors import GraftError
+from graft_runtime.contract.config import RuntimeConfig
+from graft_runtime.errors import ErrorCode, GraftError
 from graft_runtime.http.server import read_config, serve
 from graft_runtime.logs import configure_logs
 from graft_runtime.memory import give_back_what_is_freed
@@ -88,10 +89,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _engine(options: argparse.Namespace) -> Callable[[], EnginePort]:
+def _engine(options: argparse.Namespace, config: RuntimeConfig) -> Callable[[], EnginePort]:
+    """Return what makes the engine that the options name. Raises GraftError: it can't serve such a base."""
     path: Path | None = options.engine_socket
     if path is None:
         return EngineChild
+    if config.base_model.in_place:
+        raise GraftError(
+            ErrorCode.INVALID_SPEC,
+            "spec.baseModel.inPlace is set, and an engine in another container can't open what this process holds open",
+            hint="leave spec.baseModel.inPlace out",
+        )
     return lambda: NormalForms(EngineSocket(path), options.cache_directory / "normal-forms")
 
 
@@ -121,7 +129,8 @@ def run(options: argparse.Namespace, engine: Callable[[], EnginePort] | None = N
     )
     try:
         config = read_config(options.config_directory)
-        status = asyncio.run(serve(config, places, options.pod_uid, options.bind_address, engine or _engine(options)))
+        engine = engine or _engine(options, config)
+        status = asyncio.run(serve(config, places, options.pod_uid, options.bind_address, engine))
     except (GraftError, OSError) as error:
         logger.critical("%s", error)
         status = EXIT_USAGE

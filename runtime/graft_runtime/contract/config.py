@@ -58,6 +58,8 @@ class BaseModelConfig(Wire):
     """None: what the checkpoint's own config.json says."""
     quantization: Quantization | None = None
     """Of the weights of its linear modules; None: as the checkpoint has them."""
+    in_place: bool = False
+    """Read the weights where they lie in a mounted source, and verify `digest`, which it takes, there."""
 
 
 class EngineConfig(Wire):

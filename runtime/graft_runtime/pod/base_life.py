@@ -20,6 +20,7 @@ from graft_runtime.pod.engine_client import EngineClient
 from graft_runtime.pod.leases import Lease
 from graft_runtime.store.cache import Cached
 from graft_runtime.store.fetches import Fetches
+from graft_runtime.store.in_place import InPlaceCheckpoints
 from graft_runtime.tokenizing.conversion import convert
 from graft_runtime.tokenizing.defaults import read_defaults
 from graft_runtime.tokenizing.files import TOKENIZER_FILE
@@ -30,14 +31,15 @@ logger = logging.getLogger(__name__)
 RETRY_LOAD_SECONDS = 30.0
 """From a load for which there was no room to the end of the process, which starts again."""
 RETRY_CONVERSION_SECONDS = 30.0
+LOOK_SECONDS = 2.0
+"""Between two looks at weights that are read in place: how long changed ones may be served."""
 
 
 @dataclass(frozen=True)
 class LoadedBase:
     """The base model once it serves."""
 
-    directory: Path
-    """Of its checkpoint."""
+    cached: Cached
     loaded: BaseLoaded
     text_format: TextFormat
     labels: Labels | None = None
@@ -53,6 +55,7 @@ class BaseLife:
         adapters: those of the pod; told when the base serves, and when it never will.
         text_formats: those of the pod.
         tokenizers: the directory for tokenizers that had to be converted.
+        in_place: reads a base where it lies.
         changed: called whenever the report may differ.
     """
 
@@ -65,10 +68,12 @@ class BaseLife:
         text_formats: TextFormats,
         *,
         tokenizers: Path,
+        in_place: InPlaceCheckpoints,
         changed: Callable[[], None],
         retry_seconds: float = RETRY_LOAD_SECONDS,
+        look_seconds: float = LOOK_SECONDS,
     ) -> None:
-        self._retry_seconds = retry_seconds
+        self._in_place, self._retry_seconds, self._look_seconds = in_place, retry_seconds, look_seconds
         self._config, self._fetches, self._engine, self._adapters = config, fetches, engine, adapters
         self._text_formats, self._tokenizers, self._changed = text_formats, tokenizers, changed
         self._revision = config.base_model.source.revision
@@ -81,7 +86,7 @@ class BaseLife:
         self.digest: str | None = None
         """Of its checkpoint; None before it is fetched. Read by other threads."""
         self.serving_since: float | None = None
-        """Seconds of the event loop's clock; None before it serves."""
+        """Seconds of the event loop's clock; None before it serves, and once it serves no more."""
 
     @property
     def context_length(self) -> int | None:
@@ -99,8 +104,7 @@ class BaseLife:
         Raises:
             GraftError: why it can't be loaded now, some time after the status said so; this process has to begin anew.
         """
-        base = self._config.base_model
-        cached = await self._fetches.fetch_until_there(base.source, "model", base.digest, base.name, self._not_yet)
+        cached = await self._fetched()
         if cached is None:
             return
         self.digest, self._revision = cached.digest, cached.revision or self._revision
@@ -111,17 +115,15 @@ class BaseLife:
         try:
             text_format, loaded = await self._loaded(cached, merge)
             classifies = loaded.task is Task.SEQ_CLS
-            labels = await asyncio.to_thread(read_labels, cached.directory, base.name) if classifies else None
+            labels = (
+                await asyncio.to_thread(read_labels, cached.directory, self._config.base_model.name)
+                if classifies
+                else None
+            )
         except GraftError as error:
-            logger.critical("%s", error)
-            self._become(BaseState.FAILED, error)
-            self._adapters.base_failed(error)
-            self._final = not error.code.passes
-            if error.code.passes:  # the engine loads once: another process may find the memory that this one did not
-                await asyncio.sleep(self._retry_seconds)
-                raise
+            await self._fail(error)
             return
-        self._serving = LoadedBase(cached.directory, loaded, text_format.text_format, labels)
+        self._serving = LoadedBase(cached, loaded, text_format.text_format, labels)
         self._text_formats.base_loaded(text_format)
         self.serving_since = asyncio.get_running_loop().time()
         name = self._config.served_name
@@ -130,12 +132,47 @@ class BaseLife:
         self._adapters.base_loaded(loaded)
         self._become(BaseState.SERVING)
 
+    async def watch(self) -> None:
+        """Look whether weights that are read in place are as they were hashed, as long as they serve.
+
+        Raises:
+            GraftError: they are not, some time after the status said so; this process has to begin anew.
+        """
+        while self._serving is not None and self._config.base_model.in_place:
+            await asyncio.sleep(self._look_seconds)
+            try:
+                await asyncio.to_thread(self._serving.cached.check)
+            except GraftError as error:
+                self._serving, self.serving_since = None, None
+                self._engine.refuse(
+                    GraftError(ErrorCode.NOT_READY, f"the base model is gone: {error.what}", hint="try again")
+                )
+                await self._fail(error)
+
+    async def _fetched(self) -> Cached | None:
+        base = self._config.base_model
+        if base.in_place:
+            return await self._fetches.open_in_place(self._in_place, base.source, base.digest, self._not_yet)
+        return await self._fetches.fetch_until_there(base.source, "model", base.digest, base.name, self._not_yet)
+
+    async def _fail(self, error: GraftError) -> None:
+        """Tell why the base serves no one. Raises the same again, later, where another process may do better."""
+        logger.critical("%s", error)
+        self._become(BaseState.FAILED, error)
+        self._adapters.base_failed(error)
+        # The engine loads once: another process may find memory, or files, that this one did not.
+        self._final = not (error.code.passes or error.code is ErrorCode.DIGEST_MISMATCH)
+        if not self._final:
+            await asyncio.sleep(self._retry_seconds)
+            raise error
+
     async def _loaded(self, cached: Cached, merge: Sequence[MergeSource]) -> tuple[BaseTextFormat, BaseLoaded]:
         """Wait for the tokenizer and the engine. Raises GraftError: of the first of them that has failed."""
         text_format = asyncio.create_task(self._load_text_format(cached, merge))
         both: tuple[asyncio.Future[BaseTextFormat], asyncio.Future[BaseLoaded]] = text_format, self._answered
         try:
             await asyncio.wait(both, return_when=asyncio.FIRST_EXCEPTION)
+            await asyncio.to_thread(cached.check)  # first: whatever has failed may have failed by that
             for each in both:
                 if each.done():
                     each.result()

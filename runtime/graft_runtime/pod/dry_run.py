@@ -72,7 +72,7 @@ class DryRun:
     async def _in_child(self, base: LoadedBase, adapter: Path, name: str) -> AdapterInspection:
         """Have `graft-runtime inspect` look at the adapter: that takes torch, and reads all of its values."""
         loaded = base.loaded
-        options = {"--base": str(base.directory), "--task": loaded.task, "--dtype": loaded.dtype, "--name": name}
+        options = {"--base": str(base.cached.directory), "--task": loaded.task, "--dtype": loaded.dtype, "--name": name}
         arguments = [part for option in options.items() for part in option]
         arguments += ["--max-rank", str(self.max_rank), "--values", "--output", "json"]
         what = f"the dry run of {name}"

@@ -128,6 +128,7 @@ class EngineClient:
         self._passes: dict[str, asyncio.Future[Encoded]] = {}
         """Texts that take one pass, by request."""
         self._numbers = itertools.count(1)
+        self._refusal: GraftError | None = None
         self.progress = Progress()
         self.occupancy = Occupancy()
 
@@ -169,6 +170,15 @@ class EngineClient:
             if self._passes.pop(name, None) is not None:
                 self.send(Cancel(name))
 
+    def refuse(self, error: GraftError) -> None:
+        """Fail every request that is under way, and each that comes from now on."""
+        self._refusal = error
+        for answer in tuple(self._answers.values()):
+            answer.fail(error)
+        for told in self._passes.values():
+            if not told.done():
+                told.set_exception(error)
+
     def cancel(self, request: str) -> bool:
         """Have the engine stop a request; return False where that has ended already."""
         if self._answers.pop(request, None) is None:
@@ -177,6 +187,8 @@ class EngineClient:
         return True
 
     def _started(self, make: Callable[[str], Generate | Encode]) -> str:
+        if self._refusal is not None:
+            raise self._refusal
         name = str(next(self._numbers))
         self.send(make(name))
         if not self.pending:

@@ -29,6 +29,7 @@ from graft_runtime.pod.status_board import StatusBoard
 from graft_runtime.pod.vllm_metrics import Load
 from graft_runtime.store.cache import Cache, Cached
 from graft_runtime.store.fetches import Fetches
+from graft_runtime.store.in_place import InPlaceCheckpoints
 from graft_runtime.store.network import Network
 from graft_runtime.store.peers import PeerPods
 from graft_runtime.store.sources import Sources
@@ -87,6 +88,7 @@ class Pod:
         sources = Sources(config.sources, places.sources, places.allowed_networks, allowed_hosts=places.allowed_hosts)
         self.cache, self.peers = cache, PeerPods(cache)
         self.fetches = Fetches(sources, cache, self.peers)
+        self._in_place = InPlaceCheckpoints(places.cache / "in-place", sources)
         self._text_formats = TextFormats()
         self.adapters = self._open_adapters()
         self.base = BaseLife(
@@ -96,6 +98,7 @@ class Pod:
             self.adapters,
             self._text_formats,
             tokenizers=places.cache / "tokenizers",
+            in_place=self._in_place,
             changed=self.board.touch_head,
         )
         kept = AdapterSets(config.pool_uid, self._config_hash, places.adapter_set, places.state)
@@ -121,6 +124,7 @@ class Pod:
     async def _load_base(self) -> None:
         await self.base.load()
         asyncio.get_running_loop().call_later(self.config.adapter_startup_seconds + 0.01, self.board.touch_head)
+        await self.base.watch()
 
     def leave(self) -> None:
         """Be unready from now on, for good."""
@@ -128,9 +132,10 @@ class Pod:
         self.board.touch_head()
 
     async def close(self) -> None:
-        """Let go of whoever polls, and of copies under way."""
+        """Let go of whoever polls, of copies under way, and of weights that are read in place."""
         self.board.close()
         await self.fetches.close()
+        self._in_place.close()
 
     def load(self, asked: Sequence[str]) -> Load:
         """Return what this pod is doing. `asked`: the names of requests under way."""

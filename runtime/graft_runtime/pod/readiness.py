@@ -26,9 +26,9 @@ class Readiness:
 
     @property
     def ready(self) -> bool:
-        """Tell whether this pod takes requests. Once it did, only its end takes that away."""
+        """Tell whether this pod takes requests. Once it did, only its end or that of its base takes that away."""
         self._was_complete = self._was_complete or self._is_complete()
-        return self._was_complete and not self.leaving
+        return self._was_complete and self._base.serving_since is not None and not self.leaving
 
     def _is_complete(self) -> bool:
         since = self._base.serving_since

@@ -36,6 +36,9 @@ class Cached:
     revision: str | None = None
     """The exact one that it was copied from, where its source has revisions."""
 
+    def check(self) -> None:
+        """Check that it is as it was hashed, which a copy always is. Blocking. Raises GraftError: DigestMismatch."""
+
 
 @dataclass
 class _Busy:
@@ -112,7 +115,7 @@ class Cache:
                 return replace(cached, revision=directory.revision)
         except OSError as error:
             self._arrivals.forget()
-            raise _disk_fault(uri, error) from error
+            raise disk_fault(uri, error) from error
 
     def take(self, directory: Directory, kind: Kind, digest: str) -> Cached:
         """Copy a checkpoint of this digest out of a directory that is open, unless it is here already.
@@ -124,7 +127,7 @@ class Cache:
             with self._alone(digest):
                 return self.look(digest) or self._copy(directory, kind, expected=digest)
         except OSError as error:
-            raise _disk_fault(directory.uri, error) from error
+            raise disk_fault(directory.uri, error) from error
 
     def files(self, digest: str) -> CheckpointFiles | None:
         """Return what a checkpoint consists of; None where it is not here."""
@@ -172,7 +175,8 @@ class Cache:
                     del self._busy[key]
 
 
-def _disk_fault(uri: str, error: OSError) -> GraftError:
+def disk_fault(uri: str, error: OSError) -> GraftError:
+    """Return the fault of a cache that can't be written to."""
     if error.errno in _NO_ROOM:
         return GraftError(
             ErrorCode.NO_CAPACITY,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from functools import partial
 from weakref import WeakValueDictionary
 
@@ -17,6 +17,7 @@ from graft_runtime.contract.checkpoints import Source
 from graft_runtime.errors import ErrorCode, GraftError
 from graft_runtime.store.cache import Cache, Cached
 from graft_runtime.store.checkpoints import Kind
+from graft_runtime.store.in_place import InPlaceCheckpoints
 from graft_runtime.store.peers import PeerPods
 from graft_runtime.store.sources import Sources
 from graft_runtime.threads import Threads
@@ -138,6 +139,16 @@ class Fetches:
                 for task in tasks:
                     task.cancel()
 
+    async def open_in_place(
+        self, checkpoints: InPlaceCheckpoints, source: Source, digest: str | None, failed: Callable[[GraftError], None]
+    ) -> Cached | None:
+        """Hash a base where it lies, again and again as `fetch_until_there` does."""
+
+        async def opened() -> Cached:
+            return await self._bases.run(checkpoints.open, source.uri, digest)
+
+        return await self._until_done(opened, failed)
+
     async def _here(self, digest: str) -> Cached | None:
         """Return a checkpoint that is in the cache; look there beside the event loop for what others have added."""
         return self._cache.find(digest) or await self._looks.run(self._cache.look, digest)
@@ -164,10 +175,16 @@ class Fetches:
         name: str,
         failed: Callable[[GraftError], None],
     ) -> Cached | None:
+        return await self._until_done(lambda: self.fetch(source, kind, digest, name), failed)
+
+    async def _until_done(
+        self, attempted: Callable[[], Awaitable[Cached]], failed: Callable[[GraftError], None]
+    ) -> Cached | None:
+        """Try again and again, with back-off; tell `failed` each failure. Return None when trying again is no use."""
         attempt = 0
         while True:
             try:
-                return await self.fetch(source, kind, digest, name)
+                return await attempted()
             except GraftError as error:
                 logger.warning("%s", error)
                 failed(error)

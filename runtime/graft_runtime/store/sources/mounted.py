@@ -10,8 +10,8 @@ import stat
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
-from typing import BinaryIO
 
 from graft_runtime.contract.checkpoints import CheckpointFile
 from graft_runtime.errors import ErrorCode, GraftError
@@ -95,7 +95,7 @@ class MountedDirectory:
         """Return the directory's folders that hold `file`: what the URI may have meant."""
         return [name for name in self.names() if _is_file(self._descriptor, f"{name}/{file}")]
 
-    def open_file(self, name: str) -> BinaryIO:
+    def open_file(self, name: str) -> FileIO:
         """Open a regular file in the directory for reading.
 
         Raises:
