@@ -24,7 +24,7 @@ _ROUTES = ("completions", "chat", "tokens", "classify")
 
 
 class _Answer(msgspec.Struct):
-    value: msgspec.Raw | None = None
+    value: bytes | None = None
     """The JSON object, in MessagePack; without it there is a fault."""
     code: str = ""
     what: str = ""
@@ -77,7 +77,7 @@ def answerer() -> Callable[[bytes], bytes]:
         try:
             value = parse_object_body(content)
             build(value)
-            return msgspec.msgpack.encode(_Answer(msgspec.Raw(msgspec.msgpack.encode(value))))
+            return msgspec.msgpack.encode(_Answer(msgspec.msgpack.encode(value)))
         except GraftError as error:
             return msgspec.msgpack.encode(_Answer(None, error.code, error.what, error.hint, error.field))
         except OverflowError:
