@@ -9,6 +9,8 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 HEAD_SECONDS = 20.0
 """From a connection's start, or the first byte of a request, until the request's head is whole; from an early answer
 until the rest of the body has come."""
+AGAIN_SECONDS = 10.0
+"""A client that has been answered makes way so much later than one that was not: it is likely to ask again."""
 READING_SECONDS = 30.0
 """For a client to read on, once as much of an answer waits for it as is kept, or once the answer has ended."""
 
@@ -17,12 +19,14 @@ class Connection(H11Protocol):
     """One connection of HTTP/1.1. It is cut where the client keeps it waiting.
 
     `limit_concurrency` of the configuration is one more than there may be. Where there are as many, a new one takes the
-    place of the one whose client has kept the server waiting longest: whoever only holds connections keeps nobody out.
+    place of the one whose client has kept the server waiting longest: whoever only holds connections keeps nobody out,
+    and ends no connection of those who ask again and again.
     """
 
     _refused = False
     _waits_since: float | None = None
-    """When the server began to wait for the client, by the event loop's clock; None while the client waits."""
+    """When the server began to wait for the client, by the event loop's clock; AGAIN_SECONDS later where the client
+    has been answered. None while the client waits."""
     _head: asyncio.TimerHandle | None = None
     _reading: asyncio.TimerHandle | None = None
 
@@ -79,6 +83,8 @@ class Connection(H11Protocol):
     def on_response_complete(self) -> None:
         super().on_response_complete()
         self._note_who_waits()
+        if self._waits_since is not None and not self.cycle.more_body:
+            self._waits_since = self.loop.time() + AGAIN_SECONDS
         if self.transport.get_write_buffer_size():
             self._await_reading()
         if self.cycle.more_body:  # answered before its end: what is left of it is not waited for either

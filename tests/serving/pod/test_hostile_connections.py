@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import http.client
 import json
 import resource
 import socket
@@ -92,6 +93,19 @@ def test_more_connections_than_there_may_be_keep_nobody_out(pod: Any, port: int,
         assert pod.probe("/livez") == pod.probe("/readyz") == 200
         assert pod.status() is not None
         assert pod.complete("tiny").status == 200
+
+
+def test_a_client_that_asks_again_and_again_keeps_its_connection(pod: Any) -> None:
+    kept = http.client.HTTPConnection(pod.address, 8000, timeout=20)
+    with contextlib.closing(kept):
+        for _ in range(3):
+            kept.request("GET", "/v1/models")
+            assert kept.getresponse().read()
+            own = kept.sock.getsockname()
+            with connected(pod, 600), connected(pod, 600):
+                kept.request("GET", "/v1/models")
+                assert kept.getresponse().read()
+            assert kept.sock.getsockname() == own
 
 
 def test_a_storm_of_bad_requests_is_a_line_now_and_then(pod: Any) -> None:
