@@ -21,7 +21,7 @@ from graft_local.progress import Progress
 
 from tests.e2e.lab import node
 from tests.e2e.lab.images import ImageBuilds
-from tests.e2e.lab.programs import ensure_programs, missing
+from tests.e2e.lab.programs import ensure_packages, ensure_programs, missing
 
 _NAMESPACES = (
     *("setpriv", "--pdeathsig", "KILL", "unshare", "--mount", "--pid", "--fork", "--kill-child"),
@@ -56,7 +56,7 @@ def main() -> int:
         if options.kubeconfig is not None:
             environment = os.environ | {"KUBECONFIG": str(options.kubeconfig.absolute())}
             return subprocess.run(tests, check=False, env=environment).returncode
-        if options.if_possible and (why := missing() or _no_namespaces()):
+        if options.if_possible and (why := missing() or _no_namespaces() or _no_packages()):
             print(f"e2e: left out: {why}")
             return 0
         return _on_a_node_of_its_own(sys.argv[1:])
@@ -70,6 +70,15 @@ def _no_namespaces() -> str | None:
     mounted = [*_NAMESPACES, *_OF_A_NODE, "mount", "-t", "tmpfs", "tmpfs", "/mnt"]
     done = subprocess.run(mounted, check=False, capture_output=True, text=True)
     return None if done.returncode == 0 else f"no namespaces can be made here: {done.stderr.strip()}"
+
+
+def _no_packages() -> str | None:
+    """Return why a package of Debian's that a node needs can't be installed; None where all are there."""
+    try:
+        ensure_packages(Progress())
+    except LocalClusterError as error:
+        return str(error)
+    return None
 
 
 def _on_a_node_of_its_own(arguments: Sequence[str]) -> int:

@@ -49,8 +49,8 @@ def missing() -> str | None:
     """Return why no node can run here, whatever is installed; None where one can."""
     if os.geteuid() != 0:
         return "a node needs root"
-    if not Path("/sys/fs/cgroup/memory").is_dir():
-        return "the node of these tests needs cgroups of version 1"
+    if not os.access("/sys/fs/cgroup/memory", os.W_OK):
+        return "the node of these tests needs cgroups of version 1 that it may write to"
     cache = cache_directory()
     if shutil.disk_usage(next(each for each in (cache, *cache.parents) if each.exists())).free < DISK_BYTES:
         return f"images and node need {DISK_BYTES >> 30} GiB of disk below {cache}"
