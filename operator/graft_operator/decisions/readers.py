@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from graft_runtime.errors import GraftError, cut
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from graft_operator.decisions.conditions import Reason
 from graft_operator.decisions.fingerprint import fingerprint
@@ -17,6 +17,8 @@ from graft_operator.kinds import CONFIG_MAP, DEPLOYMENT
 from graft_operator.objects import CONFIG_HASH_LABEL, TEMPLATE_HASH_ANNOTATION
 from graft_operator.resource import AdapterDeploymentStatus, AttachedAdapterSpec, AttachedAdapterStatus, parse_attached
 
+Status = TypeVar("Status", bound=BaseModel)
+
 REFRESH_ANNOTATION = "graft.dev/refresh"
 """Of an AdapterDeployment: whenever its value changes, the sources of its adapters are looked at again."""
 
@@ -24,17 +26,13 @@ REFRESH_ANNOTATION = "graft.dev/refresh"
 def read_pool(body: Mapping[str, Any]) -> PoolView:
     """Read an AdapterDeployment."""
     metadata = body["metadata"]
-    try:
-        status = AdapterDeploymentStatus.model_validate(body.get("status") or {})
-    except ValidationError:  # another version wrote it; the next pass writes it anew
-        status = AdapterDeploymentStatus()
     return PoolView(
         namespace=metadata["namespace"],
         name=metadata["name"],
         uid=metadata["uid"],
         generation=metadata.get("generation", 0),
         spec=body.get("spec") or {},
-        status=status,
+        status=_status(body, AdapterDeploymentStatus),
         deleting="deletionTimestamp" in metadata,
         resource_version=metadata.get("resourceVersion", ""),
         refresh=str((metadata.get("annotations") or {}).get(REFRESH_ANNOTATION, "")),
@@ -43,16 +41,12 @@ def read_pool(body: Mapping[str, Any]) -> PoolView:
 
 def read_adapter(body: Mapping[str, Any]) -> AdapterView:
     """Read an Adapter."""
-    metadata, status = body["metadata"], body.get("status") or {}
+    metadata = body["metadata"]
     spec: AttachedAdapterSpec | Failure
     try:
         spec = parse_attached(body.get("spec") or {})
     except GraftError as error:
         spec = Failure(Reason.INVALID_SPEC, error.message)
-    try:
-        told = AttachedAdapterStatus.model_validate(status)
-    except ValidationError:  # another version wrote it; the next pass writes it anew
-        told = AttachedAdapterStatus()
     return AdapterView(
         namespace=metadata["namespace"],
         name=metadata["name"],
@@ -60,10 +54,18 @@ def read_adapter(body: Mapping[str, Any]) -> AdapterView:
         generation=metadata.get("generation", 0),
         created=str(metadata.get("creationTimestamp", "")),
         spec=spec,
-        status=told,
+        status=_status(body, AttachedAdapterStatus),
         deleting="deletionTimestamp" in metadata,
         resource_version=metadata.get("resourceVersion", ""),
     )
+
+
+def _status(body: Mapping[str, Any], kind: type[Status]) -> Status:
+    """Return what was told last; of what another version wrote nothing: the next pass writes it anew."""
+    try:
+        return kind.model_validate(body.get("status") or {})
+    except ValidationError:
+        return kind()
 
 
 def read_child(kind: str, body: Mapping[str, Any]) -> Child:
