@@ -19,8 +19,8 @@ from tests.support.waiting import wait_until
 
 CHART = Path(__file__).parents[2] / "charts" / "graft"
 SYSTEM, RELEASE = "graft-system", "graft"
-ADAPTERS, EXTRA = ("billing", "sql"), "extra"
-"""In every claim `shelf`, beside the base."""
+ADAPTERS, ATTACHED, EXTRA = ("billing", "sql"), "legal", "extra"
+"""In every claim `shelf`, beside the base: two of the pool's spec, that of a team, one that comes and goes."""
 NODE = "e2e"
 """The name of the node of our own."""
 
@@ -122,6 +122,13 @@ class Pool:
             | spec,
         }
         self.cluster.apply(manifest, namespace=self.namespace)
+
+    def attach(self, name: str) -> None:
+        """Create an Adapter of the pool, and wait until the pool answers for it."""
+        spec = {"adapterDeploymentName": self.name, "uri": f"pvc://shelf/{name}"}
+        adapter = {"apiVersion": "graft.dev/v1alpha1", "kind": "Adapter", "metadata": {"name": name}, "spec": spec}
+        self.cluster.apply(adapter, namespace=self.namespace)
+        self.kubectl("wait", "--for=condition=Ready", f"adapter/{name}", "--timeout=120s", timeout=130)
 
     def patch(self, **spec: Any) -> None:
         self.kubectl("patch", "ad", self.name, "--type=merge", "--patch", json.dumps({"spec": spec}))

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.cluster import ADAPTERS, EXTRA, NODE, SYSTEM, Cluster, Pool
+from tests.e2e.cluster import ADAPTERS, ATTACHED, EXTRA, NODE, SYSTEM, Cluster, Pool
 from tests.e2e.traffic import Traffic
 from tests.support.adapters import build_adapter
 from tests.support.bases import build_base
@@ -46,7 +46,7 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory with a tiny base and adapters, as PEFT saves them: their files are for their owner alone."""
     shelf = tmp_path_factory.mktemp("shelf")
     base = build_base(shelf / "base")
-    for name in (*ADAPTERS, EXTRA):
+    for name in (*ADAPTERS, ATTACHED, EXTRA):
         build_adapter(base, shelf / name, sum(name.encode()))
     return shelf
 
@@ -95,6 +95,7 @@ def pool(cluster: Cluster, make_namespace: Any, seconds: dict[str, float], image
     pool.apply(ADAPTERS)
     pool.kubectl("wait", "--for=condition=Ready", "ad/tiny", "--timeout=400s", timeout=410)
     seconds["two pods Ready"] = time.monotonic() - began
+    pool.attach(ATTACHED)
     yield pool
     if not cluster.has_own_node():
         for name in cluster.kubectl("get", "namespaces", "-o", "name").split():
@@ -107,7 +108,7 @@ def pool(cluster: Cluster, make_namespace: Any, seconds: dict[str, float], image
 
 @pytest.fixture(scope="session")
 def traffic(pool: Pool, image: str, seconds: dict[str, float]) -> Traffic:
-    return Traffic(pool, image, ("tiny", *ADAPTERS), Path(os.environ[REPORT]), seconds)
+    return Traffic(pool, image, ("tiny", *ADAPTERS, ATTACHED), Path(os.environ[REPORT]), seconds)
 
 
 @pytest.fixture

@@ -19,8 +19,8 @@ ASKS = ("get", "describe", "explain", "rollout", "wait", "annotate")
 """Verbs of the commands that can be run here; what the others do has tests of its own."""
 MAY_BE_SILENT = ("@.reason", "lease", "events")
 """In commands that list what a pool without faults doesn't have."""
-EXAMPLE = "gemma"
-"""The pool of the README."""
+NAMES = "NAME|gemma|support"
+"""What the pages call a pool."""
 
 
 def commands() -> list[str]:
@@ -39,7 +39,7 @@ def test_a_command_of_the_pages_does_what_it_is_for(command: str, pool: Pool, tm
     binary = Path(pool.cluster.kubectl_binary).parent
     environment["PATH"] = f"{binary}:{environment['PATH']}"
     here = f"kubectl config set-context --current --namespace={pool.namespace}"
-    named = re.sub(rf"\bNAME\b|\b{EXAMPLE}\b", pool.name, command)
+    named = re.sub(rf"\b({NAMES})\b", pool.name, command)
     done = subprocess.run(
         ["bash", "-euc", f"{here} >/dev/null; {named}"], check=False, capture_output=True, text=True, env=environment
     )
