@@ -110,6 +110,8 @@ class ErrorCode(StrEnum):
     """The entry has a scale other than 1, which means nothing for what the adapter does to the base's weights."""
     NO_EFFECT = "NoEffect", Recovery.AT_SOURCE
     """The adapter changes nothing: every delta is zero."""
+    CHECK_FAILED = "CheckFailed", Recovery.AT_SOURCE
+    """The adapter does not answer its `check` as expected."""
     MERGE_OUTDATED = "MergeOutdated"
     """The pod has merged another version of the adapter than its set names by now: the pod must be replaced."""
     POOL_IS_MERGED = "PoolIsMerged"

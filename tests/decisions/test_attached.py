@@ -14,6 +14,7 @@ from graft_operator.decisions.readers import read_adapter
 from graft_operator.decisions.transitions import attached_transitions
 from graft_operator.keys import PoolKey
 from graft_operator.resource import MAX_ATTACHED
+from graft_runtime.contract.answer_check import AnswerCheck
 from graft_runtime.contract.wire import Fault
 from graft_runtime.errors import ErrorCode
 
@@ -206,3 +207,11 @@ def test_sources_with_long_names_leave_room_for_fewer() -> None:
     long = "pvc://shelf/" + "x" * 1000
     attached = attach(make_pool(), [view_of(f"a{number}", uri=long) for number in range(300)])
     assert len(attached.wanted) == MAX_ATTACHED_CHARACTERS // (len(long) + 4)
+
+
+def test_a_check_reaches_the_set_and_counts_among_the_characters() -> None:
+    check = {"message": "x" * 1000, "equals": "4"}
+    (wanted,) = attach(make_pool(), [view_of("a", check=check)]).wanted
+    assert wanted.check == AnswerCheck(message="x" * 1000, equals="4")
+    attached = attach(make_pool(), [view_of(f"a{number:03}", check=check) for number in range(300)])
+    assert len(attached.wanted) == MAX_ATTACHED_CHARACTERS // (len(LAW["uri"]) + 4 + 1001)

@@ -199,14 +199,14 @@ def test_readiness_waits_for_ready_or_a_reason() -> None:
     digest = alias.entry.digest or ""
     assert told(None).state is AdapterState.UNRESOLVED
     entry, pinned = alias.entry, alias.entry.model_copy(update={"pinned": True})
-    assert not is_settled(entry, None)
-    assert not is_settled(entry, artifact(digest))
-    assert is_settled(entry, artifact(digest, proven=True))
-    assert not is_settled(pinned, artifact(digest, proven=True))
-    assert is_settled(pinned, mounted(digest))
+    assert not is_settled(Alias(entry), None)
+    assert not is_settled(Alias(entry), artifact(digest))
+    assert is_settled(Alias(entry), artifact(digest, proven=True))
+    assert not is_settled(Alias(pinned), artifact(digest, proven=True))
+    assert is_settled(Alias(pinned), mounted(digest))
     away = artifact(digest, cached=None, fault=GraftError(ErrorCode.SOURCE_UNAVAILABLE, "away"))
     assert told(away).state is AdapterState.FETCHING
-    assert is_settled(pinned, away)
+    assert is_settled(Alias(pinned), away)
     required = alias.entry.model_copy(update={"required": True})
-    assert not is_settled(required, away), "pods that it is to replace answer under the name"
-    assert is_settled(required, artifact(digest, proven=True))
+    assert not is_settled(Alias(required), away), "pods that it is to replace answer under the name"
+    assert is_settled(Alias(required), artifact(digest, proven=True))

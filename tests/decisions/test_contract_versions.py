@@ -18,6 +18,7 @@ import graft_runtime.contract
 import pytest
 from graft_runtime.contract import wire
 from graft_runtime.contract.adapter_set import AdapterEntry, AdapterSet, AdapterSetVersion, AdapterVersion
+from graft_runtime.contract.answer_check import AnswerCheck
 from graft_runtime.contract.checkpoints import CheckpointFile, Source
 from graft_runtime.contract.config import (
     BaseModelConfig,
@@ -104,7 +105,8 @@ EXAMPLES: dict[str, Wire] = {
                 source=SOURCE,
                 digest=DIGEST,
                 required=True,
-                serving=AdapterVersion(source=SOURCE, digest=DIGEST, revision="c0ffee", scale=0.5),
+                check=AnswerCheck(message="How many?", equals="42", max_tokens=8),
+                serving=AdapterVersion(source=SOURCE, digest=DIGEST, revision="c0ffee", scale=0.5, check=DIGEST),
             ),
         ),
     ),

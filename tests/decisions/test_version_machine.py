@@ -18,6 +18,7 @@ from graft_operator.decisions.plan import Plan
 from graft_runtime.contract.adapter_set import AdapterSet
 from graft_runtime.contract.checkpoints import Source
 from graft_runtime.contract.status import RuntimeStatus
+from graft_runtime.errors import GraftError
 
 from tests.support.played_engine import Played
 from tests.support.pools import NOW, adapter, carried_out, fresh, plan_of, runtime_status, sha, spec_of, with_pods
@@ -68,6 +69,10 @@ class World:
         self.content: dict[str, str] = {}
         """By URI."""
         self.bad: set[str] = set()
+        self.unmountable: set[str] = set()
+        """Of the bad ones; the others don't pass their check."""
+        self.answers: dict[str, str | GraftError] = {}
+        """To the check, by digest."""
         self.pods: list[Pod] = []
         self.born = 0
         self.uri = ""
@@ -78,7 +83,7 @@ class World:
         self.observed = replace(self.observed, pods=(), reports={})
 
     def spec(self) -> dict[str, Any]:
-        return spec_of({"name": NAME, "uri": self.uri})
+        return spec_of({"name": NAME, "uri": self.uri, "check": {"prompt": "How many?", "equals": "42"}})
 
     def new_source(self, *, good: bool) -> None:
         self.uri = f"pvc://shelf/{len(self.content)}"
@@ -87,8 +92,11 @@ class World:
     def put(self, *, good: bool) -> None:
         digest = sha(f"{self.uri} {self.chance.random()}")
         self.content[self.uri] = digest
+        self.answers[digest] = "42" if good else "41"
         if not good:
             self.bad.add(digest)
+            if self.chance.random() < 0.5:
+                self.unmountable.add(digest)
 
     @property
     def stored(self) -> AdapterSet:
@@ -111,7 +119,7 @@ class World:
         if len(self.pods) < MOST_PODS:
             self.born += 1
             played = self.play(limit=4)
-            played.bad = self.bad
+            played.bad, played.answers = self.unmountable, self.answers
             blank = self.stored.model_copy(update={"generation": 0, "adapters": ()})
             self.pods.append(Pod(self.born, played, blank))
             self.pods[-1].take(self.stored)
@@ -217,6 +225,7 @@ async def test_a_name_that_served_once_always_answers(play: Any, seed: int) -> N
     shown = adapter(world.plan(), NAME)
     if wanted in world.bad:
         assert (answer is not None) == world.served
-        assert (shown.digest, shown.wanted_digest, shown.reason) == (answer, wanted, "ShapeMismatch")
+        why = "ShapeMismatch" if wanted in world.unmountable else "CheckFailed"
+        assert (shown.digest, shown.wanted_digest, shown.reason) == (answer, wanted, why)
     else:
         assert (answer, shown.digest, shown.wanted_digest, shown.reason) == (wanted, wanted, None, None)

@@ -213,3 +213,40 @@ def test_a_fault_that_passes_is_no_reason_to_look_again() -> None:
     away = Fault(code=ErrorCode.SOURCE_UNAVAILABLE, message="away")
     observed = tried(moving(), fault=away)
     assert plan_of(observed).resolves == ()
+
+
+CHECK = {"prompt": "2 + 2 =", "contains": "4"}
+CHECKED = {**BILLING, "check": CHECK}
+NOT_PASSED = Fault(code=ErrorCode.CHECK_FAILED, message="adapter `billing` answers its check with 'five'")
+
+
+def other_check(**check: Any) -> Observed:
+    """Observe a pool whose adapter has got a check, and nothing else; its set is stored and not pushed yet."""
+    observed = changed(running(BILLING), spec_of({**BILLING, "check": {**CHECK, **check}}))
+    return carried_out(observed, plan_of(observed))
+
+
+def test_another_check_of_the_version_that_serves_is_tried_beside_it() -> None:
+    new = entry(other_check())
+    assert new.check is not None
+    assert new.serving == entry(running(BILLING)).wanted
+    assert (new.digest, new.answering) == (OLD_DIGEST, new.serving)
+    passed = tried(other_check())
+    assert (entry(passed).serving, entry(passed).check) == (None, new.check)
+    assert entry(carried_out(passed, plan_of(passed))).serving is None, "for good"
+
+
+def test_a_version_that_serves_stays_when_it_does_not_pass_a_check_that_was_written_later() -> None:
+    failed = tried(other_check(), fault=NOT_PASSED)
+    shown = adapter(plan_of(failed), "billing")
+    assert (shown.digest, shown.wanted_digest, shown.ready_replicas) == (OLD_DIGEST, OLD_DIGEST, 2)
+    assert (shown.reason, told(plan_of(failed))["Stalled"]) == ("CheckFailed", ("True", "AdaptersFailed"))
+    corrected = changed(failed, spec_of({**BILLING, "check": {**CHECK, "contains": "five"}}))
+    assert entry(corrected).serving == entry(failed).serving
+    without = changed(failed, spec_of(BILLING))
+    assert (entry(without).check, entry(without).serving) == (None, None)
+
+
+def test_a_check_that_is_taken_away_needs_no_trial() -> None:
+    observed = changed(running(CHECKED), spec_of(BILLING))
+    assert (entry(observed).check, entry(observed).serving) == (None, None)

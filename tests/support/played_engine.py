@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from graft_runtime.contract.adapter_set import AdapterEntry, AdapterSet, AdapterVersion
+from graft_runtime.contract.answer_check import AnswerCheck
 from graft_runtime.contract.checkpoints import Source
 from graft_runtime.contract.facts import AdapterFacts, DeltaKind
 from graft_runtime.contract.status import AdapterState
@@ -25,6 +26,7 @@ from graft_runtime.messages import (
     Unmount,
     Unmounted,
 )
+from graft_runtime.pod.adapters import AskVersion, NamedAdapters
 from graft_runtime.pod.hot import HotAdapters
 from graft_runtime.pod.leases import Lease
 from graft_runtime.pod.mounting import Mounting
@@ -66,6 +68,7 @@ class Played:
         fetches: Any = Fetches()
         mounting = Mounting(Preparations(fetches, self.highest_token, max_rank=8), self.sent.append, limit)
         self.residency = HotAdapters(mounting, drain_seconds=0.05, changed=lambda name: None)
+        self.residency.answer_checks(self._asking)
         self.residency.base_loaded(LOADED)
         self._generation = 0
         self.entries: tuple[AdapterEntry, ...] = ()
@@ -77,6 +80,22 @@ class Played:
         """The highest token of those that adapters bring, by name."""
         self.mounted: dict[str, Any] = {}
         """What the engine tells of an adapter besides, by digest."""
+        self.answers: dict[str, str | GraftError] = {}
+        """To checks, by digest."""
+        self.asked: list[str] = []
+        """The digests of what was checked, in that order."""
+
+    def _asking(self, checked: NamedAdapters) -> AskVersion:
+        async def ask(name: str, check: AnswerCheck) -> str:
+            (lease,) = await checked.acquire([name], 10)
+            self.asked.append(lease.digest)
+            lease.release()
+            answer = self.answers.get(lease.digest, "")
+            if isinstance(answer, GraftError):
+                raise answer
+            return answer
+
+        return ask
 
     async def highest_token(self, cached: Cached, name: str) -> int | None:
         return self.tokenizers.get(name)
@@ -87,6 +106,7 @@ class Played:
         scales: Mapping[str, float] | None = None,
         serving: Mapping[str, str] | None = None,
         pinned: Collection[str] = (),
+        checks: Mapping[str, AnswerCheck] | None = None,
         **digests: str | None,
     ) -> None:
         """Put a set in force: `name="x"` is the digest of x's, `serving` those that go on answering beside it."""
@@ -99,6 +119,7 @@ class Played:
                 digest=digest and sha(digest),
                 scale=scales.get(name, 1.0),
                 pinned=name in pinned,
+                check=(checks or {}).get(name),
                 serving=version(name, serving[name]) if name in serving else None,
             )
             for name, digest in digests.items()

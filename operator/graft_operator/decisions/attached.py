@@ -9,14 +9,14 @@ from graft_runtime.contract.checkpoints import Source
 
 from graft_operator.decisions.conditions import Reason
 from graft_operator.decisions.observed import AdapterView, Failure
-from graft_operator.decisions.wanted_adapters import WantedAdapter, refresh_seconds
+from graft_operator.decisions.wanted_adapters import WantedAdapter, answer_check, refresh_seconds
 from graft_operator.keys import ObjectKey
 from graft_operator.objects import Pool
 from graft_operator.resource import MAX_ATTACHED, AttachedAdapterSpec
 
 MAX_ATTACHED_CHARACTERS = 2**18
-"""Of the names and sources of a pool's Adapters: with their digests they fit into one ConfigMap, and twice while all of
-them move to other versions."""
+"""Of the names, sources and checks of a pool's Adapters: with their digests they fit into one ConfigMap, and twice
+while all of them move to other versions."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ def attach(pool: Pool, adapters: Iterable[AdapterView]) -> Attached:
         if not isinstance(spec, AttachedAdapterSpec):
             refused[view.key] = spec
             continue
-        length = len(name) + len(spec.uri) + len(spec.revision or "")
+        length = sum(len(text or "") for text in (name, spec.uri, spec.revision, *_texts(spec)))
         if name in holders:
             refused[view.key] = _taken(name, holders[name])
         elif len(wanted) == MAX_ATTACHED or characters + length > MAX_ATTACHED_CHARACTERS:
@@ -70,7 +70,13 @@ def _wanted(pool: Pool, view: AdapterView, spec: AttachedAdapterSpec) -> WantedA
         share=1,
         owner=view.key,
         refresh_seconds=refresh_seconds(spec, pool),
+        check=answer_check(spec),
     )
+
+
+def _texts(spec: AttachedAdapterSpec) -> tuple[str | None, ...]:
+    check = spec.check
+    return (check.prompt, check.message, check.contains, check.equals) if check is not None else ()
 
 
 def _taken(name: str, holder: str) -> Failure:
@@ -80,8 +86,8 @@ def _taken(name: str, holder: str) -> Failure:
 
 def _too_many(pool: Pool) -> Failure:
     message = (
-        f"AdapterDeployment {pool.name} answers for {MAX_ATTACHED} Adapters at most, whose names and sources have"
-        f" {MAX_ATTACHED_CHARACTERS} characters at most in all; older ones have all of that"
+        f"AdapterDeployment {pool.name} answers for {MAX_ATTACHED} Adapters at most, whose names, sources and checks"
+        f" have {MAX_ATTACHED_CHARACTERS} characters at most in all; older ones have all of that"
         "\n\nhint: delete Adapters that are not needed any more, or attach this one to another AdapterDeployment"
     )
     return Failure(Reason.TOO_MANY_ADAPTERS, message)

@@ -111,13 +111,14 @@ def entry_of(adapter: WantedAdapter, held: Held | None, catalogue: Catalogue, *,
         revision=held.revision if held is not None else None,
         scale=adapter.scale,
         pinned=adapter.pinned,
+        check=adapter.check if not merged else None,
         share=adapter.share,
         inline=adapter.inline,
     )
     served = catalogue.served(adapter)
     if merged or served is None or entry.wanted is None:
         return entry
-    if (served.digest, served.scale) == (entry.digest, entry.scale):
+    if (served.digest, served.scale) == (entry.digest, entry.scale) and entry.wanted.check in {None, served.check}:
         return entry
     beside = entry.model_copy(update={"serving": served})
     return entry if catalogue.is_proven(beside) else beside

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from graft_runtime.contract.answer_check import AnswerCheck
 from graft_runtime.contract.checkpoints import Source
 
 from graft_operator.keys import ObjectKey
@@ -28,6 +29,8 @@ class WantedAdapter:
     """The object that asks for it: the pool, for an entry of its spec, or an Adapter."""
     refresh_seconds: int | None = None
     """How long after a look at its source there is another one; None: never."""
+    check: AnswerCheck | None = None
+    """What a new version must answer before it takes the name."""
 
     @property
     def inline(self) -> bool:
@@ -54,6 +57,7 @@ def inline_adapters(pool: Pool) -> tuple[WantedAdapter, ...]:
             share=adapter.share,
             owner=owner,
             refresh_seconds=refresh_seconds(adapter, pool),
+            check=answer_check(adapter),
         )
         for adapter in pool.spec.adapters
     )
@@ -63,3 +67,8 @@ def refresh_seconds(adapter: AdapterSource, pool: Pool) -> int | None:
     """Return how long after a look at the adapter's source there is another one; None: never."""
     interval = adapter.refresh_interval or pool.spec.refresh_interval
     return interval_seconds(interval) if interval else None
+
+
+def answer_check(adapter: AdapterSource) -> AnswerCheck | None:
+    """Return what a new version of the adapter must answer, as the contract has it."""
+    return AnswerCheck(**adapter.check.model_dump()) if adapter.check is not None else None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Annotated, Literal
 
+from graft_runtime.contract.answer_check import AnswerCheck
 from graft_runtime.contract.checkpoints import ModelName
 from graft_runtime.contract.quantizations import Quantization
 from graft_runtime.contract.schemes import CLAIM, DIRECTORY, HUB, LABEL, SCHEMES, MountKind, Scheme, host_of, listed
@@ -177,6 +178,24 @@ class SourceSpec(Ruled):
         return "directory" if self.mount_path is not None else "remote"
 
 
+class CheckSpec(AnswerCheck, Ruled):
+    """What a new version of an adapter must answer on a pod before it answers anybody else there; one that doesn't is a
+    bad version."""
+
+    rules = (
+        Rule(
+            "exactly one of prompt and message must be set",
+            "has(self.prompt) != has(self.message)",
+            lambda check: (check.prompt is None) != (check.message is None),
+        ),
+        Rule(
+            "exactly one of contains and equals must be set",
+            "has(self.contains) != has(self.equals)",
+            lambda check: (check.contains is None) != (check.equals is None),
+        ),
+    )
+
+
 class AdapterSource(Ruled):
     """What every adapter has, wherever it is written down: the place of its files, and how they are served."""
 
@@ -192,6 +211,8 @@ class AdapterSource(Ruled):
     """A factor on what the adapter adds to the base."""
     refresh_interval: Interval | None = None
     """How often its source is looked at for other bytes, such as 1h; by default the pool's, or else never."""
+    check: CheckSpec | None = None
+    """What a new version must answer on a pod before it answers anybody else there; by default nothing."""
 
     rules = (
         REVISION_NEEDS_A_SCHEME_WITH_REVISIONS,

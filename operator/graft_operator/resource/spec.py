@@ -152,6 +152,11 @@ class AdapterDeploymentSpec(Ruled):
             lambda spec: spec.merge is None or not any(each.refresh_interval for each in (spec, *spec.adapters)),
         ),
         Rule(
+            "check means nothing beside merge, whose pool serves no adapter by itself: leave one of them out",
+            "!has(self.merge) || !has(self.adapters) || !self.adapters.exists(adapter, has(adapter.check))",
+            lambda spec: spec.merge is None or all(adapter.check is None for adapter in spec.adapters),
+        ),
+        Rule(
             "merge.name must not be the name of the base model, which is baseModel.name or else the last part of"
             " baseModel.uri: a merge is another model",
             "!has(self.merge) || (has(self.baseModel.name)"

@@ -8,6 +8,7 @@ from io import BytesIO
 
 from pydantic import Field
 
+from graft_runtime.contract.answer_check import AnswerCheck
 from graft_runtime.contract.checkpoints import AdapterName, Digest, Revision, Source
 from graft_runtime.contract.wire import Fault, Message, Wire
 
@@ -24,6 +25,8 @@ class AdapterVersion(Wire):
     revision: str | None = Field(default=None, max_length=256)
     """The exact revision that `digest` was resolved from; `source` holds the one that was asked for."""
     scale: float = Field(default=1.0, ge=-1000.0, le=1000.0, allow_inf_nan=False)
+    check: str | None = Field(default=None, max_length=71)
+    """The content hash of the AnswerCheck that it has to pass, or has passed."""
 
     @property
     def exact_source(self) -> Source:
@@ -45,6 +48,8 @@ class AdapterEntry(Wire):
     scale: float = Field(default=1.0, ge=-1000.0, le=1000.0, allow_inf_nan=False)
     pinned: bool = False
     """Mounted from the start and never displaced."""
+    check: AnswerCheck | None = None
+    """What the wanted version has to answer, on each pod, before it may answer anybody else."""
     share: int = Field(default=1, ge=1, le=100)
     """Of the pod, against the shares of other names, while there are more requests than it can take."""
     inline: bool = True
@@ -61,7 +66,10 @@ class AdapterEntry(Wire):
         """Return the version that is wanted; None while its digest is not known."""
         if self.digest is None:
             return None
-        return AdapterVersion(source=self.source, digest=self.digest, revision=self.revision, scale=self.scale)
+        check = self.check.content_hash() if self.check is not None else None
+        return AdapterVersion(
+            source=self.source, digest=self.digest, revision=self.revision, scale=self.scale, check=check
+        )
 
     @property
     def answering(self) -> AdapterVersion | None:

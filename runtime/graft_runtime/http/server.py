@@ -9,6 +9,7 @@ import resource
 import signal
 import socket
 from collections.abc import Callable, Coroutine, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from pydantic import ValidationError
 from starlette.types import ASGIApp
 
 from graft_runtime.answering.admission import Admission
+from graft_runtime.answering.checker import Checker
 from graft_runtime.answering.generation import Generator
 from graft_runtime.answering.models import Models
 from graft_runtime.answering.vocabularies import Vocabularies
@@ -27,6 +29,8 @@ from graft_runtime.http.api_keys import ApiKeys
 from graft_runtime.http.app import api_app, control_app, probe_app
 from graft_runtime.http.connections import Connection
 from graft_runtime.http.generations import Generations
+from graft_runtime.pod.adapters import NamedAdapters
+from graft_runtime.pod.answer_checks import CHECKS_AT_ONCE
 from graft_runtime.pod.engine_port import EnginePort
 from graft_runtime.pod.pod import Places, Pod
 
@@ -71,15 +75,17 @@ async def serve(config: RuntimeConfig, places: Places, uid: str, address: str, e
     pod = Pod(config, places, uid, engine())
     models = Models(config.served_name, pod.adapters, composition=config.composition)
     admission = Admission(config.engine.max_sequences, pod.adapters.share)
+    vocabularies = Vocabularies(pod.engine.send)
     generator = Generator(
         models,
         pod.adapters,
         pod.base,
         pod.engine.submit,
-        Vocabularies(pod.engine.send),
+        vocabularies,
         admission=admission,
         lent=pod.metrics.lent,
     )
+    pod.adapters.answer_checks(partial(_checker, pod, vocabularies))
     generations = Generations(generator, models, pod.metrics)
     keys = ApiKeys(places.api_keys) if places.api_keys is not None else None
     servers = [
@@ -115,6 +121,21 @@ async def serve(config: RuntimeConfig, places: Places, uid: str, address: str, e
         for task in tasks.values():
             task.cancel()
         await asyncio.gather(*tasks.values(), return_exceptions=True)
+
+
+def _checker(pod: Pod, vocabularies: Vocabularies, checked: NamedAdapters) -> Checker:
+    """Return what asks adapters that are checked: beside the clients' requests, and counted apart from them."""
+    return Checker(
+        Generator(
+            Models(pod.config.served_name, checked, composition=False),
+            checked,
+            pod.base,
+            pod.engine.submit,
+            vocabularies,
+            admission=Admission(CHECKS_AT_ONCE),
+            lent=lambda tier, seconds: None,
+        )
+    )
 
 
 async def _until_the_end(tasks: dict[str, asyncio.Task[Any]]) -> int | None:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 from graft_runtime.contract.adapter_set import AdapterEntry, AdapterSet
+from graft_runtime.contract.answer_check import AnswerCheck
 from graft_runtime.contract.config import Merge
 from graft_runtime.contract.status import AdapterReport
 from graft_runtime.errors import GraftError
@@ -46,8 +47,22 @@ class NamedAdapters(Protocol):
         """
 
 
+class AskVersion(Protocol):
+    """Has the wanted version of a name answer."""
+
+    async def __call__(self, name: str, check: AnswerCheck) -> str:
+        """Return its answer. Raises GraftError: why there is none."""
+
+
 class Adapters(NamedAdapters, Protocol):
     """All that a pod does with its adapters. One event loop."""
+
+    def answer_checks(self, asking: Callable[[NamedAdapters], AskVersion]) -> None:
+        """Have the checks of wanted versions answered, before the first set is in force.
+
+        Args:
+            asking: makes of the adapters that are checked what asks them.
+        """
 
     @property
     def digests(self) -> frozenset[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import Literal
 
@@ -72,11 +72,14 @@ class Artifact:
     """It is mounted and takes no new requests, so that another gets its place."""
     in_host: bool = False
     """Its pack is in host memory, for the next mount."""
+    checked_for: set[str] = field(default_factory=set)
+    """The names that it is being checked for, before it may answer under them."""
 
     @property
     def keeps_place(self) -> bool:
         """Return whether it is pinned, and no successor needs a place to be tried: all places may be pinned."""
-        untried = self.successor is not None and not self.successor.proven and self.successor.fault is None
+        new = self.successor
+        untried = new is not None and new.fault is None and (not new.proven or bool(new.checked_for))
         return self.pinned and not untried
 
     @property

@@ -11,9 +11,10 @@ from graft_runtime.contract.config import Merge
 from graft_runtime.contract.status import AdapterReport
 from graft_runtime.errors import ErrorCode, GraftError
 from graft_runtime.messages import BaseLoaded, MergeSource, Tier
-from graft_runtime.pod.adapters import AdapterEvent
+from graft_runtime.pod.adapters import AdapterEvent, AskVersion, NamedAdapters
 from graft_runtime.pod.aliases import Alias, is_settled, report
-from graft_runtime.pod.catalogue import Artifact, scale_fault
+from graft_runtime.pod.answer_checks import AnswerChecks
+from graft_runtime.pod.catalogue import Artifact
 from graft_runtime.pod.leases import Lease, unknown_model
 from graft_runtime.pod.lending import Lending
 from graft_runtime.pod.mounting import Mounting
@@ -38,6 +39,7 @@ class HotAdapters:
         self._mounting, self._drain_seconds, self._changed = mounting, drain_seconds, changed
         mounting.touched = self._touched
         self._lending = Lending(self._find, mounting, self._returned)
+        self._checks = AnswerChecks(self._find_wanted, mounting, self._returned, self._checked)
         self._aliases: dict[str, Alias] = {}
         self._draining: dict[str, Alias] = {}
         self._names: dict[str, list[str]] = {}
@@ -53,6 +55,7 @@ class HotAdapters:
         """Put an adapter set in force."""
         entries = {entry.name: entry for entry in adapter_set.adapters}
         for name in [name for name in self._aliases if name not in entries]:
+            self._checks.stop(name)
             self._remove(self._aliases.pop(name))
         for entry in entries.values():
             alias = self._aliases.setdefault(entry.name, Alias(entry))
@@ -61,8 +64,13 @@ class HotAdapters:
                 alias.serving = None
         self._mounting.forgive()
         self._refresh()
-        for name in entries:
+        for name, alias in self._aliases.items():
+            self._checks.follow(alias, self._mounting.get(alias.entry.digest))
             self._changed(name)
+
+    def answer_checks(self, asking: Callable[[NamedAdapters], AskVersion]) -> None:
+        """Have the checks of wanted versions answered."""
+        self._checks.ask = asking(self._checks)
 
     async def merge_sources(self, failed: Callable[[GraftError], None]) -> tuple[MergeSource, ...]:
         """Return nothing: the base stays as it is."""
@@ -110,7 +118,9 @@ class HotAdapters:
     def is_settled(self, entry: AdapterEntry) -> bool:
         """Tell whether the version that is to answer under the name does, or has a fault."""
         version = entry.answering
-        return is_settled(entry, self._mounting.get(version.digest) if version is not None else None)
+        alias = self._aliases.get(entry.name)
+        artifact = self._mounting.get(version.digest) if version is not None else None
+        return alias is not None and is_settled(alias, artifact)
 
     def on_event(self, event: AdapterEvent) -> None:
         """Take what the engine says of a version, and let names be answered by it."""
@@ -139,6 +149,21 @@ class HotAdapters:
                 field="model",
             )
         return alias, artifact
+
+    def _find_wanted(self, name: str) -> tuple[Alias, Artifact]:
+        alias = self._aliases.get(name)
+        artifact = self._mounting.get(alias.entry.digest) if alias is not None else None
+        if alias is None or artifact is None:
+            raise GraftError(ErrorCode.UNKNOWN_MODEL, f"`{name}` is not wanted any more", field="model")
+        return alias, artifact
+
+    def _checked(self, alias: Alias, artifact: Artifact) -> None:
+        """Let a name be answered by a version that has passed its check; tell of one that hasn't."""
+        if self._switch(alias):
+            self._refresh()
+        else:
+            self._mounting.advance()
+        self._touched(artifact)
 
     def _answering(self, alias: Alias) -> Artifact | None:
         """Return the version that requests under a name get; None while its digest is not known."""
@@ -169,9 +194,7 @@ class HotAdapters:
         """Let a name be answered by the version that is to, when that is ready. Return whether one is left behind."""
         new, old = alias.entry.answering, alias.serving
         artifact = self._mounting.get(new.digest) if new is not None else None
-        if new is None or new == old or artifact is None or not artifact.proven:
-            return False
-        if scale_fault(alias.entry.name, new.scale, artifact) is not None:
+        if new is None or new == old or artifact is None or not alias.may_answer(new, artifact):
             return False
         alias.serving = new
         if old is None or old.digest == new.digest:
@@ -192,5 +215,9 @@ class HotAdapters:
 
     def _touched(self, artifact: Artifact) -> None:
         for name in self._names.get(artifact.digest, ()):
+            alias = self._aliases.get(name)
+            if alias is not None and alias.entry.digest == artifact.digest:
+                self._checks.follow(alias, artifact)
             self._changed(name)
         self._lending.wake(artifact.digest)
+        self._checks.wake(artifact.digest)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from graft_runtime.errors import ErrorCode, GraftError
 from graft_runtime.messages import Tier
 from graft_runtime.pod.aliases import Alias
-from graft_runtime.pod.catalogue import PATIENCE_SECONDS, Artifact, Residence, scale_fault
+from graft_runtime.pod.catalogue import PATIENCE_SECONDS, Artifact, Residence
 from graft_runtime.pod.leases import Lease
 from graft_runtime.pod.mounting import Mounting
 
@@ -88,12 +88,12 @@ class Lending:
         """Return those that a request has to wait for. Raises GraftError where waiting is no use."""
         pairs = [self._find(name) for name in names]
         for alias, artifact in pairs:
-            fault = scale_fault(alias.entry.name, alias.scale, artifact)
+            fault = alias.fault_of(alias.version, artifact) if alias.version is not None else None
             if fault is None and artifact.residence is not Residence.MOUNTED:
                 fault = artifact.fault
             if fault is not None:
                 raise fault
-        return [artifact for _, artifact in pairs if not artifact.lendable]
+        return [artifact for alias, artifact in pairs if not (artifact.lendable and alias.may_be_lent)]
 
     def _lend(self, alias: Alias, artifact: Artifact, tier: Tier | None) -> Lease:
         self._clock += 1

@@ -18,7 +18,7 @@ from graft_runtime.contract.status import AdapterReport, AdapterState
 from graft_runtime.contract.wire import Fault
 from graft_runtime.errors import ErrorCode, GraftError
 from graft_runtime.messages import BaseLoaded, MergeSource, Tier
-from graft_runtime.pod.adapters import AdapterEvent
+from graft_runtime.pod.adapters import AdapterEvent, AskVersion, NamedAdapters
 from graft_runtime.pod.leases import Lease, unknown_model
 from graft_runtime.store.fetches import Fetches
 
@@ -52,6 +52,9 @@ class MergedAdapters:
         self._facts: Mapping[str, AdapterFacts] = {}
         self.digests: frozenset[str] = frozenset()
         """All that the cache must keep. Read by other threads."""
+
+    def answer_checks(self, asking: Callable[[NamedAdapters], AskVersion]) -> None:
+        """Check nothing: the merge is served, and no adapter by itself."""
 
     def apply(self, adapter_set: AdapterSet) -> None:
         """Put an adapter set in force; entries of other adapters, or of other sources, are none of this merge."""

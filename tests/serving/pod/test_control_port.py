@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from graft_runtime.contract.answer_check import AnswerCheck
 from graft_runtime.contract.checkpoints import Source
 from graft_runtime.contract.config import EngineConfig
 from graft_runtime.contract.control import Check, Resolution, ResolveRequest
+from graft_runtime.contract.status import AdapterReport
 from graft_runtime.contract.wire import Fault
 from safetensors.torch import load_file, save_file
 
@@ -180,6 +182,44 @@ def test_a_bad_new_version_leaves_the_old_one_serving(pod: Any, adapters: dict[s
     assert (pod.report("a").state, pod.report("a").fault.code) == ("Failed", "NotFound")
     assert pod.text("a") == text
     assert pod.probe("/readyz") == 200
+
+
+def test_a_version_that_does_not_answer_its_check_never_takes_the_name(pod: Any, adapters: dict[str, Path]) -> None:
+    entry = pod.entry("a", adapters["a"])
+    old, new = entry, entry.model_copy(update={"digest": pod.entry("b", adapters["b"]).digest})
+    new = new.model_copy(update={"source": pod.entry("b", adapters["b"]).source, "serving": old.wanted})
+    next_set(pod, old)
+    answers = {"a": pod.text("a")}
+    next_set(pod, old, pod.entry("b", adapters["b"]))
+    answers["b"] = pod.text("b")
+    assert answers["a"] != answers["b"]
+
+    def checked(text: str) -> AdapterReport:
+        """Put the new version with a check in force, and wait until something has come of it."""
+        check = AnswerCheck(prompt="hello", equals=text, max_tokens=8)
+        next_set(pod, new.model_copy(update={"check": check}))
+        wait_until(lambda: pod.report("a").state not in {"Fetching", "Checking"})
+        report: AdapterReport = pod.report("a")
+        return report
+
+    failed = checked(answers["a"])
+    assert failed.fault is not None
+    assert (failed.state, failed.fault.code, failed.serving) == ("Failed", "CheckFailed", old.digest)
+    assert f"answers its check with {answers['b']!r}, expected {answers['a']!r}" in failed.fault.message
+    assert pod.text("a") == answers["a"]
+    passed = checked(answers["b"])
+    assert (passed.ready, passed.fault, passed.serving) == (True, None, old.digest)
+    assert pod.text("a") == answers["a"], "until a set moves the name"
+    next_set(
+        pod,
+        new.model_copy(
+            update={"serving": None, "check": AnswerCheck(prompt="hello", equals=answers["b"], max_tokens=8)}
+        ),
+    )
+    assert pod.text("a") == answers["b"]
+    next_set(pod, old.model_copy(update={"name": "c", "check": AnswerCheck(message="hello", contains="x")}))
+    reply = pod.complete("c")
+    assert (reply.status, reply.json["error"]["code"]) == (400, "CheckFailed")
 
 
 def test_files_that_come_late_are_found(pod: Any, adapters: dict[str, Path]) -> None:
