@@ -99,6 +99,7 @@ def test_an_adapter_that_all_pods_have_is_ready_and_a_second_pass_writes_nothing
     assert [event.reason for event in attached_transitions(report.view.status, status)] == ["Ready"]
     again = plan_of(served(view_of("law")))
     assert [report.is_news for report in again.attached] == [False]
+    assert again.attached[0].status is again.attached[0].view.status, "thousands of them are not made anew"
 
 
 def test_the_next_operator_knows_the_digest_from_the_status_alone() -> None:

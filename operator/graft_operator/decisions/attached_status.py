@@ -22,7 +22,7 @@ class AttachedReport:
     @property
     def is_news(self) -> bool:
         """Tell whether something else was told last."""
-        return self.status != self.view.status
+        return self.status is not self.view.status and self.status != self.view.status
 
 
 def served(view: AdapterView, adapter: AdapterStatus, now: float) -> AttachedReport:
@@ -32,7 +32,9 @@ def served(view: AdapterView, adapter: AdapterStatus, now: float) -> AttachedRep
         adapter: what is true of it on the pool's pods.
         now: Unix seconds.
     """
-    return _dated(view, AttachedAdapterStatus(**dict(adapter)), now)
+    fields = dict(adapter)
+    same = all(getattr(view.status, name) == value for name, value in fields.items())
+    return _dated(view, view.status if same else AttachedAdapterStatus(**fields), now)
 
 
 def refused(view: AdapterView, failure: Failure, now: float) -> AttachedReport:
@@ -51,6 +53,9 @@ def kept(view: AdapterView, failure: Failure, now: float) -> AttachedReport:
 
 def _dated(view: AdapterView, status: AttachedAdapterStatus, now: float) -> AttachedReport:
     conditions = dated(_verdicts(status), view.status.conditions, view.generation, now)
+    before = view.status
+    if status is before and conditions == before.conditions and view.generation == before.observed_generation:
+        return AttachedReport(view, before)
     update = {"observed_generation": view.generation, "conditions": conditions}
     return AttachedReport(view, status.model_copy(update=update))
 

@@ -93,6 +93,8 @@ def dated(
 ) -> tuple[Condition, ...]:
     """Date verdicts as the conditions of `generation`; lastTransitionTime stays where the status did not change.
 
+    A condition that says the same as before is that very object: a pool may have thousands of Adapters.
+
     Args:
         now: Unix seconds.
     """
@@ -103,6 +105,8 @@ def dated(
 def _dated(kind: ConditionType, verdict: Verdict, before: Condition | None, generation: int, now: float) -> Condition:
     status = "True" if verdict.holds else "False"
     same = before is not None and before.status == status and before.last_transition_time
+    if before is not None and same and _told(before) == (verdict.reason, verdict.message, generation):
+        return before
     return Condition(
         type=kind.value,
         status=status,
@@ -111,6 +115,10 @@ def _dated(kind: ConditionType, verdict: Verdict, before: Condition | None, gene
         observed_generation=generation,
         last_transition_time=before.last_transition_time if before is not None and same else timestamp(now),
     )
+
+
+def _told(condition: Condition) -> tuple[str, str, int | None]:
+    return condition.reason, condition.message, condition.observed_generation
 
 
 def timestamp(now: float) -> str:

@@ -47,4 +47,7 @@ def _names_answered(observed: Observed, pod: PodView) -> Iterable[str]:
 def _require(plan: AdapterPlan, names: frozenset[str]) -> AdapterPlan:
     if plan.entry is None or plan.entry.answering is None:
         return plan
-    return replace(plan, entry=plan.entry.model_copy(update={"required": plan.entry.name in names}))
+    required = plan.entry.name in names
+    if required == plan.entry.required:
+        return plan
+    return replace(plan, entry=plan.entry.model_copy(update={"required": required}))

@@ -65,7 +65,9 @@ class Catalogue:
             reports[report.name].append(report)
         version = None if stored is None else stored.version
         statuses = {adapter.name: adapter for adapter in observed.adapter_statuses if adapter.digest is not None}
-        written = {entry.name: entry.model_copy(update={"required": False}) for entry in entries}
+        written = {
+            entry.name: entry.model_copy(update={"required": False}) if entry.required else entry for entry in entries
+        }
         return cls(written, statuses, pods, reports, version)
 
     def served(self, wanted: WantedAdapter) -> AdapterVersion | None:
