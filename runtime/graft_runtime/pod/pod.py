@@ -118,8 +118,9 @@ class Pod:
     async def run(self) -> None:
         """Boot, and follow the mounted set from then on. Raises what is a fault of ours."""
         loading = asyncio.create_task(self._load_base())  # first in the queue of copies
+        pruning = asyncio.create_task(asyncio.to_thread(self.cache.prune))
         await self.sets.boot()
-        await asyncio.gather(loading, self.sets.follow_mounted())
+        await asyncio.gather(loading, pruning, self.sets.follow_mounted())
 
     async def _load_base(self) -> None:
         await self.base.load()

@@ -7,6 +7,7 @@ import errno
 import hashlib
 import io
 import logging
+import os
 import threading
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field, replace
@@ -18,6 +19,7 @@ from graft_runtime.errors import ErrorCode, GraftError
 from graft_runtime.store.arrivals import DISK_FULL, Arrivals, CreateFile
 from graft_runtime.store.checkpoints import Kind, config_file, digest_of, select_files
 from graft_runtime.store.contents import Contents
+from graft_runtime.store.pruning import prune_identities, remove_partial
 from graft_runtime.store.shared_contents import SharedContents
 from graft_runtime.store.sources import Directory, Sources
 
@@ -76,8 +78,17 @@ class Cache:
         self._arrivals = Arrivals(self._contents.arriving, self._contents, create=create)
         self._identities = directory / "identities"
         self._identities.mkdir(exist_ok=True)
+        for written in (self._identities, self._contents.lists):
+            remove_partial(written)
         self._lock = threading.Lock()
         self._busy: dict[str, _Busy] = {}
+
+    def prune(self) -> None:
+        """Remove identities of sources that are of no use any more; what can't be removed stays."""
+        try:
+            prune_identities(self._identities, self._contents.directory)
+        except OSError as error:
+            logger.warning("the cache keeps what is of no use: %s", error)
 
     def find(self, digest: str) -> Cached | None:
         """Return the checkpoint of this digest, when it is here."""
@@ -151,9 +162,12 @@ class Cache:
     def _remembered(self, key: str) -> Cached | None:
         """Return what a source of this identity held, as far as it is still here."""
         try:
-            return self.look(self._known(key).read_text())
+            known = self.look(self._known(key).read_text())
         except (OSError, ValueError):
             return None
+        with contextlib.suppress(OSError):  # one that isn't ours to touch is pruned early
+            os.utime(self._known(key))
+        return known
 
     def _known(self, key: str) -> Path:
         """Return the file with the digest of what a source of this identity holds. It outlives a restart."""

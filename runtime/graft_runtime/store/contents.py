@@ -30,12 +30,12 @@ class Contents:
     """
 
     def __init__(self, directory: Path, capacity: int | None, in_use: Callable[[], Collection[str]]) -> None:
-        self._directory, self._lists = directory / "sha256", directory / "lists"
+        self.directory, self.lists = directory / "sha256", directory / "lists"
         self._capacity, self._in_use = capacity, in_use
         self.arriving = directory / "partial"
         """Where copies are made before they are whole."""
-        self._directory.mkdir(exist_ok=True)
-        self._lists.mkdir(exist_ok=True)
+        self.directory.mkdir(exist_ok=True)
+        self.lists.mkdir(exist_ok=True)
         self.lock = threading.RLock()
         self.give_up_partial: Callable[[], bool] = lambda: False
         """Removes a copy that broke off, before a checkpoint has to go; False where there is none."""
@@ -61,7 +61,7 @@ class Contents:
             if name not in self._sizes:
                 return None
             size = self._sizes[name] = self._sizes.pop(name)
-        return self._directory / name, size
+        return self.directory / name, size
 
     def files(self, digest: str) -> CheckpointFiles | None:
         """Return what a checkpoint consists of; None where it is not here."""
@@ -69,22 +69,22 @@ class Contents:
         if name not in self._sizes:
             return None
         try:
-            return CheckpointFiles.read((self._lists / name).read_bytes())
+            return CheckpointFiles.read((self.lists / name).read_bytes())
         except (OSError, ValidationError, GraftError):
             return None
 
     def add(self, partial: Path, digest: str, files: Sequence[CheckpointFile]) -> tuple[Path, int]:
         """Put a directory that has arrived under its digest, unless it is there; return where it is, and its bytes."""
         name, size = digest.removeprefix("sha256:"), sum(file.size for file in files)
-        target = self._directory / name
+        target = self.directory / name
         sync(partial)  # outside of the lock, which the event loop takes as well
-        write_whole(self._lists / name, CheckpointFiles(files=tuple(files)).canonical_json())
+        write_whole(self.lists / name, CheckpointFiles(files=tuple(files)).canonical_json())
         with self.lock:
             if name not in self._sizes:
                 partial.replace(target)
                 target.chmod(0o555)
                 self._sizes[name] = size
-        sync(self._directory)
+        sync(self.directory)
         return target, size
 
     def check_room(self, size: int, uri: str) -> None:
@@ -133,7 +133,7 @@ class Contents:
 
     def _begin(self) -> dict[str, int]:
         """Return the bytes of what is here at the start, by hex digest."""
-        return {path.name: size_of(path) for path in self._directory.iterdir()}
+        return {path.name: size_of(path) for path in self.directory.iterdir()}
 
     def _total(self) -> int:
         """Return the bytes of all checkpoints that are here."""
@@ -144,8 +144,8 @@ class Contents:
         logger.info("evicting sha256:%s from the cache", name)
         with self.lock:
             self._sizes.pop(name, None)
-        _remove(self._directory / name)
-        (self._lists / name).unlink(missing_ok=True)
+        _remove(self.directory / name)
+        (self.lists / name).unlink(missing_ok=True)
 
 
 def size_of(directory: Path) -> int:

@@ -99,30 +99,30 @@ class SharedContents(Contents):
         return sum(self._measure(name) for name in self._all())
 
     def _all(self) -> list[str]:
-        return [path.name for path in self._directory.iterdir()]
+        return [path.name for path in self.directory.iterdir()]
 
     def _measure(self, name: str) -> int:
         if name not in self._measured:
             try:
-                self._measured[name] = size_of(self._directory / name)
+                self._measured[name] = size_of(self.directory / name)
             except OSError:  # another pod has just removed it
                 return 0
         return self._measured[name]
 
     def _last_looked_up(self, name: str) -> float:
         try:
-            return (self._lists / name).stat().st_mtime
+            return (self.lists / name).stat().st_mtime
         except OSError:
             return 0.0
 
     def _adopt(self, name: str) -> None:
         """Know a checkpoint that is here, whichever pod has added it."""
-        if _DIGITS.fullmatch(name) is None or not (self._directory / name).is_dir():
+        if _DIGITS.fullmatch(name) is None or not (self.directory / name).is_dir():
             return
         with self.lock:
             self._sizes[name] = self._measure(name)
             self._since[name] = time.monotonic()
-        (self._lists / name).touch()
+        (self.lists / name).touch()
 
     def _tell(self) -> None:
         """Let go of what this pod does not need any more, and tell the others what it uses."""
