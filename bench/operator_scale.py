@@ -1,12 +1,14 @@
 """How one operator carries many pools: a burst of new ones, then a restart with all of them in place.
 
-    python bench/operator_scale.py --pools 500
+    python bench/operator_scale.py --pools 500 --adapters 5000
 
-Each pool has `replicas: 0` and one adapter, so its children are made and no pod is. A real kube-apiserver, etcd,
-controller manager and scheduler share the machine with the operator.
+Each pool has `replicas: 0` and one adapter, so its children are made and no pod is; the Adapters are attached to the
+pools in turn. A real kube-apiserver, etcd, controller manager and scheduler share the machine with the operator.
 
 create    from before the first pool is created to the last one's status
 created   the same operator once its queue is empty
+attached  the same operator once the Adapters are made, their statuses are written and its queue is empty
+change    one Adapter after the other is changed: from before the change until its status tells of it
 restart   from the start of a second operator's process to the end of the first pass over the last pool
 settled   the same operator once its queue is empty, what its watches began with taken in
 """
@@ -24,10 +26,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from statistics import median
 from typing import Any, Self
 
 import aiohttp
@@ -37,13 +40,13 @@ from graft_operator.kinds import ADAPTER_DEPLOYMENT, watched_kinds
 from graft_operator.resource.crd import CRD_FOLDER
 from kubernetes.aio.client import Configuration
 from kubernetes.aio.config import load_kube_config
+from operator_adapters import attach, change_some, create_all
 
 ROOT = Path(__file__).parents[1]
 NAMESPACE = "operator-scale"
-CREATE_AT_ONCE = 16
 POLL_SECONDS = 1.0
 """Metrics of 500 pools cost the operator some 50 ms."""
-DEADLINE_SECONDS = 600.0
+DEADLINE_SECONDS = 1800.0
 OBSERVED = "graft_operator_observed_timestamp_seconds"
 SAMPLE = re.compile(r"^(?P<name>\w+)(?:\{(?P<labels>.*)\})? (?P<value>\S+)$", re.MULTILINE)
 _COMPILED = {"PYTHONDONTWRITEBYTECODE": ""}
@@ -72,6 +75,14 @@ class Result:
     create: Usage
     created: Usage
     """The same operator once no pass runs any more; `seconds` counts that look as well."""
+    adapters: int
+    attached: Usage
+    attach_seconds: float
+    """From before the first Adapter is created until the status of each tells of it."""
+    change_seconds: Sequence[float]
+    """Of each Adapter that was changed, from before the change until its status tells of it."""
+    change_requests: Mapping[str, int]
+    """Of the operator for all of these: method → requests to the API server."""
     restart: Usage
     settled: Usage
     """The second operator once no pass runs any more."""
@@ -142,7 +153,9 @@ class OperatorProcess:
         )
 
 
-async def measure(kubeconfig: Path, namespace: str, pools: int, log: Path, profile: Path | None) -> Result:
+async def measure(
+    kubeconfig: Path, namespace: str, pools: int, adapters: int, *, log: Path, profile: Path | None
+) -> Result:
     """Both runs, in a namespace that exists and is empty."""
     configuration = Configuration()
     await load_kube_config(str(kubeconfig), client_configuration=configuration, persist_config=False)
@@ -157,6 +170,12 @@ async def measure(kubeconfig: Path, namespace: str, pools: int, log: Path, profi
             await _until(lambda: _is_settled(cluster, namespace, pools), "the pools to settle")
             await _until(lambda: _is_idle(first), "the operator to be idle")
             created = await first.usage()
+            attach_seconds = await attach(cluster, namespace, pools, adapters)
+            await _until(lambda: _is_idle(first), "the operator to be idle")
+            attached = await first.usage()
+            change_seconds = await change_some(cluster, namespace, adapters)
+            await _until(lambda: _is_idle(first), "the operator to be idle")
+            told = (await first.usage()).requests
         before = await _versions(cluster, namespace)
         with OperatorProcess(kubeconfig, namespace, log, profile=profile) as second:
             await _until(lambda: _has_observed(second), "a pass over every pool")
@@ -167,17 +186,23 @@ async def measure(kubeconfig: Path, namespace: str, pools: int, log: Path, profi
     finally:
         await cluster.close()
     changed = sum(before.get(key) != after.get(key) for key in before.keys() | after.keys())
-    return Result(pools, create, created, restart, settled, changed)
+    return Result(
+        pools=pools,
+        create=create,
+        created=created,
+        adapters=adapters,
+        attached=attached,
+        attach_seconds=attach_seconds,
+        change_seconds=change_seconds,
+        change_requests={method: count - attached.requests.get(method, 0) for method, count in told.items()},
+        restart=restart,
+        settled=settled,
+        changed=changed,
+    )
 
 
 async def _create(cluster: Cluster, namespace: str, pools: int) -> None:
-    names = iter(range(pools))
-
-    async def create_some() -> None:
-        for number in names:
-            await cluster.create(_pool(namespace, f"pool-{number}"))
-
-    await asyncio.gather(*(create_some() for _ in range(CREATE_AT_ONCE)))
+    await create_all(cluster, (_pool(namespace, f"pool-{number}") for number in range(pools)))
 
 
 def _pool(namespace: str, name: str) -> dict[str, Any]:
@@ -262,12 +287,16 @@ def _told(result: Result) -> str:
         f"{result.pools} pools, {os.cpu_count()} CPUs",
         f"{'':10} seconds  CPU s  RSS MiB  peak MiB  passes a pool  requests a pool",
     ]
-    for name in ("create", "created", "restart", "settled"):
+    for name in ("create", "created", "attached", "restart", "settled"):
         usage: Usage = getattr(result, name)
         requests = ", ".join(f"{count / result.pools:.2f} {method}" for method, count in sorted(usage.requests.items()))
         sizes = f"{usage.resident_bytes / 2**20:8.0f} {usage.peak_bytes / 2**20:9.0f}"
         passes = usage.passes / result.pools
         rows.append(f"{name:10} {usage.seconds:7.1f} {usage.cpu_seconds:6.1f} {sizes} {passes:14.2f}  {requests}")
+    if seconds := sorted(result.change_seconds):
+        each = ", ".join(f"{count / len(seconds):.2f} {method}" for method, count in result.change_requests.items())
+        rows.append(f"{result.adapters} Adapters attached in {result.attach_seconds:.1f} s")
+        rows.append(f"change: median {median(seconds):.3f} s, longest {seconds[-1]:.3f} s; requests a change: {each}")
     rows.append(f"objects that the restart changed: {result.changed}")
     return "\n".join(rows)
 
@@ -275,6 +304,7 @@ def _told(result: Result) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pools", type=int, default=500)
+    parser.add_argument("--adapters", type=int, default=0, help="attached to the pools in turn")
     parser.add_argument("--kubeconfig", type=Path, help="a cluster that runs; default: a local one of its own")
     parser.add_argument("--namespace", default=NAMESPACE, help="made if need be; must hold no pools")
     parser.add_argument("--json", type=Path, help="write the numbers here as well")
@@ -300,7 +330,9 @@ def main() -> None:
 
 
 def _run(kubeconfig: Path, options: argparse.Namespace, log: Path) -> Result:
-    return asyncio.run(measure(kubeconfig, options.namespace, options.pools, log, options.profile))
+    return asyncio.run(
+        measure(kubeconfig, options.namespace, options.pools, options.adapters, log=log, profile=options.profile)
+    )
 
 
 if __name__ == "__main__":

@@ -19,6 +19,10 @@ ROOT = Path(__file__).parents[2]
 BENCH = ROOT / "bench" / "operator_scale.py"
 POOLS = 30
 CHILDREN = 6
+ADAPTERS = 60
+"""Attached to them in turn."""
+WRITES = 3
+"""Of a change of an Adapter: the adapter set, the statuses of the Adapter and of its pool."""
 SECONDS = 10.0
 """What 500 pools may take from the start of the process until all are observed; generous for as few as these."""
 MIB = 2**20
@@ -28,13 +32,13 @@ MIB = 2**20
 def result(local_cluster: LocalCluster, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What the benchmark says; it restarts the operator once all pools have settled."""
     local_cluster.kubectl("apply", "--server-side", "-f", str(ROOT / CRD_FOLDER))
-    local_cluster.kubectl("wait", "--for=condition=Established", "crd/adapterdeployments.graft.dev", "--timeout=30s")
+    local_cluster.kubectl("wait", "--for=condition=Established", "crd", "--all", "--timeout=30s")
     local_cluster.kubectl("create", "namespace", "operator-scale")
     numbers = tmp_path_factory.mktemp("scale") / "numbers.json"
     done = subprocess.run(
         [
-            *(sys.executable, str(BENCH), "--pools", str(POOLS), "--json", str(numbers)),
-            *("--kubeconfig", str(local_cluster.kubeconfig)),
+            *(sys.executable, str(BENCH), "--pools", str(POOLS), "--adapters", str(ADAPTERS)),
+            *("--kubeconfig", str(local_cluster.kubeconfig), "--json", str(numbers)),
         ],
         check=False,
         capture_output=True,
@@ -67,6 +71,13 @@ def test_new_pools_coalesce_their_events(result: dict[str, Any]) -> None:
     """Each has some twenty events of its own: its children, their controllers' words, the echoes of our writes."""
     assert result["created"]["requests"]["PATCH"] <= POOLS * (CHILDREN + 3)
     assert result["created"]["passes"] <= POOLS * 10
+
+
+def test_a_change_of_an_adapter_costs_a_few_writes(result: dict[str, Any]) -> None:
+    changes = len(result["change_seconds"])
+    assert changes
+    assert 0 < result["change_requests"]["PATCH"] <= WRITES * changes + WRITES
+    assert result["change_requests"]["GET"] <= 1, "a look at the signing key may fall in between"
 
 
 def test_a_restart_is_fast_and_small(result: dict[str, Any]) -> None:

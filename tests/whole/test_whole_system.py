@@ -78,13 +78,24 @@ def test_a_fourth_adapter_comes_without_touching_a_pod(pool: Pool, request: pyte
 def test_an_adapter_that_a_team_attaches_answers_and_goes_with_its_object(pool: Pool, oracle: Oracle) -> None:
     before = pool.pods()
     (uri,) = pool.kubectl("get", f"ad/{demo.POOL}", "-o", "jsonpath={.spec.adapters[0].uri}").split()
-    adapter = {
-        "apiVersion": "graft.dev/v1alpha1",
-        "kind": "Adapter",
-        "metadata": {"name": "guest"},
-        "spec": {"adapterDeploymentName": demo.POOL, "uri": uri},
-    }
-    pool.kubectl("apply", "-f", "-", input=json.dumps(adapter))
+
+    def attach(expected: str) -> None:
+        adapter = {
+            "apiVersion": "graft.dev/v1alpha1",
+            "kind": "Adapter",
+            "metadata": {"name": "guest"},
+            "spec": {
+                "adapterDeploymentName": demo.POOL,
+                "uri": uri,
+                "check": {"prompt": PROMPT, "contains": expected, "maxTokens": TOKENS},
+            },
+        }
+        pool.kubectl("apply", "-f", "-", input=json.dumps(adapter))
+
+    attach("nothing of the kind")
+    pool.kubectl("wait", "--for=jsonpath={.status.reason}=CheckFailed", "adapter/guest", "--timeout=60s")
+    assert complete(pool.address, "guest", PROMPT, max_tokens=1).status == 400
+    attach(complete_text(pool, demo.FIRST[0]).strip()[:40])
     pool.kubectl("wait", "--for=condition=Ready", "adapter/guest", "--timeout=60s")
     oracle.check(demo.FIRST[0], PROMPT, TOKENS, complete_text(pool, "guest"))
     pool.kubectl("delete", "adapter", "guest", "--timeout=10s")
