@@ -100,32 +100,27 @@ def report(alias: Alias, artifact: Artifact | None) -> AdapterReport:
     if artifact is None:
         state = AdapterState.UNRESOLVED if entry.fault is None else AdapterState.FAILED
         return AdapterReport(name=entry.name, serving=serving, state=state, fault=entry.fault)
+    wanted = entry.wanted
+    assert wanted is not None, "there is a version of it"
+    fault = alias.fault_of(wanted, artifact)
+    state = AdapterState.DRAINING if alias.removed else _state(artifact, fault, checking=alias.awaits_check(wanted))
+    told = artifact.fault or fault
     return AdapterReport(
         name=entry.name,
         digest=artifact.digest,
         serving=serving,
         revision=entry.revision or entry.source.revision,
-        state=AdapterState.DRAINING if alias.removed else _state(alias, artifact),
-        fault=_fault(alias, artifact),
+        state=state,
+        fault=Fault.of(told) if told is not None else None,
         facts=artifact.facts,
         bytes=artifact.bytes,
     )
 
 
-def _state(alias: Alias, artifact: Artifact) -> AdapterState:
-    wanted = alias.entry.wanted
-    assert wanted is not None, "there is a version of it"
-    if alias.fault_of(wanted, artifact) is not None:
+def _state(artifact: Artifact, fault: GraftError | None, *, checking: bool) -> AdapterState:
+    if fault is not None:
         return AdapterState.FAILED
-    checking = artifact.state in READY_STATES and alias.awaits_check(wanted)
-    return AdapterState.CHECKING if checking else artifact.state
-
-
-def _fault(alias: Alias, artifact: Artifact) -> Fault | None:
-    wanted = alias.entry.wanted
-    assert wanted is not None, "there is a version of it"
-    fault = artifact.fault or alias.fault_of(wanted, artifact)
-    return Fault.of(fault) if fault is not None else None
+    return AdapterState.CHECKING if checking and artifact.state in READY_STATES else artifact.state
 
 
 def is_settled(alias: Alias, answering: Artifact | None) -> bool:

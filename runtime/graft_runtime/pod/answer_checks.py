@@ -80,11 +80,14 @@ class AnswerChecks:
 
     def follow(self, alias: Alias, artifact: Artifact | None) -> None:
         """Run the check of a name's wanted version once the trial mount is over; stop any other check of the name."""
-        name, check, version = alias.entry.name, alias.entry.check, alias.check_to_run
-        running = self._running.get(name)
+        name, check = alias.entry.name, alias.entry.check
+        if check is None:
+            self.stop(name)
+            return
+        version, running = alias.check_to_run, self._running.get(name)
         if running is not None and (running.alias is not alias or running.version != version):
             self.stop(name)
-        if check is None or version is None or name in self._running:
+        if version is None or name in self._running:
             return
         if artifact is not None and artifact.proven and artifact.fault is None:
             artifact.checked_for.add(name)
