@@ -205,6 +205,20 @@ class GraftError(Exception):
         self.retry_after = retry_after
         super().__init__(self.what)
 
+    def again(self) -> GraftError:
+        """Return the same fault as nobody has raised it yet, to be kept, or to be raised by who has kept it.
+
+        Python adds to an error all that those held who raised it: files, bodies of requests, connections.
+        """
+        return GraftError(
+            self.code,
+            self.what,
+            details=self.details,
+            hint=self.hint,
+            field=self.field,
+            retry_after=self.retry_after,
+        )
+
     @property
     def message(self) -> str:
         """Return the whole text without the code: what, the details, the hint."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -35,6 +36,23 @@ def give_back_what_is_freed() -> None:
             (_M_ARENA_MAX, 2),
         ):
             library.mallopt(parameter, value)
+
+
+def give_back_what_is_free() -> None:
+    """Give back what is free between pieces that are in use. It takes tens of milliseconds."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def collect_what_comes_alone() -> None:
+    """Have the garbage collector look no more at what is there now: modules, models of bodies, applications.
+
+    It looks at all once a quarter as much has been added. Until then bodies of requests that objects hold which hold
+    each other would stay.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.collect()  # the quarter counts from here
 
 
 def free_memory(proc: Path = PROC, cgroup: Path = CGROUP, limit: str | None = None) -> int:

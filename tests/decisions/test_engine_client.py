@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import gc
+import weakref
 from collections.abc import Callable
 
 import pytest
@@ -81,6 +84,22 @@ async def test_an_answer_tells_that_the_engine_is_done_whoever_still_reads() -> 
     fed.answer.fail(GraftError(ErrorCode.SHUTTING_DOWN, "the pod ends"))
     assert fed.ends == 1
     assert await fed.answer.next() == ([1, 2], "length"), "a whole answer stays one"
+
+
+async def test_an_answer_that_failed_keeps_nothing_of_who_read_it() -> None:
+    fed = Fed()
+    fed.answer.fail(GraftError(ErrorCode.SHUTTING_DOWN, "the pod ends"))
+
+    async def read() -> weakref.ref[Fed]:
+        body = Fed()
+        with contextlib.suppress(GraftError):
+            await fed.answer.next()
+            raise AssertionError("it has failed")
+        return weakref.ref(body)
+
+    reader = await read()
+    gc.collect()
+    assert reader() is None
 
 
 async def test_a_cancelled_answer_is_done_at_once() -> None:

@@ -62,3 +62,14 @@ def test_an_error_can_be_told_whatever_it_quotes() -> None:
     error = GraftError(ErrorCode.CORRUPT, "file \udcff", details=["\ud800"], hint="\udcff", field="\udcff")
     assert Fault.of(error).model_dump_json()
     assert error_response(error).status_code == 400
+
+
+def test_a_fault_is_told_again_in_the_same_words() -> None:
+    fault = GraftError(
+        ErrorCode.CORRUPT, "what", details=("one", "two"), hint="do this", field="model", retry_after=3.0
+    )
+    with pytest.raises(GraftError) as caught:
+        raise fault
+    again = caught.value.again()
+    assert again.__traceback__ is None
+    assert vars(again) == vars(fault)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import gc
+import weakref
 from typing import Any
 
 import msgspec
@@ -60,6 +63,24 @@ async def test_who_waits_for_a_name_hears_when_it_fails_or_goes(play: Any) -> No
     await played.answer()
     with pytest.raises(GraftError, match="not served here any more"):
         await going
+
+
+async def test_an_adapter_s_fault_keeps_nothing_of_those_who_are_told_it(play: Any) -> None:
+    played = play()
+    played.bad = [sha("1")]
+    await played.apply(a="1")
+    await played.answer()
+
+    async def ask() -> weakref.ref[Files]:
+        body = Files()
+        with contextlib.suppress(GraftError):
+            await played.acquire("a")
+            raise AssertionError("it has a fault")
+        return weakref.ref(body)
+
+    asked = [await ask() for _ in range(3)]
+    gc.collect()
+    assert [body() for body in asked] == [None, None, None]
 
 
 async def test_an_adapter_in_use_is_not_displaced(play: Any) -> None:

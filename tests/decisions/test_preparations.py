@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from graft_runtime.contract.checkpoints import Source
+from graft_runtime.errors import ErrorCode, GraftError
 from graft_runtime.pod import preparations
 from graft_runtime.pod.catalogue import Artifact
 from graft_runtime.pod.preparations import Preparations
@@ -37,3 +41,28 @@ async def test_a_check_without_end_is_the_adapter_s_fault_and_the_next_one_is_ma
     await until(lambda: len(prepared) == 2)
     faults = {artifact.name: artifact.fault and artifact.fault.code for artifact in prepared}
     assert faults == {"endless": "UnsafeFile", "good": None}
+
+
+async def test_an_adapter_s_fault_keeps_nothing_of_what_was_read() -> None:
+    read: list[weakref.ref[Artifact]] = []
+
+    async def failing(*_: object) -> object:
+        archive = Artifact("read", Source(uri="pvc://a/b"), "read")
+        read.append(weakref.ref(archive))
+        raise GraftError(ErrorCode.CORRUPT, "the archive can't be read") from ValueError(archive)
+
+    async def told(
+        _source: object, _kind: object, _digest: str, _name: str, failed: Callable[[GraftError], None]
+    ) -> None:
+        try:
+            await failing()
+        except GraftError as error:
+            failed(error)
+
+    work = Preparations(SimpleNamespace(fetch_until_there=told), None, 8)  # type: ignore[arg-type]
+    artifact, done = Artifact("a", Source(uri="pvc://a/b"), "a"), list[Artifact]()
+    work.start(artifact, artifact.source, done.append)
+    await until(lambda: bool(done))
+    gc.collect()
+    assert artifact.fault is not None
+    assert (artifact.fault.what, read[0]()) == ("the archive can't be read", None)

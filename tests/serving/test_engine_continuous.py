@@ -129,6 +129,27 @@ def test_memory_for_two_serves_many(engine: Any) -> None:
     assert engine.collect(events) == expected
 
 
+def test_who_holds_most_leaves_where_memory_ends(engine: Any) -> None:
+    first = [ask(f"a{index}", [*LONG, index], "a", tokens=150) for index in range(3)]
+    last = ask("b", SHORT, "b", tokens=70)
+    expected = alone(engine, *first, last)
+    flow, left = flow_of(engine), list[str]()
+    flow.runner.kv.tokens = 3 * 256 + SMALLEST_EXTENT
+    leave = flow.leave
+
+    def note(request: Any) -> None:
+        if len(request.tokens) < request.max_tokens:
+            left.append(request.name)
+        leave(request)
+
+    flow.leave = note
+    for submit in (*first, last):
+        engine.handle(submit)
+    assert engine.collect([]) == expected
+    assert left
+    assert "b" not in left, "it holds a fifth of what the other adapter's requests do"
+
+
 def test_a_short_answer_waits_for_no_long_ones_of_another_adapter(engine: Any) -> None:
     submits = [ask(f"long{index}", [*SHORT, index], "a", tokens=100) for index in range(4)] + [ask("short", SHORT, "b")]
     expected = alone(engine, *submits)

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import queue
 import re
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import UnionType
+from types import SimpleNamespace, UnionType
 from typing import Any
 
 import pytest
 from graft_runtime.contract.config import EngineConfig
+from graft_runtime.engine import process
 from graft_runtime.engine.room import ENGINE_MEBIBYTES
 from graft_runtime.errors import ErrorCode
 from graft_runtime.messages import (
@@ -184,3 +186,32 @@ def test_the_process_dies_with_its_parent() -> None:
         assert started.stdout.readline() == b"4\n", "the child has answered"
         started.kill()
         assert gone.read() == b""
+
+
+class EndedError(Exception):
+    """Ends the loop."""
+
+
+def test_an_engine_gives_back_what_is_free_once_while_nobody_asks(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+
+    class Inbox(queue.SimpleQueue[str]):
+        def get(self, block: bool = True, timeout: float | None = None) -> str:
+            if timeout is not None and told.count("calm") == 0:
+                told.append("calm")
+                raise queue.Empty
+            return super().get(block=False)
+
+    def handle(message: str) -> None:
+        told.append(message)
+        if message == "last":
+            raise EndedError
+
+    engine: Any = SimpleNamespace(busy=False, handle=handle, step=list)
+    inbox = Inbox()
+    for message in ("first", "last"):
+        inbox.put(message)
+    monkeypatch.setattr(process, "give_back_what_is_free", lambda: told.append("given back"))
+    with pytest.raises(EndedError):
+        process.run(engine, inbox, told.append)  # type: ignore[arg-type]
+    assert told == ["calm", "given back", "first", "last"]

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 from graft_runtime.errors import GraftError
-from graft_runtime.http.bodies import parse_body
+from graft_runtime.http import bodies
+from graft_runtime.http.bodies import holds_more, parse_body
 from graft_runtime.http.large_bodies import FEW_VALUES, LargeBodies
 from graft_runtime.http.routes.chat import ChatBody
 from graft_runtime.http.routes.completions import CompletionBody
@@ -27,6 +28,18 @@ MESSAGES = [{"role": "user", "content": 'a, "b" \\ [é😀]\n' * FEW_VALUES}] * 
 async def test_a_large_body_is_what_it_is_elsewhere(body: dict[str, Any], model: type[Any]) -> None:
     content = json.dumps(body).encode()
     assert await LargeBodies().parse(content, model.of) == parse_body(content, model.of)
+
+
+async def test_a_long_text_is_not_searched_for_values(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A search of mebibytes lets no other thread go on."""
+    monkeypatch.setattr(bodies, "_STRING", None)
+    content = json.dumps({"model": "a", "prompt": "b" * (8 << 20)}).encode()
+    assert parse_body(content, CompletionBody.of).model == "a"
+
+
+@pytest.mark.parametrize(("most", "more"), [(3, True), (4, False)])
+def test_marks_are_counted_as_far_as_it_matters(most: int, more: bool) -> None:
+    assert holds_more(b"a,b[c{d,e", (b",", b"[", b"{"), most) is more
 
 
 async def test_a_large_body_is_refused_as_elsewhere() -> None:

@@ -14,6 +14,7 @@ from unittest.mock import Mock
 
 import pytest
 from graft_runtime.errors import GraftError
+from graft_runtime.tokenizing import worker
 from graft_runtime.tokenizing.rendering import MAX_PROCESSES, Renderer, TemplateFaultError
 from graft_runtime.tokenizing.spawner import Spawner
 
@@ -30,6 +31,7 @@ GREEDY = {
     "loops without end": "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
     "a text without end": "{% for a in range(99999) %}{% for b in range(99999) %}12345678{% endfor %}{% endfor %}",
 }
+LASTING = "{% for a in range(900) %}{% for b in range(900) %}{% endfor %}{% endfor %}{{ messages[0].content }}"
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +56,19 @@ def test_a_template_that_takes_too_much_is_unsafe_and_the_next_one_is_rendered(
 def test_what_a_template_says_against_its_messages_is_told(renderer: Renderer) -> None:
     with pytest.raises(TemplateFaultError, match="no such role"):
         renderer.render("{{ raise_exception('no such role') }}", HI, {})
+
+
+def test_a_template_that_takes_long_lets_a_pod_go_first_that_lets_others_go_first(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    niceness = os.getpriority(os.PRIO_PROCESS, 0) + 3
+    with contextlib.closing(Renderer()) as renderer:
+        with monkeypatch.context() as patched:
+            patched.setattr(worker, "SLOW_SECONDS", 0)
+            patched.setattr(os, "getpriority", lambda *_: niceness)
+            assert renderer.render(LASTING, HI, {}) == "hi"
+        (process,) = renderer.process_ids
+        assert os.getpriority(os.PRIO_PROCESS, process) == niceness + worker.SLOW_NICENESS
 
 
 def test_a_template_keeps_its_process_and_no_more_are_kept_than_may_be() -> None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from graft_runtime.engine.requests import NEVER, Encoding, Request, Result, first_position
 from graft_runtime.engine.scheduler import PATIENT_STEPS, Scheduler
 from graft_runtime.engine.turns import Turns
+from graft_runtime.engine.ways import who_gives_room
 from graft_runtime.messages import Encode, Generate, ServedAdapter
 
 
@@ -220,6 +221,23 @@ def test_more_make_way_for_a_larger_share() -> None:
     for _ in range(9):
         names = running(queue)
     assert Counter(name[0] for name in names) == {"b": 3, "a": 1}
+
+
+def test_the_youngest_of_the_adapters_that_hold_most_gives_room() -> None:
+    def one(adapter: str, number: int, share: int = 1) -> Request:
+        message = Generate(f"{adapter}{number}", [1], 1, (ServedAdapter(adapter, 1.0),), share=share)
+        return Request(message=message, adapters=())
+
+    def leaves(*running: tuple[Request, int]) -> str:
+        return who_gives_room(running).name
+
+    assert leaves((one("a", 0), 512), (one("a", 1), 256), (one("b", 0), 256)) == "a1", "and not the youngest of all"
+    assert leaves((one("b", 0), 256), (one("a", 0), 256), (one("a", 1), 256)) == "a1"
+    assert leaves((one("b", 0), 512), (one("a", 0), 256), (one("a", 1), 512)) == "a1"
+    assert leaves((one("a", 0), 256), (one("b", 0), 256)) == "b0", "of those that hold as much, the youngest"
+    assert leaves((one("a", 0), 4096), (one("b", 0), 256)) == "b0", "the oldest goes on"
+    assert leaves((one("a", 0), 4096)) == "a0", "but for the room that it has no more alone"
+    assert leaves((one("a", 0), 256), (one("a", 1, share=4), 512), (one("b", 0), 512)) == "b0", "by their shares"
 
 
 def test_what_counts_is_tokens() -> None:

@@ -91,7 +91,9 @@ class Received:
 
     def _judged_stream(self, asked: Asked) -> tuple[Outcome, str]:
         events, _, rest = self.content.rpartition(b"\n\n")
-        told = [event.removeprefix(b"data: ") for event in events.split(b"\n\n") if event]
+        told = [
+            event.removeprefix(b"data: ") for event in events.split(b"\n\n") if event and not event.startswith(b":")
+        ]
         values = [json.loads(event) for event in told if event != b"[DONE]"]
         errors = [value for value in values if "error" in value]
         chunks = [value for value in values if "choices" in value]

@@ -11,7 +11,8 @@ import torch
 
 from graft_runtime.engine.next_tokens import next_tokens
 from graft_runtime.engine.prompts_told import tell_prompt
-from graft_runtime.engine.requests import Generation, Result
+from graft_runtime.engine.requests import Generation, Request, Result
+from graft_runtime.engine.ways import who_gives_room
 from graft_runtime.runners.decoder.attention import Piece
 from graft_runtime.runners.decoder.past import Past
 from graft_runtime.runners.decoder.runner import DecoderRunner
@@ -98,8 +99,8 @@ class PackedTurn:
 class PackedFlow:
     """First come, first served, while there are sequences, bank columns and room for keys and values.
 
-    A sequence that finds no room to grow pushes back the youngest, which starts again later from where it was. The
-    oldest always goes on: one sequence of any length fits.
+    A sequence that finds no room to grow pushes back the youngest of the adapters that hold most, which starts again
+    later from where it was. The oldest always goes on: one sequence of any length fits.
 
     Args:
         runner: takes the steps through the model.
@@ -122,17 +123,17 @@ class PackedFlow:
         return self.runner.kv.reserved
 
     def make_room(self) -> list[Generation]:
-        pushed_back: list[Generation] = []
+        before, pushed_back = self.requests, set[Request]()
         for running in list(self._running):
             while running in self._running and running.place.capacity < running.request.length:
                 larger = self.runner.kv.grow(running.place, running.request.length, running.done)
                 if larger is not None:
                     running.place = larger
                 else:
-                    youngest = self._running[-1].request
-                    self.leave(youngest)
-                    pushed_back.insert(0, youngest)
-        return pushed_back
+                    leaving = who_gives_room([(one.request, one.place.capacity) for one in self._running])
+                    self.leave(leaving)
+                    pushed_back.add(leaving)
+        return [request for request in before if request in pushed_back]
 
     def start(self, waiting: Sequence[Generation]) -> Sequence[Generation]:
         for count, request in enumerate(waiting):
@@ -145,7 +146,7 @@ class PackedFlow:
         alone = [[running] for running in self._running if running.request.alone]
         return [PackedTurn(self, running) for running in [together, *alone] if running]
 
-    def leave(self, request: Generation) -> None:
+    def leave(self, request: Request) -> None:
         running = next(running for running in self._running if running.request is request)
         self._running.remove(running)
         if running.kept:

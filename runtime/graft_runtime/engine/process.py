@@ -16,6 +16,7 @@ import torch
 
 from graft_runtime.engine.engine import Engine, EngineBrokenError
 from graft_runtime.engine.loader import LoaderThreads, Outcome
+from graft_runtime.memory import give_back_what_is_free
 from graft_runtime.messages import FRAME_HEADER_BYTES, MAX_FRAME_BYTES, Command, decode_command, encode_events
 
 logger = logging.getLogger(__name__)
@@ -23,6 +24,9 @@ logger = logging.getLogger(__name__)
 EXIT_PARENT_GONE = 0
 EXIT_BROKEN = 1
 EXIT_BAD_MESSAGE = 2
+
+CALM_SECONDS = 0.5
+"""So long nothing came: what was freed is given back then, which would hold up a step."""
 
 Inbox = queue.SimpleQueue[Command | Outcome]
 
@@ -49,11 +53,20 @@ def run(engine: Engine, inbox: Inbox, send: Callable[[bytes], None]) -> NoReturn
     """Run the step loop: handle everything that came, then do a step; sleep only while there is nothing to do."""
     while True:
         if not engine.busy:
-            engine.handle(inbox.get())
+            engine.handle(_wait(inbox))
         while not inbox.empty():
             engine.handle(inbox.get())
         if events := engine.step():
             send(encode_events(events))
+
+
+def _wait(inbox: Inbox) -> Command | Outcome:
+    """Return what comes next."""
+    try:
+        return inbox.get(timeout=CALM_SECONDS)
+    except queue.Empty:
+        give_back_what_is_free()
+        return inbox.get()
 
 
 def _read(stream: BinaryIO, inbox: Inbox) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Self, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, StrictInt, ValidationError
@@ -20,6 +20,8 @@ MAX_LEVELS = 64
 """Of objects and lists in one body: schemas of objects in objects take three each."""
 LARGEST_INTEGER = 2**63 - 1
 """What numbers of a request are held in beyond this process."""
+_BEGINNINGS = (b",", b"[", b"{")
+"""Of values; some may be text."""
 _SURROGATE = re.compile(rb"\\u[dD]")
 """Half of a character may hide behind it, which is no text: it can't be tokenized or sent back."""
 _STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
@@ -81,7 +83,7 @@ def parse_object_body(content: bytes) -> dict[str, Any]:
         value = parse_object(
             content, "the request's body", ErrorCode.INVALID_REQUEST, constant=float, levels=MAX_LEVELS
         )
-        if _SURROGATE.search(content):
+        if b"\\" in content and _SURROGATE.search(content):
             json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
         raise _no_object(f"the request's body holds text that is none: {error}") from None
@@ -100,16 +102,28 @@ def shown(value: Any) -> str:
     return cut(json.dumps(value, ensure_ascii=False, default=str), 80)
 
 
+def holds_more(content: bytes, marks: Sequence[bytes], most: int) -> bool:
+    """Return whether there are more than so many of these bytes, at a glance where there are few in a long text."""
+    for mark in marks:
+        at = content.find(mark)
+        while at >= 0:
+            most -= 1
+            if most < 0:
+                return True
+            at = content.find(mark, at + 1)
+    return False
+
+
 def _no_object(what: str) -> GraftError:
     return invalid(None, what, "send one JSON object with Content-Type: application/json")
 
 
 def _check_size(content: bytes) -> None:
     """Check how many values there are before room is made for them. Raises GraftError: InvalidRequest."""
-    if len(content) <= MAX_VALUES:
+    if len(content) <= MAX_VALUES or not holds_more(content, _BEGINNINGS, MAX_VALUES):
         return
     outside = _STRING.sub(b"", content)
-    if (values := sum(map(outside.count, (b",", b"[", b"{")))) > MAX_VALUES:
+    if (values := sum(map(outside.count, _BEGINNINGS))) > MAX_VALUES:
         raise invalid(None, f"the request's body holds about {values} values, expected at most {MAX_VALUES}")
 
 

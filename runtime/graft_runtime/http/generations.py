@@ -162,7 +162,7 @@ class Generations:
     async def _until_the_end(self) -> NoReturn:
         await self._ending.wait()
         assert self._reason is not None
-        raise self._reason
+        raise self._reason.again()
 
     async def _collect(self, record: _Record, generation: Generation, words: Words) -> dict[str, Any]:
         pieces: list[list[Piece]] = [[] for _ in generation.choices]

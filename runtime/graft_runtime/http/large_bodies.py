@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from graft_runtime.errors import ErrorCode, GraftError
-from graft_runtime.http.bodies import Parsed, invalid, parse_body, parse_object_body
+from graft_runtime.http.bodies import Parsed, holds_more, invalid, parse_body, parse_object_body
 from graft_runtime.threads import Threads
 from graft_runtime.tokenizing.worker import TakesTooMuchError, Workers, limit_processor
 
@@ -49,7 +49,7 @@ class LargeBodies:
         Raises:
             GraftError: InvalidRequest, UnsupportedParameter; NoCapacity, when no process can be started.
         """
-        if sum(map(content.count, (b",", b"[", b"{", b"\\"))) <= FEW_VALUES:
+        if not holds_more(content, (b",", b"[", b"{", b"\\"), FEW_VALUES):
             return await self._few.run(parse_body, content, build)
         return build(await self._many.run(self._checked, content, build))
 

@@ -29,6 +29,7 @@ from graft_runtime.http.api_keys import ApiKeys
 from graft_runtime.http.app import api_app, control_app, probe_app
 from graft_runtime.http.connections import Connection
 from graft_runtime.http.generations import Generations
+from graft_runtime.memory import collect_what_comes_alone
 from graft_runtime.pod.adapters import NamedAdapters
 from graft_runtime.pod.answer_checks import CHECKS_AT_ONCE
 from graft_runtime.pod.engine_port import EnginePort
@@ -105,6 +106,7 @@ async def serve(config: RuntimeConfig, places: Places, uid: str, address: str, e
         "pod": _task(pod.run()),
         **({"keys": _task(keys.follow())} if keys is not None else {}),
     }
+    collect_what_comes_alone()
     try:
         status = await _until_the_end(tasks)
         if status is None:

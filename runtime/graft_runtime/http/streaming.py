@@ -40,6 +40,7 @@ async def unless(work: Coroutine[Any, Any, Result], *ends: Coroutine[Any, Any, N
         for task in (working, *ending):
             task.cancel()
         await asyncio.gather(working, *ending, return_exceptions=True)
+        del working, ending, task  # each holds what it raised, and what is raised holds this frame
 
 
 async def disconnected(receive: Receive) -> NoReturn:

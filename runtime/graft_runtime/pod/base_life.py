@@ -194,7 +194,7 @@ class BaseLife:
         if self._serving is None:
             fault = self._fault
             if fault is not None and (self._final or not fault.code.retried):
-                raise GraftError(fault.code, fault.what, hint=fault.hint)
+                raise fault.again()
             why = f": {fault.what}" if fault is not None else ""
             raise GraftError(ErrorCode.NOT_READY, f"the base model is not loaded yet{why}", hint="try again")
         return self._serving
@@ -266,5 +266,5 @@ class BaseLife:
         self._become(BaseState.FETCHING if error.code.passes else BaseState.FAILED, error)
 
     def _become(self, state: BaseState, fault: GraftError | None = None) -> None:
-        self._state, self._fault = state, fault
+        self._state, self._fault = state, fault and fault.again()
         self._changed()

@@ -74,7 +74,7 @@ class Answer:
         if self._fault is None:
             return tokens, self._finish
         if not tokens:
-            raise self._fault
+            raise self._fault.again()
         self._news.set()  # the fault comes after what was there before it
         return tokens, None
 
@@ -177,7 +177,7 @@ class EngineClient:
             answer.fail(error)
         for told in self._passes.values():
             if not told.done():
-                told.set_exception(error)
+                told.set_exception(error.again())
 
     def cancel(self, request: str) -> bool:
         """Have the engine stop a request; return False where that has ended already."""
@@ -188,7 +188,7 @@ class EngineClient:
 
     def _started(self, make: Callable[[str], Generate | Encode]) -> str:
         if self._refusal is not None:
-            raise self._refusal
+            raise self._refusal.again()
         name = str(next(self._numbers))
         self.send(make(name))
         if not self.pending:

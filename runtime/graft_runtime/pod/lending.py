@@ -92,7 +92,7 @@ class Lending:
             if fault is None and artifact.residence is not Residence.MOUNTED:
                 fault = artifact.fault
             if fault is not None:
-                raise fault
+                raise fault.again()
         return [artifact for alias, artifact in pairs if not (artifact.lendable and alias.may_be_lent)]
 
     def _lend(self, alias: Alias, artifact: Artifact, tier: Tier | None) -> Lease:

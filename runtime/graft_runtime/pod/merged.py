@@ -86,7 +86,7 @@ class MergedAdapters:
 
     def base_failed(self, error: GraftError) -> None:
         """Report the base's fault as that of every adapter in it."""
-        self._faults = dict.fromkeys(self._parts, error)
+        self._faults = dict.fromkeys(self._parts, error.again())
         self._tell()
 
     @property
@@ -221,7 +221,7 @@ class MergedAdapters:
 
     async def _fetch_one(self, part: MergePart, digest: str, failed: Callable[[GraftError], None]) -> bool:
         def refuse(error: GraftError) -> None:
-            self._faults[part.name] = error
+            self._faults[part.name] = error.again()
             self._changed(part.name)
             failed(error)
 

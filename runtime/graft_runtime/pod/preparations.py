@@ -56,7 +56,7 @@ class Preparations:
 
     async def _prepare(self, artifact: Artifact, prepared: Callable[[Artifact], None]) -> None:
         def failed(error: GraftError) -> None:
-            artifact.fault = error
+            artifact.fault = error.again()
             prepared(artifact)
 
         name = artifact.name

@@ -24,6 +24,7 @@ START_SECONDS = 300.0
 SLOW_SECONDS = 0.25
 """Of one question: whoever takes longer lets all others of this machine go first from then on."""
 SLOW_NICENESS = 5
+"""Beside that of this process."""
 UNSAFE_SECONDS = 60.0
 """So long a file that has ended its process is not asked again."""
 IDLE_SECONDS = 30.0
@@ -186,7 +187,8 @@ class _Worker:
         write_frame(self._talk, question)
         if yields and is_silent(self._talk.fileno(), SLOW_SECONDS):
             with contextlib.suppress(OSError):
-                os.setpriority(os.PRIO_PROCESS, self.process_id, SLOW_NICENESS)
+                niceness = os.getpriority(os.PRIO_PROCESS, os.getpid()) + SLOW_NICENESS
+                os.setpriority(os.PRIO_PROCESS, self.process_id, niceness)
         return read_frame(self._talk, deadline)
 
     @property

@@ -62,3 +62,19 @@ def test_the_operator_is_answered_while_hostile_files_are_read(
     assert pod.push(pod.set_of(generation + 1, good)).status == 200
     assert pod.status().adapter_set.generation == generation + 1
     assert {report.name for report in pod.status().adapters} == {"good"}
+
+
+def test_a_template_that_takes_all_time_or_memory_is_its_adapter_s_fault_alone(pod: Any, workshop: Workshop) -> None:
+    generation = 1 + pod.status().adapter_set.generation
+    *bad, slow = [pod.entry(one.name, one) for one in workshop.templates()]
+    good = pod.entry("good", workshop.good(f"good{generation}", generation))
+    assert pod.push(pod.set_of(generation, *bad, slow, good)).status == 200
+    wait_until(lambda: pod.report("good").ready, "the good one waits for no other", seconds=30)
+    wait_until(lambda: all(pod.report(one.name).fault for one in bad), "each is refused", seconds=90)
+    wait_until(lambda: pod.report(slow.name).ready, "one that takes no more than it may serves", seconds=30)
+    for entry in bad:
+        assert pod.report(entry.name).fault.code == ErrorCode.UNSAFE_FILE
+        assert pod.complete(entry.name).status >= 400
+    said = {"model": "good", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 2}
+    assert pod.post("/v1/chat/completions", said).status == 200
+    assert pod.process.poll() is None

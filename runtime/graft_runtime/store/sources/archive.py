@@ -31,7 +31,11 @@ _Files = dict[str, tuple[Callable[[], IO[bytes]], int]]
 _HEADER_BYTES = 1 << 20
 """The most that one header of a tar archive may take; pieces of files are read in pieces of at most this size."""
 _DIRECTORY_BYTES = 4 << 20
-"""The most that the directory of a zip, or all headers of a tar archive together, may take."""
+"""The most that all headers of a tar archive together may take."""
+_ENTRY_BYTES = 512
+"""Of one entry of a zip's directory, with its name: it is read before its entries can be counted."""
+_COMMENT_BYTES = 1 << 17
+"""The end of a zip, where its directory is looked for."""
 
 
 @contextlib.contextmanager
@@ -130,7 +134,9 @@ def open_archive(uri: str, file: IO[bytes], caps: Caps) -> ArchiveDirectory:
 
 
 def _zip_files(uri: str, file: IO[bytes], caps: Caps, limit: int) -> _Files:
-    archive = zipfile.ZipFile(cast(IO[bytes], _ShortReads(file, uri)))
+    content = _ShortReads(file, uri, max(_COMMENT_BYTES, caps.entries * _ENTRY_BYTES))
+    archive = zipfile.ZipFile(cast(IO[bytes], content))
+    content.most = None
     files: _Files = {}
     infos = archive.infolist()
     _check_totals(uri, caps, limit, [info.file_size for info in infos])
@@ -189,16 +195,22 @@ def _safe_path(uri: str, name: str, taken: Iterable[str]) -> str:
 
 
 class _ShortReads:
-    """The file of a zip archive, whose directory is read whole before anybody can look at it."""
+    """The file of a zip archive, whose directory is read whole before anybody can look at it.
 
-    def __init__(self, file: IO[bytes], uri: str) -> None:
-        self._file, self._uri = file, uri
+    Args:
+        most: bytes that the directory may take; None once it is read.
+    """
+
+    def __init__(self, file: IO[bytes], uri: str, most: int | None) -> None:
+        self._file, self._uri, self.most = file, uri, most
         self.seek, self.tell, self.seekable, self.close = file.seek, file.tell, file.seekable, file.close
 
     def read(self, size: int = -1) -> bytes:
-        content = self._file.read(size if 0 <= size <= _DIRECTORY_BYTES else _DIRECTORY_BYTES + 1)
-        if len(content) > _DIRECTORY_BYTES:
-            _unsafe(self._uri, f"its directory takes more than {_DIRECTORY_BYTES} bytes")
+        if self.most is None:
+            return self._file.read(size)
+        content = self._file.read(size if 0 <= size <= self.most else self.most + 1)
+        if len(content) > self.most:
+            _unsafe(self._uri, f"its directory takes more than {self.most} bytes")
         return content
 
 
