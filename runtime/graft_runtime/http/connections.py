@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
+import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 HEAD_SECONDS = 20.0
@@ -13,6 +15,15 @@ AGAIN_SECONDS = 10.0
 """A client that has been answered makes way so much later than one that was not: it is likely to ask again."""
 READING_SECONDS = 30.0
 """For a client to read on, once as much of an answer waits for it as is kept, or once the answer has ended."""
+READ_BYTES = 32 << 10
+"""Read at a time: as long a head at most is taken, and half as much again."""
+MAX_HEAD_BYTES = 16 << 10
+"""Of a head that is not whole after the first of these reads."""
+MAX_FIELDS = 256
+"""Of one head."""
+FEW_PIECES = 1024
+PIECE_BYTES = 64
+"""At least, on an average, of a body of more pieces: each takes as long as a kilobyte of a large one."""
 
 
 class Connection(H11Protocol):
@@ -29,6 +40,10 @@ class Connection(H11Protocol):
     has been answered. None while the client waits."""
     _head: asyncio.TimerHandle | None = None
     _reading: asyncio.TimerHandle | None = None
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.conn = _Requests(h11.SERVER, MAX_HEAD_BYTES)
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         assert self.limit_concurrency is not None, "each port has a limit"
@@ -60,7 +75,9 @@ class Connection(H11Protocol):
     def data_received(self, data: bytes) -> None:
         if self._refused:
             return
-        super().data_received(data)
+        for start in range(0, len(data), READ_BYTES):
+            if not self.transport.is_closing():
+                super().data_received(data[start : start + READ_BYTES])
         if self.cycle is not None and not self.cycle.response_complete:
             if self._head is not None:
                 self._head.cancel()
@@ -111,3 +128,22 @@ class Connection(H11Protocol):
         self._reading = None
         if self.transport.get_write_buffer_size():
             self.transport.abort()
+
+
+class _Requests(h11.Connection):
+    """The requests of a connection. One that takes much of this process' time and brings little is refused."""
+
+    _pieces, _bytes = 0, 0
+    """Of the body that comes."""
+
+    def next_event(self) -> Any:
+        event = super().next_event()
+        if isinstance(event, h11.Request):
+            self._pieces = self._bytes = 0
+            if len(event.headers) > MAX_FIELDS:
+                raise h11.RemoteProtocolError(f"a head has more than {MAX_FIELDS} fields")
+        elif isinstance(event, h11.Data):
+            self._pieces, self._bytes = self._pieces + 1, self._bytes + len(event.data)
+            if self._pieces > FEW_PIECES and self._bytes < PIECE_BYTES * self._pieces:
+                raise h11.RemoteProtocolError(f"a body comes in pieces of less than {PIECE_BYTES} bytes")
+        return event

@@ -108,6 +108,31 @@ def test_a_client_that_asks_again_and_again_keeps_its_connection(pod: Any) -> No
             assert kept.sock.getsockname() == own
 
 
+def in_pieces(size: int, count: int) -> bytes:
+    """Return a request whose body comes in so many pieces of so many bytes, most of them blanks."""
+    head = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n"
+    body = b'{"model":"tiny","prompt":"hello"}'.ljust(size * count)
+    pieces = (body[start : start + size] for start in range(0, len(body), size))
+    return head + b"".join(b"%x\r\n%s\r\n" % (size, piece) for piece in pieces) + b"0\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    ("size", "count", "status"), [(1, 900, 200), (100, 5000, 200), (1, 5000, 400), (16, 5000, 400)]
+)
+def test_a_body_in_many_small_pieces_is_refused(pod: Any, size: int, count: int, status: int) -> None:
+    with connected(pod) as (connection,):
+        connection.sendall(in_pieces(size, count))
+        assert received(connection).startswith(b"HTTP/1.1 %d " % status)
+
+
+@pytest.mark.parametrize(("fields", "status"), [(200, 200), (300, 400), (5000, 400)])
+def test_a_head_of_many_fields_is_refused(pod: Any, fields: int, status: int) -> None:
+    with connected(pod) as (connection,):
+        head = b"GET /v1/models HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
+        connection.sendall(head + b"a:b\r\n" * fields + b"\r\n")
+        assert received(connection).startswith(b"HTTP/1.1 %d " % status)
+
+
 def test_a_storm_of_bad_requests_is_a_line_now_and_then(pod: Any) -> None:
     before = pod.log.count("Invalid HTTP request")
     for _ in range(300):
