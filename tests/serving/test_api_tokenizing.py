@@ -86,6 +86,16 @@ def test_small_files_that_are_nonsense_are_faults(
     assert caught.value.code in {"Corrupt", "UnsafeFile"}
 
 
+def test_end_tokens_without_end_are_a_fault(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    generation = tmp_path / "generation_config.json"
+    generation.write_text(json.dumps({"eos_token_id": [*range(256)]}))
+    assert len(read_defaults(tmp_path, tokenizer.token_id, "it").stop_tokens) == 256
+    generation.write_text(json.dumps({"eos_token_id": [*range(1 << 18)]}))
+    with pytest.raises(GraftError, match="names 262144 end tokens, expected at most 256") as caught:
+        read_defaults(tmp_path, tokenizer.token_id, "it")
+    assert caught.value.code == "UnsafeFile"
+
+
 def test_values_that_mean_nothing_say_nothing(tokenizer: Tokenizer, tmp_path: Path) -> None:
     (tmp_path / "tokenizer_config.json").write_text('{"chat_template": 7, "eos_token": []}')
     generation = (

@@ -18,6 +18,8 @@ MODEL_FILE = "config.json"
 TEXT_CONFIGS = ("decoder", "generator", "text_config")
 """Parts of config.json that may hold the values of a text model; Transformers looks at them in this order."""
 MAX_TEMPLATE_CHARACTERS = 256 * 1024
+MAX_END_TOKENS = 256
+"""Of one checkpoint: all of them go with each request."""
 SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "max_new_tokens")
 LARGEST = 2**31 - 1
 """Of numbers that mean something: token ids, and as many tokens."""
@@ -60,6 +62,9 @@ def read_defaults(
     generation = read_small_file(directory / GENERATION_FILE, label)
     ends = _of_the_model(read_small_file(directory / MODEL_FILE, label)) if base and not generation else generation
     stops = _as_ids(ends.get("eos_token_id"))
+    if len(stops) > MAX_END_TOKENS:
+        what = f"{GENERATION_FILE} of {label} names {len(stops)} end tokens, expected at most {MAX_END_TOKENS}"
+        raise GraftError(ErrorCode.UNSAFE_FILE, what, hint="name those that end an answer in `eos_token_id`")
     eos = text_of(token_names.get("eos_token"))
     if eos is not None and (found := token_id(eos)) is not None:
         stops.add(found)
