@@ -59,10 +59,10 @@ class Told:
     @property
     def answers(self) -> bool:
         """Tell whether the version that is to answer does."""
-        answering = self.entry.answering
-        if answering is None:
-            return False
-        return answering.digest in {self.report.serving, self.report.digest if self.report.ready else None}
+        answering = self.entry.answering_digest
+        return answering is not None and (
+            answering == self.report.serving or (self.report.ready and answering == self.report.digest)
+        )
 
     @property
     def is_of_wanted(self) -> bool:

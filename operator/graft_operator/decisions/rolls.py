@@ -45,7 +45,7 @@ def _names_answered(observed: Observed, pod: PodView) -> Iterable[str]:
 
 
 def _require(plan: AdapterPlan, names: frozenset[str]) -> AdapterPlan:
-    if plan.entry is None or plan.entry.answering is None:
+    if plan.entry is None or plan.entry.answering_digest is None:
         return plan
     required = plan.entry.name in names
     if required == plan.entry.required:

@@ -72,6 +72,11 @@ class AdapterEntry(Wire):
         )
 
     @property
+    def answering_digest(self) -> Digest | None:
+        """Return the digest of the version that is to answer under the name; None while there is none."""
+        return self.serving.digest if self.serving is not None else self.digest
+
+    @property
     def answering(self) -> AdapterVersion | None:
         """Return the version that is to answer under the name; None while there is none."""
         return self.serving or self.wanted

@@ -80,7 +80,7 @@ class Mounting:
 
     def _pin(self, artifact: Artifact, pinned: Sequence[AdapterEntry]) -> None:
         """Pin the version that is to answer under one of these entries' names."""
-        pinning = [entry for entry in pinned if entry.answering and entry.answering.digest == artifact.digest]
+        pinning = [entry for entry in pinned if entry.answering_digest == artifact.digest]
         artifact.pinned = bool(pinning)
         followed = bool(pinning) and all(entry.digest != artifact.digest for entry in pinning)
         artifact.successor = self.get(pinning[0].digest) if followed else None
