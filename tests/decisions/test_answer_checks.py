@@ -9,6 +9,7 @@ import pytest
 from graft_runtime.contract.answer_check import AnswerCheck
 from graft_runtime.contract.status import AdapterState
 from graft_runtime.errors import ErrorCode, GraftError
+from graft_runtime.pod.answer_checks import CHECKS_AT_ONCE
 
 from tests.support.played_engine import sha
 
@@ -163,3 +164,22 @@ async def test_a_new_version_is_checked_where_pinned_ones_hold_every_place(play:
     await played.apply(a="2", pinned=["a"], checks={"a": CHECK})
     await played.work()
     assert (await played.acquire("a")).digest == sha("2")
+
+
+async def test_checks_take_a_few_places_of_a_pod_whatever_they_ask(play: Any) -> None:
+    played, asked, go_on = play(limit=8), [], asyncio.Event()
+
+    async def ask(name: str, check: AnswerCheck) -> str:
+        asked.append(name)
+        await go_on.wait()
+        return "4"
+
+    played.residency.answer_checks(lambda checked: ask)
+    names = "abcdef"
+    await played.apply(**dict(zip(names, "123456", strict=True)), checks=dict.fromkeys(names, CHECK))
+    await played.work()
+    assert len(asked) == CHECKS_AT_ONCE
+    go_on.set()
+    await played.settle()
+    assert sorted(asked) == list(names), "each once"
+    assert all(played.residency.report(name).ready for name in names)
