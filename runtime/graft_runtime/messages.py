@@ -159,6 +159,8 @@ class Encode(_Message, frozen=True, tag=True, array_like=True):
     """Empty: the base model."""
     types: list[int] | None = None
     """Token types, as many as ids, for a pair of texts; None: one text."""
+    pooled: bool = False
+    """One vector for the text is made of its hidden states; it is not scaled."""
 
 
 class Cancel(_Message, frozen=True, tag=True, array_like=True):
@@ -289,7 +291,8 @@ class Encoded(_Message, frozen=True, tag=True, array_like=True):
     """What the model says of one text, or the fault.
 
     By the base's task, as logits: labels [labels], labels of each token [tokens, labels], start and end of an answer
-    [2, tokens]; or, where it has no head, hidden states [tokens, features]. The last dimension changes first.
+    [2, tokens]; or, where it has no head, hidden states [tokens, features], pooled [features]. The last dimension
+    changes first.
     """
 
     request: str

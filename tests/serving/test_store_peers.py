@@ -28,6 +28,8 @@ from graft_runtime.store.network import Pace
 from graft_runtime.store.peers import PeerPods
 from graft_runtime.store.sources import Sources
 
+from tests.support.shelf import embedder
+
 FILES = {"adapter_config.json": b"{}", "adapter_model.safetensors": b"w" * 5000}
 LIST = tuple(
     CheckpointFile(path=name, size=len(data), sha256=hashlib.sha256(data).hexdigest()) for name, data in FILES.items()
@@ -135,6 +137,26 @@ async def test_a_checkpoint_comes_from_the_pod_that_has_it(cache: Cache, pods: A
         say(handler, b"", 404)
 
     assert await fetched(cache, pods(nothing), pods(honest))
+
+
+async def test_folders_of_modules_come_from_another_pod(cache: Cache, pods: Any) -> None:
+    files = embedder()
+    listed = tuple(
+        CheckpointFile(path=name, size=len(data), sha256=hashlib.sha256(data).hexdigest())
+        for name, data in sorted(files.items())
+    )
+
+    def answer(handler: BaseHTTPRequestHandler) -> None:
+        name = handler.path.removeprefix(f"/checkpoints/{digest_of(listed)}").removeprefix("/")
+        say(handler, files[name] if name else CheckpointFiles(files=listed).canonical_json())
+
+    known = PeerPods(cache, PACE)
+    known.introduce(Peers(peers=(pods(answer),)))
+    cached = await known.fetch(digest_of(listed), "model")
+    known.close()
+    assert cached is not None
+    assert (cached.directory / "2_Dense" / "model.safetensors").read_bytes() == files["2_Dense/model.safetensors"]
+    assert cache.files(cached.digest) == CheckpointFiles(files=listed), "it can be handed on"
 
 
 @pytest.mark.parametrize(

@@ -26,3 +26,15 @@ def filled(shelf: Path, **options: Any) -> Sources:
     for name in ("a", "b", "c"):
         write_adapter(shelf / name, name)
     return Sources((MOUNT,), {"shelf": shelf}, **options)
+
+
+def embedder() -> dict[str, bytes]:
+    """Return the files of a base model with sentence-transformers' modules, as far as the store looks."""
+    return {
+        "config.json": b"{}",
+        "model.safetensors": b"weights",
+        "modules.json": b"[]",
+        "1_Pooling/config.json": b'{"pooling_mode": "mean"}',
+        "2_Dense/config.json": b"{}",
+        "2_Dense/model.safetensors": b"more weights",
+    }

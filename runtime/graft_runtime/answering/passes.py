@@ -48,8 +48,13 @@ class Passes:
     def __init__(self, generator: Generator, encode: EncodeText) -> None:
         self._generator, self._encode = generator, encode
 
-    async def run(self, request: TextRequest, task: Task) -> Passed:
+    async def run(self, request: TextRequest, task: Task, *, pooled: bool = False) -> Passed:
         """Return what the model that a request names says of its texts.
+
+        Args:
+            request: with its texts.
+            task: that the base must be loaded for.
+            pooled: one vector is made of the hidden states of each text.
 
         Raises:
             GraftError: InvalidRequest where the base is loaded for another task; else as `Generator.start`.
@@ -57,13 +62,15 @@ class Passes:
         async with self._generator.ready(request, generates=False) as ready:
             check_task(ready.base, ready.model, task)
             target, field = ready.target, request.prompts.field
-            encode = partial(request.prompts.encode, target.text_format, ready.model, ready.context)
+            pooling = ready.base.pooling
+            context = min(ready.context, pooling.max_tokens or ready.context) if pooling else ready.context
+            encode = partial(request.prompts.encode, target.text_format, ready.model, context)
             characters = request.prompts.characters
             texts = await self._generator.threads.run(target.text_format, ready.base.text_format, characters, encode)
             for ids in texts:
-                check_count(len(ids), ready.context, field)
+                check_count(len(ids), context, field)
                 check_ids(ids, target.vocabulary_size, field)
-            makes = [partial(Encode, ids=ids, adapters=target.adapters) for ids in texts]
+            makes = [partial(Encode, ids=ids, adapters=target.adapters, pooled=pooled) for ids in texts]
             outputs = await all_of([self._encode(make) for make in makes])
             return Passed(ready.model, ready.digest, ready.base, outputs, sum(map(len, texts)))
 

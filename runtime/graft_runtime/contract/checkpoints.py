@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
+from fnmatch import fnmatchcase
 from typing import Annotated
 
 from pydantic import Field
@@ -18,8 +21,8 @@ MODEL_NAME_MAX = 127
 ModelName = Annotated[str, Field(pattern=rf"^{_PART}(/{_PART})?$", min_length=1, max_length=MODEL_NAME_MAX)]
 """A base model's: one that the Hub knows as `OWNER/NAME` keeps its name."""
 
-# The digest of a checkpoint covers the files that match these patterns, at the top of its directory.
-# A change of either list gives the same directory another digest.
+# The digest of a checkpoint covers the files that match these patterns, at the top of its directory, or in a folder of
+# it where the pattern names one. A change of either list gives the same directory another digest.
 ADAPTER_FILE_PATTERNS = (
     "adapter_config.json",
     "adapter_model.safetensors",
@@ -50,7 +53,32 @@ MODEL_FILE_PATTERNS = (
     "spm.model",
     "chat_template.jinja",
     "chat_template.json",
+    # what sentence-transformers makes of hidden states
+    "modules.json",
+    "sentence_bert_config.json",
+    "[0-9]_Pooling/config.json",
+    "[0-9]_Dense/config.json",
+    "[0-9]_Dense/model.safetensors",
 )
+_MODULE_FOLDER = "[0-9]_[A-Za-z]+"
+"""Sentence-transformers' number and class of a module: the only folders whose files belong to a checkpoint."""
+
+
+def is_module_folder(name: str) -> bool:
+    """Tell whether files in a folder of this name may belong to a checkpoint."""
+    return re.fullmatch(_MODULE_FOLDER, name) is not None
+
+
+def may_belong(path: str) -> bool:
+    """Tell whether a file may belong to a checkpoint: at the top of its directory, or in the folder of a module."""
+    folder, inside, name = path.rpartition("/")
+    return name not in {"", ".", ".."} and "\0" not in name and (not inside or is_module_folder(folder))
+
+
+def matches(path: str, patterns: Iterable[str]) -> bool:
+    """Tell whether a path matches one of the patterns, in which `*` stands for no slash."""
+    folders = path.count("/")
+    return any(pattern.count("/") == folders and fnmatchcase(path, pattern) for pattern in patterns)
 
 
 class Source(Wire):
@@ -63,7 +91,7 @@ class Source(Wire):
 class CheckpointFile(Wire):
     """One file of a checkpoint."""
 
-    path: str = Field(pattern=r"^[^/\x00]+$", max_length=255)
+    path: str = Field(pattern=rf"^({_MODULE_FOLDER}/)?[^/\x00]+$", max_length=255)
     size: int = Field(ge=0)
     """Bytes."""
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")

@@ -47,7 +47,8 @@ def check_encode(message: Encode, task: Task, types: int) -> None:
     types_fit = not message.types or (
         len(message.types) == len(message.ids) and all(0 <= each < types for each in message.types)
     )
-    if not (message.ids and types_fit and _finite(message.adapters)):
+    pools = not message.pooled or task is Task.FEATURE_EXTRACTION
+    if not (message.ids and types_fit and pools and _finite(message.adapters)):
         raise GraftError(ErrorCode.INVALID_REQUEST, "an empty text, or a value that has no meaning")
 
 

@@ -23,7 +23,7 @@ class OnePass:
 
     def run(self) -> list[Result]:
         """Encode each row."""
-        rows = [EncoderRow(one.message.ids, one.adapters, one.message.types) for one in self.requests]
+        rows = [_row(one) for one in self.requests]
         outputs = self._flow.runner.run(rows)
         return [_result(request, output) for request, output in zip(self.requests, outputs, strict=True)]
 
@@ -69,6 +69,11 @@ class OnePassFlow:
     def leave(self, request: Encoding) -> None:
         self.requests.remove(request)
         self.runner.bank.release(request.adapters)
+
+
+def _row(request: Encoding) -> EncoderRow:
+    message = request.message
+    return EncoderRow(message.ids, request.adapters, message.types, message.pooled)
 
 
 def _result(request: Encoding, output: torch.Tensor) -> Result:

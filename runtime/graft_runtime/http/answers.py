@@ -204,6 +204,31 @@ class Classification(_Answer):
     usage: Usage
 
 
+class Embedding(Shape):
+    """The vector of one text."""
+
+    object: Literal["embedding"]
+    index: int
+    embedding: list[float] | str
+    """Numbers, or the base64 of 32-bit floats, the lowest byte first."""
+
+
+class EmbeddingUsage(Shape):
+    """Tokens of texts."""
+
+    prompt_tokens: int
+    total_tokens: int
+
+
+class EmbeddingList(Shape):
+    """The answer of /v1/embeddings."""
+
+    object: Literal["list"]
+    data: list[Embedding]
+    model: str
+    usage: EmbeddingUsage
+
+
 class Model(Shape):
     """A model that may be asked: the base, the merge or an adapter."""
 

@@ -29,6 +29,7 @@ from graft_runtime.http.openapi import openapi
 from graft_runtime.http.routes.chat import ChatBody, chat_router
 from graft_runtime.http.routes.classify import ClassifyBody, classify_router
 from graft_runtime.http.routes.completions import CompletionBody, completions_router
+from graft_runtime.http.routes.embeddings import EmbeddingBody, embeddings_router
 from graft_runtime.http.routes.models import models_router
 from graft_runtime.http.routes.server import server_router
 from graft_runtime.http.routes.tokens import DetokenizeBody, TokenizeChat, TokenizeText, tokens_router
@@ -41,6 +42,7 @@ logger = logging.getLogger(__name__)
 BODIES: Mapping[str, Sequence[type[Body]]] = {
     "/v1/completions": (CompletionBody,),
     "/v1/chat/completions": (ChatBody,),
+    "/v1/embeddings": (EmbeddingBody,),
     "/classify": (ClassifyBody,),
     "/tokenize": (TokenizeText, TokenizeChat),
     "/detokenize": (DetokenizeBody,),
@@ -57,12 +59,13 @@ def api_app(pod: Pod, models: Models, generations: Generations, generator: Gener
 
     Where the pool asks for keys, all of it is behind them.
     """
-    app = _app(error_response)
+    app, passes = _app(error_response), Passes(generator, pod.engine.encode)
     for router in (
         models_router(models, pod.adapters, lambda: pod.base.context_length),
         completions_router(generations),
         chat_router(generations),
-        classify_router(generations, Passes(generator, pod.engine.encode)),
+        embeddings_router(generations, passes),
+        classify_router(generations, passes),
         tokens_router(generations, generator),
         server_router(pod),
     ):

@@ -57,7 +57,7 @@ def checkpoints_router(pod: Pod) -> APIRouter:
             return _not_here(digest)
         return Response(files.canonical_json(), media_type="application/json")
 
-    @router.get("/{name}")
+    @router.get("/{name:path}")
     async def get_file(digest: str, name: str) -> Response:
         cached, files = _needed(pod, digest), pod.cache.files(digest)
         file = next((file for file in files.files if file.path == name), None) if files is not None else None

@@ -111,7 +111,7 @@ class Generations:
         route: str,
         body: type[AnyBody],
         run: Callable[[AnyBody, Caller], Coroutine[Any, Any, Passed]],
-        word: Callable[[Passed], dict[str, Any]],
+        word: Callable[[AnyBody, Passed], dict[str, Any]],
     ) -> Response:
         """Return the answer of a route that makes no text.
 
@@ -119,10 +119,10 @@ class Generations:
             route: its name in logs and metrics.
             body: what it takes.
             run: has the model pass the texts of a body.
-            word: the answer.
+            word: makes the answer of a body's texts.
 
         Raises:
-            GraftError: what `read` and `run` raise.
+            GraftError: what `read`, `run` and `word` raise.
             ClientGoneError: nobody waits for the answer any more.
         """
         record = _Record(route)
@@ -132,7 +132,7 @@ class Generations:
             caller = caller_of(request)
             record.name, record.key = getattr(parsed, "model", None), caller.name
             passed = await unless(run(parsed, caller), disconnected(request.receive), self._until_the_end())
-            record.generation, answer = passed, word(passed)
+            record.generation, answer = passed, word(parsed, passed)
         record.status = 200
         self._ended(record)
         return JSONResponse(answer, headers=_headers(passed, ()))

@@ -17,6 +17,7 @@ from graft_runtime.http.answers import (
     Classification,
     Completion,
     CompletionChunk,
+    EmbeddingList,
     Error,
     Model,
     ModelList,
@@ -31,6 +32,7 @@ _SCHEMAS = "#/components/schemas/"
 ANSWERS: Mapping[str, type[Shape] | None] = {
     "/v1/completions": Completion,
     "/v1/chat/completions": ChatCompletion,
+    "/v1/embeddings": EmbeddingList,
     "/classify": Classification,
     "/v1/models": ModelList,
     "/v1/models/{name}": Model,

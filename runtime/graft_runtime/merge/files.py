@@ -12,7 +12,6 @@ import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from graft_runtime.adapters.files import CONFIG_FILE, WEIGHTS_FILE
 from graft_runtime.adapters.layout import BaseLayout
 from graft_runtime.base.files import INDEX_FILE, SINGLE_FILE, not_a_model, weight_files
 from graft_runtime.base.quantised_files import check_full
-from graft_runtime.contract.checkpoints import MODEL_FILE_PATTERNS
+from graft_runtime.contract.checkpoints import MODEL_FILE_PATTERNS, matches
 from graft_runtime.durable import PARTIAL_SUFFIX, replacing, write_whole
 from graft_runtime.errors import ErrorCode, GraftError
 from graft_runtime.merge.addend import Addend
@@ -235,7 +234,9 @@ def _is_of(path: Path, record: Mapping[str, Any]) -> bool:
 def _copy_small_files(base: Path, output: Path, *, indexed: bool) -> None:
     """Copy all files but the weights and config.json; copy the index unless the output has its own."""
     patterns = [pattern for pattern in MODEL_FILE_PATTERNS if pattern not in ("config.json", "*.safetensors")]
-    names = [path.name for path in base.iterdir() if any(fnmatchcase(path.name, pattern) for pattern in patterns)]
+    paths = (path.relative_to(base).as_posix() for each in ("*", "*/*") for path in base.glob(each))
+    names = [path for path in paths if matches(path, patterns)]
     single = (output / SINGLE_FILE).exists()  # an index beside it is of something else
     for name in sorted(name for name in names if name != INDEX_FILE or (indexed and not single)):
+        (output / name).parent.mkdir(exist_ok=True)
         write_whole(output / name, (base / name).read_bytes())

@@ -13,6 +13,7 @@ from transformers.utils import logging as transformers_logging
 
 from graft_runtime.adapters.layout import BaseLayout
 from graft_runtime.base.files import check_weights, not_a_model
+from graft_runtime.base.pooling import Pooling, read_pooling
 from graft_runtime.base.quantised_files import config_of, saved_quantization
 from graft_runtime.contract.quantizations import Quantization
 from graft_runtime.contract.tasks import Task
@@ -45,6 +46,8 @@ class BaseModel:
     """Rows of the input embedding: every id below is safe to submit."""
     quantization: Quantization | None = None
     """Of the weights of linear modules; None: they are full."""
+    pooling: Pooling | None = None
+    """Of one that embeds."""
 
     @property
     def modules(self) -> BaseModules:
@@ -123,6 +126,7 @@ def load_base(
         context_length=_context_length(config, max_sequence_length),
         vocabulary_size=layout.vocabulary,
         quantization=quantization,
+        pooling=read_pooling(directory, name) if task is Task.FEATURE_EXTRACTION else None,
     )
 
 

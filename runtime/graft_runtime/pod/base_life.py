@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from graft_runtime.base.labels import Labels, read_labels
+from graft_runtime.base.pooling import Pooling, read_pooling
 from graft_runtime.contract.config import RuntimeConfig
 from graft_runtime.contract.status import BaseReport, BaseState
 from graft_runtime.contract.tasks import Task
@@ -44,6 +45,8 @@ class LoadedBase:
     text_format: TextFormat
     labels: Labels | None = None
     """Of one that classifies texts."""
+    pooling: Pooling | None = None
+    """Of one that embeds."""
 
 
 class BaseLife:
@@ -114,16 +117,13 @@ class BaseLife:
         self._engine.send(self._start(cached.directory, merge))
         try:
             text_format, loaded = await self._loaded(cached, merge)
-            classifies = loaded.task is Task.SEQ_CLS
-            labels = (
-                await asyncio.to_thread(read_labels, cached.directory, self._config.base_model.name)
-                if classifies
-                else None
+            labels, pooling = await asyncio.to_thread(
+                _answers_of, cached.directory, loaded.task, self._config.base_model.name
             )
         except GraftError as error:
             await self._fail(error)
             return
-        self._serving = LoadedBase(cached, loaded, text_format.text_format, labels)
+        self._serving = LoadedBase(cached, loaded, text_format.text_format, labels, pooling)
         self._text_formats.base_loaded(text_format)
         self.serving_since = asyncio.get_running_loop().time()
         name = self._config.served_name
@@ -268,3 +268,9 @@ class BaseLife:
     def _become(self, state: BaseState, fault: GraftError | None = None) -> None:
         self._state, self._fault = state, fault and fault.again()
         self._changed()
+
+
+def _answers_of(directory: Path, task: Task, name: str) -> tuple[Labels | None, Pooling | None]:
+    """Read what is made of the outputs of a base that makes no text. Blocking. Raises GraftError: NotAModel."""
+    labels = read_labels(directory, name) if task is Task.SEQ_CLS else None
+    return labels, read_pooling(directory, name) if task is Task.FEATURE_EXTRACTION else None

@@ -18,6 +18,7 @@ from graft_runtime.errors import ErrorCode, GraftError
 from graft_runtime.model.hooks import AdapterModules
 from graft_runtime.model.load import BaseModel
 from graft_runtime.model.module_tree import HEADS
+from graft_runtime.model.pooling import Pooler
 from graft_runtime.model.rows import RowAdapter
 from graft_runtime.runners.padding import declared_padding, padded, padding_mask
 from graft_runtime.runners.runner import Runner
@@ -34,11 +35,13 @@ class EncoderRow:
         ids: token ids.
         adapters: the bank holds them.
         types: token types, as many as ids, for a pair of texts; None: one text.
+        pooled: one vector is to be made of its hidden states.
     """
 
     ids: Sequence[int]
     adapters: tuple[RowAdapter, ...] = ()
     types: Sequence[int] | None = None
+    pooled: bool = False
 
 
 class EncoderRunner(Runner):
@@ -54,13 +57,15 @@ class EncoderRunner(Runner):
         self.sharing = Sharing(side="right")
         with torch.inference_mode():
             self.sharing = try_sharing(base, self._plain)
+            self._pooler = self._make_pooler()
 
     def run(self, rows: Sequence[EncoderRow]) -> list[torch.Tensor]:
         """Return what the model says of each row.
 
         Returns:
             By the base's task: sequence classification [labels], token classification [tokens, labels], question
-            answering [2, tokens] (start, end), all of them logits; feature extraction [tokens, features].
+            answering [2, tokens] (start, end), all of them logits; feature extraction [tokens, features], pooled
+            [features].
         """
         made: dict[int, torch.Tensor] = {}
         for group in self._groups(rows):
@@ -99,6 +104,14 @@ class EncoderRunner(Runner):
             groups.setdefault((length, row.adapters if apart else ()), []).append(index)
         return list(groups.values())
 
+    def _make_pooler(self) -> Pooler | None:
+        """Return what makes vectors, where the base embeds. Whether a state sees ahead is tried on the model."""
+        base = self._base
+        if base.pooling is None:
+            return None
+        first, second = (self._plain([self.sharing.ended([0, last])], None)[0][0] for last in (0, 1))
+        return Pooler(base.pooling, sees_ahead=not torch.equal(first, second), name=base.name, device=base.device)
+
     def _plain(self, rows: Sequence[Sequence[int]], side: str | None) -> list[torch.Tensor]:
         return self._computed([EncoderRow(ids) for ids in rows], side)
 
@@ -135,6 +148,9 @@ class EncoderRunner(Runner):
                 output = torch.stack([made.start_logits[index, span], made.end_logits[index, span]])
             case _:
                 output = made.last_hidden_state[index, span]
+                if row.pooled:
+                    assert self._pooler is not None, "the base embeds"
+                    output = self._pooler.vector(output)
         return output
 
 

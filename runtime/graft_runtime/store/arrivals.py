@@ -16,7 +16,7 @@ from typing import IO
 from graft_runtime.contract.checkpoints import CheckpointFile
 from graft_runtime.durable import sync
 from graft_runtime.errors import ErrorCode, GraftError
-from graft_runtime.store.contents import Contents
+from graft_runtime.store.contents import Contents, files_in
 from graft_runtime.store.sources import Directory
 from graft_runtime.store.sources.directory import Spool
 
@@ -74,6 +74,7 @@ class Arrival:
             return self.records[name]
         target = self.directory / name
         hasher, size, announced = hashlib.sha256(), 0, source.size(name)
+        target.parent.mkdir(exist_ok=True)
         with source.open_file(name) as opened, self.create(target, "xb") as file:
             while chunk := _read(opened.read, source.uri, name):
                 self.write(file, chunk)
@@ -82,6 +83,8 @@ class Arrival:
                 if announced is not None and size > announced:
                     raise _broke_off(source.uri, name, f"it changed while it was read: it had {announced} bytes")
         sync(target)  # its name must not outlive its bytes when the node loses power
+        if target.parent != self.directory:
+            sync(target.parent)
         target.chmod(0o444)
         record = CheckpointFile(path=name, size=size, sha256=hasher.hexdigest())
         source.check(record, target)
@@ -90,8 +93,8 @@ class Arrival:
 
     def sweep(self) -> None:
         """Remove what is not whole."""
-        for path in self.directory.iterdir():
-            if path.name not in self.records:
+        for path in files_in(self.directory):
+            if path.relative_to(self.directory).as_posix() not in self.records:
                 path.unlink()
         whole = sum(record.size for record in self.records.values())
         self.contents.give_back(self.taken - whole)

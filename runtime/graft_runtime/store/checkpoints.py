@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
-from fnmatch import fnmatchcase
 from typing import Literal
 
 from graft_runtime.adapters import files as adapter_files
 from graft_runtime.base import files as base_files
-from graft_runtime.contract.checkpoints import ADAPTER_FILE_PATTERNS, MODEL_FILE_PATTERNS, CheckpointFile
+from graft_runtime.contract.checkpoints import ADAPTER_FILE_PATTERNS, MODEL_FILE_PATTERNS, CheckpointFile, matches
 
 Kind = Literal["adapter", "model"]
 
@@ -21,10 +20,10 @@ def digest_of(files: Iterable[CheckpointFile]) -> str:
 
 
 def select_files(names: Sequence[str], kind: Kind, uri: str, folders: Sequence[str] = ()) -> list[str]:
-    """Choose the files of a checkpoint among the names in its directory.
+    """Choose the files of a checkpoint among the paths in its directory.
 
     Args:
-        names: what the directory holds.
+        names: what the directory holds, and its folders of modules.
         kind: what it ought to be.
         uri: how errors call it.
         folders: those in it that hold a checkpoint, for the hint.
@@ -33,7 +32,7 @@ def select_files(names: Sequence[str], kind: Kind, uri: str, folders: Sequence[s
         GraftError: NotAnAdapter, NotAModel, UnsafeFile.
     """
     patterns = ADAPTER_FILE_PATTERNS if kind == "adapter" else MODEL_FILE_PATTERNS
-    selected = [name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns)]
+    selected = [name for name in names if matches(name, patterns)]
     check = adapter_files.check_present if kind == "adapter" else base_files.check_present
     check(names, uri, folders)
     return selected

@@ -6,7 +6,7 @@ import contextlib
 import logging
 import shutil
 import threading
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -82,7 +82,7 @@ class Contents:
         with self.lock:
             if name not in self._sizes:
                 partial.replace(target)
-                target.chmod(0o555)
+                _set_mode(target, 0o555)
                 self._sizes[name] = size
         sync(self.directory)
         return target, size
@@ -149,10 +149,27 @@ class Contents:
 
 
 def size_of(directory: Path) -> int:
-    """Return the bytes of the files in a directory."""
-    return sum(path.stat().st_size for path in directory.iterdir())
+    """Return the bytes of the files in the directory of a checkpoint, and in its folders."""
+    return sum(path.stat().st_size for path in files_in(directory))
+
+
+def files_in(directory: Path) -> Iterator[Path]:
+    """Give the files in the directory of a checkpoint, and in its folders."""
+    for path in directory.iterdir():
+        if path.is_dir():
+            yield from path.iterdir()
+        else:
+            yield path
+
+
+def _set_mode(directory: Path, mode: int) -> None:
+    """Set the permissions of the directory of a checkpoint, and of its folders."""
+    directory.chmod(mode)
+    for path in directory.iterdir():
+        if path.is_dir():
+            path.chmod(mode)
 
 
 def _remove(directory: Path) -> None:
-    directory.chmod(0o755)
+    _set_mode(directory, 0o755)
     shutil.rmtree(directory, ignore_errors=True)

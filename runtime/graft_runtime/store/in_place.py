@@ -6,11 +6,10 @@ import contextlib
 import hashlib
 import os
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from io import FileIO
 from pathlib import Path
 
-from graft_runtime.contract.checkpoints import CheckpointFile
+from graft_runtime.contract.checkpoints import CheckpointFile, matches
 from graft_runtime.errors import ErrorCode, GraftError
 from graft_runtime.store.arrivals import Arrivals
 from graft_runtime.store.cache import Cached, disk_fault
@@ -19,7 +18,8 @@ from graft_runtime.store.contents import Contents
 from graft_runtime.store.sources import Sources
 from graft_runtime.store.sources.mounted import MountedDirectory, Stamp
 
-WEIGHTS = "*.safetensors"
+WEIGHTS = ("*.safetensors",)
+"""Those of modules in folders are small, and copied."""
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ class InPlaceCheckpoints:
             arrival = stack.enter_context(self._arrivals.arrive(uri, None, None))
             weights: list[HeldFile] = []
             for name in select_files(names, "model", uri, folders):
-                if not fnmatchcase(name, WEIGHTS):
+                if not matches(name, WEIGHTS):
                     arrival.copy_file(source, name)
                     continue
                 file = stack.enter_context(source.open_file(name))

@@ -39,7 +39,7 @@ class ClassifyBody(Body):
         return TextRequest(texts_of(self.input, special_tokens=special, field="input"), caller, model=self.model)
 
 
-def classified(passed: Passed) -> dict[str, Any]:
+def classified(_: ClassifyBody, passed: Passed) -> dict[str, Any]:
     """Return the answer."""
     tokens, labels = passed.prompt_tokens, passed.base.labels
     assert labels is not None, "the base classifies"

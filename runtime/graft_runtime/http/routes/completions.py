@@ -21,12 +21,13 @@ _PROMPT = f"a string, a list of strings, a list of token ids, or a list of such 
 _ITEMS = {str: "a string", list: "a list of token ids", int: "a token id, which is a whole number from 0"}
 
 
-def checked(prompt: Any, field: str = "prompt") -> Prompt:
+def checked(prompt: Any, field: str = "prompt", most: int = MAX_PROMPTS) -> Prompt:
     """Return a prompt that is one. Its first item decides what all must be, and the first fault ends it.
 
     Args:
         prompt: as the body has it.
         field: of the body, which holds it.
+        most: prompts that there may be.
 
     Raises:
         GraftError: InvalidRequest.
@@ -36,8 +37,8 @@ def checked(prompt: Any, field: str = "prompt") -> Prompt:
     if not isinstance(prompt, list):
         raise invalid(field, f"`{field}` is {shown(prompt)}, expected {_PROMPT}", f"change `{field}`")
     kind = type(prompt[0]) if prompt else str
-    if kind is not int and len(prompt) > MAX_PROMPTS:
-        raise invalid(field, f"`{field}` has {len(prompt)} prompts, expected at most {MAX_PROMPTS}", "send fewer")
+    if kind is not int and len(prompt) > most:
+        raise invalid(field, f"`{field}` has {len(prompt)} prompts, expected at most {most}", "send fewer")
     _check_items(field, prompt, kind if kind in _ITEMS else str)
     for at, ids in enumerate(prompt if kind is list else ()):
         _check_items(f"{field}[{at}]", ids, int)

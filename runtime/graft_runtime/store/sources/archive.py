@@ -18,7 +18,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, NoReturn, Self, cast
 
-from graft_runtime.contract.checkpoints import CheckpointFile
+from graft_runtime.contract.checkpoints import CheckpointFile, may_belong
 from graft_runtime.errors import ErrorCode, GraftError
 from graft_runtime.store.download import Download
 from graft_runtime.store.sources.directory import Access, Caps, Place, Spool
@@ -85,8 +85,8 @@ class ArchiveDirectory:
         self._files = {path.partition("/")[2] if inside else path: opened for path, opened in files.items()}
 
     def names(self) -> list[str]:
-        """Return the files at the directory's top, sorted."""
-        return sorted(path for path in self._files if "/" not in path)
+        """Return the files at the directory's top, and in its folders of modules, sorted."""
+        return sorted(filter(may_belong, self._files))
 
     def folders_with(self, file: str) -> list[str]:
         """Return the directory's folders that hold `file`."""

@@ -18,7 +18,7 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import build_hf_headers, validate_repo_id  # type: ignore[attr-defined]
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from graft_runtime.contract.checkpoints import CheckpointFile
+from graft_runtime.contract.checkpoints import CheckpointFile, may_belong
 from graft_runtime.contract.schemes import HUB, listed
 from graft_runtime.errors import ErrorCode, GraftError
 from graft_runtime.store.download import Download, describe, raise_for_status
@@ -88,9 +88,9 @@ class HubDirectory:
         self._prefix = f"{address.folder}/" if address.folder else ""
 
     def names(self) -> list[str]:
-        """Return the files at the top of the folder, sorted."""
+        """Return the files at the top of the folder, and in its folders of modules, sorted."""
         below = (path.removeprefix(self._prefix) for path in self._files if path.startswith(self._prefix))
-        return sorted(name for name in below if name and "/" not in name and "\0" not in name)
+        return sorted(filter(may_belong, below))
 
     def folders_with(self, file: str) -> list[str]:
         """Return the directory's folders that hold `file`: what the URI may have meant."""

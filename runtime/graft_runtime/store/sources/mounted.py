@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
 
-from graft_runtime.contract.checkpoints import CheckpointFile
+from graft_runtime.contract.checkpoints import CheckpointFile, is_module_folder
 from graft_runtime.errors import ErrorCode, GraftError
 from graft_runtime.store.sources.directory import Access, Place
 
@@ -75,9 +75,17 @@ class MountedDirectory:
         self.identity = self._identity(settled_seconds)
 
     def names(self) -> list[str]:
-        """Return the names of what is in the directory, sorted. Raises GraftError: SourceUnavailable."""
+        """Return the names of what is in the directory, and in its folders of modules, sorted.
+
+        Raises:
+            GraftError: UnsafeFile, Unreadable, SourceUnavailable.
+        """
         try:
-            return sorted(os.listdir(self._descriptor))
+            names = os.listdir(self._descriptor)
+            for folder in filter(self._holds_module, [*names]):
+                with self._in_folder(folder) as descriptor:
+                    names += [f"{folder}/{name}" for name in os.listdir(descriptor)]
+            return sorted(names)
         except OSError as error:
             raise _unavailable(self.uri, f"it can't be listed: {error.strerror}") from error
 
@@ -101,12 +109,14 @@ class MountedDirectory:
         Raises:
             GraftError: UnsafeFile, Unreadable, SourceUnavailable.
         """
-        try:
-            descriptor = os.open(name, _FILE_FLAGS, dir_fd=self._descriptor)
-        except OSError as error:
-            if error.errno == errno.ELOOP:
-                raise _link(self.uri, name) from None
-            raise _not_opened(self.uri, error, name, name, self._descriptor) from error
+        folder, _, leaf = name.rpartition("/")
+        with self._in_folder(folder) as parent:
+            try:
+                descriptor = os.open(leaf, _FILE_FLAGS, dir_fd=parent)
+            except OSError as error:
+                if error.errno == errno.ELOOP:
+                    raise _link(self.uri, name) from None
+                raise _not_opened(self.uri, error, name, leaf, parent) from error
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             os.close(descriptor)
@@ -118,6 +128,26 @@ class MountedDirectory:
         """Return the bytes of a file, holes included."""
         stamp = self._stamp(name)
         return stamp.size if stamp is not None else None
+
+    def _holds_module(self, name: str) -> bool:
+        if not is_module_folder(name):
+            return False
+        try:
+            return stat.S_ISDIR(os.stat(name, dir_fd=self._descriptor, follow_symlinks=False).st_mode)
+        except OSError:
+            return False
+
+    @contextlib.contextmanager
+    def _in_folder(self, name: str) -> Iterator[int]:
+        """Open a folder of the directory, or give the directory itself where there is no name. Through no link."""
+        if not name:
+            yield self._descriptor
+            return
+        descriptor = _open_directory(self._descriptor, name, self.uri, name)
+        try:
+            yield descriptor
+        finally:
+            os.close(descriptor)
 
     def _stamp(self, name: str) -> Stamp | None:
         try:

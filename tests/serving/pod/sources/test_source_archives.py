@@ -21,6 +21,8 @@ from graft_runtime.store.sources import Sources
 from graft_runtime.store.sources.archive import open_archive
 from graft_runtime.store.sources.directory import Caps
 
+from tests.support.shelf import embedder
+
 CONFIG, WEIGHTS = b'{"peft_type": "LORA"}', bytes(range(256)) * 1024
 FILES = {"adapter_config.json": CONFIG, "adapter_model.safetensors": WEIGHTS}
 SMALL = Caps(archive_bytes=1 << 20, content_bytes=1 << 21, entries=20, ratio=10, free_bytes=1 << 20)
@@ -106,6 +108,16 @@ def test_an_adapter_in_an_archive(
     assert {path.name: path.read_bytes() for path in cached.directory.iterdir()} == FILES
     assert cached.revision is None
     assert unfinished() == []
+
+
+@pytest.mark.parametrize("folder", ["", "base/"])
+def test_folders_of_modules_come_with_a_base(
+    web: Any, archives: Callable[[], Sources], cache: Cache, folder: str
+) -> None:
+    files = embedder() | {"onnx/config.json": b"{}", "1_Pooling/deep/config.json": b"{}"}
+    web.files["/base.zip"] = zipped(*((folder + name, content) for name, content in files.items()))
+    copied = cache.copy(archives(), f"{web.url}/base.zip", "model").directory
+    assert {path.relative_to(copied).as_posix() for path in copied.rglob("*") if path.is_file()} == {*embedder()}
 
 
 def test_the_token_goes_below_its_prefix_alone(web: Any, archives: Callable[[], Sources], cache: Cache) -> None:

@@ -22,6 +22,8 @@ from graft_runtime.store.fetches import Fetches, retry_seconds
 from graft_runtime.store.peers import PeerPods
 from graft_runtime.store.sources import Sources
 
+from tests.support.shelf import embedder
+
 URI = "hf://acme/sql"
 CONFIG_PATH = "/acme/sql/resolve/{}/adapter_config.json"
 
@@ -298,7 +300,24 @@ def test_an_answer_that_is_no_listing_is_told(hub: Any, sources: Sources, cache:
     assert refusal(cache, sources).code == "SourceUnavailable"
 
 
-@pytest.mark.parametrize("path", ["../adapter_model.safetensors", "/etc/passwd.safetensors", "a/../../b.safetensors"])
+def test_folders_of_modules_come_with_a_base_and_others_do_not(hub: Any, sources: Sources, cache: Cache) -> None:
+    others = {"onnx/config.json": b"{}", "1_Pooling/README.md": b"words", "0_A/1_Pooling/config.json": b"{}"}
+    hub.put("acme/embedder", hub.commit, embedder() | others, "main")
+    copied = cache.copy(sources, "hf://acme/embedder", "model").directory
+    files = {path.relative_to(copied).as_posix(): path.read_bytes() for path in copied.rglob("*") if path.is_file()}
+    assert files == embedder()
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "../adapter_model.safetensors",
+        "/etc/passwd.safetensors",
+        "a/../../b.safetensors",
+        "1_Dense/../model.safetensors",
+        "../2_Dense/model.safetensors",
+    ],
+)
 def test_a_listing_cannot_name_files_elsewhere(hub: Any, sources: Sources, cache: Cache, path: str) -> None:
     hub.put("acme/evil", hub.commit, {"config.json": b"{}", "model.safetensors": b"w", path: b"evil"}, "main")
     cached = cache.copy(sources, "hf://acme/evil", "model")
