@@ -65,7 +65,7 @@ def test_all_modules_are_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("modules", "configs", "why"),
     [
-        ([], {}, "of nothing"),
+        ([], {}, "the modules of none"),
         ({}, {}, "no list of modules"),
         ("[", {}, "not valid JSON"),
         ([TRANSFORMER], {}, "the modules Transformer"),

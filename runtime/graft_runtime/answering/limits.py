@@ -24,12 +24,13 @@ def check_generates(base: LoadedBase, model: str) -> None:
         )
 
 
-def check_task(base: LoadedBase, model: str, task: Task) -> None:
-    """Check that the base is loaded for a task. Raises GraftError: InvalidRequest."""
-    if base.loaded.task is not task:
+def check_task(base: LoadedBase, model: str, *tasks: Task) -> None:
+    """Check that the base is loaded for one of these tasks. Raises GraftError: InvalidRequest."""
+    if base.loaded.task not in tasks:
+        expected = " or ".join(tasks)
         raise GraftError(
             ErrorCode.INVALID_REQUEST,
-            f"`{model}` can't answer this: its base model is loaded for {base.loaded.task}, expected {task}",
+            f"`{model}` can't answer this: its base model is loaded for {base.loaded.task}, expected {expected}",
             hint="send this request to a pool whose base model is of that task",
             field="model",
         )

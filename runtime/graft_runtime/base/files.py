@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from pathlib import Path
+from typing import Any
 
 from graft_runtime.adapters.strict_json import parse_object
 from graft_runtime.errors import ErrorCode, GraftError, shown
@@ -34,6 +35,33 @@ def read_config(directory: Path, name: str) -> bytes:
         raise not_a_model(name, f"its config.json can't be read: {error.strerror}") from None
     if len(text) > MAX_CONFIG_BYTES:
         raise not_a_model(name, f"its config.json has over {MAX_CONFIG_BYTES} bytes")
+    return text
+
+
+def read_object(path: Path, name: str) -> dict[str, Any]:
+    """Return the JSON object in a file beside or below the config.json of a base model.
+
+    Args:
+        path: of the file.
+        name: how errors call the base model.
+
+    Raises:
+        GraftError: NotAModel.
+    """
+    return parse_object(read_text(path, name), f"{path.name} of base model `{name}`", ErrorCode.NOT_A_MODEL)
+
+
+def read_text(path: Path, name: str) -> bytes:
+    """Return what is in such a file. Raises GraftError: NotAModel."""
+    shown = f"{path.parent.name}/{path.name}"
+    try:
+        with path.open("rb") as file:
+            text = file.read(MAX_CONFIG_BYTES + 1)
+    except OSError as error:
+        hint = "copy the files and folders of the model whole, as they are and not as links"
+        raise not_a_model(name, f"its {shown} can't be read: {error.strerror}", hint) from None
+    if len(text) > MAX_CONFIG_BYTES:
+        raise not_a_model(name, f"its {shown} has over {MAX_CONFIG_BYTES} bytes")
     return text
 
 

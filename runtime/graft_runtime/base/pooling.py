@@ -12,12 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from graft_runtime.adapters.strict_json import parse_object
-from graft_runtime.base.files import MAX_CONFIG_BYTES, not_a_model
+from graft_runtime.base.files import CONFIG_FILE, not_a_model, read_object, read_text
 from graft_runtime.errors import ErrorCode
 
 MODULES_FILE = "modules.json"
 TRANSFORMER_FILE = "sentence_bert_config.json"
-CONFIG_FILE = "config.json"
 _HINT = (
     "serve a model whose modules are Transformer, Pooling, Dense and Normalize, in that order; or leave modules.json "
     "out of its checkpoint, which then has the pooling of its kind"
@@ -79,21 +78,22 @@ def read_pooling(directory: Path, name: str) -> Pooling:
         return Pooling()
     modules = _modules(directory, name)
     kinds = [kind for kind, _ in modules]
-    rest = kinds[2:-1] if kinds[-1] == "Normalize" else kinds[2:]
+    scales = kinds[-1:] == ["Normalize"]
+    rest = kinds[2:-1] if scales else kinds[2:]
     if kinds[:2] != ["Transformer", "Pooling"] or set(rest) - {"Dense"} or modules[0][1] != directory:
-        raise not_a_model(name, f"its modules.json has the modules {', '.join(kinds) or 'of nothing'}", _HINT)
+        raise not_a_model(name, f"its modules.json has the modules {', '.join(kinds) or 'of none'}", _HINT)
     dense = [_dense(folder, name) for kind, folder in modules if kind == "Dense"]
-    return Pooling(_modes(modules[1][1], name), dense, kinds[-1] == "Normalize", _max_tokens(directory, name))
+    return Pooling(_modes(modules[1][1], name), dense, scales, _max_tokens(directory, name))
 
 
 def _modules(directory: Path, name: str) -> list[tuple[str, Path]]:
     """Return the class and the folder of each module, but for those that do nothing to what is not trained."""
-    content = b'{"modules": %b}' % _content(directory / MODULES_FILE, name)
+    content = b'{"modules": %b}' % read_text(directory / MODULES_FILE, name)
     entries = parse_object(content, f"modules.json of base model `{name}`", ErrorCode.NOT_A_MODEL)["modules"]
     if not isinstance(entries, list) or not all(_is_module(entry) for entry in entries):
         raise not_a_model(name, "its modules.json is no list of modules with `type` and `path`", _HINT)
     modules = [(entry["type"].rpartition(".")[2], directory / entry["path"]) for entry in entries]
-    return [module for module in modules if module[0] != "Dropout"] or [("nothing", directory)]
+    return [module for module in modules if module[0] != "Dropout"]
 
 
 def _is_module(entry: Any) -> bool:
@@ -105,7 +105,7 @@ def _is_module(entry: Any) -> bool:
 
 
 def _modes(folder: Path, name: str) -> list[str]:
-    config = _config(folder, name)
+    config = read_object(folder / CONFIG_FILE, name)
     told = config.get("pooling_mode")
     if told is None:
         told = [mode for key, mode in _OLD_MODES.items() if config.get(key) is True] or "mean"
@@ -116,7 +116,7 @@ def _modes(folder: Path, name: str) -> list[str]:
 
 
 def _dense(folder: Path, name: str) -> Dense:
-    config = _config(folder, name)
+    config = read_object(folder / CONFIG_FILE, name)
     activation = config.get("activation_function", "torch.nn.modules.activation.Tanh")
     kind = str(activation).rpartition(".")[2]
     of_vectors = {config.get(key) or _VECTOR for key in ("module_input_name", "module_output_name")} == {_VECTOR}
@@ -131,28 +131,9 @@ def _dense(folder: Path, name: str) -> Dense:
 def _max_tokens(directory: Path, name: str) -> int | None:
     if not (directory / TRANSFORMER_FILE).exists():
         return None
-    text = _content(directory / TRANSFORMER_FILE, name)
-    config = parse_object(text, f"{TRANSFORMER_FILE} of base model `{name}`", ErrorCode.NOT_A_MODEL)
+    config = read_object(directory / TRANSFORMER_FILE, name)
     if config.get("do_lower_case") is True:
         what = f"its {TRANSFORMER_FILE} asks for `do_lower_case`"
         raise not_a_model(name, what, "have its tokenizer do so, and save it again")
     most = config.get("max_seq_length")
     return most if isinstance(most, int) and most > 0 else None
-
-
-def _config(folder: Path, name: str) -> dict[str, Any]:
-    text = _content(folder / CONFIG_FILE, name)
-    return parse_object(text, f"{folder.name}/{CONFIG_FILE} of base model `{name}`", ErrorCode.NOT_A_MODEL)
-
-
-def _content(path: Path, name: str) -> bytes:
-    try:
-        with path.open("rb") as file:
-            text = file.read(MAX_CONFIG_BYTES + 1)
-    except OSError as error:
-        what = f"its {path.parent.name}/{path.name} can't be read: {error.strerror}"
-        hint = "copy the folders that modules.json names as well, as folders and not as links"
-        raise not_a_model(name, what, hint) from None
-    if len(text) > MAX_CONFIG_BYTES:
-        raise not_a_model(name, f"its {path.name} has over {MAX_CONFIG_BYTES} bytes")
-    return text

@@ -53,9 +53,10 @@ MODEL_FILE_PATTERNS = (
     "spm.model",
     "chat_template.jinja",
     "chat_template.json",
-    # what sentence-transformers makes of hidden states
+    # what sentence-transformers makes of hidden states and logits
     "modules.json",
     "sentence_bert_config.json",
+    "config_sentence_transformers.json",
     "[0-9]_Pooling/config.json",
     "[0-9]_Dense/config.json",
     "[0-9]_Dense/model.safetensors",

@@ -37,7 +37,7 @@ def check_encode(message: Encode, task: Task, types: int) -> None:
     Args:
         message: from the API process.
         task: of the base.
-        types: how many kinds of tokens the base tells apart; 0 for a base that tells none.
+        types: how many kinds of tokens the base tells apart; 0 for a base that tells none, and looks at none.
 
     Raises:
         GraftError: InvalidRequest.
@@ -45,7 +45,7 @@ def check_encode(message: Encode, task: Task, types: int) -> None:
     if task.generates:
         raise GraftError(ErrorCode.INVALID_REQUEST, f"the base model is loaded for {task}, which makes text alone")
     types_fit = not message.types or (
-        len(message.types) == len(message.ids) and all(0 <= each < types for each in message.types)
+        len(message.types) == len(message.ids) and (not types or all(0 <= each < types for each in message.types))
     )
     pools = not message.pooled or task is Task.FEATURE_EXTRACTION
     if not (message.ids and types_fit and pools and _finite(message.adapters)):

@@ -213,7 +213,7 @@ class Embedding(Shape):
     """Numbers, or the base64 of 32-bit floats, the lowest byte first."""
 
 
-class EmbeddingUsage(Shape):
+class TextUsage(Shape):
     """Tokens of texts."""
 
     prompt_tokens: int
@@ -226,7 +226,52 @@ class EmbeddingList(Shape):
     object: Literal["list"]
     data: list[Embedding]
     model: str
-    usage: EmbeddingUsage
+    usage: TextUsage
+
+
+class Score(Shape):
+    """How well the texts of a pair go together."""
+
+    index: int
+    object: Literal["score"]
+    score: float
+
+
+class ScoreList(_Answer):
+    """The answer of /score."""
+
+    object: Literal["list"]
+    data: list[Score]
+    usage: TextUsage
+
+
+class RankedText(Shape):
+    """A document, as it came."""
+
+    text: str
+
+
+class Ranked(Shape):
+    """One document and how well it goes with the query."""
+
+    index: int
+    """Among the documents of the request."""
+    relevance_score: float
+
+
+class RankedDocument(Ranked):
+    """The same with its text."""
+
+    document: RankedText
+
+
+class Ranking(Shape):
+    """The answer of /rerank, the best first."""
+
+    id: str
+    model: str
+    results: list[RankedDocument | Ranked]
+    usage: TextUsage
 
 
 class Model(Shape):

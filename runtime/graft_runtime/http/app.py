@@ -31,6 +31,7 @@ from graft_runtime.http.routes.classify import ClassifyBody, classify_router
 from graft_runtime.http.routes.completions import CompletionBody, completions_router
 from graft_runtime.http.routes.embeddings import EmbeddingBody, embeddings_router
 from graft_runtime.http.routes.models import models_router
+from graft_runtime.http.routes.relevance import RerankBody, ScoreBody, relevance_router
 from graft_runtime.http.routes.server import server_router
 from graft_runtime.http.routes.tokens import DetokenizeBody, TokenizeChat, TokenizeText, tokens_router
 from graft_runtime.http.streaming import CLIENT_GONE, ClientGoneError
@@ -44,6 +45,11 @@ BODIES: Mapping[str, Sequence[type[Body]]] = {
     "/v1/chat/completions": (ChatBody,),
     "/v1/embeddings": (EmbeddingBody,),
     "/classify": (ClassifyBody,),
+    "/score": (ScoreBody,),
+    "/v1/score": (ScoreBody,),
+    "/rerank": (RerankBody,),
+    "/v1/rerank": (RerankBody,),
+    "/v2/rerank": (RerankBody,),
     "/tokenize": (TokenizeText, TokenizeChat),
     "/detokenize": (DetokenizeBody,),
 }
@@ -66,6 +72,7 @@ def api_app(pod: Pod, models: Models, generations: Generations, generator: Gener
         chat_router(generations),
         embeddings_router(generations, passes),
         classify_router(generations, passes),
+        relevance_router(generations, passes),
         tokens_router(generations, generator),
         server_router(pod),
     ):

@@ -18,18 +18,21 @@ ENCODE_SECONDS = 5
 MEMORY_BYTES = 2 << 30
 MAX_PROCESSES = 8
 """Of tokenizers that were asked lately."""
+Text = str | tuple[str, str]
 
 
 class _Question(msgspec.Struct):
     seconds: int
     tokenizer: str | None = None
     """As JSON: all texts from now on are for this one."""
-    text: str = ""
+    text: Text = ""
+    """Two are to be one row of tokens."""
     special: bool = False
 
 
 class _Answer(msgspec.Struct):
     ids: list[int] = []
+    type_ids: list[int] = []
     fault: str | None = None
 
 
@@ -40,8 +43,8 @@ class Encoder:
         self._seconds = seconds
         self._workers = Workers(__name__, memory_bytes=MEMORY_BYTES, most=MAX_PROCESSES)
 
-    def encode(self, tokenizer: ForeignTokenizer, text: str, *, special: bool) -> list[int]:
-        """Return the token ids of a text.
+    def encode(self, tokenizer: ForeignTokenizer, text: Text, *, special: bool) -> Encoded:
+        """Return the token ids of a text or a pair, and the type of each.
 
         Args:
             tokenizer: whose `identity` and JSON the process needs.
@@ -64,7 +67,7 @@ class Encoder:
         answer = msgspec.msgpack.decode(content, type=_Answer)
         if answer.fault is not None:
             raise RuntimeError(answer.fault)
-        return answer.ids
+        return Encoded(answer.ids, answer.type_ids)
 
     def close(self) -> None:
         """End the processes; the next text starts another."""
@@ -94,9 +97,9 @@ class ForeignTokenizer:
         """Return a hash that is another for each tokenizer."""
         return hashlib.sha256(self._fast.to_str().encode()).hexdigest()
 
-    def encode_batch_fast(self, texts: Sequence[str], *, add_special_tokens: bool) -> list[Encoded]:
-        """Encode each text. Raises GraftError: UnsafeFile; RuntimeError."""
-        return [Encoded(encoder.encode(self, text, special=add_special_tokens)) for text in texts]
+    def encode_batch_fast(self, texts: Sequence[Text], *, add_special_tokens: bool) -> list[Encoded]:
+        """Encode each text or pair. Raises GraftError: UnsafeFile; RuntimeError."""
+        return [encoder.encode(self, text, special=add_special_tokens) for text in texts]
 
     def beside(self, other: Any) -> ForeignTokenizer:
         """Return another tokenizer of the same stages and model, to be encoded with in the same way."""
@@ -106,8 +109,8 @@ class ForeignTokenizer:
 class Encoded:
     """What encoding gives, as the tokenizers library has it."""
 
-    def __init__(self, ids: list[int]) -> None:
-        self.ids = ids
+    def __init__(self, ids: list[int], type_ids: list[int]) -> None:
+        self.ids, self.type_ids = ids, type_ids
 
 
 def _unsafe(why: str) -> GraftError:
@@ -133,7 +136,7 @@ def answerer() -> Callable[[bytes], bytes]:
                 fast = Tokenizer.from_str(asked.tokenizer)
                 return msgspec.msgpack.encode(_Answer())
             (encoding,) = fast.encode_batch_fast([asked.text], add_special_tokens=asked.special)
-            return msgspec.msgpack.encode(_Answer(encoding.ids))
+            return msgspec.msgpack.encode(_Answer(encoding.ids, encoding.type_ids))
         except (KeyboardInterrupt, SystemExit):
             raise
         except BaseException as error:  # a panic of its Rust is no Exception

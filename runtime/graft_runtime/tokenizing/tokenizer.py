@@ -74,7 +74,7 @@ class Tokenizer:
         Raises:
             GraftError: ContextTooLong; Corrupt, when the tokenizer fails on it.
         """
-        self._check_length(len(text), context, field)
+        self.check_length(len(text), context, field)
         if not special_tokens:
             return self._encode(text, add_special_tokens=False)
         ids, bos = self._encode(text, add_special_tokens=True), self._bos
@@ -103,7 +103,7 @@ class Tokenizer:
             GraftError: InvalidRequest, when the template refuses the messages or drops their text; ContextTooLong;
                 UnsafeFile, when the template takes too much; Corrupt, when the tokenizer fails.
         """
-        self._check_length(sum(len(message["content"]) for message in messages), context, "messages")
+        self.check_length(sum(len(message["content"]) for message in messages), context, "messages")
         form = self.content_format(template)
         if form is ContentFormat.NONE:
             raise GraftError(
@@ -128,13 +128,13 @@ class Tokenizer:
                 hint="use the roles and the order that the model was trained for",
                 field="messages",
             ) from error
-        self._check_length(len(text), context, "messages")
+        self.check_length(len(text), context, "messages")
         if not control:
             return self._encode(text, add_special_tokens=False)
-        with _library_faults():
+        with library_faults():
             return self._users_text.encode(text)
 
-    def _check_length(self, characters: int, context: int | None, field: str) -> None:
+    def check_length(self, characters: int, context: int | None, field: str) -> None:
         if context is not None and characters > context * self._longest:
             most = f"{context} tokens, of at most {self._longest} characters each"
             raise context_too_long(most, f"`{field}` comes to {characters} characters", field)
@@ -185,13 +185,13 @@ class Tokenizer:
 
     def _encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
         """Encode a batch of one: unlike `encode`, that lets Python's other threads run, and leaves offsets out."""
-        with _library_faults():
+        with library_faults():
             (encoding,) = self.fast.encode_batch_fast([text], add_special_tokens=add_special_tokens)
         return [*encoding.ids]
 
     def decode(self, ids: Sequence[int], *, show_special: bool = False) -> str:
         """Decode, with special tokens or without. Raises GraftError: Corrupt, when the tokenizer fails on them."""
-        with _library_faults():
+        with library_faults():
             return str(self.fast.decode(list(ids), skip_special_tokens=not show_special))
 
     def spelled(self, token: int) -> str:
@@ -204,7 +204,7 @@ class Tokenizer:
     @cached_property
     def token_bytes(self) -> list[bytes]:
         """Return what each token adds to a text, by its id; nothing for special ones and for ids without a token."""
-        with _library_faults():
+        with library_faults():
             return token_bytes(self.fast, self._skipped)
 
     def detokenizer(self, before: Sequence[int] = (), *, show_special: bool = False) -> Detokenizer:
@@ -285,7 +285,7 @@ def bare(fast: Any) -> Any:
 
 
 @contextlib.contextmanager
-def _library_faults() -> Iterator[None]:
+def library_faults() -> Iterator[None]:
     """Turn what the tokenizers library throws, a panic of its Rust included, into a fault of that tokenizer."""
     try:
         yield

@@ -159,3 +159,12 @@ def test_a_base_that_embeds_makes_no_text_and_classifies_none(pod: Any) -> None:
     assert pod.complete("one").json["error"]["code"] == "NotGenerative"
     refused = pod.post("/classify", {"model": "one", "input": "x"})
     assert (refused.status, refused.json["error"]["param"]) == (400, "model")
+
+
+def test_scores_are_the_cosines_of_vectors(pod: Any) -> None:
+    vectors = torch.tensor(pod.vectors["one"])
+    expected = torch.nn.functional.cosine_similarity(vectors[:1], vectors).tolist()
+    reply = pod.post("/score", {"model": "one", "text_1": TEXTS[0], "text_2": TEXTS})
+    assert [item["score"] for item in reply.json["data"]] == pytest.approx(expected, abs=1e-5)
+    best = pod.post("/rerank", {"model": "one", "query": TEXTS[0], "documents": TEXTS, "top_n": 1}).json["results"]
+    assert [(item["index"], item["document"]) for item in best] == [(0, {"text": TEXTS[0]})]

@@ -168,3 +168,9 @@ def test_what_can_not_be_classified_is_told_so(classifier: Any, body: Any, statu
 def test_a_model_that_makes_text_classifies_none(translator: Any) -> None:
     refused = translator.post("/classify", {"model": "own", "input": "x"})
     assert (refused.status, refused.json["error"]["param"]) == (400, "model")
+
+
+def test_labels_say_nothing_of_how_texts_go_together(classifier: Any, translator: Any) -> None:
+    for pod, model in ((classifier, "one"), (translator, "own")):
+        refused = pod.post("/score", {"model": model, "text_1": "x", "text_2": "y"})
+        assert (refused.status, refused.json["error"]["param"]) == (400, "model")
