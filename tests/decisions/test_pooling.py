@@ -63,6 +63,24 @@ def test_all_modules_are_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("transformer", "tokenizer", "most"),
+    [
+        ({"max_seq_length": 128}, {"model_max_length": 64}, 128),
+        ({"max_seq_length": None}, {"model_max_length": 64}, 64),
+        ({"modality_config": {"text": {}}}, {"model_max_length": 64}, 64),
+        ({}, {"model_max_length": 10**30}, None),
+        ({}, {}, None),
+    ],
+)
+def test_a_text_may_have_as_many_tokens_as_either_file_says(
+    tmp_path: Path, transformer: Any, tokenizer: Any, most: int | None
+) -> None:
+    directory = checkpoint(tmp_path, [TRANSFORMER, POOLING], pooling={}, transformer=transformer)
+    (directory / "tokenizer_config.json").write_text(json.dumps(tokenizer))
+    assert read_pooling(directory, "base").max_tokens == most
+
+
+@pytest.mark.parametrize(
     ("modules", "configs", "why"),
     [
         ([], {}, "the modules of none"),
@@ -81,6 +99,7 @@ def test_all_modules_are_read(tmp_path: Path) -> None:
         ([TRANSFORMER, POOLING], {"pooling": {"pooling_mode": "median"}}, "'median'"),
         ([TRANSFORMER, POOLING], {"pooling": {"pooling_mode": [["cls"]]}}, "expected some of"),
         ([TRANSFORMER, POOLING], {"pooling": {}, "transformer": {"do_lower_case": True}}, "do_lower_case"),
+        ([TRANSFORMER, POOLING], {"pooling": {}, "transformer": {"modality_config": {"message": {}}}}, "chat template"),
         ([TRANSFORMER, POOLING, DENSE], {"pooling": {}, "dense": {"activation_function": "os.system"}}, "os.system"),
         (
             [TRANSFORMER, POOLING, DENSE],

@@ -70,7 +70,7 @@ def test_one_that_takes_too_much_is_unsafe_and_the_next_text_is_encoded(
             encoder.encode(foreign, text, special=False)
         assert caught.value.code == "UnsafeFile"
     assert "a moment ago" in caught.value.message
-    assert encoder.encode(other, "aab", special=False) == [0, 2]
+    assert encoder.encode(other, "aab", special=False).ids == [0, 2]
 
 
 def test_it_says_what_the_library_says(encoder: Encoder, base: Path) -> None:
@@ -78,9 +78,14 @@ def test_it_says_what_the_library_says(encoder: Encoder, base: Path) -> None:
     foreign = ForeignTokenizer(fast)
     for special in (True, False):
         for text in ("", "hello  world", "<s>Über 😀</s>"):
-            assert encoder.encode(foreign, text, special=special) == fast.encode(text, add_special_tokens=special).ids
+            assert (
+                encoder.encode(foreign, text, special=special).ids == fast.encode(text, add_special_tokens=special).ids
+            )
+    pair = encoder.encode(foreign, ("hello", "world"), special=True)
+    both = fast.encode("hello", "world")
+    assert (pair.ids, pair.type_ids) == (both.ids, both.type_ids)
     encoder.close()
-    assert encoder.encode(foreign, "again", special=False) == fast.encode("again").ids
+    assert encoder.encode(foreign, "again", special=False).ids == fast.encode("again").ids
     failing = ForeignTokenizer(Tokenizer(models.WordLevel({"a": 0}, unk_token="nowhere")))
     with pytest.raises(RuntimeError, match="WordLevel"):
         encoder.encode(failing, "zebra", special=False)

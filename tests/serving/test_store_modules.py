@@ -77,9 +77,19 @@ def a_link(path: Path) -> None:
     path.symlink_to(elsewhere)
 
 
+def a_directory(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+def a_pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
 @pytest.mark.parametrize(
     "change",
-    [a_link, lambda path: path.unlink() or path.mkdir(), lambda path: path.unlink() or os.mkfifo(path)],
+    [a_link, a_directory, a_pipe],
     ids=["a link", "a directory", "a pipe"],
 )
 def test_what_is_no_plain_file_is_refused(

@@ -17,6 +17,9 @@ from graft_runtime.errors import ErrorCode
 
 MODULES_FILE = "modules.json"
 TRANSFORMER_FILE = "sentence_bert_config.json"
+TOKENIZER_FILE = "tokenizer_config.json"
+NO_LIMIT = 10**9
+"""Transformers writes a larger number where a tokenizer has no limit."""
 _HINT = (
     "serve a model whose modules are Transformer, Pooling, Dense and Normalize, in that order; or leave modules.json "
     "out of its checkpoint, which then has the pooling of its kind"
@@ -129,11 +132,16 @@ def _dense(folder: Path, name: str) -> Dense:
 
 
 def _max_tokens(directory: Path, name: str) -> int | None:
-    if not (directory / TRANSFORMER_FILE).exists():
-        return None
-    config = read_object(directory / TRANSFORMER_FILE, name)
+    """Return the tokens that a text may have, from where the versions of sentence-transformers write it."""
+    config = read_object(directory / TRANSFORMER_FILE, name) if (directory / TRANSFORMER_FILE).exists() else {}
     if config.get("do_lower_case") is True:
         what = f"its {TRANSFORMER_FILE} asks for `do_lower_case`"
         raise not_a_model(name, what, "have its tokenizer do so, and save it again")
+    if "message" in (config.get("modality_config") or {}):
+        what = f"its {TRANSFORMER_FILE} has texts go through a chat template (`message` in `modality_config`)"
+        raise not_a_model(name, what, "save it again without a chat template")
+    tokenizer = directory / TOKENIZER_FILE
     most = config.get("max_seq_length")
-    return most if isinstance(most, int) and most > 0 else None
+    if most is None and tokenizer.exists():
+        most = read_object(tokenizer, name).get("model_max_length")
+    return most if isinstance(most, int) and 0 < most < NO_LIMIT else None

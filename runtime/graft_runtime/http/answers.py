@@ -34,7 +34,9 @@ class Usage(Shape):
     prompt_tokens_details: PromptTokensDetails
 
 
-class _Answer(Shape):
+class Answer(Shape):
+    """What answers have in common."""
+
     id: str
     created: int
     model: str
@@ -64,7 +66,7 @@ class CompletionPiece(WholeCompletionChoice):
     finish_reason: FinishReason | None  # type: ignore[assignment]
 
 
-class Completion(_Answer):
+class Completion(Answer):
     """The answer of /v1/completions."""
 
     object: Literal["text_completion"]
@@ -72,7 +74,7 @@ class Completion(_Answer):
     usage: Usage
 
 
-class CompletionChunk(_Answer):
+class CompletionChunk(Answer):
     """One event of its stream."""
 
     object: Literal["text_completion"]
@@ -169,7 +171,7 @@ class ChatPiece(Shape):
     finish_reason: FinishReason | None
 
 
-class ChatCompletion(_Answer):
+class ChatCompletion(Answer):
     """The answer of /v1/chat/completions."""
 
     object: Literal["chat.completion"]
@@ -177,101 +179,12 @@ class ChatCompletion(_Answer):
     usage: Usage
 
 
-class ChatCompletionChunk(_Answer):
+class ChatCompletionChunk(Answer):
     """One event of its stream."""
 
     object: Literal["chat.completion.chunk"]
     choices: list[ChatPiece]
     usage: Usage | None = None
-
-
-class Classified(Shape):
-    """What one text is."""
-
-    index: int
-    label: str
-    """The likeliest."""
-    probs: list[float]
-    """Of each label."""
-    num_classes: int
-
-
-class Classification(_Answer):
-    """The answer of /classify."""
-
-    object: Literal["list"]
-    data: list[Classified]
-    usage: Usage
-
-
-class Embedding(Shape):
-    """The vector of one text."""
-
-    object: Literal["embedding"]
-    index: int
-    embedding: list[float] | str
-    """Numbers, or the base64 of 32-bit floats, the lowest byte first."""
-
-
-class TextUsage(Shape):
-    """Tokens of texts."""
-
-    prompt_tokens: int
-    total_tokens: int
-
-
-class EmbeddingList(Shape):
-    """The answer of /v1/embeddings."""
-
-    object: Literal["list"]
-    data: list[Embedding]
-    model: str
-    usage: TextUsage
-
-
-class Score(Shape):
-    """How well the texts of a pair go together."""
-
-    index: int
-    object: Literal["score"]
-    score: float
-
-
-class ScoreList(_Answer):
-    """The answer of /score."""
-
-    object: Literal["list"]
-    data: list[Score]
-    usage: TextUsage
-
-
-class RankedText(Shape):
-    """A document, as it came."""
-
-    text: str
-
-
-class Ranked(Shape):
-    """One document and how well it goes with the query."""
-
-    index: int
-    """Among the documents of the request."""
-    relevance_score: float
-
-
-class RankedDocument(Ranked):
-    """The same with its text."""
-
-    document: RankedText
-
-
-class Ranking(Shape):
-    """The answer of /rerank, the best first."""
-
-    id: str
-    model: str
-    results: list[RankedDocument | Ranked]
-    usage: TextUsage
 
 
 class Model(Shape):

@@ -14,21 +14,18 @@ from graft_runtime.http.answers import (
     AdapterList,
     ChatCompletion,
     ChatCompletionChunk,
-    Classification,
     Completion,
     CompletionChunk,
-    EmbeddingList,
     Error,
     Model,
     ModelList,
-    Ranking,
-    ScoreList,
     Shape,
     Text,
     Tokens,
     Version,
 )
 from graft_runtime.http.bodies import Body
+from graft_runtime.http.pass_answers import Classification, EmbeddingList, Ranking, ScoreList
 
 _SCHEMAS = "#/components/schemas/"
 ANSWERS: Mapping[str, type[Shape] | None] = {

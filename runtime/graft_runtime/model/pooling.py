@@ -68,7 +68,7 @@ def _layer(dense: Dense, name: str, device: torch.device) -> _Layer:
 
 def _weights(folder: Path, name: str) -> dict[str, torch.Tensor]:
     try:
-        weights = load_file(folder / SINGLE_FILE)
+        weights: dict[str, torch.Tensor] = load_file(folder / SINGLE_FILE)
     except Exception as error:  # safetensors raises several kinds
         hint = "save the model again with sentence-transformers, which writes safetensors"
         raise not_a_model(name, f"its {folder.name}/{SINGLE_FILE} can't be read: {error}", hint) from error

@@ -31,6 +31,7 @@ def cross_encoder(base: Path, directory: Path) -> Path:
     torch.nn.init.normal_(model.classifier.weight, 0.0, 0.3)
     model.save_pretrained(directory)
     save_tokenizer(directory)
+    (directory / "chat_template.jinja").unlink()  # texts would go through it
     tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
     first, last = (tokenizer.id_to_token(token) for token in (256, 257))
     tokenizer.post_processor = TemplateProcessing(
@@ -39,6 +40,9 @@ def cross_encoder(base: Path, directory: Path) -> Path:
         special_tokens=[(first, 256), (last, 257)],
     )
     tokenizer.save(str(directory / "tokenizer.json"))
+    config = json.loads((directory / "tokenizer_config.json").read_text())
+    types = {"model_input_names": ["input_ids", "token_type_ids", "attention_mask"]}
+    (directory / "tokenizer_config.json").write_text(json.dumps(config | types))
     return directory
 
 
@@ -154,7 +158,7 @@ def test_what_can_not_be_compared_is_told_so(pod: Any, path: str, body: Any, sta
 def test_a_relevance_is_made_by_the_activation_of_the_checkpoint(tmp_path: Path) -> None:
     from graft_runtime.base.labels import read_labels
 
-    expected = [({"activation_fn": "torch.nn.modules.linear.Identity"}, {}, 2.0)]
+    expected: list[tuple[Any, Any, float]] = [({"activation_fn": "torch.nn.modules.linear.Identity"}, {}, 2.0)]
     nested = {"sentence_transformers": {"activation_fn": "torch.nn.modules.linear.Identity"}}
     old = {"sbert_ce_default_activation_function": "torch.nn.modules.linear.Identity"}
     expected += [({}, nested, 2.0), ({}, old, 2.0), ({}, {}, 0.880797)]
