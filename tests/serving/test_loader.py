@@ -34,11 +34,9 @@ class ByHand(Loader):
         super().__init__()
         self.sizes = sizes
         self.let_go = {name: threading.Event() for name in sizes}
-        self.read_so_far: queue.SimpleQueue[str] = queue.SimpleQueue()
         self.begun: queue.SimpleQueue[str] = queue.SimpleQueue()
 
     def read(self, mount: Mount) -> Any:
-        self.read_so_far.put(mount.name)
         return self.sizes[mount.name]
 
     def load(self, mount: Mount, files: Any) -> Any:
@@ -47,19 +45,15 @@ class ByHand(Loader):
         return mount.name
 
 
-def started(sizes: dict[str, Sized]) -> tuple[ByHand, queue.SimpleQueue[Any]]:
-    """A loader that was given all of these at once, the first to be loaded before the others were read."""
-    loader, done = ByHand(sizes), queue.SimpleQueue[Any]()
-    threads = LoaderThreads(done.put, loader)
-    for name in sizes:
-        threads.submit(Mount(name, "", name))
-    return loader, done
-
-
 def test_what_takes_long_is_in_nobody_s_way() -> None:
-    loader, done = started({"pissa": Sized(LONG_WORK + 1), "plain": Sized(0), "dora": Sized(LONG_WORK)})
-    loader.let_go["plain"].set()
-    loader.let_go["dora"].set()
+    loader = ByHand({"pissa": Sized(LONG_WORK + 1), "plain": Sized(0), "dora": Sized(LONG_WORK)})
+    done = queue.SimpleQueue[Any]()
+    threads = LoaderThreads(done.put, loader)
+    threads.submit(Mount("pissa", "", "pissa"))
+    assert loader.begun.get(timeout=WAIT_SECONDS) == "pissa"
+    for name in ("plain", "dora"):
+        threads.submit(Mount(name, "", name))
+        loader.let_go[name].set()
     assert [done.get(timeout=WAIT_SECONDS) for _ in range(2)] == ["plain", "dora"]
     loader.let_go["pissa"].set()
     assert done.get(timeout=WAIT_SECONDS) == "pissa"
