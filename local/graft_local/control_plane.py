@@ -159,6 +159,7 @@ def _controller_manager_flags(state: Path, certificates: Certificates) -> list[s
         f"--root-ca-file={certificates.authority}",
         f"--controllers=*,{','.join(f'-{name}' for name in _CONTROLLERS_OFF)}",
         f"--flex-volume-plugin-dir={state / 'run' / 'volume-plugins'}",
+        "--horizontal-pod-autoscaler-sync-period=5s",  # a machine of one developer has the time
         "--secure-port=0",
         "--profiling=false",
         *_CLIENT_RATE,
