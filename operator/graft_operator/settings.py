@@ -63,6 +63,8 @@ class Settings:
     """Labels that the Secret of a source must bear; empty: any Secret that names the hosts of its token."""
     allowed_pod_template_fields: tuple[str, ...] = ()
     """What spec.podTemplate.spec may hold beside the fields that it always may: paths, each with all below it."""
+    page: bool = True
+    """The API's port of pools has a page for people at `/`."""
     signing_key_secret: str = "graft-signing-key"  # noqa: S105 - the name of a Secret
     """The Secret in `namespace` with the key that signs tokens for the pods' control ports."""
     lease: str = "graft-operator"
@@ -155,6 +157,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--allowed-claims", type=labels, default={})
     parser.add_argument("--allowed-secrets", type=labels, default={})
     parser.add_argument("--allowed-pod-template-field", dest="allowed_pod_template_fields", action="append", default=[])
+    parser.add_argument("--no-page", dest="page", action="store_false")
     parser.add_argument("--signing-key-secret", required=True)
     parser.add_argument("--lease", default="graft-operator")
     parser.add_argument("--lease-seconds", type=lease_seconds, default=15)

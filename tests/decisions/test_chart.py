@@ -91,6 +91,7 @@ def test_every_value_reaches_the_operator() -> None:
         allowedClaims={"matchLabels": {"graft.dev/usable": "true"}},
         allowedSecrets={"matchLabels": {"team": "a"}},
         allowedPodTemplateFields=["hostAliases", "containers.env"],
+        page=False,
         bindAddress="podIP",
         logging={"level": "debug"},
         leaseSeconds=30,
@@ -109,6 +110,7 @@ def test_every_value_reaches_the_operator() -> None:
     assert settings.allowed_endpoints == ("huggingface.co", "*.hf.co")
     assert (settings.allowed_claims, settings.allowed_secrets) == ({"graft.dev/usable": "true"}, {"team": "a"})
     assert settings.allowed_pod_template_fields == ("hostAliases", "containers.env")
+    assert not settings.page
     assert settings.bind_address == "podIP"
     assert settings.health_address == "10.0.0.7"
     assert settings.log_level == "debug"

@@ -93,6 +93,11 @@ def test_allowed_hosts_are_arguments_and_change_no_hash() -> None:
     assert "--allowed-host" not in container()[1]["args"]
 
 
+def test_an_administrator_may_have_no_page() -> None:
+    assert container(replace(SETTINGS, page=False))[1]["args"][-1] == "--no-page"
+    assert "--no-page" not in container()[1]["args"]
+
+
 @pytest.mark.parametrize(
     ("uri", "hosts", "allowed"),
     [

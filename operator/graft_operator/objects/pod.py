@@ -100,6 +100,8 @@ def _arguments(pool: Pool, settings: Settings) -> list[str]:
         arguments += ["--allowed-network", network]
     for host in sorted(settings.allowed_endpoints):
         arguments += ["--allowed-host", host]
+    if not settings.page:
+        arguments.append("--no-page")
     return arguments
 
 

@@ -81,6 +81,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="HOST",
         help="which hosts may be asked, such as hub.example or *.hub.example; any without it; may be repeated",
     )
+    parser.add_argument("--no-page", dest="page", action="store_false", help="have no page for people at /")
     parser.add_argument(
         "--engine-socket",
         type=Path,
@@ -126,6 +127,7 @@ def run(options: argparse.Namespace, engine: Callable[[], EnginePort] | None = N
         cache_bytes=options.cache_bytes,
         adapter_bytes=options.adapter_bytes,
         allowed_hosts=tuple(options.allowed_host),
+        page=options.page,
     )
     try:
         config = read_config(options.config_directory)

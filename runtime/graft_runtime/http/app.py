@@ -26,6 +26,7 @@ from graft_runtime.http.faults import error_response, fault_response
 from graft_runtime.http.framing import OneLength
 from graft_runtime.http.generations import ADAPTERS_HEADER, DIGEST_HEADER, Generations
 from graft_runtime.http.openapi import openapi
+from graft_runtime.http.page import WithPage
 from graft_runtime.http.routes.chat import ChatBody, chat_router
 from graft_runtime.http.routes.classify import ClassifyBody, classify_router
 from graft_runtime.http.routes.completions import CompletionBody, completions_router
@@ -63,7 +64,7 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 def api_app(pod: Pod, models: Models, generations: Generations, generator: Generator, keys: ApiKeys | None) -> ASGIApp:
     """Return the application of port 8000: OpenAI's API, and what clients of other servers ask beside it.
 
-    Where the pool asks for keys, all of it is behind them.
+    Where the pool asks for keys, all of it but the page is behind them.
     """
     app, passes = _app(error_response), Passes(generator, pod.engine.encode)
     for router in (
@@ -83,7 +84,8 @@ def api_app(pod: Pod, models: Models, generations: Generations, generator: Gener
     async def get_document() -> Response:
         return JSONResponse(document)
 
-    served: ASGIApp = _WithHead(WithCaller(app, keys, pod.metrics))
+    behind_keys: ASGIApp = WithCaller(app, keys, pod.metrics)
+    served: ASGIApp = _WithHead(WithPage(behind_keys) if pod.places.page else behind_keys)
     if origins := pod.config.allowed_origins:
         served = CORSMiddleware(served, origins, ["GET", "POST"], ["*"], expose_headers=EXPOSED_HEADERS)
     return _WithRequestId(OneLength(_SayingClose(served, lambda: pod.leaving)))

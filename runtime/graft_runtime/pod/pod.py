@@ -60,6 +60,8 @@ class Places:
     """The most that the files of one adapter may have, where the config says nothing."""
     allowed_hosts: tuple[str, ...] = ()
     """Which ones may be asked; empty for any."""
+    page: bool = True
+    """The API's port has a page for people at `/`."""
 
 
 class Pod:

@@ -53,6 +53,23 @@ def test_what_can_be_got_has_a_head(pod: Any) -> None:
     assert pod.ask("HEAD", "/v1/completions").status == 405
 
 
+def test_people_get_a_page_that_needs_nothing_from_elsewhere(pod: Any) -> None:
+    page = pod.ask("GET", "/")
+    assert (page.status, page.headers["content-type"]) == (200, "text/html; charset=utf-8")
+    policy = page.headers["content-security-policy"]
+    assert "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'" in policy
+    named = re.findall(r'(?:href|src)="([^#"]+)"', page.content.decode())
+    assert named == ["page.css", "page.js"]
+    files = [pod.ask("GET", f"/{name}") for name in named]
+    assert [file.headers["content-type"] for file in files] == [
+        f"text/{kind}; charset=utf-8" for kind in ("css", "javascript")
+    ]
+    assert not any(b"http:" in file.content or b"https:" in file.content for file in (page, *files))
+    script = files[1].content.decode()
+    assert not re.search(r"innerHTML|outerHTML|insertAdjacent|document\.write|srcdoc|\beval\b|Function\(", script)
+    assert pod.ask("POST", "/").status == 404
+
+
 def test_a_packed_body_is_answered_like_a_plain_one(pod: Any) -> None:
     packed = gzip.compress(json.dumps(BODY).encode())
     replies = [pod.post("/v1/completions", BODY), pod.ask("POST", "/v1/completions", packed, Content_Encoding="gzip")]

@@ -47,6 +47,7 @@ def test_a_pod_answers_those_alone_who_have_a_key(
 
     assert pod.complete("sql").status == 401
     assert pod.get("/v1/models").status == 401
+    assert pod.ask("GET", "/").status == 200, "the page holds nothing of the pool's"
     with pytest.raises(openai.AuthenticationError, match="no API key"):
         ask(LATER, "sql")
     assert {model.id for model in clients[ALL].models.list()} == {"tiny", "sql", "chat"}

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import math
+import shutil
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -38,3 +42,18 @@ def test_instructor_gets_objects_in_each_of_its_modes(ask_pod: Any) -> None:
 def test_guidellm_completes(pod: Any, ask_pod: Any) -> None:
     totals = ask_pod("guidellm_client", pod.shelf / "base")
     assert totals == {"successful": 4, "incomplete": 0, "errored": 0, "total": 4, "tokens": 8.0}
+
+
+def test_a_person_looks_at_the_page_in_a_browser(pod: Any, run_client: Callable[..., Any], tmp_path: Path) -> None:
+    if (chromium := shutil.which("chromium")) is None:
+        pytest.skip("needs the program `chromium`")
+    assert pod.complete("plain").status == 200
+    told = run_client("page", f"http://{pod.address}:8000/", "plain", chromium, tmp_path / "page.png")
+    assert told["faults"] == told["elsewhere"] == []
+    assert told["cells"][:4] == ["plain", "Mounted", "device", "LORA"]
+    for name, answer in zip(("tiny", "plain"), told["answers"], strict=True):
+        assert answer == pod.complete(name, told["prompt"], max_tokens=24).json["choices"][0]["text"]
+    told_by_api = pod.complete("tiny", told["prompt"], max_tokens=1, logprobs=1).json["choices"][0]["logprobs"]
+    ((token, logprob),) = told_by_api["top_logprobs"][0].items()
+    shown = {json.loads(row[0]): row[1].strip() for row in told["tokens"]}
+    assert shown[token] == f"{100 * math.exp(logprob):.1f} %"
