@@ -100,7 +100,7 @@ class Choice:
 
     def _why(self, finish: str | None) -> str | None:
         """Return why the answer ends, as OpenAI has it: one that the model has ended may be one that calls."""
-        called = finish == "stop" and self.reader is not None and self.reader.count
+        called = finish == "stop" and self.reader is not None and self.reader.called
         return "tool_calls" if called else finish
 
     def _told(self, spelled: Callable[[int], str], tokens: Sequence[int]) -> Iterator[ToldToken]:

@@ -60,12 +60,14 @@ class Tools:
     """The answer is calls and nothing else."""
     most: int | None = None
     """Calls of one answer; None: as many as the model makes."""
+    named: bool = False
+    """The request names the one that is called."""
 
     def reader(self, template: str) -> Calls | None:
         """Return what reads the calls of an answer; None: the model's family is not known."""
         style = style_of(template)
         if self.forced:
-            return Calls(style or _ANY, inside=True, most=self.most)
+            return Calls(style or _ANY, inside=True, most=self.most, named=self.named)
         return Calls(style, most=self.most) if style is not None else None
 
     def form(self, template: str) -> AnswerForm:

@@ -47,8 +47,8 @@ class Reader(Protocol):
         """Return whether it needs the special tokens in the text."""
 
     @property
-    def count(self) -> int:
-        """Return how many calls were begun."""
+    def called(self) -> bool:
+        """Return whether an answer that ends here ends for its calls: not where the request names the tool."""
 
     def push(self, piece: str) -> Said:
         """Return what a piece of the answer says."""
@@ -88,10 +88,11 @@ class Calls:
         style: how the model writes calls.
         inside: the answer begins with a call, whose mark is not written.
         most: calls that are told, those after them are not; None: all.
+        named: the request names the tool.
     """
 
-    def __init__(self, style: CallStyle, *, inside: bool = False, most: int | None = None) -> None:
-        self.style, self._inside, self._most = style, inside, most
+    def __init__(self, style: CallStyle, *, inside: bool = False, most: int | None = None, named: bool = False) -> None:
+        self.style, self._inside, self._most, self._named = style, inside, most, named
         self._rest = ""
         """What is not read yet."""
         self._began = inside
@@ -106,6 +107,10 @@ class Calls:
     @property
     def special(self) -> bool:
         return self.style.special
+
+    @property
+    def called(self) -> bool:
+        return self.count > 0 and not self._named
 
     def push(self, piece: str) -> Said:
         """Return what a piece of the answer says."""

@@ -34,6 +34,10 @@ class Harmony:
         self._rest = ""
         self.count = 0
 
+    @property
+    def called(self) -> bool:
+        return self.count > 0
+
     def push(self, piece: str) -> Said:
         self._rest += piece
         return self._read(last=False)

@@ -48,8 +48,8 @@ class Thinking:
         return self._marks.special or (self._inner is not None and self._inner.special)
 
     @property
-    def count(self) -> int:
-        return self._inner.count if self._inner is not None else 0
+    def called(self) -> bool:
+        return self._inner is not None and self._inner.called
 
     def push(self, piece: str) -> Said:
         self._rest += piece

@@ -109,7 +109,7 @@ def tools_of(tools: Sequence[Tool], choice: Choice | None, *, parallel: bool) ->
         raise invalid(
             field, f"`{field}` is {shown(choice.function.name)}, which is no tool", hint="name one of `tools`"
         )
-    return Tools(described, [described[names.index(choice.function.name)]], forced, 1)
+    return Tools(described, [described[names.index(choice.function.name)]], forced, 1, named=True)
 
 
 def whole_calls(parts: Sequence[CallPart]) -> list[dict[str, Any]]:
