@@ -66,10 +66,12 @@ class Choice:
     """Reads calls of tools and thoughts, where the answer may have any."""
     tokens: int = 0
     """With the one that ends the answer."""
+    thoughts: int = 0
+    """Those until the last that came before text or calls, where the model has thought."""
 
     async def pieces(self) -> AsyncIterator[Piece]:
         """Yield the text as it comes. Raises GraftError: the engine's fault."""
-        finish, before, told = None, self.echo, list[ToldToken]()
+        finish, before, told, thinks = None, self.echo, list[ToldToken](), False
         while finish is None:
             tokens, finish = await self.answer.next()
             if self.spelled is not None:
@@ -85,6 +87,9 @@ class Choice:
             elif finish is not None:
                 text += self.stops.finish()
             said = self._said(text, last=finish is not None)
+            thinks = (thinks or bool(said.reasoning)) and not (said.text or said.calls)
+            if thinks:
+                self.thoughts = self.tokens
             if said.text or said.calls or said.reasoning or finish is not None:
                 yield Piece(self.index, before + said.text, self._why(finish), told, said.calls, said.reasoning)
                 before, told = "", []

@@ -113,8 +113,9 @@ class Conversation:
     """As chat templates know them: role, content, name."""
 
     template: TemplateOptions = ANSWER_BEGINS
+    field: str = "messages"
+    """Of the request, which holds the messages."""
 
-    field = "messages"
     converses = True
     default_tokens = None
     count = 1
@@ -127,9 +128,9 @@ class Conversation:
         if text_format.defaults.chat_template is None:
             raise GraftError(
                 ErrorCode.NO_CHAT_TEMPLATE,
-                f"`{model}` has no chat template, so it can't take `messages`",
+                f"`{model}` has no chat template, so it can't take `{self.field}`",
                 hint="use /v1/completions, or put a chat_template.jinja beside the adapter's or the base model's files",
-                field="messages",
+                field=self.field,
             )
         template = text_format.defaults.chat_template
         if self.template.tools and not text_format.tokenizer.takes_tools(template):
@@ -139,7 +140,13 @@ class Conversation:
                 hint="ask a model whose template takes tools, or leave `tools` out",
                 field="tools",
             )
-        return [text_format.tokenizer.encode_chat(self.messages, template, context, self.template)]
+        try:
+            return [text_format.tokenizer.encode_chat(self.messages, template, context, self.template)]
+        except GraftError as error:
+            if error.field != "messages":
+                raise
+            what = error.what.replace("`messages`", f"`{self.field}`")
+            raise GraftError(error.code, what, details=error.details, hint=error.hint, field=self.field) from error
 
     def echo(self, index: int, prompt: Sequence[int], text_format: TextFormat) -> str:
         return text_format.tokenizer.decode(prompt)

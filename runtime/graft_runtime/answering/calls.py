@@ -92,7 +92,7 @@ class Calls:
     """
 
     def __init__(self, style: CallStyle, *, inside: bool = False, most: int | None = None, named: bool = False) -> None:
-        self.style, self._inside, self._most, self._named = style, inside, most, named
+        self.style, self._inside, self._most, self._by_name = style, inside, most, named
         self._rest = ""
         """What is not read yet."""
         self._began = inside
@@ -110,7 +110,7 @@ class Calls:
 
     @property
     def called(self) -> bool:
-        return self.count > 0 and not self._named
+        return self.count > 0 and not self._by_name
 
     def push(self, piece: str) -> Said:
         """Return what a piece of the answer says."""

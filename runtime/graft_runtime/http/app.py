@@ -33,6 +33,7 @@ from graft_runtime.http.routes.completions import CompletionBody, completions_ro
 from graft_runtime.http.routes.embeddings import EmbeddingBody, embeddings_router
 from graft_runtime.http.routes.models import models_router
 from graft_runtime.http.routes.relevance import RerankBody, ScoreBody, relevance_router
+from graft_runtime.http.routes.responses import ResponsesBody, responses_router
 from graft_runtime.http.routes.server import server_router
 from graft_runtime.http.routes.tokens import DetokenizeBody, TokenizeChat, TokenizeText, tokens_router
 from graft_runtime.http.streaming import CLIENT_GONE, ClientGoneError
@@ -44,6 +45,7 @@ logger = logging.getLogger(__name__)
 BODIES: Mapping[str, Sequence[type[Body]]] = {
     "/v1/completions": (CompletionBody,),
     "/v1/chat/completions": (ChatBody,),
+    "/v1/responses": (ResponsesBody,),
     "/v1/embeddings": (EmbeddingBody,),
     "/classify": (ClassifyBody,),
     "/score": (ScoreBody,),
@@ -71,6 +73,7 @@ def api_app(pod: Pod, models: Models, generations: Generations, generator: Gener
         models_router(models, pod.adapters, lambda: pod.base.context_length),
         completions_router(generations),
         chat_router(generations),
+        responses_router(generations),
         embeddings_router(generations, passes),
         classify_router(generations, passes),
         relevance_router(generations, passes),

@@ -8,7 +8,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 from fastapi import Request, Response
 from fastapi.responses import JSONResponse
@@ -22,17 +22,14 @@ from graft_runtime.answering.passes import Passed
 from graft_runtime.errors import GraftError
 from graft_runtime.http.bodies import AnyBody, Parsed, parse_body
 from graft_runtime.http.callers import caller_of
-from graft_runtime.http.faults import error_body
 from graft_runtime.http.large_bodies import LargeBodies
 from graft_runtime.http.reading import SMALL_BODY_BYTES, Bodies
-from graft_runtime.http.routes.text import TextBody, Words
+from graft_runtime.http.routes.text import AskedBody, Words
 from graft_runtime.http.streaming import (
     CLIENT_GONE,
-    DONE,
     ClientGoneError,
     EventStream,
     disconnected,
-    event,
     unless,
 )
 from graft_runtime.logs import EXTRA
@@ -45,6 +42,9 @@ BODIES_BYTES = 64 << 20
 DIGEST_HEADER = "X-Graft-Adapter-Digest"
 ADAPTERS_HEADER = "X-Graft-Adapters"
 """The names in a sum of adapters, in the order of the request."""
+
+
+AnyAsked = TypeVar("AnyAsked", bound=AskedBody)
 
 
 class Generations:
@@ -72,7 +72,9 @@ class Generations:
         for generation in list(self._running):
             generation.fail(error)
 
-    async def answer(self, request: Request, route: str, body: type[TextBody], words: type[Words]) -> Response:
+    async def answer(
+        self, request: Request, route: str, body: type[AnyAsked], words: Callable[[Generation, AnyAsked], Words]
+    ) -> Response:
         """Return the answer of one route.
 
         Args:
@@ -95,10 +97,9 @@ class Generations:
             )
             record.generation = generation
             self._run(generation)
-            worded, headers = words(generation), _headers(generation, asked.adapters)
-            worded.continuous_usage = parsed.continuous_usage
+            worded, headers = words(generation, parsed), _headers(generation, asked.adapters)
             if parsed.stream:
-                events = self._events(record, generation, worded, usage=parsed.include_usage)
+                events = self._events(record, generation, worded)
                 return EventStream(events, headers, lambda: self._ended(record))
             answer = await unless(self._collect(record, generation, worded), disconnected(request.receive))
         record.status = 200
@@ -171,22 +172,22 @@ class Generations:
             pieces[piece.index].append(piece)
         return words.whole([put_together(each) for each in pieces])
 
-    async def _events(
-        self, record: _Record, generation: Generation, words: Words, *, usage: bool
-    ) -> AsyncIterator[bytes]:
+    async def _events(self, record: _Record, generation: Generation, words: Words) -> AsyncIterator[bytes]:
         try:
             for opening in words.openings():
-                yield event(opening)
+                yield words.encoded(opening)
             async for piece in generation.pieces():
                 self._came(record, piece)
-                yield event(words.chunk(piece))
-            if usage:
-                yield event(words.usage_chunk())
+                for chunk in words.chunks(piece):
+                    yield words.encoded(chunk)
+            for closing in words.closings():
+                yield words.encoded(closing)
             record.status = 200
-            yield DONE
+            if words.last:
+                yield words.last
         except GraftError as error:
             record.status = error.code.http_status
-            yield event(error_body(error))
+            yield words.encoded(words.failure(error))
 
     def _came(self, record: _Record, piece: Piece) -> None:
         now, metrics = time.monotonic(), self._metrics

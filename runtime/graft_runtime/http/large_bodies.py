@@ -19,7 +19,7 @@ FEW_VALUES = 1 << 14
 PARSE_SECONDS = 10
 """Of a processor, for one body."""
 MEMORY_BYTES = 2 << 30
-_ROUTES = ("completions", "chat", "tokens", "classify", "embeddings", "relevance")
+_ROUTES = ("completions", "chat", "tokens", "classify", "embeddings", "relevance", "responses")
 """Modules with what large bodies are checked by: imported before the process forks."""
 
 

@@ -26,11 +26,13 @@ from graft_runtime.http.answers import (
 )
 from graft_runtime.http.bodies import Body
 from graft_runtime.http.pass_answers import Classification, EmbeddingList, Ranking, ScoreList
+from graft_runtime.http.response_answers import ResponseEvent, ResponseObject
 
 _SCHEMAS = "#/components/schemas/"
 ANSWERS: Mapping[str, type[Shape] | None] = {
     "/v1/completions": Completion,
     "/v1/chat/completions": ChatCompletion,
+    "/v1/responses": ResponseObject,
     "/v1/embeddings": EmbeddingList,
     "/classify": Classification,
     "/score": ScoreList,
@@ -51,6 +53,7 @@ ANSWERS: Mapping[str, type[Shape] | None] = {
 EVENTS: Mapping[str, type[Shape]] = {
     "/v1/completions": CompletionChunk,
     "/v1/chat/completions": ChatCompletionChunk,
+    "/v1/responses": ResponseEvent,
 }
 """What each event of a stream holds, by path, but for `[DONE]`."""
 

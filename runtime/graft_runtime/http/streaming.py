@@ -54,11 +54,12 @@ async def disconnected(receive: Receive) -> NoReturn:
     raise ClientGoneError
 
 
-def event(value: Mapping[str, Any]) -> bytes:
-    """Encode one event: one line to every reader, all else as it is."""
+def event(value: Mapping[str, Any], name: str | None = None) -> bytes:
+    """Encode one event, with its name where it has one: one line to every reader, all else as it is."""
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
     line = _LINE_ENDS.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
-    return f"data: {line}\n\n".encode()
+    named = f"event: {name}\n" if name is not None else ""
+    return f"{named}data: {line}\n\n".encode()
 
 
 DONE = b"data: [DONE]\n\n"

@@ -170,7 +170,7 @@ def test_gateways_and_load_generators_find_what_they_ask_first(pod: Any) -> None
 def test_the_document_of_the_api_has_its_routes_and_what_they_take(pod: Any) -> None:
     document = pod.ask("GET", "/openapi.json").json
     posted = {path for path, operations in document["paths"].items() if "post" in operations}
-    texts = {"/v1/completions", "/v1/chat/completions", "/tokenize", "/detokenize", "/ping"}
+    texts = {"/v1/completions", "/v1/chat/completions", "/v1/responses", "/tokenize", "/detokenize", "/ping"}
     passes = {"/v1/embeddings", "/classify", "/score", "/v1/score", "/rerank", "/v1/rerank", "/v2/rerank"}
     assert posted == texts | passes
     schemas = document["components"]["schemas"]

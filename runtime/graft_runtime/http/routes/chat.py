@@ -16,7 +16,7 @@ from graft_runtime.answering.callers import Caller
 from graft_runtime.http.bodies import Whole, invalid
 from graft_runtime.http.generations import Generations
 from graft_runtime.http.neutral import MESSAGE_FIELDS, PART_FIELDS, check_neutral
-from graft_runtime.http.routes.text import MAX_LOGPROBS, Count, Number, TextBody, Words
+from graft_runtime.http.routes.text import MAX_LOGPROBS, ChoiceWords, Count, Number, TextBody
 from graft_runtime.http.routes.tools import MAX_TOOLS, Choice, Tool, ToolCall, call_deltas, tools_of, whole_calls
 from graft_runtime.tokenizing.pieces import REPLACEMENT
 from graft_runtime.tokenizing.rendering import TemplateOptions
@@ -165,7 +165,7 @@ class ChatBody(TextBody):
             message.check(f"messages[{index}]")
 
 
-class ChatWords(Words):
+class ChatWords(ChoiceWords):
     """The answer."""
 
     id_prefix = "chatcmpl-"

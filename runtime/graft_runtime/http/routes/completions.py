@@ -12,7 +12,7 @@ from graft_runtime.answering.answers import Generation, Piece, ToldToken
 from graft_runtime.answering.asked import Texts
 from graft_runtime.http.bodies import Whole, invalid, shown
 from graft_runtime.http.generations import Generations
-from graft_runtime.http.routes.text import MAX_LOGPROBS, TextBody, Words
+from graft_runtime.http.routes.text import MAX_LOGPROBS, ChoiceWords, TextBody
 
 MAX_PROMPTS = 128
 Prompt = str | list[str] | list[int] | list[list[int]]
@@ -83,14 +83,14 @@ class CompletionBody(TextBody):
         return bool(self.echo)
 
 
-class CompletionWords(Words):
+class CompletionWords(ChoiceWords):
     """The answer."""
 
     id_prefix = "cmpl-"
     whole_object = chunk_object = "text_completion"
 
-    def __init__(self, generation: Generation) -> None:
-        super().__init__(generation)
+    def __init__(self, generation: Generation, asked: TextBody) -> None:
+        super().__init__(generation, asked)
         self._offsets = [0 for _ in generation.choices]
 
     def choice(self, answer: Piece) -> dict[str, Any]:

@@ -13,9 +13,12 @@ from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictFloat, Stri
 from graft_runtime.answering.answers import Generation, Piece
 from graft_runtime.answering.asked import NamedAdapter, Prompts, TextRequest
 from graft_runtime.answering.callers import Caller
-from graft_runtime.http.bodies import LARGEST_INTEGER, Whole, invalid, shown
+from graft_runtime.errors import GraftError
+from graft_runtime.http.bodies import LARGEST_INTEGER, Body, Whole, invalid, shown
+from graft_runtime.http.faults import error_body
 from graft_runtime.http.neutral import BODY_FIELDS, check_neutral
 from graft_runtime.http.routes.forms import FormBody
+from graft_runtime.http.streaming import DONE, event
 
 MAX_STOPS = 16
 MAX_STOP_TOKENS = 1024
@@ -53,7 +56,17 @@ class WeightedName(BaseModel):
     weight: Annotated[Number, Field(ge=-MAX_WEIGHT, le=MAX_WEIGHT)] = 1.0
 
 
-class TextBody(FormBody):
+class AskedBody(Body):
+    """A request for text."""
+
+    stream: StrictBool | None = None
+
+    def asked(self, caller: Caller) -> TextRequest:
+        """Return what is asked for, and by whom."""
+        raise NotImplementedError
+
+
+class TextBody(FormBody, AskedBody):
     """The fields that each of these routes takes."""
 
     model: StrictStr | None = Field(default=None, max_length=256)
@@ -77,7 +90,6 @@ class TextBody(FormBody):
     ignore_eos: StrictBool | None = None
     skip_special_tokens: StrictBool | None = None
     truncate_prompt_tokens: Annotated[Whole, Field(ge=-1, le=LARGEST_INTEGER)] | None = None
-    stream: StrictBool | None = None
     stream_options: StreamOptions | None = None
     cache_salt: StrictStr | None = Field(default=None, min_length=1, max_length=256)
     """An extension, as vLLM has it: only requests of the same salt share what is kept of prompts and answers."""
@@ -128,7 +140,6 @@ class TextBody(FormBody):
         return self.stream_options is not None and self.stream_options.include_usage
 
     def asked(self, caller: Caller) -> TextRequest:
-        """Return what is asked for, and by whom."""
         return TextRequest(
             self.prompts,
             caller,
@@ -181,35 +192,59 @@ class TextBody(FormBody):
 
 
 class Words:
-    """How a route words its answers: OpenAI's objects."""
+    """How a route words its answers."""
+
+    last: ClassVar[bytes] = DONE
+    """The last event of a stream that has not failed; nothing where there is none."""
+
+    @abstractmethod
+    def whole(self, answers: Sequence[Piece]) -> dict[str, Any]:
+        """Return the answer that is not streamed, of which each choice is one piece."""
+
+    def openings(self) -> list[dict[str, Any]]:
+        """Return the events that a stream begins with."""
+        return []
+
+    @abstractmethod
+    def chunks(self, piece: Piece) -> list[dict[str, Any]]:
+        """Return what a stream tells of one piece."""
+
+    def closings(self) -> list[dict[str, Any]]:
+        """Return the events after the last piece."""
+        return []
+
+    def failure(self, error: GraftError) -> dict[str, Any]:
+        """Return the last event of a stream that fails."""
+        return error_body(error)
+
+    def encoded(self, value: Mapping[str, Any]) -> bytes:
+        """Return an event as it goes out."""
+        return event(value)
+
+
+class ChoiceWords(Words):
+    """OpenAI's objects with choices."""
 
     id_prefix: ClassVar[str]
     whole_object: ClassVar[str]
     chunk_object: ClassVar[str]
 
-    def __init__(self, generation: Generation) -> None:
+    def __init__(self, generation: Generation, asked: TextBody) -> None:
         self._generation = generation
         self._id = self.id_prefix + uuid.uuid4().hex
         self._created = int(time.time())
-        self.continuous_usage = False
-        """Each chunk tells the tokens so far."""
+        self._tells_usage, self._continuous_usage = asked.include_usage, asked.continuous_usage
 
     def whole(self, answers: Sequence[Piece]) -> dict[str, Any]:
-        """Return the answer that is not streamed, of which each choice is one piece."""
         return self._envelope(self.whole_object, [*map(self.choice, answers)]) | {"usage": self._usage()}
 
-    def openings(self) -> list[dict[str, Any]]:
-        """Return the chunks that a stream begins with."""
-        return []
+    def chunks(self, piece: Piece) -> list[dict[str, Any]]:
+        usage = {"usage": self._usage()} if self._continuous_usage else {}
+        return [self._envelope(self.chunk_object, [self.chunk_choice(piece)]) | usage]
 
-    def chunk(self, piece: Piece) -> dict[str, Any]:
-        """Return one piece of a stream."""
-        usage = {"usage": self._usage()} if self.continuous_usage else {}
-        return self._envelope(self.chunk_object, [self.chunk_choice(piece)]) | usage
-
-    def usage_chunk(self) -> dict[str, Any]:
-        """Return the last chunk of a stream that tells how many tokens it had."""
-        return self._envelope(self.chunk_object, []) | {"usage": self._usage()}
+    def closings(self) -> list[dict[str, Any]]:
+        """Return how many tokens there were, where that was asked for."""
+        return [self._envelope(self.chunk_object, []) | {"usage": self._usage()}] if self._tells_usage else []
 
     @abstractmethod
     def choice(self, answer: Piece) -> dict[str, Any]:
