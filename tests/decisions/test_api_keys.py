@@ -218,8 +218,11 @@ async def test_no_route_answers_without_a_key(keys: ApiKeys) -> None:
     class Engine:
         encode = None
 
+    class Places:
+        page = True
+
     class Pod:
-        base, engine = Base(), Engine()
+        base, engine, places = Base(), Engine(), Places()
         adapters, metrics, leaving = Served(), Metrics("base"), False
         config = RuntimeConfig(pool_uid="pool", base_model=BaseModelConfig(name="base", source=Source(uri="pvc://a/b")))
 
