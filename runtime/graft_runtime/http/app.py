@@ -81,11 +81,11 @@ def api_app(pod: Pod, models: Models, generations: Generations, generator: Gener
         server_router(pod),
     ):
         app.include_router(router)
-    document = openapi(app, BODIES)
+    document = JSONResponse(openapi(app, BODIES)).body  # encoded once: it has hundreds of kilobytes
 
     @app.get("/openapi.json", include_in_schema=False)
     async def get_document() -> Response:
-        return JSONResponse(document)
+        return Response(document, media_type="application/json")
 
     behind_keys: ASGIApp = WithCaller(app, keys, pod.metrics)
     served: ASGIApp = _WithHead(WithPage(behind_keys) if pod.places.page else behind_keys)
